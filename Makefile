@@ -1,0 +1,48 @@
+# Every target works from a fresh clone. CI (.ci/run) calls the same ones.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+# -qq: errors only. Constraints hold for every install, so that an environment is the one that was tested.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# The project's environment is the only one that counts: neither an active one nor extra import paths reach it.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install test lint types clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.runtime  ## Install the package with what it needs to run, then run the example
+	$(BIN)/python examples/quickstart.py
+
+install: $(VENV)/.dev  ## Install the package, editable, with the development tools
+
+test: lint types  ## Check style and types, then run the tests, the doctests and the README's snippets
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## Check types
+	$(BIN)/mypy
+
+clean:  ## Remove the environment, the caches and what was built
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find mrr_* tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A stamp is as new as the last install that went through; a change to the requirements makes it old.
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.runtime
