@@ -1,0 +1,95 @@
+"""Token merging (width): groups of neighbouring passage tokens become one state each. Pure tensor functions.
+
+Letters: B pairs, T tokens before a merge, T' tokens after it, D hidden size. Rows are right-padded.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The lengths in tokens of each pair's query, passage and prompt spans: three int64 tensors (B,), on the CPU."""
+
+    query: Tensor
+    passage: Tensor
+    prompt: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Tokens per pair, (B,)."""
+        return self.query + self.passage + self.prompt
+
+    def merged(self, step: Fraction) -> "Spans":
+        """The lengths after one merge: n passage tokens leave ceil(n · step) groups, the other spans stay."""
+        return Spans(self.query, group_count(self.passage, step), self.prompt)
+
+
+def group_count(length: Tensor, step: Fraction) -> Tensor:
+    """How many groups ``length`` tokens fall into: floor((length − 1) · step) + 1, and 0 for 0 tokens.
+
+    >>> group_count(torch.tensor([0, 1, 4, 5]), Fraction(1, 2)).tolist()
+    [0, 1, 2, 3]
+    """
+    return torch.where(length > 0, (length - 1).clamp(min=0) * step.numerator // step.denominator + 1, 0)
+
+
+def destinations(spans: Spans, step: Fraction) -> Tensor:
+    """Where each token goes in one merge (§3.2 of arXiv 2501.16302, for any rational ratio).
+
+    Passage token j of its span goes to group floor(j · step); query and prompt tokens keep a place of their own;
+    padding goes to −1. Returns int64 (B, T) with T = the longest row.
+
+    >>> one = torch.tensor
+    >>> destinations(Spans(one([2]), one([5]), one([1])), Fraction(1, 2)).tolist()
+    [[0, 1, 2, 2, 3, 3, 4, 5]]
+    """
+    total = spans.total
+    place = torch.arange(int(total.max()))[None, :]  # (1, T)
+    start, end = spans.query[:, None], (spans.query + spans.passage)[:, None]  # (B, 1)
+    group = start + (place - start) * step.numerator // step.denominator
+    after = place - (spans.passage - group_count(spans.passage, step))[:, None]
+    target = torch.where(place < start, place, torch.where(place < end, group, after))  # (B, T)
+    return torch.where(place < total[:, None], target, -1)
+
+
+def merge_tokens(hidden: Tensor, target: Tensor, size: int, weights: Tensor | None) -> Tensor:
+    """Average the states that share a destination, each weighted by the reading token's attention to it.
+
+    h'_g = Σ_{j∈g} w_j h_j / Σ_{j∈g} w_j  (arXiv 2501.16302, §3.2), or the plain mean where ``weights`` is None. A
+    group whose weights are all zero (attention that underflowed) falls back to its plain mean. Sums run in float32.
+
+    ``hidden`` (B, T, D); ``target`` int64 (B, T), −1 for padding; ``size`` T'; ``weights`` (B, T) >= 0 or None.
+    Returns (B, T', D) in ``hidden``'s dtype; places that no token goes to are zero.
+
+    >>> h = torch.tensor([[[0.0], [4.0], [9.0]]])
+    >>> merge_tokens(h, torch.tensor([[0, 0, 1]]), 2, torch.tensor([[0.75, 0.25, 0.1]])).flatten().tolist()
+    [1.0, 9.0]
+    """
+    batch, _, dim = hidden.shape
+    real = target >= 0
+    target = target.clamp(min=0)
+    share = _group_shares(weights, real, target, size)  # (B, T)
+
+    rows = torch.arange(batch, device=hidden.device)[:, None] * size
+    merged = torch.zeros(batch * size, dim, dtype=share.dtype, device=hidden.device)
+    merged = merged.index_add(0, (rows + target).flatten(), (hidden * share[..., None]).flatten(0, 1))
+    return merged.view(batch, size, dim).to(hidden.dtype)
+
+
+def _group_shares(weights: Tensor | None, real: Tensor, target: Tensor, size: int) -> Tensor:
+    """Each token's share in its group, float32 (B, T): 1 for a token alone in its group, 0 for padding."""
+
+    def group_sum(values: Tensor) -> Tensor:
+        return values.new_zeros(len(values), size).scatter_add(1, target, values).gather(1, target)
+
+    count = real.float()
+    mean = count / group_sum(count).clamp(min=1.0)
+    if weights is None:
+        return mean
+    weights = weights.float() * count
+    total = group_sum(weights)
+    return torch.where(total > 0, weights / total.where(total > 0, 1.0), mean)
