@@ -1,0 +1,25 @@
+"""How to walk a stock transformers model layer by layer; the only place that knows an architecture."""
+
+from transformers import PreTrainedModel
+
+from mrr_model.backbones import decoder, encoder
+from mrr_model.backbones.backbone import Backbone, Stage
+
+__all__ = ["FAMILIES", "Backbone", "Stage", "is_decoder", "walk"]
+
+FAMILIES = (*decoder.FAMILIES, *encoder.FAMILIES)
+"""Every known ``model_type``."""
+
+
+def is_decoder(model_type: str) -> bool:
+    """Whether a family is causal. Raises ``ValueError`` for a family that is not known."""
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not a known backbone. Known ones: {', '.join(FAMILIES)}.")
+    return model_type in decoder.FAMILIES
+
+
+def walk(model: PreTrainedModel) -> Backbone:
+    """The walker for a stock base model (``MistralModel``, ``BertModel`` …). Raises ``ValueError`` for an unknown
+    family.
+    """
+    return decoder.Decoder(model) if is_decoder(model.config.model_type) else encoder.Encoder(model)

@@ -1,0 +1,93 @@
+"""What the layer loop needs of an architecture: the interface that decoder.py and encoder.py fill.
+
+Letters: B pairs, T tokens (of the current width), D hidden size, L layers.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mrr_model.backbones.attention import ReadingRow
+from mrr_model.merging import Spans
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One width of a batch: what all layers between two merges share.
+
+    ``reading`` int64 (B,): the reading tokens' places. ``valid`` bool (B, T), or None where every row is full.
+    ``block_inputs``: the keyword arguments that a stock block takes besides its hidden states.
+    """
+
+    reading: Tensor
+    valid: Tensor | None
+    block_inputs: dict[str, Any]
+
+    def take(self, hidden: Tensor) -> Tensor:
+        """The reading tokens' states: (B, T, D) to (B, D)."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), self.reading]
+
+
+class Backbone(ABC):
+    """A stock transformers model, walked layer by layer. Layers are counted from 1. Holds no weights of its own."""
+
+    causal: bool
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @property
+    @abstractmethod
+    def layers(self) -> nn.ModuleList:
+        """The blocks, in order."""
+
+    @abstractmethod
+    def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
+        """Token ids (B, T) to the states before the first block, (B, T, D)."""
+
+    @abstractmethod
+    def stage(self, hidden: Tensor, spans: Spans) -> Stage:
+        """The shared inputs of all blocks at one width. ``hidden`` (B, T, D) gives dtype, device and T."""
+
+    @abstractmethod
+    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Tensor:
+        """Run block ``layer`` for the reading tokens alone: (B, T, D) to (B, D).
+
+        Keys and values are computed for all tokens; the query, the output projection and the MLP for one token of each
+        pair.
+        """
+
+    @abstractmethod
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The model's last norm, applied before every head (the identity where the architecture has none)."""
+
+    @abstractmethod
+    def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
+        """The modules of block ``layer`` that every token needs even at the last exit."""
+
+    @property
+    @abstractmethod
+    def attention_size(self) -> int:
+        """Heads times head size."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many positions the model has, where it cannot go beyond them."""
+        return None
+
+    def block(self, layer: int, hidden: Tensor, stage: Stage, reading_row: ReadingRow | None = None) -> Tensor:
+        """Run block ``layer`` whole: (B, T, D) to (B, T, D). Fills ``reading_row`` where one is given."""
+        output = self.layers[layer - 1](hidden, **stage.block_inputs, reading_row=reading_row)
+        return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+    def valid_places(self, spans: Spans, device: torch.device) -> Tensor | None:
+        """Which places hold tokens, bool (B, T); None where every row is as long as the longest."""
+        total = spans.total
+        longest = int(total.max())
+        if int(total.min()) == longest:
+            return None
+        return (torch.arange(longest)[None, :] < total[:, None]).to(device)

@@ -1,0 +1,162 @@
+"""MatryoshkaModel: a stock transformers model that runs at any depth and width.
+
+Letters: B pairs, T tokens, D hidden size, E exits. Layers, exits and merges are counted from 1.
+"""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from typing_extensions import Self
+
+from mrr_model import backbones
+from mrr_model.backbones import attention
+from mrr_model.backbones.attention import ReadingRow
+from mrr_model.compression import Compression, Plan, resolve
+from mrr_model.heads import HeadKind, ScoreHead, soft_cap
+from mrr_model.inputs import Batch, Layout
+from mrr_model.merging import Spans, destinations, merge_tokens
+
+
+class MatryoshkaConfig(BaseModel):
+    """What this project adds to a backbone's own configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    exits: tuple[int, ...]
+    """Layers after which a score can be read, ascending, from 1."""
+    merge_layers: tuple[int, ...]
+    """Layers after which tokens may merge."""
+    default_merge_layer: int
+    """Where a plain ``keep_ratio`` number merges."""
+    merge_weights: Literal["attention", "mean"] = "attention"
+    """Whether merged states are weighted by the reading token's attention or averaged plainly."""
+    head: HeadKind = "linear"
+    head_bias: bool = False
+    logit_softcap: float | None = None
+    """Logits are squashed to c · tanh(z / c) where given."""
+    layout: Layout
+    """How a pair becomes tokens."""
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        if not self.exits or list(self.exits) != sorted(set(self.exits)) or self.exits[0] < 1:
+            raise ValueError(f"exits must be ascending layer numbers from 1, got {self.exits}")
+        return self
+
+
+def default_merge_layer(num_layers: int) -> int:
+    """Where a plain keep ratio merges in a model that does not say: after a quarter of its layers, at least one."""
+    return max(1, num_layers // 4)
+
+
+class MatryoshkaModel(nn.Module):
+    """A stock base model (``model``) with one score head per exit (``heads``), run at the depth and width that a Plan
+    says.
+
+    The published method (arXiv 2501.16302, §3.2): hidden states are scored at exits and passage tokens merged in
+    between.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: MatryoshkaConfig) -> None:
+        super().__init__()
+        attention.register()
+        model.config._attn_implementation = attention.NAME
+        self.model = model
+        self.matryoshka = config
+        self._backbone = backbones.walk(model)
+        if config.exits[-1] > self.num_layers:
+            raise ValueError(f"exit {config.exits[-1]} lies beyond the backbone's {self.num_layers} layers")
+        hidden_size = model.config.hidden_size
+        self.heads = nn.ModuleDict(
+            {str(n): ScoreHead(hidden_size, config.head, config.head_bias) for n in config.exits}
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        attention.register()  # a process that unpickles a model has not built one
+
+    @classmethod
+    def from_config(cls, backbone: PreTrainedConfig, config: MatryoshkaConfig) -> "MatryoshkaModel":
+        """A model with random weights. Raises ``ValueError`` for a backbone family that is not known."""
+        kwargs = {} if backbones.is_decoder(backbone.model_type) else {"add_pooling_layer": False}
+        return cls(AutoModel.from_config(backbone, **kwargs), config)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The backbone's own configuration."""
+        return self.model.config
+
+    @property
+    def num_layers(self) -> int:
+        """The backbone's layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def backbone(self) -> backbones.Backbone:
+        """The walker over the stock model's layers."""
+        return self._backbone
+
+    def plan(self, compression: Compression, *, vertical: bool = False, horizontal: Iterable[Fraction] = ()) -> Plan:
+        """Resolve a Compression for this model; the adapters that exist are named by the caller."""
+        return resolve(
+            compression,
+            num_layers=self.num_layers,
+            exits=self.matryoshka.exits,
+            merge_layers=self.matryoshka.merge_layers,
+            default_merge_layer=self.matryoshka.default_merge_layer,
+            vertical=vertical,
+            horizontal=tuple(horizontal),
+        )
+
+    def forward(self, batch: Batch, plan: Plan) -> Tensor:
+        """Logits of every exit of ``plan`` in ascending order, float32 (B, E).
+
+        In evaluation mode the last block runs for the reading tokens alone; in training every block runs whole, so
+        that the hooks of FSDP and gradient checkpointing fire. Both give the same logits.
+        """
+        backbone = self._backbone
+        spans, targets = _merge_targets(batch, plan)
+        hidden = backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
+        stage = backbone.stage(hidden, batch.spans)
+        logits = []
+        for layer in range(1, plan.last_layer):
+            row = self._reading_row(stage) if layer in plan.merges else None
+            hidden = backbone.block(layer, hidden, stage, row)
+            if layer in plan.exits:
+                logits.append(self._score(layer, stage.take(hidden)))
+            if layer in plan.merges:
+                weights = row.weights if row is not None else None
+                hidden = merge_tokens(hidden, targets[layer], int(spans[layer].total.max()), weights)  # (B, T', D)
+                stage = backbone.stage(hidden, spans[layer])
+
+        if self.training:
+            read = stage.take(backbone.block(plan.last_layer, hidden, stage))
+        else:
+            read = backbone.read(plan.last_layer, hidden, stage)  # (B, D)
+        logits.append(self._score(plan.last_layer, read))
+        return torch.stack(logits, 1)
+
+    def _score(self, layer: int, read: Tensor) -> Tensor:
+        """States of the reading tokens after ``layer`` (B, D) to logits (B,), by that exit's own head."""
+        return soft_cap(self.heads[str(layer)](self._backbone.final_norm(read.float())), self.matryoshka.logit_softcap)
+
+    def _reading_row(self, stage: backbones.Stage) -> ReadingRow | None:
+        return ReadingRow(stage.reading, stage.valid) if self.matryoshka.merge_weights == "attention" else None
+
+
+def _merge_targets(batch: Batch, plan: Plan) -> tuple[dict[int, Spans], dict[int, Tensor]]:
+    """The spans after each merge (CPU) and where each token goes in it (the batch's device), before any layer runs."""
+    after, targets, spans = {}, {}, batch.spans
+    for layer in sorted(plan.merges):
+        targets[layer] = destinations(spans, plan.merges[layer]).to(batch.input_ids.device, non_blocking=True)
+        after[layer] = spans = spans.merged(plan.merges[layer])
+    return after, targets
