@@ -1,0 +1,147 @@
+"""Checkpoints: this project's own format, and one file for each published one.
+
+A checkpoint loads by reading its config.json as data and building a stock configuration: no remote code is ever run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
+
+from mrr_model.checkpoint import gemma2, lora, minicpm, mistral, native
+from mrr_model.checkpoint.blueprint import Blueprint
+from mrr_model.checkpoint.weights import assign_weights, read_weights, write_weights
+from mrr_model.compensation import Adapter
+from mrr_model.model import MatryoshkaModel
+
+PUBLISHED = {module.MODEL_TYPE: module.read for module in (mistral, gemma2, minicpm)}
+"""The published formats by their ``model_type``."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: the model in evaluation mode, its tokenizer, and its compensation adapters by name."""
+
+    model: MatryoshkaModel
+    tokenizer: PreTrainedTokenizerBase
+    adapters: Mapping[str, Adapter]
+
+
+def load(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    adapters: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Load a checkpoint from its folder. ``adapters`` adds published LoRA folders: ``{"vertical": dir, "horizontal":
+    {0.5: dir}}``.
+
+    With ``model_kwargs`` the stock part is placed by its own ``from_pretrained`` (``device_map``,
+    ``quantization_config`` …), and
+    ``device`` is where the heads go.
+
+    Raises ``FileNotFoundError`` for files that are not there and ``ValueError`` for a format that is not known or
+    weights that do not fit.
+    """
+    blueprint = read_blueprint(folder)
+    model = build(blueprint, dtype)
+    assign_weights(model, read_weights(folder), blueprint.rename, source=str(folder), dtype=dtype)
+    deltas = lora.read_own(folder / native.COMPENSATION)
+    if adapters:
+        deltas |= lora.read_published(adapters, folder, blueprint.rename)
+    if model_kwargs:
+        model = _replaced(model, dtype, model_kwargs)
+        model.heads.to(device)
+    else:
+        model = model.to(device)
+    return Checkpoint(model.eval(), load_tokenizer(folder), deltas)
+
+
+def save(
+    checkpoint: Checkpoint, folder: Path, *, model_card: str | None = None, embeddings_apart: bool = False
+) -> None:
+    """Write this project's own format; ``embeddings_apart`` puts the word embeddings in a file of their own.
+
+    The model card goes to README.md; without one a short card is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = checkpoint.model
+    blueprint = Blueprint(model.config, model.matryoshka, lambda name: name)
+    (folder / "config.json").write_text(
+        json.dumps(native.write(blueprint), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    embeddings = model.model.get_input_embeddings().weight
+    apart = [name for name, tensor in model.named_parameters() if tensor is embeddings] if embeddings_apart else []
+    write_weights(state, folder, apart)
+    if checkpoint.adapters:
+        lora.write_own(checkpoint.adapters, folder / native.COMPENSATION)
+    checkpoint.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card or native.default_card(blueprint), encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as data. Raises ``FileNotFoundError`` or ``ValueError`` that names the file."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: it is no checkpoint folder.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {type(config).__name__}.")
+    return config
+
+
+def read_blueprint(folder: Path) -> Blueprint:
+    """What a checkpoint folder holds. Raises ``ValueError`` for a format that is not known."""
+    config = read_config(folder)
+    if native.SECTION in config:
+        return native.read(config)
+    model_type = config.get("model_type")
+    if model_type not in PUBLISHED:
+        raise ValueError(
+            f"{folder} holds model_type {model_type!r} and no {native.SECTION!r} section. A re-ranker is either "
+            f"a checkpoint that this project saved or of a published format ({', '.join(PUBLISHED)}); to train one "
+            "from a plain model use `mrr finetune`."
+        )
+    try:
+        return cast(Blueprint, PUBLISHED[model_type](config))
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} lacks {error}, which the {model_type} format needs.") from None
+
+
+def build(blueprint: Blueprint, dtype: torch.dtype) -> MatryoshkaModel:
+    """The model of a blueprint in ``dtype``, its weights not yet set; score heads are float32."""
+    blueprint.backbone.dtype = dtype
+    with no_init_weights():
+        model = MatryoshkaModel.from_config(blueprint.backbone, blueprint.matryoshka)
+    model.heads.float()
+    return model
+
+
+def _replaced(model: MatryoshkaModel, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) -> MatryoshkaModel:
+    """The same model with its stock part passed through transformers' own ``from_pretrained``."""
+    stock = type(model.model).from_pretrained(
+        None, config=model.config, state_dict=model.model.state_dict(), **{"dtype": dtype, **model_kwargs}
+    )
+    placed = MatryoshkaModel(stock, model.matryoshka)
+    placed.heads = model.heads
+    return placed
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, by its files alone: a tokenizer.json is read without asking what class the config
+    names.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast.from_pretrained(folder))
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

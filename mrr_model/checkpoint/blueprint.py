@@ -1,0 +1,71 @@
+"""What a checkpoint folder holds, read from its config.json as data: enough to build the model and to name its
+weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from mrr_model.model import MatryoshkaConfig, default_merge_layer
+
+PUBLISHED_MERGE_LAYER = 8
+"""Where a plain keep ratio merges in the published checkpoints, which were trained with merges at 8, 16 …"""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A stock configuration, this project's own, and the name in :class:`MatryoshkaModel` of each stored weight.
+
+    ``rename`` maps a stored module or weight name to the model's, or to None for weights that are not used.
+    """
+
+    backbone: PreTrainedConfig
+    matryoshka: MatryoshkaConfig
+    rename: Callable[[str], str | None]
+
+
+def stock_config(model_type: str, fields: dict[str, Any]) -> PreTrainedConfig:
+    """A stock configuration of ``model_type`` from published fields; those that would lead to remote code are left
+    out.
+    """
+    foreign = {
+        "model_type",
+        "architectures",
+        "auto_map",
+        "start_layer",
+        "layer_sep",
+        "layer_wise",
+        "head_multi",
+        "head_type",
+    }
+    return CONFIG_MAPPING[model_type].from_dict({key: value for key, value in fields.items() if key not in foreign})
+
+
+def published_exits(config: dict[str, Any]) -> tuple[int, ...]:
+    """The exits of a published layer-wise checkpoint: every ``layer_sep`` layers from ``start_layer`` on."""
+    return tuple(range(config["start_layer"], config["num_hidden_layers"] + 1, config.get("layer_sep", 1)))
+
+
+def published_merge_layer(num_layers: int) -> int:
+    """Where a plain keep ratio merges in a published checkpoint."""
+    return PUBLISHED_MERGE_LAYER if num_layers > PUBLISHED_MERGE_LAYER else default_merge_layer(num_layers)
+
+
+def rename_published(exits: tuple[int, ...]) -> Callable[[str], str | None]:
+    """The renaming that the published formats share: ``lm_head.{i}.linear_head`` is the head of exit i.
+
+    >>> rename_published((4, 5))("lm_head.1.linear_head.weight")
+    'heads.5.linear.weight'
+    """
+
+    def rename(name: str) -> str | None:
+        if not name.startswith("lm_head."):
+            return name
+        number, _, rest = name.removeprefix("lm_head.").partition(".")
+        if not number.isdigit() or int(number) >= len(exits):
+            return name
+        return f"heads.{exits[int(number)]}.{rest.replace('linear_head', 'linear')}"
+
+    return rename

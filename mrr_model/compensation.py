@@ -1,0 +1,159 @@
+"""Compensation: low-rank deltas that repair what a smaller depth (vertical) or width (horizontal) loses (arXiv
+2501.16302, §3.4).
+
+Letters: r rank, I a linear module's inputs, O its outputs.
+"""
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mrr_model.compression import VERTICAL
+from mrr_model.model import MatryoshkaModel
+
+FOLD_LIMIT = 1 << 30
+"""Models whose adapted weights take more bytes than this are not copied for each adapter set."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One module's delta, scaling · B A: ``a`` (r, I), ``b`` (O, r)."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    def delta(self) -> Tensor:
+        """The dense delta in float32, (O, I)."""
+        return self.scaling * (self.b.float() @ self.a.float())
+
+
+Adapter = Mapping[str, LowRank]
+"""A compensation adapter: the delta of each linear module, by the module's name in :class:`MatryoshkaModel`."""
+
+
+class Compensation:
+    """A model and its adapters: gives the model with the right deltas for a Plan. Safe to share among threads.
+
+    Small models are folded: one copy of the adapted weights per set of adapters, made on first use, everything else
+    shared. Large ones keep one copy, add the low-rank products as they run, and hold a lock over each forward pass.
+    """
+
+    def __init__(self, model: MatryoshkaModel, adapters: Mapping[str, Adapter], fold_limit: int = FOLD_LIMIT) -> None:
+        self.model = model
+        self.adapters = dict(adapters)
+        modules = dict(model.named_modules())
+        for name, adapter in self.adapters.items():
+            _check(name, adapter, modules)
+        adapted = {module for adapter in self.adapters.values() for module in adapter}
+        self._folds = sum(cast(nn.Linear, modules[name]).weight.nbytes for name in adapted) <= fold_limit
+        self._folded: dict[tuple[str, ...], MatryoshkaModel] = {(): model}
+        self._lock = threading.RLock()
+        self._active: tuple[str, ...] = ()
+        if not self._folds:
+            for module in adapted:
+                modules[module].register_forward_hook(self._adding_hook(module))
+
+    @property
+    def vertical(self) -> bool:
+        """Whether there is a vertical adapter."""
+        return VERTICAL in self.adapters
+
+    @property
+    def horizontal(self) -> tuple[Fraction, ...]:
+        """The step ratios that horizontal adapters were trained for."""
+        parts = (name.split("_") for name in self.adapters if name != VERTICAL)
+        return tuple(Fraction(int(numerator), int(denominator)) for _, numerator, denominator in parts)
+
+    def running_ranks(self, names: tuple[str, ...]) -> dict[str, int]:
+        """By module name, the rank of the deltas that are added as a model runs; empty where they are folded."""
+        ranks: dict[str, int] = {}
+        if not self._folds:
+            for name in names:
+                for module, low in self.adapters[name].items():
+                    ranks[module] = ranks.get(module, 0) + low.a.shape[0]
+        return ranks
+
+    @contextmanager
+    def applied(self, names: tuple[str, ...]) -> Iterator[MatryoshkaModel]:
+        """The model with these adapters' deltas added, for one forward pass."""
+        if self._folds:
+            yield self._fold(names)
+            return
+        with self._lock:
+            self._active = names
+            try:
+                yield self.model
+            finally:
+                self._active = ()
+
+    def _fold(self, names: tuple[str, ...]) -> MatryoshkaModel:
+        folded = self._folded.get(names)
+        if folded is None:
+            with self._lock:
+                folded = self._folded.get(names)
+                if folded is None:
+                    folded = self._folded[names] = fold(self.model, [self.adapters[name] for name in names])
+        return folded
+
+    def _adding_hook(self, module_name: str) -> Any:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            for name in self._active:
+                low = self.adapters[name].get(module_name)
+                if low is not None:
+                    a, b = (part.to(output.device, output.dtype) for part in (low.a, low.b))
+                    output = output + low.scaling * linear(linear(args[0], a), b)
+            return output
+
+        return add
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self._folds:
+            raise TypeError(
+                "a large model with compensation adapters cannot be pickled; load it in each process instead: "
+                "MatryoshkaReranker(model, adapters=...)."
+            )
+        return {**self.__dict__, "_lock": None, "_folded": {(): self.model}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+
+def fold(model: MatryoshkaModel, adapters: list[Adapter]) -> MatryoshkaModel:
+    """A copy of ``model`` with the adapters' deltas added; weights that no adapter touches are shared."""
+    touched = {name for adapter in adapters for name in adapter}
+    own = {
+        id(module.weight) for name, module in model.named_modules() if name in touched and isinstance(module, nn.Linear)
+    }
+    tensors = [*model.parameters(), *model.buffers()]
+    folded = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
+    modules = dict(folded.named_modules())
+    with torch.no_grad():
+        for name in touched:
+            weight = cast(nn.Linear, modules[name]).weight
+            delta = sum(
+                (adapter[name].delta().to(weight.device) for adapter in adapters if name in adapter), torch.zeros(())
+            )
+            weight.copy_(weight.float() + delta)
+    return folded
+
+
+def _check(adapter_name: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
+    for name, low in adapter.items():
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear):
+            raise ValueError(f"the {adapter_name} adapter changes {name!r}, which is no linear module of this model.")
+        if (low.b.shape[0], low.a.shape[1]) != tuple(module.weight.shape):
+            raise ValueError(
+                f"the {adapter_name} adapter's delta for {name} has shape ({low.b.shape[0]}, {low.a.shape[1]}), "
+                f"its weight {tuple(module.weight.shape)}."
+            )
