@@ -1,0 +1,42 @@
+"""Matryoshka Re-Ranker: one re-ranking model that runs at any depth and width (arXiv 2501.16302)."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrr_model.compression import Compression, Plan
+    from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
+    from mrr_model.reranker import MatryoshkaReranker, RankedDocument
+
+__version__ = version("matryoshka-reranker")
+
+__all__ = [
+    "Compression",
+    "MatryoshkaConfig",
+    "MatryoshkaModel",
+    "MatryoshkaReranker",
+    "Plan",
+    "RankedDocument",
+    "__version__",
+]
+
+_HOMES = {
+    "Compression": "compression",
+    "Plan": "compression",
+    "MatryoshkaConfig": "model",
+    "MatryoshkaModel": "model",
+    "MatryoshkaReranker": "reranker",
+    "RankedDocument": "reranker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers only when something that needs them is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,52 @@
+"""Where and in which number format a model runs when the user says "auto"."""
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Tokens of a batch by device type: on CPUs small batches stay in cache, on GPUs large ones fill the chip."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"``: CUDA, else Apple's MPS, else the CPU. Raises ``ValueError`` for a name that torch does not know."""
+    if str(device) != "auto":
+        try:
+            return torch.device(device)
+        except RuntimeError:
+            raise ValueError(
+                f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}."
+            ) from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``"auto"``: bfloat16 where the processor computes it natively, else float32. Raises ``ValueError`` for other
+    formats.
+    """
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if computes_bfloat16(device) else torch.float32
+    if str(dtype) not in DTYPES:
+        raise ValueError(
+            f"dtype must be 'auto', {', '.join(map(repr, DTYPES))} or one of these torch dtypes, got {dtype!r}."
+        )
+    return DTYPES[str(dtype)]
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 matrices natively: x86 with AMX or AVX512-BF16, NVIDIA from Ampere on."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """The token budget of a batch on ``device``."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])

@@ -1,0 +1,414 @@
+"""MatryoshkaReranker: the object a user holds. Texts in, scores or a ranking out, at a depth and width chosen per
+call.
+"""
+
+import asyncio
+import math
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from numbers import Real
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import Self
+
+from mrr_model import checkpoint
+from mrr_model.checkpoint import Checkpoint
+from mrr_model.checkpoint.source import locate
+from mrr_model.compensation import Compensation
+from mrr_model.compression import Compression, KeepRatio, Plan
+from mrr_model.cost import pair_operations
+from mrr_model.device import default_batch_tokens, resolve_device, resolve_dtype
+from mrr_model.inputs import PairEncoder, collate, length_sorted_batches
+
+PROGRESS_DELAY = 3.0
+"""Seconds before a progress bar shows."""
+
+
+class Default(Enum):
+    """Stands for "as this reranker was set up" in the arguments of a call, where None has a meaning of its own."""
+
+    DEFAULT = "default"
+
+
+DEFAULT: Final = Default.DEFAULT
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """One document of a ranking: its place in the input list, its score, its text."""
+
+    index: int
+    score: float
+    text: str
+
+
+class MatryoshkaReranker:
+    """A re-ranker that runs at any size: ``depth`` layers and ``keep_ratio`` of the passage tokens, per call.
+
+    ``model``: ``"mini"`` (shipped, needs no network), a local folder, a hub id (the published checkpoints too), or a
+    loaded :class:`~mrr_model.checkpoint.Checkpoint`.
+    ``depth``, ``keep_ratio``: this object's default setting; see :class:`~mrr_model.compression.Compression`.
+    ``device``: ``"auto"`` or a torch device. ``dtype``: ``"auto"`` (bfloat16 where the processor computes it natively,
+    else float32),
+    ``"float32"``, ``"bfloat16"``, ``"float16"``.
+    ``max_length``, ``query_max_length``: tokens. ``prompt``: the instruction after the passage, for models whose
+    layout has one.
+    ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: tokens of one batch, padding
+    counted.
+    ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as everywhere in huggingface_hub.
+    ``model_kwargs``: passed to the stock model's ``from_pretrained`` (``device_map``, ``quantization_config`` …).
+    ``adapters``: published LoRA folders, ``{"vertical": folder, "horizontal": {0.5: folder}}``.
+
+    Safe to share among threads and event loops; pickles. Raises ``FileNotFoundError`` for a model that cannot be
+    found, ``ValueError`` or ``TypeError`` for bad arguments.
+
+    >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5)
+    >>> [best] = reranker.rank("who wrote Faust?", ["Bees make honey.", "Goethe is the author of Faust."], top_n=1)
+    >>> best.index, best.text
+    (1, 'Goethe is the author of Faust.')
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Checkpoint = "mini",
+        *,
+        depth: int | None = None,
+        keep_ratio: KeepRatio = 1.0,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        max_length: int = 512,
+        query_max_length: int | None = None,
+        prompt: str | None = None,
+        normalize: bool = True,
+        batch_tokens: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        adapters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.compression = Compression(depth, keep_ratio)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.max_length = _whole_number("max_length", max_length)
+        self.query_max_length = (
+            None if query_max_length is None else _whole_number("query_max_length", query_max_length)
+        )
+        self.batch_tokens = (
+            default_batch_tokens(self.device) if batch_tokens is None else _whole_number("batch_tokens", batch_tokens)
+        )
+        self.normalize = normalize
+        self.prompt = prompt
+
+        self._folder: Path | None = None
+        if isinstance(model, Checkpoint):
+            loaded = model
+            loaded.model.eval()
+            self.device, self.dtype = loaded.model.device, loaded.model.model.dtype
+        else:
+            self._folder = locate(
+                model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            )
+            loaded = checkpoint.load(
+                self._folder, dtype=self.dtype, device=self.device, adapters=adapters, model_kwargs=model_kwargs
+            )
+        self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
+        self.model = loaded.model
+        self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+        self._compensation = Compensation(loaded.model, loaded.adapters)
+        self._check_max_length()
+        self._encoder = PairEncoder(
+            self.tokenizer, self.model.matryoshka.layout, self.max_length, self.query_max_length
+        )
+        self._warned = False
+        self._checked_prompt(prompt)
+        self._plan(DEFAULT, DEFAULT)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path = "mini", **kwargs: Any) -> Self:
+        """The same as calling the class; the name that users of transformers look for."""
+        return cls(model, **kwargs)
+
+    def __repr__(self) -> str:
+        place = f"{self.num_layers} layers, {self.device}, {self.dtype}"
+        return f"MatryoshkaReranker({str(self.name)!r}, {self.compression}, {place})"
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+        return self.model.num_layers
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The layers after which a score can be read, counted from 1."""
+        return self.model.matryoshka.exits
+
+    @property
+    def merge_layers(self) -> tuple[int, ...]:
+        """The layers after which passage tokens can merge."""
+        return self.model.matryoshka.merge_layers
+
+    def score(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        normalize: bool | Default = DEFAULT,
+        prompt: str | Default | None = DEFAULT,
+    ) -> list[float]:
+        """One score per document, in input order; an empty list for none.
+
+        ``depth``, ``keep_ratio``, ``normalize``, ``prompt`` override this object's own for this call (``depth=None``:
+        all layers). Raises ``ValueError`` or ``TypeError`` that names the argument for bad input.
+        """
+        texts = _checked_documents(documents)
+        _check_query(query, "query")
+        logits = self._logits([(query, text) for text in texts], self._plan(depth, keep_ratio), self._prompt(prompt))
+        return self._scores(logits, normalize)
+
+    def score_pairs(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        normalize: bool | Default = DEFAULT,
+        prompt: str | Default | None = DEFAULT,
+    ) -> list[float]:
+        """One score per (query, document) pair, in input order. Arguments and errors as in :meth:`score`."""
+        logits = self._logits(_checked_pairs(pairs), self._plan(depth, keep_ratio), self._prompt(prompt))
+        return self._scores(logits, normalize)
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        min_score: float | None = None,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        normalize: bool | Default = DEFAULT,
+        prompt: str | Default | None = DEFAULT,
+    ) -> list[RankedDocument]:
+        """The documents from best to worst; equal logits keep their input order.
+
+        ``top_n``: at most that many, None for all. ``min_score``: only those with at least that score, on the returned
+        scale. Other arguments and errors as in :meth:`score`.
+        """
+        if top_n is not None:
+            _whole_number("top_n", top_n)
+        if min_score is not None and (
+            isinstance(min_score, bool) or not isinstance(min_score, Real) or math.isnan(min_score)
+        ):
+            raise TypeError(f"min_score must be a number or None, got {min_score!r}.")
+        texts = _checked_documents(documents)
+        _check_query(query, "query")
+        logits = self._logits([(query, text) for text in texts], self._plan(depth, keep_ratio), self._prompt(prompt))
+        scores = self._scores(logits, normalize)
+        best_first = sorted(range(len(texts)), key=lambda index: -logits[index])
+        kept = [index for index in best_first if min_score is None or scores[index] >= min_score]
+        return [RankedDocument(index, scores[index], texts[index]) for index in kept[:top_n]]
+
+    async def ascore(self, query: str, documents: Iterable[str], **settings: Any) -> list[float]:
+        """:meth:`score` in a worker thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.score, query, documents, **settings)
+
+    async def arank(self, query: str, documents: Iterable[str], **settings: Any) -> list[RankedDocument]:
+        """:meth:`rank` in a worker thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.rank, query, documents, **settings)
+
+    def cost(
+        self,
+        *,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        query_tokens: int = 32,
+        passage_tokens: int = 192,
+    ) -> float:
+        """Floating-point operations (2 per multiply-add) that one pair executes here at a setting, compensation
+        included.
+
+        ``query_tokens`` and ``passage_tokens`` count the texts' own tokens; what the layout adds is added, lengths are
+        cut as usual.
+        """
+        plan = self._plan(depth, keep_ratio)
+        return pair_operations(
+            self.model,
+            plan,
+            self._encoder.lengths(query_tokens, passage_tokens),
+            self._compensation.running_ranks(plan.adapters),
+        )
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the model, its tokenizer and compensation adapters in this project's own format."""
+        checkpoint.save(self._checkpoint(), Path(path), model_card=self._model_card())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload re-ranker",
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to a hub repository, made where it is missing; return the
+        commit's address.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message).commit_url)
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.model, self.tokenizer, self._compensation.adapters)
+
+    def _plan(self, depth: int | Default | None, keep_ratio: KeepRatio | Default) -> Plan:
+        compression = Compression(
+            self.compression.depth if isinstance(depth, Default) else depth,
+            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
+        )
+        if compression.depth is not None and compression.depth > self.num_layers and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"depth={compression.depth} is more than the {self.num_layers} layers of {str(self.name)!r}: "
+                "all of them run.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return self.model.plan(
+            compression, vertical=self._compensation.vertical, horizontal=self._compensation.horizontal
+        )
+
+    def _prompt(self, prompt: str | Default | None) -> str | None:
+        return self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
+
+    def _checked_prompt(self, prompt: str | None) -> str | None:
+        if prompt is None:
+            return None
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt must be a string or None, got {prompt!r} ({type(prompt).__name__}).")
+        if not self.model.matryoshka.layout.takes_prompt:
+            raise ValueError(
+                f"prompt={prompt!r} was given, but the input layout of {str(self.name)!r} has no prompt. Leave it out."
+            )
+        return prompt
+
+    def _check_max_length(self) -> None:
+        limit = self.model.backbone.max_tokens
+        if limit is not None and self.max_length > limit:
+            raise ValueError(
+                f"max_length={self.max_length} is more than the {limit} positions of {str(self.name)!r}. "
+                f"Choose at most {limit}."
+            )
+
+    def _logits(self, pairs: Sequence[tuple[str, str]], plan: Plan, prompt: str | None) -> list[float]:
+        """Raw float32 logits of pairs in input order; identical pairs are computed once."""
+        distinct = list(dict.fromkeys(pairs))
+        if not distinct:
+            return []
+        encoded = self._encoder.encode(distinct, prompt)
+        batches = list(length_sorted_batches([len(pair.input_ids) for pair in encoded], self.batch_tokens))
+        pad_id = self.model.config.pad_token_id or 0
+        parts: list[Tensor] = []
+        # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
+        with (
+            self._compensation.applied(plan.adapters) as model,
+            torch.inference_mode(),
+            tqdm(
+                total=len(encoded), desc="Re-ranking", unit="pair", delay=PROGRESS_DELAY, disable=None, leave=False
+            ) as progress,
+        ):
+            for batch in batches:
+                inputs = collate([encoded[index] for index in batch], pad_id).to(self.device)
+                parts.append(model(inputs, plan)[:, -1])
+                progress.update(len(batch))
+        computed = torch.cat(parts).tolist()
+        logit = dict(zip((distinct[index] for batch in batches for index in batch), computed, strict=True))
+        logits = [logit[pair] for pair in pairs]
+        for index, value in enumerate(logits):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the model gave the score {value} for document {index}: its checkpoint {str(self.name)!r} is "
+                    f"broken, or {self.dtype} is too narrow for it (try dtype='float32')."
+                )
+        return logits
+
+    def _scores(self, logits: list[float], normalize: bool | Default) -> list[float]:
+        if self.normalize if isinstance(normalize, Default) else normalize:
+            return [probability(logit) for logit in logits]
+        return logits
+
+    def _model_card(self) -> str | None:
+        """The card that came with the checkpoint, so that licences and credits travel with re-saved weights."""
+        card = self._folder / "README.md" if self._folder is not None else None
+        return card.read_text(encoding="utf-8") if card is not None and card.is_file() else None
+
+
+def probability(logit: float) -> float:
+    """The logistic function in float64, strictly inside (0, 1).
+
+    >>> probability(0.0), 0.0 < probability(-1e4), probability(1e4) < 1.0
+    (0.5, True, True)
+    """
+    if logit >= 0:
+        return min(1.0 / (1.0 + math.exp(-logit)), math.nextafter(1.0, 0.0))
+    grown = math.exp(max(logit, -700.0))
+    return grown / (1.0 + grown)
+
+
+def _whole_number(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__}).")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")
+    return value
+
+
+def _check_query(query: object, name: str) -> None:
+    if not isinstance(query, str):
+        raise TypeError(f"{name} must be a string, got {query!r} ({type(query).__name__}).")
+    if not query.strip():
+        raise ValueError(f"{name} is empty. Give the text that documents are ranked for.")
+
+
+def _checked_documents(documents: object) -> list[str]:
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise TypeError(f"documents must be a list of strings, got a single {type(documents).__name__}.")
+    texts = list(documents)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"documents[{index}] must be a string, got {text!r} ({type(text).__name__}). "
+                "An empty string is allowed, None is not."
+            )
+    return texts
+
+
+def _checked_pairs(pairs: object) -> list[tuple[str, str]]:
+    if isinstance(pairs, str | bytes | Mapping) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs must be a list of (query, document) pairs, got a single {type(pairs).__name__}.")
+    checked = []
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"pairs[{index}] must be a (query, document) pair of strings, got {pair!r}.")
+        query, document = pair
+        _check_query(query, f"pairs[{index}][0]")
+        if not isinstance(document, str):
+            raise TypeError(f"pairs[{index}][1] must be a string, got {document!r} ({type(document).__name__}).")
+        checked.append((query, document))
+    return checked
