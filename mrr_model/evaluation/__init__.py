@@ -1,0 +1,1 @@
+"""Measuring rankings: collections in the BEIR form, metrics, and the frontier of quality against cost."""

@@ -1,0 +1,215 @@
+"""Collections in the BEIR form, read from a folder, each file plain or gzipped.
+
+    corpus.jsonl            {"_id", "title", "text"} a line
+    queries.jsonl           {"_id", "text"} a line
+    qrels/<split>.tsv       query-id, corpus-id, score, with that header
+    candidates/<split>.run  the first stage's candidates to re-rank, a TREC run: qid Q0 docid rank score tag
+
+A malformed row is a ValueError that names its file and line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+QRELS_HEADER = ["query-id", "corpus-id", "score"]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One split of a collection: its queries, their judgements and the candidates to re-rank."""
+
+    name: str
+    """The folder's name."""
+    corpus: dict[str, str]
+    """Document id -> "title text"."""
+    queries: dict[str, str]
+    """Query id -> text, for the judged queries of the split."""
+    qrels: dict[str, dict[str, int]]
+    """Query id -> document id -> relevance; 0 means judged and not relevant."""
+    candidates: dict[str, list[str]]
+    """Query id -> document ids in the run's order; an empty list where the first stage found nothing."""
+
+    @classmethod
+    def load(cls, folder: str | Path, split: str) -> Collection:
+        """Read one split and check that its files agree with each other.
+
+        Raises FileNotFoundError where a file is missing, ValueError where a row is malformed, a judged query has no
+        text, or a candidate is not in the corpus.
+        """
+        folder = Path(folder)
+        qrels = read_qrels(folder, split)
+        try:
+            run = read_run(_existing(folder / "candidates" / f"{split}.run"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"split {split!r} has no candidates to re-rank: {error}") from None
+        corpus, queries = read_corpus(folder), read_queries(folder)
+        for query in qrels:
+            if query not in queries:
+                raise ValueError(
+                    f"{folder}: query {query!r} of qrels/{split}.tsv is not in queries.jsonl; add it there"
+                )
+            for document in run.get(query, ()):
+                if document not in corpus:
+                    raise ValueError(
+                        f"{folder}: document {document!r}, a candidate of query {query!r} in candidates/{split}.run,"
+                        " is not in corpus.jsonl; make the run from this corpus"
+                    )
+        return cls(
+            name=folder.resolve().name,
+            corpus=corpus,
+            queries={query: queries[query] for query in qrels},
+            qrels=qrels,
+            candidates={query: list(run.get(query, ())) for query in qrels},
+        )
+
+
+def list_splits(folder: str | Path) -> list[str]:
+    """The names of the splits that have judgements in the folder, sorted."""
+    paths = [*Path(folder).glob("qrels/*.tsv"), *Path(folder).glob("qrels/*.tsv.gz")]
+    return sorted({path.name.removesuffix(".gz").removesuffix(".tsv") for path in paths})
+
+
+def read_corpus(folder: str | Path) -> dict[str, str]:
+    """Document id -> "title text" joined by one space; the one alone where the other is empty, "" where both are."""
+    corpus: dict[str, str] = {}
+    for place, row in read_json_lines(_existing(Path(folder) / "corpus.jsonl")):
+        title, text = _string(place, row, "title", default=""), _string(place, row, "text")
+        corpus[_new_id(place, row, corpus)] = f"{title} {text}" if title and text else title or text
+    return corpus
+
+
+def read_queries(folder: str | Path) -> dict[str, str]:
+    """Query id -> text."""
+    queries: dict[str, str] = {}
+    for place, row in read_json_lines(_existing(Path(folder) / "queries.jsonl")):
+        text = _string(place, row, "text")
+        if not text.strip():
+            raise ValueError(f'{place}: "text" is empty; expected a query')
+        queries[_new_id(place, row, queries)] = text
+    return queries
+
+
+def read_qrels(folder: str | Path, split: str) -> dict[str, dict[str, int]]:
+    """Query id -> document id -> relevance, from the folder's `qrels/<split>.tsv`."""
+    folder = Path(folder)
+    try:
+        path = _existing(folder / "qrels" / f"{split}.tsv")
+    except FileNotFoundError as error:
+        found = ", ".join(list_splits(folder)) or "none"
+        raise FileNotFoundError(f"no split {split!r}: {error}; splits in {folder}: {found}") from None
+    qrels: dict[str, dict[str, int]] = {}
+    with open_text(path) as lines:
+        header = next(lines, "").rstrip("\r\n").split("\t")
+        if header != QRELS_HEADER:
+            raise ValueError(
+                f"{path}:1: expected the header {'<tab>'.join(QRELS_HEADER)}, got {'<tab>'.join(header)!r}"
+            )
+        for number, line in enumerate(lines, start=2):
+            if not line.strip():
+                continue
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) != 3 or not _is_whole(fields[2]):
+                raise ValueError(
+                    f"{path}:{number}: expected query-id<tab>corpus-id<tab>score with a whole number as score,"
+                    f" got {line.strip()!r}"
+                )
+            judged, relevance = qrels.setdefault(fields[0], {}), int(fields[2])
+            if judged.setdefault(fields[1], relevance) != relevance:
+                raise ValueError(
+                    f"{path}:{number}: query {fields[0]!r} and document {fields[1]!r} were judged"
+                    f" {judged[fields[1]]} before and are {relevance} here; keep one of the two rows"
+                )
+    return qrels
+
+
+def read_run(path: str | Path) -> dict[str, dict[str, float]]:
+    """Query id -> document id -> score, from a TREC run; queries and documents keep the file's order."""
+    run: dict[str, dict[str, float]] = {}
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            fields = line.split()
+            if not fields:
+                continue
+            if len(fields) != 6 or (score := _finite(fields[4])) is None:
+                raise ValueError(
+                    f"{path}:{number}: expected six fields, qid Q0 docid rank score tag, with a finite number as score,"
+                    f" got {line.strip()!r}"
+                )
+            scores = run.setdefault(fields[0], {})
+            if fields[2] in scores:
+                raise ValueError(
+                    f"{path}:{number}: document {fields[2]!r} came before for query {fields[0]!r};"
+                    " expected each document once"
+                )
+            scores[fields[2]] = score
+    return run
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a JSON-lines file with its place, "file:line", for messages; empty lines are skipped."""
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{place}: expected one JSON object a line, but this is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{place}: expected one JSON object a line, got {type(row).__name__}")
+            yield place, row
+
+
+def open_text(path: str | Path) -> TextIO:
+    """Open a UTF-8 text file for reading, gunzipped where its name ends in .gz."""
+    path = Path(path)
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))
+    return path.open(encoding="utf-8")
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or the same with .gz, whichever is there."""
+    zipped = path.with_name(f"{path.name}.gz")
+    for candidate in (path, zipped):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"neither {path} nor {zipped.name} beside it exists")
+
+
+def _string(place: str, row: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if value is None:  # a null counts as missing
+        value = default
+    if not isinstance(value, str):
+        got = "nothing" if value is None else f"{type(value).__name__} {value!r}"
+        raise ValueError(f'{place}: expected a string under "{key}", got {got}')
+    return value
+
+
+def _new_id(place: str, row: dict[str, Any], known: dict[str, str]) -> str:
+    identifier = _string(place, row, "_id")
+    if not identifier or identifier in known:
+        fault = "came before" if identifier else "is empty"
+        raise ValueError(f'{place}: "_id" {identifier!r} {fault}; expected a new id on every line')
+    return identifier
+
+
+def _is_whole(text: str) -> bool:
+    return text.strip().removeprefix("-").isdecimal()
+
+
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
