@@ -1,0 +1,1 @@
+"""Training: rows and their mining, sampling of sub-networks, losses, stages and the trainer."""

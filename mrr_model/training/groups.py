@@ -1,0 +1,149 @@
+"""The training row: one query with its positive and negative passages, in the field's JSON-lines form.
+
+    {"query": str, "pos": [str, ...], "neg": [str, ...],
+     "pos_scores": [float, ...], "neg_scores": [float, ...], "prompt": str}
+
+The score lists, a teacher's, and the prompt may be left out or null; other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from mrr_model.evaluation.collections import read_json_lines
+
+
+@dataclass(frozen=True)
+class Group:
+    """One training row.
+
+    >>> Group("who wrote it?", positives=("She did.",), negatives=("It rains.",)).positive_scores is None
+    True
+    """
+
+    query: str
+    positives: tuple[str, ...]
+    """At least one."""
+    negatives: tuple[str, ...] = ()
+    positive_scores: tuple[float, ...] | None = None
+    """The teacher's score of each positive, on any scale; given with `negative_scores` or not at all."""
+    negative_scores: tuple[float, ...] | None = None
+    prompt: str | None = None
+    """The row's own prompt; None means the model's."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, in the words of the JSON form, for a row that cannot be trained on."""
+        if not self.query.strip():
+            raise ValueError('"query" is empty; expected a text')
+        if not self.positives:
+            raise ValueError('"pos" is empty; expected at least one passage')
+        if (self.positive_scores is None) != (self.negative_scores is None):
+            given, missing = ("pos", "neg") if self.negative_scores is None else ("neg", "pos")
+            raise ValueError(f'"{given}_scores" came without "{missing}_scores"; expected both lists or neither')
+        for key, passages, scores in (
+            ("pos", self.positives, self.positive_scores),
+            ("neg", self.negatives, self.negative_scores),
+        ):
+            if scores is not None and len(scores) != len(passages):
+                raise ValueError(
+                    f'"{key}_scores" holds {len(scores)} scores for {len(passages)} passages in "{key}";'
+                    " expected one a passage"
+                )
+
+
+def read_groups(path: str | Path) -> Iterator[Group]:
+    """The rows of a JSON-lines file, plain or .gz, one at a time.
+
+    Raises ValueError that names the file and line, what is wrong with the row and what is allowed.
+    """
+    for place, row in read_json_lines(path):
+        try:
+            group = _group(row)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        yield group
+
+
+def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
+    """Write rows as JSON lines, gzipped where the name ends in .gz; return how many. Equal rows give equal bytes."""
+    written = 0
+    with ExitStack() as stack:
+        out = _open_for_writing(Path(path), stack)
+        for group in groups:
+            out.write(json.dumps(_row(group), ensure_ascii=False) + "\n")
+            written += 1
+    return written
+
+
+def _group(row: dict[str, Any]) -> Group:
+    query, prompt = row.get("query"), row.get("prompt")
+    if not isinstance(query, str):
+        raise ValueError(f'expected a string under "query", got {_described(row, "query")}')
+    if not (prompt is None or isinstance(prompt, str)):
+        raise ValueError(f'expected a string or null under "prompt", got {_described(row, "prompt")}')
+    return Group(
+        query=query,
+        positives=_texts(row, "pos"),
+        negatives=_texts(row, "neg"),
+        positive_scores=_scores(row, "pos_scores"),
+        negative_scores=_scores(row, "neg_scores"),
+        prompt=prompt,
+    )
+
+
+def _row(group: Group) -> dict[str, Any]:
+    row = {
+        "query": group.query,
+        "pos": group.positives,
+        "neg": group.negatives,
+        "pos_scores": group.positive_scores,
+        "neg_scores": group.negative_scores,
+        "prompt": group.prompt,
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _texts(row: dict[str, Any], key: str) -> tuple[str, ...]:
+    values = row.get(key)
+    if not isinstance(values, list):
+        hint = '; write "neg": [] where there are none' if key == "neg" else ""
+        raise ValueError(f'expected a list of strings under "{key}", got {_described(row, key)}{hint}')
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f'expected strings in "{key}", got {type(value).__name__} {value!r} at index {index}')
+    return tuple(values)
+
+
+def _scores(row: dict[str, Any], key: str) -> tuple[float, ...] | None:
+    values = row.get(key)
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ValueError(f'expected a list of numbers or null under "{key}", got {_described(row, key)}')
+    for index, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(
+                f'expected finite numbers in "{key}", got {type(value).__name__} {value!r} at index {index}'
+            )
+    return tuple(float(value) for value in values)
+
+
+def _described(row: dict[str, Any], key: str) -> str:
+    return f"{type(row[key]).__name__} {row[key]!r}" if key in row else "nothing"
+
+
+def _open_for_writing(path: Path, stack: ExitStack) -> TextIO:
+    if path.suffix != ".gz":
+        return stack.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+    file = stack.enter_context(path.open("wb"))
+    # No name and no time in the header: the bytes depend on the rows alone.
+    zipped = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
+    return stack.enter_context(io.TextIOWrapper(zipped, encoding="utf-8", newline="\n"))

@@ -1,0 +1,213 @@
+"""Hard negatives: passages that a first stage ranks high and that do not answer the query.
+
+Every function gives, per query, `negatives` different passages, none equal to one of its positives (white space and
+case aside): drawn at random from the first stage's best `depth`, filled up with random passages of the corpus where
+those are too few. The result depends on the arguments and the seed alone. To mix kinds, mine one after the other,
+adding what was drawn to the positives of the next.
+
+Letters: Q queries, N passages of the corpus, D embedding size.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+QUERY_BLOCK = 256
+"""Queries whose cosines with the whole corpus are held at once."""
+
+
+def mine_bm25(
+    queries: Sequence[str],
+    positives: Sequence[Sequence[str]],
+    corpus: Sequence[str],
+    *,
+    negatives: int,
+    depth: int = 30,
+    seed: int = 0,
+) -> list[list[str]]:
+    """Draw negatives from the BM25 top-`depth`.
+
+    Lucene's variant, k1=0.9, b=0.4, English stop words, Snowball's English stemmer. Passages that share no word with
+    the query do not count as found.
+
+    queries: Q texts; positives: for each query its positive passages, which need not be in the corpus; corpus: N texts.
+    Raises ImportError without bm25s and PyStemmer, ValueError where the arguments do not fit each other or the corpus
+    is too small.
+    """
+    _check(negatives, depth, positives, len(queries), "queries")
+    found = _bm25_top(queries, corpus, min(depth, len(corpus)))
+    return _draw(found, positives, corpus, negatives, seed)
+
+
+def mine_dense(
+    query_embeddings: Tensor,
+    passage_embeddings: Tensor,
+    positives: Sequence[Sequence[str]],
+    corpus: Sequence[str],
+    *,
+    negatives: int,
+    depth: int = 30,
+    margin: float = 0.95,
+    seed: int = 0,
+) -> list[list[str]]:
+    """Draw negatives from a bi-encoder's cosine top-`depth`, leaving out likely unlabelled positives.
+
+    A passage whose cosine exceeds `margin` times the cosine of the query's best positive is skipped, and the depth is
+    counted after that (TopK-PercPos in NV-Retriever, arXiv 2407.15831). Where that best cosine is not above 0,
+    nothing is skipped.
+
+    query_embeddings: (Q, D) float; passage_embeddings: (N, D) float, row i of corpus[i]; neither need be normalised.
+    positives: for each query its positive passages, each one a text of the corpus; corpus: N texts.
+    Raises ValueError where the arguments do not fit each other, a positive is not in the corpus, or the corpus is too
+    small.
+    """
+    _check(negatives, depth, positives, len(query_embeddings), "query_embeddings")
+    if len(passage_embeddings) != len(corpus):
+        raise ValueError(
+            f"passage_embeddings has {len(passage_embeddings)} rows for {len(corpus)} texts in corpus;"
+            " expected one each"
+        )
+    if not 0 < margin <= 1:
+        raise ValueError(f"margin must lie in (0, 1], got {margin!r}; 1 skips only what is closer than the positive")
+    places = _places(corpus)
+    positive_places = [_positive_places(texts, places, index) for index, texts in enumerate(positives)]
+    found: list[list[int]] = []
+    passages = normalize(passage_embeddings.float(), dim=-1)
+    for start in range(0, len(query_embeddings), QUERY_BLOCK):
+        block = normalize(query_embeddings[start : start + QUERY_BLOCK].float(), dim=-1)
+        block_places = positive_places[start : start + QUERY_BLOCK]
+        for cosines, own in zip(block @ passages.T, block_places, strict=True):  # cosines: (N,)
+            found.append(_dense_top(cosines, own, depth, margin))
+    return _draw(found, positives, corpus, negatives, seed)
+
+
+def mine_random(
+    positives: Sequence[Sequence[str]], corpus: Sequence[str], *, negatives: int, seed: int = 0
+) -> list[list[str]]:
+    """Draw negatives from the whole corpus, whatever the query.
+
+    >>> mine_random([["a"], ["b"]], ["a", "A ", "b"], negatives=1)[0]
+    ['b']
+    """
+    _check(negatives, 0, positives, len(positives), "positives")
+    return _draw([[] for _ in positives], positives, corpus, negatives, seed)
+
+
+def _bm25_top(queries: Sequence[str], corpus: Sequence[str], depth: int) -> list[list[int]]:
+    """Per query the places in the corpus of the at most `depth` best passages with a score above 0."""
+    try:
+        import bm25s
+        import Stemmer
+    except ImportError as error:
+        raise ImportError(
+            f'mining with BM25 needs bm25s and PyStemmer ({error}): pip install "matryoshka-reranker[train]"'
+        ) from error
+    stemmer = Stemmer.Stemmer("english")
+
+    def words(texts: Sequence[str]) -> list[list[str]]:
+        tokens: list[list[str]] = bm25s.tokenize(
+            list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
+        )
+        return tokens
+
+    corpus_words = words(corpus)
+    if depth == 0 or not any(corpus_words):
+        return [[] for _ in queries]
+    index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
+    index.index(corpus_words, show_progress=False)
+    known = set(chain.from_iterable(corpus_words))
+    asked = [[word for word in query_words if word in known] for query_words in words(queries)]
+    found: list[list[int]] = [[] for _ in queries]
+    searched = [query for query, query_words in enumerate(asked) if query_words]
+    if searched:
+        places, scores = index.retrieve([asked[query] for query in searched], k=depth, show_progress=False)
+        for query, row, row_scores in zip(searched, places, scores, strict=True):  # each (depth,)
+            found[query] = [int(place) for place, score in zip(row, row_scores, strict=True) if score > 0]
+    return found
+
+
+def _dense_top(cosines: Tensor, positives: list[int], depth: int, margin: float) -> list[int]:
+    """The places of the `depth` passages of highest cosine, (N,), that are not above the guard."""
+    best = cosines[positives].max()
+    skipped = cosines > margin * best if best > 0 else torch.zeros_like(cosines, dtype=torch.bool)
+    skipped[positives] = True
+    kept = len(cosines) - int(skipped.sum())
+    places: list[int] = cosines.masked_fill(skipped, -torch.inf).topk(min(depth, kept)).indices.tolist()
+    return places
+
+
+def _draw(
+    found: Sequence[Sequence[int]], positives: Sequence[Sequence[str]], corpus: Sequence[str], negatives: int, seed: int
+) -> list[list[str]]:
+    """Per query, `negatives` passages: at random among those found, then at random from the corpus."""
+    keys = [_key(text) for text in corpus]
+    rng = random.Random(seed)
+    drawn: list[list[str]] = []
+    for places, own in zip(found, positives, strict=True):
+        refused = {_key(text) for text in own}
+        chosen: list[str] = []
+        for place in chain(rng.sample(places, len(places)), _random_order(len(corpus), rng)):
+            if len(chosen) == negatives:
+                break
+            if keys[place] not in refused:
+                refused.add(keys[place])
+                chosen.append(corpus[place])
+        if len(chosen) < negatives:
+            raise ValueError(
+                f"corpus has only {len(chosen)} different passages besides the positives of query {len(drawn)}, but"
+                f" {negatives} negatives were asked for; ask for fewer or give a larger corpus"
+            )
+        drawn.append(chosen)
+    return drawn
+
+
+def _random_order(size: int, rng: random.Random) -> Iterator[int]:
+    """0 to size-1 in random order, paying only for what is taken: Fisher-Yates that stores just the moved places."""
+    moved: dict[int, int] = {}
+    for last in range(size - 1, -1, -1):
+        place = rng.randrange(last + 1)
+        yield moved.get(place, place)
+        moved[place] = moved.get(last, last)
+
+
+def _places(corpus: Sequence[str]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(corpus):
+        places.setdefault(_key(text), []).append(place)
+    return places
+
+
+def _positive_places(texts: Sequence[str], places: dict[str, list[int]], query: int) -> list[int]:
+    own: list[int] = []
+    for text in texts:
+        if _key(text) not in places:
+            raise ValueError(
+                f"positive {text[:60]!r} of query {query} is not in corpus; add it, its cosine sets the guard"
+            )
+        own.extend(places[_key(text)])
+    if not own:
+        raise ValueError(f"query {query} has no positive; expected at least one, its cosine sets the guard")
+    return own
+
+
+def _key(text: str) -> str:
+    """What two equal passages share."""
+    return " ".join(text.split()).casefold()
+
+
+def _check(negatives: int, depth: int, positives: Sequence[Sequence[str]], queries: int, name: str) -> None:
+    if negatives < 0 or depth < 0:
+        raise ValueError(f"negatives and depth must not be below 0, got {negatives} and {depth}")
+    if len(positives) != queries:
+        raise ValueError(
+            f"positives has {len(positives)} entries for {queries} {name}; expected a list of passages for each"
+        )
+    for index, texts in enumerate(positives):
+        if isinstance(texts, str):
+            raise ValueError(f"positives[{index}] is a string; expected a list of passages, such as [{texts[:40]!r}]")
