@@ -2,11 +2,13 @@
 
 import math
 import random
+import shutil
+import sys
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from mrr_model import checkpoint
@@ -22,7 +24,7 @@ from mrr_model.training.trainer import GroupCollator, GroupDataset, LossWeights,
 class FinetuneSettings(BaseModel):
     """The settings of a run. Each is a flag of ``mrr finetune``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str
     """A checkpoint of this project to go on from, or a stock encoder or causal model: a local folder or a hub id."""
@@ -68,13 +70,20 @@ class FinetuneSettings(BaseModel):
 
 
 def finetune(settings: FinetuneSettings) -> Path:
-    """Train, write the checkpoint and return its folder. A run that was cut short resumes from its last save."""
+    """Train, write the checkpoint to ``settings.output`` and return that folder.
+
+    A run that was cut short resumes from its last save when it is called again with the same settings, and ends as it
+    would have without the break. Raises ``FileExistsError`` where the folder holds a finished checkpoint, and
+    ``ValueError`` where it holds an unfinished run with other settings.
+    """
+    steps = settings.output / "steps"
+    _claim(settings, steps)
+    set_seed(settings.seed)  # fresh heads are drawn before the Trainer sets it
     model, tokenizer = _start(settings)
     model.model.get_input_embeddings().weight.requires_grad_(not settings.freeze_embeddings)
     dataset = GroupDataset(_read(settings), settings.passages, settings.seed)
     encoder = PairEncoder(tokenizer, model.matryoshka.layout, settings.max_length, settings.query_max_length)
 
-    steps = settings.output / "steps"
     arguments = TrainingArguments(
         output_dir=str(steps),
         per_device_train_batch_size=settings.groups_per_step,
@@ -89,6 +98,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         save_total_limit=1,
         logging_steps=20,
         report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         seed=settings.seed,
     )
@@ -102,10 +112,27 @@ def finetune(settings: FinetuneSettings) -> Path:
         ratios=settings.ratios,
         merge_probability=settings.merge_probability,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(steps)) if steps.is_dir() else None)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(steps)))
     trained = checkpoint.Checkpoint(model.eval(), tokenizer, {})
     checkpoint.save(trained, settings.output)
+    shutil.rmtree(steps)
     return settings.output
+
+
+def _claim(settings: FinetuneSettings, steps: Path) -> None:
+    """Make the folder of a run's saves and note its settings there, or check that they are the same."""
+    if (settings.output / "config.json").exists():
+        raise FileExistsError(
+            f"output={str(settings.output)!r} already holds a checkpoint. Choose another folder or remove it."
+        )
+    noted, now = steps / "settings.json", settings.model_dump_json(indent=1)
+    if noted.exists() and noted.read_text(encoding="utf-8") != now:
+        raise ValueError(
+            f"output={str(settings.output)!r} holds an unfinished run with other settings ({noted}). Resume it with "
+            "those, choose another folder, or remove it."
+        )
+    steps.mkdir(parents=True, exist_ok=True)
+    noted.write_text(now, encoding="utf-8")
 
 
 def _start(settings: FinetuneSettings) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
