@@ -54,6 +54,11 @@ def default_merge_layer(num_layers: int) -> int:
     return max(1, num_layers // 4)
 
 
+def pooler_off(model_type: str) -> dict[str, bool]:
+    """What a stock base model is told so that it has no pooler: encoders have the switch, decoders have no pooler."""
+    return {} if backbones.is_decoder(model_type) else {"add_pooling_layer": False}
+
+
 class MatryoshkaModel(nn.Module):
     """A stock base model (``model``) with one score head per exit (``heads``), run at the depth and width that a Plan
     says.
@@ -83,8 +88,7 @@ class MatryoshkaModel(nn.Module):
     @classmethod
     def from_config(cls, backbone: PreTrainedConfig, config: MatryoshkaConfig) -> "MatryoshkaModel":
         """A model with random weights. Raises ``ValueError`` for a backbone family that is not known."""
-        kwargs = {} if backbones.is_decoder(backbone.model_type) else {"add_pooling_layer": False}
-        return cls(AutoModel.from_config(backbone, **kwargs), config)
+        return cls(AutoModel.from_config(backbone, **pooler_off(backbone.model_type)), config)
 
     @property
     def config(self) -> PreTrainedConfig:

@@ -113,7 +113,7 @@ class MatryoshkaReranker:
         if isinstance(model, Checkpoint):
             loaded = model
             loaded.model.eval()
-            self.device, self.dtype = loaded.model.device, loaded.model.model.dtype
+            self.dtype = loaded.model.model.dtype
         else:
             self._folder = locate(
                 model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
@@ -123,6 +123,7 @@ class MatryoshkaReranker:
             )
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
         self.model = loaded.model
+        self.device = loaded.model.device
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         self._compensation = Compensation(loaded.model, loaded.adapters)
         self._check_max_length()

@@ -12,12 +12,13 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
+from transformers.utils import logging
 
 from mrr_model.checkpoint import gemma2, lora, minicpm, mistral, native
 from mrr_model.checkpoint.blueprint import Blueprint
 from mrr_model.checkpoint.weights import assign_weights, read_weights, write_weights
 from mrr_model.compensation import Adapter
-from mrr_model.model import MatryoshkaModel
+from mrr_model.model import MatryoshkaModel, pooler_off
 
 PUBLISHED = {module.MODEL_TYPE: module.read for module in (mistral, gemma2, minicpm)}
 """The published formats by their ``model_type``."""
@@ -130,9 +131,18 @@ def build(blueprint: Blueprint, dtype: torch.dtype) -> MatryoshkaModel:
 
 def _replaced(model: MatryoshkaModel, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) -> MatryoshkaModel:
     """The same model with its stock part passed through transformers' own ``from_pretrained``."""
-    stock = type(model.model).from_pretrained(
-        None, config=model.config, state_dict=model.model.state_dict(), **{"dtype": dtype, **model_kwargs}
-    )
+    showed_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        stock = type(model.model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=model.model.state_dict(),
+            **{"dtype": dtype, **pooler_off(model.config.model_type), **model_kwargs},
+        )
+    finally:
+        if showed_progress:
+            logging.enable_progress_bar()
     placed = MatryoshkaModel(stock, model.matryoshka)
     placed.heads = model.heads
     return placed

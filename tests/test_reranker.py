@@ -1,0 +1,338 @@
+"""The contract of MatryoshkaReranker, on the shipped model (an encoder) and on a published-format decoder."""
+
+import asyncio
+import math
+import pickle
+import subprocess
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from transformers import BertModel
+
+from mrr_model import Compression, MatryoshkaReranker, RankedDocument
+from mrr_model.checkpoint import Checkpoint
+from mrr_model.reranker import probability
+
+DECODER = Path(__file__).parent / "fixtures" / "reference" / "mistral" / "model"
+QUERY = "how do plants make food?"
+DOCUMENTS = [
+    "Photosynthesis turns light, water and carbon dioxide into sugar.",
+    "",
+    "The committee met on Tuesday to discuss the budget for the coming year.",
+    "Plants are green because of chlorophyll.",
+    "Photosynthesis turns light, water and carbon dioxide into sugar.",
+    "A " + "very " * 700 + "long document that is cut.",
+]
+
+
+@pytest.fixture(scope="module")
+def mini() -> MatryoshkaReranker:
+    return MatryoshkaReranker(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def decoder() -> MatryoshkaReranker:
+    return MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
+
+
+@pytest.fixture(params=["mini", "decoder"])
+def reranker(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_scores_are_probabilities_in_input_order(reranker: MatryoshkaReranker) -> None:
+    scores = reranker.score(QUERY, DOCUMENTS)
+    assert all(type(score) is float and 0 < score < 1 for score in scores)
+    assert scores == pytest.approx([reranker.score_pairs([(QUERY, text)])[0] for text in DOCUMENTS], abs=1e-5)
+
+
+def test_normalize_false_gives_the_logits_behind_the_probabilities(reranker: MatryoshkaReranker) -> None:
+    logits = reranker.score(QUERY, DOCUMENTS, normalize=False)
+    assert reranker.score(QUERY, DOCUMENTS) == [probability(logit) for logit in logits]
+
+
+def test_rank_sorts_by_logit_and_ties_keep_input_order(reranker: MatryoshkaReranker) -> None:
+    ranking = reranker.rank(QUERY, DOCUMENTS)
+    scores = reranker.score(QUERY, DOCUMENTS)
+    assert [document.index for document in ranking] == sorted(range(6), key=lambda index: -scores[index])
+    assert all(
+        document == RankedDocument(document.index, scores[document.index], DOCUMENTS[document.index])
+        for document in ranking
+    )
+    places = [document.index for document in ranking]
+    assert places.index(0) + 1 == places.index(4)  # the same text twice
+
+
+def test_top_n_and_min_score(reranker: MatryoshkaReranker) -> None:
+    ranking = reranker.rank(QUERY, DOCUMENTS)
+    assert reranker.rank(QUERY, DOCUMENTS, top_n=2) == ranking[:2]
+    assert reranker.rank(QUERY, DOCUMENTS, top_n=100) == ranking
+    assert reranker.rank(QUERY, DOCUMENTS, min_score=ranking[2].score) == [
+        d for d in ranking if d.score >= ranking[2].score
+    ]
+    logits = reranker.rank(QUERY, DOCUMENTS, normalize=False)
+    assert reranker.rank(QUERY, DOCUMENTS, normalize=False, min_score=logits[1].score, top_n=1) == logits[:1]
+
+
+def test_nothing_in_nothing_out(reranker: MatryoshkaReranker) -> None:
+    assert reranker.score(QUERY, []) == reranker.rank(QUERY, []) == reranker.score_pairs([]) == []
+
+
+def test_score_pairs_takes_many_queries_and_identical_pairs_score_once(mini: MatryoshkaReranker) -> None:
+    pairs = [(QUERY, DOCUMENTS[0]), ("who met?", DOCUMENTS[2]), (QUERY, DOCUMENTS[0])]
+    with patch.object(mini._encoder, "encode", wraps=mini._encoder.encode) as encode:
+        scores = mini.score_pairs(pairs)
+    assert len(encode.call_args.args[0]) == 2
+    assert scores[0] == scores[2] != scores[1]
+
+
+def test_batches_order_and_neighbours_do_not_change_a_score(reranker: MatryoshkaReranker) -> None:
+    settings: dict[str, Any] = {"depth": reranker.num_layers - 1, "keep_ratio": {1: 0.6, 3: 0.25}, "normalize": False}
+    expected = reranker.score(QUERY, DOCUMENTS, **settings)
+    tolerance = [1e-5 * max(1.0, abs(logit)) for logit in expected]
+    backwards = reranker.score(QUERY, DOCUMENTS[::-1], **settings)[::-1]
+    alone = [reranker.score(QUERY, [text], **settings)[0] for text in DOCUMENTS]
+    with patch.object(reranker, "batch_tokens", 1):
+        one_by_one = reranker.score(QUERY, DOCUMENTS, **settings)
+    for other in (backwards, alone, one_by_one):
+        assert all(abs(a - b) <= allowed for a, b, allowed in zip(expected, other, tolerance, strict=True))
+
+
+def test_a_call_overrides_the_default_and_leaves_it(reranker: MatryoshkaReranker) -> None:
+    before = reranker.score(QUERY, DOCUMENTS)
+    compressed = reranker.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5)
+    assert compressed != before
+    assert reranker.score(QUERY, DOCUMENTS) == before
+    with patch.object(reranker, "compression", Compression(3, 0.5)):
+        assert reranker.score(QUERY, DOCUMENTS) == compressed
+        assert reranker.score(QUERY, DOCUMENTS, depth=None, keep_ratio=1.0) == before
+
+
+def test_async_forms_give_the_same_and_leave_the_loop_free(mini: MatryoshkaReranker) -> None:
+    async def run() -> tuple[Any, Any, int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticker = asyncio.create_task(tick())
+        ranking, scores = await asyncio.gather(mini.arank(QUERY, DOCUMENTS, depth=3), mini.ascore(QUERY, DOCUMENTS))
+        ticker.cancel()
+        return ranking, scores, ticks
+
+    ranking, scores, ticks = asyncio.run(run())
+    assert ranking == mini.rank(QUERY, DOCUMENTS, depth=3)
+    assert scores == mini.score(QUERY, DOCUMENTS)
+    assert ticks > 2
+
+
+def test_threads_with_different_settings_share_one_reranker(mini: MatryoshkaReranker) -> None:
+    settings = [{"depth": 2 + n % 5, "keep_ratio": (1.0, 0.5, 0.25)[n % 3]} for n in range(10)]
+    expected = [mini.score(QUERY, DOCUMENTS, **setting) for setting in settings]
+    start = threading.Barrier(10)
+
+    def work(setting: dict[str, Any]) -> list[float]:
+        start.wait()
+        return mini.score(QUERY, DOCUMENTS, **setting)
+
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(work, settings)) == expected
+
+
+def test_pickle_gives_the_same_scores_here_and_in_a_fresh_process(mini: MatryoshkaReranker, tmp_path: Path) -> None:
+    expected = mini.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5)
+    assert pickle.loads(pickle.dumps(mini)).score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5) == expected
+    (tmp_path / "reranker.pickle").write_bytes(pickle.dumps(mini))
+    code = (
+        "import pathlib, pickle, sys; reranker = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes());"
+        "print(reranker.score(sys.argv[2], sys.argv[3:], depth=3, keep_ratio=0.5))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "reranker.pickle"), QUERY, *DOCUMENTS]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    assert [float(score) for score in run.stdout.strip(" []\n").split(",")] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_readme_example_warns_once_about_its_depth() -> None:
+    with pytest.warns(UserWarning, match="depth=20 is more than the 6 layers of 'mini'") as caught:
+        reranker = MatryoshkaReranker(depth=20, keep_ratio=0.5)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reranker.rank(QUERY, DOCUMENTS)
+        reranker.rank(QUERY, DOCUMENTS, depth=30)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    MatryoshkaReranker(model_kwargs={"device_map": {"": "cpu"}}).rank(QUERY, DOCUMENTS, depth=2, keep_ratio=0.25)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_model_kwargs_reach_the_stock_loader(mini: MatryoshkaReranker) -> None:
+    with patch.object(BertModel, "from_pretrained", wraps=BertModel.from_pretrained) as loader:
+        placed = MatryoshkaReranker(dtype="float32", model_kwargs={"device_map": {"": "cpu"}})
+    assert loader.call_args.kwargs["device_map"] == {"": "cpu"}
+    assert placed.score(QUERY, DOCUMENTS) == mini.score(QUERY, DOCUMENTS)
+
+
+def test_prompt_changes_a_decoder(decoder: MatryoshkaReranker) -> None:
+    prompt = "Predict whether queries A and B are asking the same thing."
+    other = decoder.score(QUERY, DOCUMENTS, prompt=prompt)
+    assert other != decoder.score(QUERY, DOCUMENTS)
+    with patch.object(decoder, "prompt", prompt):
+        assert decoder.score(QUERY, DOCUMENTS) == other
+
+
+def test_dtype_auto_is_bfloat16_only_where_the_processor_has_it() -> None:
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        with patch("mrr_model.device.computes_bfloat16", return_value=native):
+            assert MatryoshkaReranker(device="cpu").dtype == expected
+
+
+def test_bfloat16_scores_stay_near_float32(mini: MatryoshkaReranker) -> None:
+    narrow = MatryoshkaReranker(dtype="bfloat16").score(QUERY, DOCUMENTS, normalize=False)
+    wide = mini.score(QUERY, DOCUMENTS, normalize=False)
+    assert narrow == pytest.approx(wide, abs=0.03 * max(abs(logit) for logit in wide))
+
+
+def test_save_pretrained_and_reopen(reranker: MatryoshkaReranker, tmp_path: Path) -> None:
+    reranker.save_pretrained(tmp_path)
+    reopened = MatryoshkaReranker.from_pretrained(tmp_path, dtype="float32", max_length=reranker.max_length)
+    assert reopened.score(QUERY, DOCUMENTS, depth=4, keep_ratio=0.5) == reranker.score(
+        QUERY, DOCUMENTS, depth=4, keep_ratio=0.5
+    )
+    assert (tmp_path / "README.md").read_text(encoding="utf-8").startswith("---\n")
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(mini: MatryoshkaReranker) -> None:
+    uploaded: dict[str, Any] = {}
+
+    def upload_folder(self: object, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
+        uploaded.update(repo_id=repo_id, files={path.name for path in Path(folder_path).rglob("*")})
+        return type("CommitInfo", (), {"commit_url": "https://hub/owner/name/commit/1"})
+
+    with (
+        patch("huggingface_hub.HfApi.create_repo") as create,
+        patch("huggingface_hub.HfApi.upload_folder", upload_folder),
+    ):
+        assert mini.push_to_hub("owner/name", private=True) == "https://hub/owner/name/commit/1"
+    create.assert_called_once_with("owner/name", private=True, exist_ok=True)
+    assert uploaded["repo_id"] == "owner/name"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= uploaded["files"]
+
+
+def test_a_loaded_checkpoint_is_taken_as_it_is(mini: MatryoshkaReranker) -> None:
+    shared = MatryoshkaReranker(Checkpoint(mini.model, mini.tokenizer, {}), depth=3)
+    assert shared.model is mini.model
+    assert shared.score(QUERY, DOCUMENTS) == mini.score(QUERY, DOCUMENTS, depth=3)
+
+
+def test_cost_falls_with_depth_and_width(reranker: MatryoshkaReranker) -> None:
+    full = reranker.cost(depth=None, keep_ratio=1.0)
+    assert isinstance(full, float)
+    assert full > reranker.cost(depth=4) > reranker.cost(depth=3)
+    if reranker.merge_layers:
+        assert reranker.cost(depth=4) > reranker.cost(depth=4, keep_ratio=0.5) > reranker.cost(depth=4, keep_ratio=0.25)
+    assert reranker.cost(passage_tokens=100) < reranker.cost(passage_tokens=101)
+
+
+BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"query": ""}, ValueError, "query is empty"),
+    ({"query": "  \n"}, ValueError, "query is empty"),
+    ({"query": 3}, TypeError, r"query must be a string, got 3 \(int\)"),
+    ({"documents": "one text"}, TypeError, "documents must be a list of strings, got a single str"),
+    ({"documents": 5}, TypeError, "documents must be a list of strings, got a single int"),
+    ({"documents": ["a", None]}, TypeError, r"documents\[1\] must be a string, got None"),
+    ({"depth": 1}, ValueError, "depth=1 lies below this model's first exit. Its exits are 2, 3, 4, 5, 6"),
+    ({"depth": 0}, ValueError, "depth must be at least 1, got 0"),
+    ({"depth": 2.5}, TypeError, r"depth must be a whole number, got 2.5 \(float\)"),
+    ({"depth": "4"}, TypeError, "depth must be a whole number, got '4'"),
+    ({"depth": True}, TypeError, "depth must be a whole number, got True"),
+    ({"keep_ratio": 0}, ValueError, r"keep_ratio must be in \(0, 1\], got 0"),
+    ({"keep_ratio": 1.5}, ValueError, r"keep_ratio must be in \(0, 1\], got 1.5"),
+    ({"keep_ratio": float("nan")}, ValueError, r"keep_ratio must be in \(0, 1\], got nan"),
+    ({"keep_ratio": None}, TypeError, r"keep_ratio must be a number in \(0, 1\], got None"),
+    ({"keep_ratio": "half"}, ValueError, "keep_ratio='half' cannot be read"),
+    ({"keep_ratio": {1: 0.5, 3: 0.75}}, ValueError, "keep_ratio must not grow with depth: 0.75 at merge layer 3"),
+    ({"keep_ratio": {6: 0.5}}, ValueError, "keep_ratio names merge layer 6, which this model lacks.* 1, 2, 3, 4, 5"),
+    ({"keep_ratio": {"x": 0.5}}, TypeError, "merge layers must be whole numbers, got 'x'"),
+    ({"prompt": "Say yes."}, ValueError, "the input layout of 'mini' has no prompt"),
+    ({"prompt": 7}, TypeError, "prompt must be a string or None, got 7"),
+    ({"top_n": 0}, ValueError, "top_n must be at least 1, got 0"),
+    ({"top_n": 2.0}, TypeError, "top_n must be a whole number, got 2.0"),
+    ({"min_score": "0.5"}, TypeError, "min_score must be a number or None, got '0.5'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS)
+def test_bad_calls_say_what_is_wrong(
+    mini: MatryoshkaReranker, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        mini.rank(**{"query": QUERY, "documents": DOCUMENTS, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"model": "no such/model name"}, FileNotFoundError, "is no folder here and no hub id. Give 'mini'"),
+        (
+            {"model": "owner/absent", "local_files_only": True},
+            FileNotFoundError,
+            r"the hub was not asked \(local_files_only\)",
+        ),
+        (
+            {"max_length": 513},
+            ValueError,
+            "max_length=513 is more than the 512 positions of 'mini'. Choose at most 512",
+        ),
+        ({"max_length": 0}, ValueError, "max_length must be at least 1, got 0"),
+        ({"batch_tokens": 1.5}, TypeError, "batch_tokens must be a whole number, got 1.5"),
+        ({"dtype": "int8"}, ValueError, "dtype must be 'auto', 'float32', 'bfloat16', 'float16'"),
+        ({"device": "abacus"}, ValueError, "device must be 'auto' or a torch device"),
+        ({"depth": 1}, ValueError, "depth=1 lies below this model's first exit"),
+        ({"keep_ratio": {7: 0.5}}, ValueError, "keep_ratio names merge layer 7"),
+        ({"prompt": "Say yes."}, ValueError, "has no prompt"),
+    ],
+)
+def test_bad_constructor_arguments_say_what_is_wrong(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        MatryoshkaReranker(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "message"),
+    [
+        ([("q", "d"), ("q",)], TypeError, r"pairs\[1\] must be a \(query, document\) pair"),
+        ([("", "d")], ValueError, r"pairs\[0\]\[0\] is empty"),
+        ([("q", 1)], TypeError, r"pairs\[0\]\[1\] must be a string, got 1"),
+        ("qd", TypeError, "pairs must be a list of"),
+    ],
+)
+def test_bad_pairs_say_what_is_wrong(
+    mini: MatryoshkaReranker, pairs: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        mini.score_pairs(pairs)
+
+
+def test_a_broken_checkpoint_is_an_error_and_no_ranking() -> None:
+    broken = MatryoshkaReranker(dtype="float32")
+    broken.model.heads["6"].linear.weight.data.fill_(math.nan)  # type: ignore[union-attr,operator]
+    with pytest.raises(
+        ValueError, match="the model gave the score nan for document 0: its checkpoint 'mini' is broken"
+    ):
+        broken.rank(QUERY, DOCUMENTS)
+    assert broken.rank(QUERY, DOCUMENTS, depth=5)  # the other exits have heads of their own
