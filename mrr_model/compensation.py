@@ -1,5 +1,5 @@
 """Compensation: low-rank deltas that repair what a smaller depth (vertical) or width (horizontal) loses (arXiv
-2501.16302, §3.4).
+2501.16302, factorized compensation).
 
 Letters: r rank, I a linear module's inputs, O its outputs.
 """

@@ -63,7 +63,7 @@ RELEASE_LAYOUT = Layout(
     truncation="spans",
     default_prompt="Predict whether passage B contains an answer to query A.",
 )
-"""The input of the published release and this project's decoders (arXiv 2501.16302, §3.1)."""
+"""The input of the published release and this project's decoders (arXiv 2501.16302, input format)."""
 
 BERT_LAYOUT = Layout(query=("{cls}", "{query}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole")
 """``[CLS] query [SEP] passage [SEP]``."""

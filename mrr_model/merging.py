@@ -38,7 +38,7 @@ def group_count(length: Tensor, step: Fraction) -> Tensor:
 
 
 def destinations(spans: Spans, step: Fraction) -> Tensor:
-    """Where each token goes in one merge (§3.2 of arXiv 2501.16302, for any rational ratio).
+    """Where each token goes in one merge (arXiv 2501.16302, width compression; here for any rational ratio).
 
     Passage token j of its span goes to group floor(j · step); query and prompt tokens keep a place of their own;
     padding goes to −1. Returns int64 (B, T) with T = the longest row.
@@ -59,8 +59,9 @@ def destinations(spans: Spans, step: Fraction) -> Tensor:
 def merge_tokens(hidden: Tensor, target: Tensor, size: int, weights: Tensor | None) -> Tensor:
     """Average the states that share a destination, each weighted by the reading token's attention to it.
 
-    h'_g = Σ_{j∈g} w_j h_j / Σ_{j∈g} w_j  (arXiv 2501.16302, §3.2), or the plain mean where ``weights`` is None. A
-    group whose weights are all zero (attention that underflowed) falls back to its plain mean. Sums run in float32.
+    h'_g = Σ_{j∈g} w_j h_j / Σ_{j∈g} w_j  (arXiv 2501.16302, width compression), or the plain mean where ``weights`` is
+    None. A group whose weights are all zero (attention that underflowed) falls back to its plain mean. Sums run in
+    float32.
 
     ``hidden`` (B, T, D); ``target`` int64 (B, T), −1 for padding; ``size`` T'; ``weights`` (B, T) >= 0 or None.
     Returns (B, T', D) in ``hidden``'s dtype; places that no token goes to are zero.

@@ -63,8 +63,8 @@ class MatryoshkaModel(nn.Module):
     """A stock base model (``model``) with one score head per exit (``heads``), run at the depth and width that a Plan
     says.
 
-    The published method (arXiv 2501.16302, §3.2): hidden states are scored at exits and passage tokens merged in
-    between.
+    The published method (arXiv 2501.16302, width compression): hidden states are scored at exits and passage tokens
+    merged in between.
     """
 
     def __init__(self, model: PreTrainedModel, config: MatryoshkaConfig) -> None:

@@ -62,7 +62,7 @@ class Decoder(Backbone):
         return hidden * cast(float, self.model.embedding_multiplier) if self.family.multipliers else hidden
 
     def stage(self, hidden: Tensor, spans: Spans) -> Stage:
-        """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, §3.2)."""
+        """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, width compression)."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
         rotary = cast(nn.Module, self.model.rotary_emb)(hidden, position_ids=positions)
         reading = (spans.total - 1).to(hidden.device)

@@ -29,8 +29,8 @@ def from_pretrained_backbone(
     ``exits`` default to the deeper three quarters of the layers (from layer ceil(L / 4)), ``merge_layers`` to all but
     the last,
     ``merge_layer``, where a plain keep ratio merges, to the model's quarter. ``dropout`` replaces the backbone's own
-    where given. Heads start as the language-model head's row for "Yes" (arXiv 2501.16302, §3.3) where there is one,
-    else as small noise.
+    where given. Heads start as the language-model head's row for "Yes" (arXiv 2501.16302, cascaded self-distillation)
+    where there is one, else as small noise.
     """
     config = checkpoint.read_config(folder)
     decoder = is_decoder(config.get("model_type", ""))

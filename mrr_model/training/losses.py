@@ -1,4 +1,4 @@
-"""The losses of cascaded self-distillation (arXiv 2501.16302, §3.3), as pure functions of scores.
+"""The losses of cascaded self-distillation (arXiv 2501.16302, cascaded self-distillation), as pure functions of scores.
 
 Letters: G groups (queries), N passages of a group with the positive first, E exits.
 """

@@ -10,7 +10,7 @@ from fractions import Fraction
 def draw_merges(
     seed: int, step: int, *, merge_layers: Sequence[int], ratios: Sequence[int], probability: float
 ) -> dict[int, Fraction]:
-    """Draw the merges of one step: ``{layer: 1/ratio}`` (arXiv 2501.16302, §3.3).
+    """Draw the merges of one step: ``{layer: 1/ratio}`` (arXiv 2501.16302, cascaded self-distillation).
 
     One ratio is drawn from ``ratios`` (1 means no merge); every merge layer is then on with ``probability``, and one
     layer at random where none came on.
