@@ -3,8 +3,9 @@
     python examples/mini_data.py --data ../shared/data --output runs/data
     python examples/train_mini.py --data runs/data --output runs/mini
 
-The first command mines negatives and asks the teacher, the bi-encoder itself, for its cosines; the second trains for 1,774
-steps of 64 pairs, 50 minutes on two quiet cores with AMX, and resumes where it was stopped. Needs the `dev` extra.
+The first command mines negatives and asks the teacher, the bi-encoder itself, for its cosines; the second trains for
+1,774 steps of 64 pairs, 50 minutes on two quiet cores with AMX, and resumes where it was stopped. Needs the `dev`
+extra.
 """
 
 import argparse

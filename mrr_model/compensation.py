@@ -57,7 +57,7 @@ class Compensation:
         self._folds = sum(cast(nn.Linear, modules[name]).weight.nbytes for name in adapted) <= fold_limit
         self._folded: dict[tuple[str, ...], MatryoshkaModel] = {(): model}
         self._lock = threading.RLock()
-        self._active: tuple[str, ...] = ()
+        self._active = threading.local()  # hooks of another object on the same modules must not see these names
         if not self._folds:
             for module in adapted:
                 modules[module].register_forward_hook(self._adding_hook(module))
@@ -89,11 +89,11 @@ class Compensation:
             yield self._fold(names)
             return
         with self._lock:
-            self._active = names
+            self._active.names = names
             try:
                 yield self.model
             finally:
-                self._active = ()
+                self._active.names = ()
 
     def _fold(self, names: tuple[str, ...]) -> MatryoshkaModel:
         folded = self._folded.get(names)
@@ -106,7 +106,7 @@ class Compensation:
 
     def _adding_hook(self, module_name: str) -> Any:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            for name in self._active:
+            for name in getattr(self._active, "names", ()):
                 low = self.adapters[name].get(module_name)
                 if low is not None:
                     a, b = (part.to(output.device, output.dtype) for part in (low.a, low.b))
@@ -121,11 +121,12 @@ class Compensation:
                 "a large model with compensation adapters cannot be pickled; load it in each process instead: "
                 "MatryoshkaReranker(model, adapters=...)."
             )
-        return {**self.__dict__, "_lock": None, "_folded": {(): self.model}}
+        return {**self.__dict__, "_lock": None, "_active": None, "_folded": {(): self.model}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
+        self._active = threading.local()
 
 
 def fold(model: MatryoshkaModel, adapters: list[Adapter]) -> MatryoshkaModel:

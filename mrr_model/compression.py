@@ -203,6 +203,11 @@ def _validated_keep_ratio(keep_ratio: object) -> float | tuple[tuple[int, float]
         keep_ratio = tuple(keep_ratio.items())
     if not isinstance(keep_ratio, (tuple, list)):
         return _validated_ratio(keep_ratio, "keep_ratio")
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in keep_ratio):
+        raise TypeError(
+            f"keep_ratio must be a number, a mapping or (merge layer, ratio) pairs, got {keep_ratio!r}. "
+            "Write 0.5 or {8: 0.5, 16: 0.25}."
+        )
 
     widths = sorted(
         (_validated_merge_layer(layer), _validated_ratio(ratio, f"keep_ratio[{layer}]")) for layer, ratio in keep_ratio

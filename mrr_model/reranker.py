@@ -244,6 +244,8 @@ class MatryoshkaReranker:
         ``query_tokens`` and ``passage_tokens`` count the texts' own tokens; what the layout adds is added, lengths are
         cut as usual.
         """
+        _whole_number("query_tokens", query_tokens, least=0)
+        _whole_number("passage_tokens", passage_tokens, least=0)
         plan = self._plan(depth, keep_ratio)
         return pair_operations(
             self.model,
@@ -372,11 +374,11 @@ def probability(logit: float) -> float:
     return grown / (1.0 + grown)
 
 
-def _whole_number(name: str, value: object) -> int:
+def _whole_number(name: str, value: object, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__}).")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
     return value
 
 

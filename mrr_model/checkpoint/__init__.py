@@ -82,8 +82,7 @@ def save(
     embeddings = model.model.get_input_embeddings().weight
     apart = [name for name, tensor in model.named_parameters() if tensor is embeddings] if embeddings_apart else []
     write_weights(state, folder, apart)
-    if checkpoint.adapters:
-        lora.write_own(checkpoint.adapters, folder / native.COMPENSATION)
+    lora.write_own(checkpoint.adapters, folder / native.COMPENSATION)
     checkpoint.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card or native.default_card(blueprint), encoding="utf-8")
 

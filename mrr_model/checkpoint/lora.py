@@ -67,8 +67,11 @@ def read_published(adapters: Mapping[str, Any], base: Path, rename: Callable[[st
 
 
 def write_own(adapters: Mapping[str, Adapter], folder: Path) -> None:
-    """Write each adapter to ``folder``/NAME.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write each adapter to ``folder``/NAME.safetensors; adapters of an earlier save are removed."""
+    for stale in folder.glob("*.safetensors"):
+        stale.unlink()
+    if adapters:
+        folder.mkdir(parents=True, exist_ok=True)
     for name, adapter in adapters.items():
         tensors = {}
         for module, low in adapter.items():

@@ -22,14 +22,14 @@ def locate(
 ) -> Path:
     """The local folder of a checkpoint; a hub repository is downloaded or found in the cache.
 
-    A shipped name wins over a hub id, an existing folder over both. Raises ``FileNotFoundError`` that says what was
-    looked for.
+    A shipped name wins over a folder (write ``./mini`` for one of that name), a folder over a hub id. Raises
+    ``FileNotFoundError`` that says what was looked for.
     """
+    if name in SHIPPED:
+        return SHIPPED[str(name)]
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if str(name) in SHIPPED:
-        return SHIPPED[str(name)]
     known = ", ".join(repr(shipped) for shipped in SHIPPED)
     try:
         return Path(

@@ -112,9 +112,9 @@ class RankingTrainer(Trainer):
             ratios=self.ratios,
             probability=self.merge_probability,
         )
-        teacher = inputs["teacher"]  # (G, N)
-        full = model(inputs["batch"], Plan(exits)).unflatten(0, teacher.shape)  # (G, N, E)
-        narrow = model(inputs["batch"], Plan(exits, merges)).unflatten(0, teacher.shape) if merges else None
+        batch, teacher = inputs["batch"].to(core.device), inputs["teacher"]  # teacher (G, N)
+        full = model(batch, Plan(exits)).unflatten(0, teacher.shape)  # (G, N, E)
+        narrow = model(batch, Plan(exits, merges)).unflatten(0, teacher.shape) if merges else None
 
         loss = self.weights.cascade * cascade_loss(full, narrow, exits, core.num_layers)
         for logits in (full,) if narrow is None else (full, narrow):
