@@ -23,7 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that mini_data.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; the model goes to OUTPUT/mini")
-    parser.add_argument("--card", type=Path, default=Path("mrr_model/mini/README.md"), help="model card to put beside it")
+    parser.add_argument(
+        "--card", type=Path, default=Path("mrr_model/mini/README.md"), help="model card to put beside it"
+    )
     arguments = parser.parse_args()
 
     trained = finetune(

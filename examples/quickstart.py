@@ -1,0 +1,81 @@
+"""Re-rank Python's own documentation at full size and at two compressed settings, side by side.
+
+    python examples/quickstart.py
+    python examples/quickstart.py "how do I walk a folder?"
+
+The passages are the docstrings of the standard library's functions and classes. Needs no network.
+"""
+
+import importlib
+import inspect
+import statistics
+import sys
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from mrr_model import MatryoshkaReranker
+
+# fmt: off
+MODULES = [
+    "argparse", "bisect", "calendar", "collections", "contextlib", "copy", "csv", "datetime", "difflib", "fnmatch",
+    "functools", "glob", "gzip", "heapq", "html", "itertools", "json", "math", "os.path", "random", "secrets", "shlex",
+    "shutil", "statistics", "string", "tempfile", "textwrap", "threading", "time", "uuid",
+]
+# fmt: on
+QUESTION = "how do I split a shell command into words?"
+SETTINGS = ((None, 1.0), (4, 0.5), (3, 0.5))
+RUNS = 3
+
+
+def passages() -> dict[str, str]:
+    """Qualified names and docstrings of at least five words, each text once."""
+    texts: dict[str, str] = {}
+    for module_name in MODULES:
+        module = importlib.import_module(module_name)
+        for name, member in sorted(vars(module).items()):
+            if name.startswith("_") or not (inspect.isroutine(member) or inspect.isclass(member)):
+                continue
+            text = inspect.getdoc(member) or ""
+            if len(text.split()) >= 5 and text not in texts.values():
+                texts[f"{module_name}.{name}"] = text
+    return texts
+
+
+def main() -> None:
+    """Rank, time and print."""
+    question = " ".join(sys.argv[1:]) or QUESTION
+    texts = passages()
+    names, documents = list(texts), list(texts.values())
+    reranker = MatryoshkaReranker()
+    full_cost = reranker.cost(depth=None, keep_ratio=1.0)
+
+    table = Table(title=f"{question}\n{len(documents)} docstrings of Python's standard library, {reranker.dtype}")
+    for column in ("setting", "best three", "score"):
+        table.add_column(column)
+    for column in ("time", "of full size", "computation"):
+        table.add_column(column, justify="right")
+    full_time = 0.0
+    for depth, keep_ratio in SETTINGS:
+        reranker.rank(question, documents, depth=depth, keep_ratio=keep_ratio)  # once to warm up
+        seconds = []
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            ranking = reranker.rank(question, documents, depth=depth, keep_ratio=keep_ratio, top_n=3)
+            seconds.append(time.perf_counter() - start)
+        taken = statistics.median(seconds)
+        full_time = full_time or taken
+        table.add_row(
+            "full size" if depth is None else f"depth {depth}, keep ratio {keep_ratio}",
+            "\n".join(names[document.index] for document in ranking),
+            "\n".join(f"{document.score:.3f}" for document in ranking),
+            f"{taken * 1000:.0f} ms",
+            f"{taken / full_time:.0%}",
+            f"{reranker.cost(depth=depth, keep_ratio=keep_ratio) / full_cost:.0%}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
