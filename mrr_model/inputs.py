@@ -119,6 +119,12 @@ class PairEncoder:
         self._before_query = self._span_ids(layout.query[:slot])
         self._after_query = self._span_ids(layout.query[slot + 1 :])
         self._query_template, self._passage_template = layout.query[slot], layout.passage[0]
+        specials = len(self._before_query) + len(self._after_query) + len(self.prompt_ids())
+        if layout.truncation == "whole" and max_length < specials:
+            raise ValueError(
+                f"max_length={max_length} leaves no room beside the {specials} special tokens of the input layout. "
+                f"Choose at least {specials + 1}."
+            )
 
     def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
         """Encode (query, passage) pairs; each distinct text is tokenized once. ``prompt`` replaces the layout's
@@ -131,8 +137,7 @@ class PairEncoder:
 
     def prompt_ids(self, prompt: str | None = None) -> list[int]:
         """The ids of the span that follows the passage."""
-        text = self.layout.default_prompt if prompt is None else prompt
-        return self._span_ids(tuple(piece.replace("{prompt}", text or "") for piece in self.layout.prompt))
+        return self._span_ids(self.layout.prompt, self.layout.default_prompt if prompt is None else prompt)
 
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose query and passage have that many tokens (ids are zeros)."""
@@ -155,11 +160,11 @@ class PairEncoder:
         ordered = list(texts)
         return dict(zip(ordered, self._tokenize([template.replace(slot, text) for text in ordered]), strict=True))
 
-    def _span_ids(self, pieces: tuple[str, ...]) -> list[int]:
+    def _span_ids(self, pieces: tuple[str, ...], prompt: str | None = None) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
             if piece not in SPECIAL_TOKENS:
-                ids += self._tokenize([piece])[0]
+                ids += self._tokenize([piece.replace("{prompt}", prompt or "")])[0]
             elif (special := self._special_ids[piece]) is not None:
                 ids.append(special)
             else:

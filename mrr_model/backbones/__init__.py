@@ -11,7 +11,7 @@ FAMILIES = (*decoder.FAMILIES, *encoder.FAMILIES)
 """Every known ``model_type``."""
 
 
-def is_decoder(model_type: str) -> bool:
+def is_decoder(model_type: str | None) -> bool:
     """Whether a family is causal. Raises ``ValueError`` for a family that is not known."""
     if model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not a known backbone. Known ones: {', '.join(FAMILIES)}.")

@@ -36,14 +36,12 @@ def read_peft(folder: Path, rename: Callable[[str], str | None]) -> Adapter:
     tensors = load_file(weights_file)
     adapter = {}
     for key in sorted(tensors):
-        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_A\.weight", key)
-        if match is None:
-            continue
-        other = tensors.get(key.replace(".lora_A.", ".lora_B."))
-        name = rename(match[1] + ".weight")
-        if other is None or name is None:
-            raise ValueError(f"{weights_file}: {key} has no lora_B beside it, or belongs to no module of this model.")
-        adapter[name.removesuffix(".weight")] = LowRank(tensors[key], other, scaling)
+        stem = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_[AB]\.weight", key)
+        a, b = (tensors.get(re.sub(r"\.lora_[AB]\.", f".lora_{side}.", key)) for side in "AB")
+        name = rename(stem[1] + ".weight") if stem else None
+        if a is None or b is None or name is None:
+            raise ValueError(f"{weights_file}: {key} is not one of a pair lora_A.weight, lora_B.weight of this model.")
+        adapter[name.removesuffix(".weight")] = LowRank(a, b, scaling)
     return adapter
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import CONFIG_MAPPING
 
+from mrr_model.backbones import is_decoder
 from mrr_model.checkpoint.blueprint import Blueprint
 from mrr_model.model import MatryoshkaConfig
 
@@ -33,6 +34,7 @@ def read(config: dict[str, Any]) -> Blueprint:
     fields = {
         key: value for key, value in config.items() if key not in (SECTION, "model_type", "auto_map", "architectures")
     }
+    is_decoder(config.get("model_type"))  # an error that lists the known families where this is none
     return Blueprint(CONFIG_MAPPING[config["model_type"]].from_dict(fields), matryoshka, lambda name: name)
 
 

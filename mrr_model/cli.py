@@ -1,0 +1,429 @@
+"""The command line: ``mrr rerank``, ``mrr finetune``, ``mrr info``.
+
+torch and transformers are imported inside the commands, so that ``mrr --help`` answers at once. What goes to stdout is
+the result and nothing else. Wrong arguments and bad input are one line on stderr and exit code 2.
+"""
+
+import inspect
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrr_model import __version__
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from rich.table import Table
+
+    from mrr_model.checkpoint import Checkpoint
+    from mrr_model.reranker import RankedDocument
+    from mrr_model.training.finetune import FinetuneSettings
+
+TRAIN_EXTRA = 'pip install "matryoshka-reranker[train]"'
+RATIOS = (1.0, 0.5, 0.25)
+"""The keep ratios that ``mrr info`` compares."""
+
+app = typer.Typer(
+    name="mrr",
+    help="Matryoshka Re-Ranker: one re-ranking model that runs at any depth and width.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class InputFormat(str, Enum):
+    """How ``mrr rerank`` reads documents."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSONL = "jsonl"
+
+
+class OutputFormat(str, Enum):
+    """How ``mrr rerank`` writes the ranking."""
+
+    AUTO = "auto"
+    TABLE = "table"
+    JSONL = "jsonl"
+
+
+def main() -> None:
+    """What the ``mrr`` script calls."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mrr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def rerank(
+    query: Annotated[str, typer.Option("--query", "-q", help="What the documents are ranked for.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE|-",
+            show_default=False,
+            help='One document a line: plain texts, or JSON objects with "text" and, if you like, "title". '
+            "- reads stdin, and so does leaving it out in a pipe.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="mini (shipped), a local folder or a hub id.")] = "mini",
+    depth: Annotated[int | None, typer.Option(help="Run at most this many layers.", show_default="all layers")] = None,
+    keep_ratio: Annotated[
+        str,
+        typer.Option(
+            metavar="RATIO|LAYER:RATIO,…",
+            help="The part of the passage tokens to keep: 0.5, or from each merge layer on: 8:0.5,16:0.25.",
+        ),
+    ] = "1.0",
+    top_n: Annotated[int | None, typer.Option(help="Give at most this many.", show_default="all")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Give only what scores at least this.", show_default="all")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Instruction after the passage.", show_default="the model's, if it takes one")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of a pair.")] = 512,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a batch, padding counted.", show_default="by device")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Scores are raw logits, not probabilities.")] = False,
+    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")] = False,
+    input_format: Annotated[
+        InputFormat,
+        typer.Option(help="auto: JSON lines if the file's name or its first line looks like it, else plain texts."),
+    ] = InputFormat.AUTO,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="auto: a table on a terminal, JSON lines elsewhere.")
+    ] = OutputFormat.AUTO,
+) -> None:
+    """Order documents from the best answer to the worst.
+
+    JSON lines out are the input objects plus "index" (place in the input, from 0), "rank" (from 1) and "score".
+    """
+    with _reported():
+        documents = _read_documents(file, input_format)
+        from mrr_model.reranker import MatryoshkaReranker
+
+        reranker = MatryoshkaReranker(
+            model,
+            depth=depth,
+            keep_ratio=keep_ratio,
+            device=device,
+            dtype=dtype,
+            max_length=max_length,
+            prompt=prompt,
+            normalize=not raw,
+            batch_tokens=batch_tokens,
+            local_files_only=local_files_only,
+        )
+        ranking = reranker.rank(query, [_text(row) for row in documents], top_n=top_n, min_score=min_score)
+        if output_format is OutputFormat.TABLE or (output_format is OutputFormat.AUTO and sys.stdout.isatty()):
+            _write_table(ranking, documents, f"{model}, {reranker.compression}")
+        else:
+            _write_json_lines(ranking, documents)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def finetune(context: typer.Context) -> None:
+    """Train a re-ranker on groups of passages, from a stock model or a checkpoint."""
+    # The flags are the fields of FinetuneSettings, which lies beside torch: they are made once this command is chosen.
+    with _reported():
+        from mrr_model.training.finetune import FinetuneSettings
+
+        command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        command.command(help=finetune.__doc__)(_flags_of(FinetuneSettings, _finetune))
+        code = command(context.args, prog_name=context.command_path, standalone_mode=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="mini (shipped), a local folder or a hub id.")] = "mini",
+    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")] = False,
+) -> None:
+    """Show what a checkpoint holds and what its sizes cost. Its weights are not loaded."""
+    with _reported():
+        from rich.console import Console
+
+        from mrr_model.checkpoint.source import locate
+
+        folder = locate(model, local_files_only=local_files_only)
+        loaded = _load_without_weights(folder)
+        console = Console()
+        console.print(_facts(model, folder, loaded))
+        console.print()
+        console.print(_cost_table(loaded))
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """What goes wrong inside becomes one line on stderr and an exit code; warnings become a line each."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say("warning", str(message))
+        try:
+            yield
+            sys.stdout.flush()  # a closed pipe shows here, not as Python exits
+        except (FileExistsError, FileNotFoundError, TypeError, ValueError) as error:
+            _say("error", str(error))
+            raise typer.Exit(2) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _say(kind: str, message: str) -> None:
+    color = typer.colors.YELLOW if kind == "warning" else typer.colors.RED
+    typer.echo(typer.style(f"{kind}:", fg=color) + " " + " ".join(message.split()), err=True)
+
+
+def _read_documents(file: Path | None, input_format: InputFormat) -> list[dict[str, Any]]:
+    """The documents as JSON objects that hold "text"; blank lines are skipped."""
+    if file is None and sys.stdin.isatty():
+        raise ValueError("no documents: give a FILE, or pipe one document a line to stdin.")
+    name = "stdin" if file is None or str(file) == "-" else str(file)
+    try:
+        content = sys.stdin.buffer.read() if file is None or name == "stdin" else file.read_bytes()
+        lines = io.StringIO(content.decode("utf-8-sig"), newline=None)  # only line feeds and carriage returns end lines
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is no UTF-8 text: {error}.") from None
+    numbered = [(f"{name}:{number}", line.rstrip("\n")) for number, line in enumerate(lines, 1) if line.strip()]
+    if input_format is InputFormat.AUTO:
+        as_json = Path(name).suffix in (".json", ".jsonl") or (bool(numbered) and _is_json_object(numbered[0][1]))
+    else:
+        as_json = input_format is InputFormat.JSONL
+    return [_json_document(place, line) if as_json else {"text": line} for place, line in numbered]
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _json_document(place: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: expected one JSON object a line, but this is not JSON: {error}.") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected one JSON object a line, got {type(row).__name__}.")
+    if not isinstance(row.get("text"), str):
+        raise ValueError(
+            f'{place}: expected a string under "text"; the keys are {", ".join(map(repr, row)) or "none"}.'
+        )
+    if not isinstance(row.get("title"), str | None):
+        raise ValueError(f'{place}: expected a string under "title", got {type(row["title"]).__name__}.')
+    return row
+
+
+def _text(document: dict[str, Any]) -> str:
+    """What is scored: title and text joined by one space, the one alone where the other is empty."""
+    return " ".join(part for part in (document.get("title"), document["text"]) if part)
+
+
+def _write_json_lines(ranking: "Sequence[RankedDocument]", documents: Sequence[dict[str, Any]]) -> None:
+    for rank, ranked in enumerate(ranking, 1):
+        row = {**documents[ranked.index], "index": ranked.index, "rank": rank, "score": ranked.score}
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        sys.stdout.buffer.write(line.encode())  # JSON is UTF-8, whatever the terminal's encoding
+
+
+def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[dict[str, Any]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    named = any("id" in row or "_id" in row for row in documents)
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("id" if named else "index", justify="left" if named else "right", no_wrap=True)
+    table.add_column("text")
+    for rank, ranked in enumerate(ranking, 1):
+        row = documents[ranked.index]
+        identifier = row.get("_id", row.get("id", ranked.index))
+        start = ranked.text[: 4 * console.width]
+        shown = " ".join("".join(letter if letter.isprintable() else " " for letter in start).split())
+        table.add_row(
+            str(rank), f"{ranked.score:.4f}", Text(str(identifier)), Text(shown, no_wrap=True, overflow="ellipsis")
+        )
+    console.print(table)
+
+
+def _flags_of(settings: "type[FinetuneSettings]", run: "Callable[[FinetuneSettings], None]") -> Callable[..., None]:
+    """A function for typer: one flag per field of ``settings``, then ``run`` on the validated whole."""
+    from pydantic import ValidationError
+
+    joined = {  # fields of several whole numbers: one flag, comma-separated
+        name
+        for name, field in settings.model_fields.items()
+        if field.annotation in (tuple[int, ...], tuple[int, ...] | None)
+    }
+    parameters = []
+    for name, field in settings.model_fields.items():
+        kind, default, metavar = field.annotation, field.get_default(), None
+        if name in joined:
+            kind, metavar = str | None, "N,N,…"
+            default = None if default is None else ",".join(map(str, default))
+        elif kind == tuple[Path, ...]:
+            kind, metavar = list[Path], "FILE"
+        option = typer.Option(help=field.description, metavar=metavar)
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else default,
+                annotation=Annotated[kind, option],
+            )
+        )
+
+    def flags(**values: Any) -> None:
+        for name in joined & values.keys():
+            values[name] = None if values[name] is None else values[name].split(",")
+        try:
+            checked = settings(**values)
+        except ValidationError as error:
+            for line in _lines_of(error):
+                _say("error", line)
+            raise typer.Exit(2) from None
+        run(checked)
+
+    flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature() reads
+    flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flags
+
+
+def _lines_of(error: "ValidationError") -> list[str]:
+    lines = []
+    for fault in error.errors():
+        flag = "".join(f"--{part}: ".replace("_", "-") for part in fault["loc"][:1])
+        lines.append(f"{flag}{fault['msg']}, got {fault['input']!r}")
+    return lines
+
+
+def _finetune(settings: "FinetuneSettings") -> None:
+    from mrr_model.training.finetune import finetune
+
+    if find_spec("accelerate") is None:
+        raise ValueError(f"training needs accelerate, which is not installed: {TRAIN_EXTRA}")
+    try:
+        folder = finetune(settings)
+    except KeyboardInterrupt:
+        _say("stopped", f"the same command goes on from the last save in {settings.output}.")
+        raise typer.Exit(130) from None
+    typer.echo(f"The trained re-ranker is in {folder}")
+
+
+def _load_without_weights(folder: Path) -> "Checkpoint":
+    import torch
+
+    from mrr_model import checkpoint
+    from mrr_model.checkpoint import lora, native
+
+    with torch.device("meta"):
+        model = checkpoint.build(checkpoint.read_blueprint(folder), torch.float32)
+    return checkpoint.Checkpoint(model, checkpoint.load_tokenizer(folder), lora.read_own(folder / native.COMPENSATION))
+
+
+def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    model, matryoshka = loaded.model, loaded.model.matryoshka
+    layout = matryoshka.layout
+    pieces = [piece if "{" in piece else repr(piece) for piece in (*layout.query, *layout.passage, *layout.prompt)]
+    facts = {
+        "model": name if Path(name) == folder else f"{name} ({folder})",
+        "backbone": f"{model.config.model_type}, hidden size {model.config.hidden_size}",
+        "layers": str(model.num_layers),
+        "exits": _listed(matryoshka.exits),
+        "merge layers": _listed(matryoshka.merge_layers),
+        "default merge layer": str(matryoshka.default_merge_layer) if matryoshka.merge_layers else "none",
+        "merge weights": matryoshka.merge_weights,
+        "head": f"{matryoshka.head}, one per exit",
+        "layout": " ".join(pieces),
+        "prompt": layout.default_prompt or "none",
+        "adapters": ", ".join(loaded.adapters) or "none",
+        "weights": _stored_weights(folder),
+    }
+    table = Table.grid(padding=(0, 2))
+    for label, fact in facts.items():
+        table.add_row(Text(label, style="bold"), Text(fact))
+    return table
+
+
+def _stored_weights(folder: Path) -> str:
+    """How many numbers of which format the checkpoint's files hold, by their headers."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    counts: dict[str, int] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as stored:
+            for key in stored.keys():  # noqa: SIM118  # no mapping: it has no iterator
+                part = stored.get_slice(key)
+                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + prod(part.get_shape())
+    return ", ".join(f"{count:,} in {dtype}" for dtype, count in counts.items()) or "none here"
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _cost_table(loaded: "Checkpoint") -> "Table":
+    """The share of full-size computation at up to five exits and three keep ratios."""
+    from rich.table import Table
+
+    from mrr_model.reranker import MatryoshkaReranker
+
+    reranker = MatryoshkaReranker(loaded, max_length=min(512, loaded.model.backbone.max_tokens or 512))
+    last = len(reranker.exits) - 1
+    depths = sorted({reranker.exits[round(last * step / 4)] for step in range(5)}, reverse=True)
+    ratios = RATIOS if reranker.merge_layers else RATIOS[:1]
+    full = reranker.cost(depth=None, keep_ratio=1.0)
+    table = Table(
+        title="share of full-size computation",
+        title_justify="left",
+        caption=f"full size: {full / 1e9:.2f} GFLOP a pair of 32 + 192 tokens",
+        caption_justify="left",
+    )
+    table.add_column("depth", justify="right")
+    for ratio in ratios:
+        table.add_column(f"keep ratio {ratio:g}", justify="right")
+    for depth in depths:
+        shares = [reranker.cost(depth=depth, keep_ratio=ratio) / full for ratio in ratios]
+        table.add_row(str(depth), *(f"{share:.0%}" for share in shares))
+    return table

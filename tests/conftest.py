@@ -1,0 +1,208 @@
+"""Tiny random models of every family, tokenizers for them, batches and checkpoints: what the tests share.
+
+Nothing here needs a network or a GPU. Each factory builds anew, so a test may change what it gets; session fixtures
+(``tokenizers``, ``saved_checkpoint``) are shared and must be left as they are.
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mrr_model import checkpoint
+from mrr_model.backbones import is_decoder
+from mrr_model.checkpoint import Checkpoint
+from mrr_model.compensation import Adapter, LowRank
+from mrr_model.inputs import BERT_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, EncodedPair, Layout
+from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
+
+REFERENCE = Path(__file__).parent / "fixtures" / "reference"
+
+LAYERS = 6
+FIRST_ID = 5
+"""Random ids start here: no special tokens, and no padding id, by which XLM-RoBERTa counts its positions."""
+
+DECODER: dict[str, Any] = {
+    "vocab_size": 1024,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+ENCODER: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 130,
+    "initializer_range": 0.15,
+    "pad_token_id": 1,
+}
+TINY: dict[str, dict[str, Any]] = {
+    "mistral": DECODER,
+    "llama": DECODER,
+    "qwen2": DECODER,
+    "qwen3": {**DECODER, "head_dim": 12},
+    # A low cap, so that capping shows; a head size that is not hidden size / heads, as in the real model.
+    "gemma2": {**DECODER, "head_dim": 12, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+    "granite": {
+        **DECODER,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.0,
+    },
+    "bert": ENCODER,
+    "xlm-roberta": {**ENCODER, "type_vocab_size": 1},
+}
+LAYOUTS: dict[str, Layout] = {"bert": BERT_LAYOUT, "xlm-roberta": XLM_ROBERTA_LAYOUT}
+
+ModelFactory = Callable[..., MatryoshkaModel]
+
+
+def stock_config(family: str, **changes: Any) -> PreTrainedConfig:
+    return CONFIG_MAPPING[family](**{**TINY[family], **changes})
+
+
+def build_model(family: str, *, seed: int = 0, own: Mapping[str, Any] | None = None, **changes: Any) -> MatryoshkaModel:
+    """A model of ``family`` in evaluation mode; ``own`` changes MatryoshkaConfig, ``changes`` the stock configuration.
+
+    Norms and biases get noise too: as transformers initialises them (ones, zeros), leaving one out would not show.
+    """
+    config = stock_config(family, **changes)
+    layers = config.num_hidden_layers
+    fields: dict[str, Any] = {
+        "exits": tuple(range(1, layers + 1)),
+        "merge_layers": tuple(range(1, layers)),
+        "default_merge_layer": 1,
+        "layout": LAYOUTS.get(family, RELEASE_LAYOUT),
+        "logit_softcap": 30.0 if family == "gemma2" else None,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MatryoshkaModel.from_config(config, MatryoshkaConfig(**{**fields, **(own or {})}))
+        with torch.no_grad():
+            for parameter in model.model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def random_pairs(spans: Sequence[tuple[int, int, int]], *, seed: int = 0, vocab_size: int = 128) -> list[EncodedPair]:
+    """Random ids for pairs whose (query, passage, prompt) spans have those lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        EncodedPair(torch.randint(FIRST_ID, vocab_size, (sum(lengths),), generator=generator).tolist(), *lengths)
+        for lengths in spans
+    ]
+
+
+def random_adapter(model: MatryoshkaModel, *, seed: int = 0, rank: int = 2) -> dict[str, LowRank]:
+    """A delta for every linear module of the blocks and the heads, large enough to move logits."""
+    generator = torch.Generator().manual_seed(seed)
+    adapter = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            outputs, inputs = module.weight.shape
+            a, b = torch.randn(rank, inputs, generator=generator), torch.randn(outputs, rank, generator=generator)
+            adapter[name] = LowRank(0.1 * a, 0.1 * b, 0.5 + seed)
+    return adapter
+
+
+def decoder_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte-level BPE of 1024 tokens that the reference data came with."""
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(REFERENCE / "mistral" / "model")
+    return tokenizer
+
+
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer of letters, digits, punctuation and a few words."""
+    letters = string.ascii_lowercase + string.digits
+    pieces = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    pieces += [*"?.,!()-:'", "the", "what", "panda", "is", "##ing"]
+    backend = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = BertNormalizer()
+    backend.pre_tokenizer = BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def build_checkpoint(family: str, *, adapters: bool = True, seed: int = 0, **changes: Any) -> Checkpoint:
+    """A tiny checkpoint with a tokenizer and, unless told otherwise, a vertical and two horizontal adapters."""
+    model = build_model(family, seed=seed, **changes)
+    names = ("vertical", "horizontal_1_2", "horizontal_1_4") if adapters else ()
+    deltas: dict[str, Adapter] = {name: random_adapter(model, seed=place) for place, name in enumerate(names)}
+    tokenizer = decoder_tokenizer() if is_decoder(family) else encoder_tokenizer()
+    return Checkpoint(model, tokenizer, deltas)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of the reference checkpoints; see fixtures/README.md."""
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., PreTrainedConfig]:
+    """``make_config(family, **changes)``: a tiny stock configuration."""
+    return stock_config
+
+
+@pytest.fixture(scope="session")
+def make_model() -> ModelFactory:
+    """``make_model(family, seed=0, own={...}, **changes)``: a tiny random MatryoshkaModel."""
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[..., list[EncodedPair]]:
+    """``make_pairs([(query, passage, prompt), ...], seed=0)``: pairs of random ids with spans of those lengths."""
+    return random_pairs
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., dict[str, LowRank]]:
+    """``make_adapter(model, seed=0, rank=2)``: a random non-zero compensation adapter."""
+    return random_adapter
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Checkpoint]:
+    """``make_checkpoint(family, adapters=True, **changes)``: a tiny checkpoint in memory."""
+    return build_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> Mapping[str, PreTrainedTokenizerBase]:
+    """One tokenizer for all decoders, one for all encoders, by ``"decoder"`` and ``"encoder"``."""
+    return {"decoder": decoder_tokenizer(), "encoder": encoder_tokenizer()}
+
+
+@pytest.fixture(scope="session")
+def saved_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama with three compensation adapters in this project's own format."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "decoder"
+    checkpoint.save(build_checkpoint("llama"), folder)
+    return folder

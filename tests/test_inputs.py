@@ -1,0 +1,272 @@
+"""Texts to ids and spans: the layouts, what is cut, a tokenizer left alone; and pairs to batches."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from mrr_model.inputs import (
+    BERT_LAYOUT,
+    RELEASE_LAYOUT,
+    XLM_ROBERTA_LAYOUT,
+    EncodedPair,
+    Layout,
+    PairEncoder,
+    collate,
+    length_sorted_batches,
+)
+
+Tokenizers = Mapping[str, PreTrainedTokenizerBase]
+
+QUERY, PASSAGE = "what is a panda?", "The giant panda is a bear species endemic to China."
+NEWLINE = "\n"
+
+
+class Characters:
+    """A slow tokenizer: one token per character, with no fast backend."""
+
+    bos_token_id, eos_token_id, cls_token_id, sep_token_id = 1, 2, 3, 4
+
+    def tokenize(self, text: str) -> list[str]:
+        return list(text)
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        return [ord(token) for token in tokens]
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+# Layouts
+
+
+def test_release_layout_tokenizes_five_pieces_apart(tokenizers: Tokenizers) -> None:
+    """reference/README.md, Input: one bos, then "A: "+query, "\\n", "B: "+passage, "\\n", prompt."""
+    tokenizer = tokenizers["decoder"]
+    [pair] = PairEncoder(tokenizer, RELEASE_LAYOUT).encode([(QUERY, PASSAGE)], "Is it?")
+    query = [tokenizer.bos_token_id, *ids_of(tokenizer, "A: " + QUERY), *ids_of(tokenizer, NEWLINE)]
+    passage = ids_of(tokenizer, "B: " + PASSAGE)
+    prompt = [*ids_of(tokenizer, NEWLINE), *ids_of(tokenizer, "Is it?")]
+    assert pair == EncodedPair([*query, *passage, *prompt], len(query), len(passage), len(prompt))
+
+
+@pytest.mark.parametrize(("layout", "separators"), [(BERT_LAYOUT, 1), (XLM_ROBERTA_LAYOUT, 2)])
+def test_encoder_layouts(tokenizers: Tokenizers, layout: Layout, separators: int) -> None:
+    tokenizer = tokenizers["encoder"]
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    [pair] = PairEncoder(tokenizer, layout).encode([(QUERY, PASSAGE)])
+    query = [cls, *ids_of(tokenizer, QUERY), *[sep] * separators]
+    passage = ids_of(tokenizer, PASSAGE)
+    assert pair == EncodedPair([*query, *passage, sep], len(query), len(passage), 1)
+
+
+def test_default_prompt_and_an_empty_one(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["decoder"]
+    encoder = PairEncoder(tokenizer, RELEASE_LAYOUT)
+    assert RELEASE_LAYOUT.default_prompt is not None
+    newline = ids_of(tokenizer, NEWLINE)
+    assert encoder.prompt_ids() == newline + ids_of(tokenizer, RELEASE_LAYOUT.default_prompt)
+    assert encoder.prompt_ids("") == newline
+
+
+def test_which_layouts_take_a_prompt() -> None:
+    assert RELEASE_LAYOUT.takes_prompt
+    assert not BERT_LAYOUT.takes_prompt
+    assert not XLM_ROBERTA_LAYOUT.takes_prompt
+
+
+def test_empty_passage_is_encoded() -> None:
+    [pair] = PairEncoder(Characters(), BERT_LAYOUT).encode([("q", "")])
+    assert pair == EncodedPair([3, ord("q"), 4, 4], 3, 0, 1)
+
+
+@pytest.mark.parametrize("text", ["{query}", "{passage}", "{prompt}", "{bos}", "{sep}"])
+def test_braces_in_a_users_text_are_text(text: str) -> None:
+    [pair] = PairEncoder(Characters(), RELEASE_LAYOUT).encode([(text, text)], text)
+    expected = "A: " + text + "\nB: " + text + "\n" + text
+    assert pair.input_ids == [1, *map(ord, expected)]
+
+
+def test_distinct_texts_are_tokenized_once() -> None:
+    class Counting(Characters):
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def tokenize(self, text: str) -> list[str]:
+            self.seen.append(text)
+            return super().tokenize(text)
+
+    tokenizer = Counting()
+    encoder = PairEncoder(tokenizer, BERT_LAYOUT)
+    tokenizer.seen.clear()
+    encoder.encode([("q", "a"), ("q", "b"), ("r", "a"), ("q", "a")])
+    assert sorted(tokenizer.seen) == ["a", "b", "q", "r"]
+
+
+def test_special_token_that_the_tokenizer_lacks(tokenizers: Tokenizers) -> None:
+    with pytest.raises(ValueError, match=r"needs the special token \{cls\}, which the tokenizer does not define"):
+        PairEncoder(tokenizers["decoder"], BERT_LAYOUT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query": ("{cls}", "{sep}")},
+        {"query": ("{query}", "{query}")},
+        {"passage": ("{passage}", "{sep}")},
+        {"passage": ("text",)},
+        {"truncation": "longest"},
+        {"surprise": 1},
+    ],
+)
+def test_layout_that_makes_no_sense(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Layout(**{**BERT_LAYOUT.model_dump(), **changes})
+
+
+# Truncation
+
+
+def slow_spans_cut(query: int, passage: int, prompt: int, max_length: int, query_max: int | None) -> tuple[int, int]:
+    """reference/README.md, Truncation, step by step; the counts are those of "A: …", "B: …" and the prompt's text."""
+    query = min(query, max_length * 3 // 4 if query_max is None else query_max)
+    passage = min(passage, max_length)
+    while passage and 1 + query + 1 + passage > max_length + 1 + prompt:
+        passage -= 1
+    return query, passage
+
+
+@given(
+    query=st.integers(0, 60),
+    passage=st.integers(0, 60),
+    prompt=st.integers(0, 20),
+    max_length=st.integers(1, 50),
+    query_max=st.none() | st.integers(1, 50),
+)
+@settings(max_examples=200, deadline=None)
+def test_spans_truncation(query: int, passage: int, prompt: int, max_length: int, query_max: int | None) -> None:
+    encoder = PairEncoder(Characters(), RELEASE_LAYOUT, max_length, query_max)
+    [pair] = encoder.encode([("q" * query, "p" * passage)], "r" * prompt)
+    kept_query, kept_passage = slow_spans_cut(query + 3, passage + 3, prompt, max_length, query_max)
+    expected = ("A: " + "q" * query)[:kept_query] + "\n" + ("B: " + "p" * passage)[:kept_passage] + "\n" + "r" * prompt
+    assert pair == EncodedPair([1, *map(ord, expected)], kept_query + 2, kept_passage, prompt + 1)
+
+
+@given(
+    query=st.integers(0, 60),
+    passage=st.integers(0, 60),
+    max_length=st.integers(4, 50),
+    query_max=st.none() | st.integers(1, 50),
+    layout=st.sampled_from([BERT_LAYOUT, XLM_ROBERTA_LAYOUT]),
+)
+@settings(max_examples=200, deadline=None)
+def test_whole_truncation(query: int, passage: int, max_length: int, query_max: int | None, layout: Layout) -> None:
+    [pair] = PairEncoder(Characters(), layout, max_length, query_max).encode([("q" * query, "p" * passage)])
+    special = 3 if layout == BERT_LAYOUT else 4
+    wanted = query if query_max is None else min(query, query_max)
+    kept_query = min(wanted, max_length - special)
+    kept_passage = min(passage, max_length - special - kept_query)
+    assert len(pair.input_ids) <= max_length
+    assert pair.query_length == kept_query + special - 1
+    assert (pair.passage_length, pair.prompt_length) == (kept_passage, 1)
+    assert pair.input_ids.count(ord("q")) == kept_query
+    assert pair.input_ids.count(ord("p")) == kept_passage
+    assert pair.input_ids[-1] == 4
+
+
+@pytest.mark.parametrize(("layout", "max_length"), [(BERT_LAYOUT, 1), (BERT_LAYOUT, 2), (XLM_ROBERTA_LAYOUT, 3)])
+def test_max_length_that_special_tokens_alone_exceed(layout: Layout, max_length: int) -> None:
+    """The whole is at most ``max_length`` tokens, or an error says that it cannot be."""
+    try:
+        [pair] = PairEncoder(Characters(), layout, max_length).encode([("q" * 10, "p" * 10)])
+    except ValueError as error:
+        assert "max_length" in str(error)  # noqa: PT017  # either is right
+    else:
+        assert len(pair.input_ids) <= max_length
+
+
+@given(query=st.integers(0, 60), passage=st.integers(0, 60), max_length=st.integers(4, 40))
+@settings(deadline=None)
+def test_lengths_are_those_of_an_encoded_pair(query: int, passage: int, max_length: int) -> None:
+    encoder = PairEncoder(Characters(), BERT_LAYOUT, max_length)
+    [pair] = encoder.encode([("q" * query, "p" * passage)])
+    counted = encoder.lengths(query, passage)
+    assert (counted.query_length, counted.passage_length, counted.prompt_length) == (
+        pair.query_length, pair.passage_length, pair.prompt_length
+    )  # fmt: skip
+
+
+# The tokenizer stays as it is
+
+
+def test_tokenizer_is_never_reconfigured(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["decoder"]
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(5)
+    backend.enable_padding(length=9, pad_id=0)
+    before = backend.truncation, backend.padding
+    try:
+        [pair] = PairEncoder(tokenizer, RELEASE_LAYOUT).encode([(QUERY, PASSAGE)])
+        assert (backend.truncation, backend.padding) == before
+    finally:
+        backend.no_truncation()
+        backend.no_padding()
+    [untouched] = PairEncoder(tokenizer, RELEASE_LAYOUT).encode([(QUERY, PASSAGE)])
+    assert pair == untouched
+
+
+def test_user_who_truncates_with_the_same_tokenizer_at_the_same_time(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["decoder"]
+    encoder = PairEncoder(tokenizer, RELEASE_LAYOUT)
+    expected = encoder.encode([(QUERY, PASSAGE)])
+    truncated = ids_of(tokenizer, PASSAGE)[:4]
+
+    def encode(_: int) -> bool:
+        return encoder.encode([(QUERY, PASSAGE)]) == expected
+
+    def truncate(_: int) -> bool:
+        given = tokenizer(PASSAGE, truncation=True, max_length=4, add_special_tokens=False)["input_ids"]
+        return bool(given == truncated)
+
+    with ThreadPoolExecutor(4) as pool:
+        encoded = pool.map(encode, range(100))
+        others = pool.map(truncate, range(100))
+        assert all(encoded)
+        assert all(others)
+    assert tokenizer.backend_tokenizer.truncation is not None  # the other user left it on; that is theirs
+    tokenizer.backend_tokenizer.no_truncation()
+
+
+# Batches
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 300))
+def test_batches_hold_every_pair_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = list(length_sorted_batches(lengths, budget))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    flat = [lengths[index] for batch in batches for index in batch]
+    assert flat == sorted(lengths, reverse=True)
+    sizes = [(len(batch), max(lengths[index] for index in batch)) for batch in batches]
+    assert all(size == 1 or size * longest <= budget for size, longest in sizes)
+    assert all((size + 1) * longest > budget for size, longest in sizes[:-1]), "each but the last is full"
+
+
+def test_equal_lengths_keep_their_order() -> None:
+    assert list(length_sorted_batches([5, 5, 5, 5], 10)) == [[0, 1], [2, 3]]
+
+
+def test_collate_pads_on_the_right() -> None:
+    batch = collate([EncodedPair([7, 8, 9], 1, 1, 1), EncodedPair([6], 1, 0, 0)], pad_id=5)
+    assert batch.input_ids.tolist() == [[7, 8, 9], [6, 5, 5]]
+    assert batch.input_ids.dtype == torch.int64
+    assert batch.spans.total.tolist() == [3, 1]
+    assert (batch.spans.query.tolist(), batch.spans.passage.tolist(), batch.spans.prompt.tolist()) == (
+        [1, 1], [1, 0], [1, 0]
+    )  # fmt: skip
