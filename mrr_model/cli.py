@@ -208,9 +208,10 @@ def _read_documents(file: Path | None, input_format: InputFormat) -> list[dict[s
     """The documents as JSON objects that hold "text"; blank lines are skipped."""
     if file is None and sys.stdin.isatty():
         raise ValueError("no documents: give a FILE, or pipe one document a line to stdin.")
-    name = "stdin" if file is None or str(file) == "-" else str(file)
+    path = None if file is None or str(file) == "-" else file
+    name = str(path or "stdin")
     try:
-        content = sys.stdin.buffer.read() if file is None or name == "stdin" else file.read_bytes()
+        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
         lines = io.StringIO(content.decode("utf-8-sig"), newline=None)  # only line feeds and carriage returns end lines
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}.") from None
@@ -256,7 +257,8 @@ def _write_json_lines(ranking: "Sequence[RankedDocument]", documents: Sequence[d
     for rank, ranked in enumerate(ranking, 1):
         row = {**documents[ranked.index], "index": ranked.index, "rank": rank, "score": ranked.score}
         line = json.dumps(row, ensure_ascii=False) + "\n"
-        sys.stdout.buffer.write(line.encode())  # JSON is UTF-8, whatever the terminal's encoding
+        # JSON is UTF-8, whatever the terminal's encoding; half a surrogate pair stays the escape that it came as.
+        sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
 
 
 def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[dict[str, Any]], title: str) -> None:
@@ -391,7 +393,7 @@ def _stored_weights(folder: Path) -> str:
     from safetensors import safe_open
 
     counts: dict[str, int] = {}
-    for file in folder.glob("*.safetensors"):
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for key in stored.keys():  # noqa: SIM118  # no mapping: it has no iterator
                 part = stored.get_slice(key)

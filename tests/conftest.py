@@ -158,6 +158,12 @@ def build_checkpoint(family: str, *, adapters: bool = True, seed: int = 0, **cha
     return Checkpoint(model, tokenizer, deltas)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Models this small run fastest on one thread, above all beside other processes."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of the reference checkpoints; see fixtures/README.md."""

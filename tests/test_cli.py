@@ -18,6 +18,9 @@ from mrr_model.training.groups import Group, write_groups
 
 QUERY = "what is the panda?"
 TEXTS = ["the panda is eating", "what", "panda panda panda", "is the panda?"]
+SCRIPT = [sys.executable, "-c", "from mrr_model.cli import main; main()"]
+"""What the installed ``mrr`` runs."""
+
 Mrr = Callable[..., Result]
 
 
@@ -191,9 +194,11 @@ def test_ctrl_c_is_quiet(rerank: Mrr, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closed_pipe_is_quiet(saved_encoder: Path) -> None:
-    command = [sys.executable, "-m", "mrr_model.cli", "rerank", "-q", QUERY, "--model", str(saved_encoder)]
     process = subprocess.Popen(
-        [*command, "--max-length", "64"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*SCRIPT, "rerank", "-q", QUERY, "--model", saved_encoder, "--max-length", "64"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     process.stdout.close()
@@ -204,7 +209,7 @@ def test_closed_pipe_is_quiet(saved_encoder: Path) -> None:
 
 def test_output_is_utf_8_in_any_locale(saved_encoder: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "mrr_model.cli", "rerank", "-q", QUERY, "--model", saved_encoder, "--max-length", "64"],
+        [*SCRIPT, "rerank", "-q", QUERY, "--model", saved_encoder, "--max-length", "64"],
         input="ünï".encode(),
         capture_output=True,
         check=True,
@@ -355,12 +360,10 @@ def test_interrupted_training_says_how_to_go_on(mrr: Mrr, monkeypatch: pytest.Mo
 def test_a_trained_checkpoint_ranks(mrr: Mrr, saved_encoder: Path, tmp_path: Path) -> None:
     write_groups(tmp_path / "train.jsonl", [Group(QUERY, (TEXTS[0],), tuple(TEXTS[1:]))] * 2)
     options = ("--passages", 4, "--groups-per-step", 2, "--max-length", 32, "--ratios", 1)
-    command = (
-        "finetune", "--model", saved_encoder, "--train", tmp_path / "train.jsonl", "--output", tmp_path / "out", *options
-    )  # fmt: skip
-    result = mrr(*command)
+    places = ("--model", saved_encoder, "--train", tmp_path / "train.jsonl", "--output", tmp_path / "out")
+    result = mrr("finetune", *places, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"The trained re-ranker is in {tmp_path / 'out'}"
     rows = rows_of(mrr("rerank", "-q", QUERY, "--model", tmp_path / "out", "--max-length", 64, stdin="\n".join(TEXTS)))
     assert len(rows) == len(TEXTS)
-    assert "already holds a checkpoint" in error_of(mrr(*command))
+    assert "already holds a checkpoint" in error_of(mrr("finetune", *places, *options))
