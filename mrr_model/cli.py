@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -341,7 +341,8 @@ def _finetune(settings: "FinetuneSettings") -> None:
     if find_spec("accelerate") is None:
         raise ValueError(f"training needs accelerate, which is not installed: {TRAIN_EXTRA}")
     try:
-        folder = finetune(settings)
+        with redirect_stdout(sys.stderr):  # the Trainer prints its losses
+            folder = finetune(settings)
     except KeyboardInterrupt:
         _say("stopped", f"the same command goes on from the last save in {settings.output}.")
         raise typer.Exit(130) from None

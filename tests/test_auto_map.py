@@ -87,7 +87,8 @@ def copy_with_row(source: Path, target: Path, row: dict[str, Any]) -> Path:
 def test_no_remote_code_is_run_or_asked_about(folders: list[Path], tmp_path: Path) -> None:
     """In a process that cannot be asked anything; one for all formats, as starting it takes most of the time."""
     out = tmp_path / "scores.json"
-    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}  # a fresh home: no cached remote modules
+    # A fresh home: no remote modules of earlier runs. One thread, as everywhere in these tests.
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(out), *map(str, folders)],
         stdin=subprocess.DEVNULL,

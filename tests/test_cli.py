@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from mrr_model import MatryoshkaReranker, __version__, cli
+from mrr_model import MatryoshkaReranker, __version__, checkpoint, cli
+from mrr_model.checkpoint import Checkpoint
 from mrr_model.training import finetune as finetuning
 from mrr_model.training.finetune import FinetuneSettings
 from mrr_model.training.groups import Group, write_groups
@@ -22,6 +23,14 @@ SCRIPT = [sys.executable, "-c", "from mrr_model.cli import main; main()"]
 """What the installed ``mrr`` runs."""
 
 Mrr = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def encoder(make_checkpoint: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny BERT without adapters."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "encoder"
+    checkpoint.save(make_checkpoint("bert", adapters=False), folder)
+    return folder
 
 
 @pytest.fixture
@@ -35,10 +44,10 @@ def mrr() -> Mrr:
 
 
 @pytest.fixture
-def rerank(mrr: Mrr, saved_encoder: Path) -> Mrr:
+def rerank(mrr: Mrr, encoder: Path) -> Mrr:
     """``mrr rerank`` for QUERY on the tiny encoder."""
     return lambda *arguments, stdin="": mrr(
-        "rerank", "--query", QUERY, "--model", saved_encoder, "--max-length", 64, *arguments, stdin=stdin
+        "rerank", "--query", QUERY, "--model", encoder, "--max-length", 64, *arguments, stdin=stdin
     )
 
 
@@ -48,7 +57,7 @@ def json_lines(rows: Iterable[object]) -> str:
 
 def rows_of(result: Result) -> list[dict[str, Any]]:
     assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n") if line]
 
 
 def error_of(result: Result) -> str:
@@ -59,9 +68,9 @@ def error_of(result: Result) -> str:
     return line
 
 
-def test_plain_lines_come_back_as_json_lines_in_the_cores_order(rerank: Mrr, saved_encoder: Path) -> None:
+def test_plain_lines_come_back_as_json_lines_in_the_cores_order(rerank: Mrr, encoder: Path) -> None:
     rows = rows_of(rerank("--depth", 4, "--keep-ratio", 0.5, stdin="\n" + "\n \n".join(TEXTS)))
-    reranker = MatryoshkaReranker(saved_encoder, depth=4, keep_ratio=0.5, max_length=64)
+    reranker = MatryoshkaReranker(encoder, depth=4, keep_ratio=0.5, max_length=64)
     assert rows == [
         {"text": ranked.text, "index": ranked.index, "rank": rank, "score": ranked.score}
         for rank, ranked in enumerate(reranker.rank(QUERY, TEXTS), 1)
@@ -75,9 +84,7 @@ def test_only_line_ends_separate_documents(rerank: Mrr, tmp_path: Path, ending: 
     assert {row["text"] for row in rows_of(rerank(file))} == {"one\u2028line", "other"}
 
 
-def test_json_objects_are_carried_through_and_titles_are_scored(
-    rerank: Mrr, saved_encoder: Path, tmp_path: Path
-) -> None:
+def test_json_objects_are_carried_through_and_titles_are_scored(rerank: Mrr, encoder: Path, tmp_path: Path) -> None:
     documents = [
         {"_id": "é", "title": "the", "text": TEXTS[0], "nested": {"page": [1, 2.5, None]}},
         {"id": 7, "title": None, "text": TEXTS[1], "score": "first stage", "half": "\ud800"},
@@ -85,7 +92,7 @@ def test_json_objects_are_carried_through_and_titles_are_scored(
     ]
     file = tmp_path / "documents.data"
     file.write_text("\n" + "\n".join(map(json.dumps, documents)), encoding="utf-8")
-    scores = MatryoshkaReranker(saved_encoder, max_length=64).score(QUERY, [f"the {TEXTS[0]}", TEXTS[1], TEXTS[2]])
+    scores = MatryoshkaReranker(encoder, max_length=64).score(QUERY, [f"the {TEXTS[0]}", TEXTS[1], TEXTS[2]])
     rows = rows_of(rerank(file))
     assert [row["score"] for row in rows] == sorted(scores, reverse=True)
     assert [row["rank"] for row in rows] == [1, 2, 3]
@@ -114,9 +121,9 @@ def test_input_format(
     assert row["text"] == ("x" if as_json else content.strip())
 
 
-def test_top_n_min_score_and_raw(rerank: Mrr, saved_encoder: Path) -> None:
+def test_top_n_min_score_and_raw(rerank: Mrr, encoder: Path) -> None:
     stdin = "\n".join(TEXTS)
-    logits = sorted(MatryoshkaReranker(saved_encoder, max_length=64, normalize=False).score(QUERY, TEXTS), reverse=True)
+    logits = sorted(MatryoshkaReranker(encoder, max_length=64, normalize=False).score(QUERY, TEXTS), reverse=True)
     assert [row["score"] for row in rows_of(rerank("--raw", "-", stdin=stdin))] == logits
     assert [row["score"] for row in rows_of(rerank("--raw", "--top-n", 2, stdin=stdin))] == logits[:2]
     assert [row["score"] for row in rows_of(rerank("--raw", "--min-score", logits[2], stdin=stdin))] == logits[:3]
@@ -193,9 +200,9 @@ def test_ctrl_c_is_quiet(rerank: Mrr, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_closed_pipe_is_quiet(saved_encoder: Path) -> None:
+def test_closed_pipe_is_quiet(encoder: Path) -> None:
     process = subprocess.Popen(
-        [*SCRIPT, "rerank", "-q", QUERY, "--model", saved_encoder, "--max-length", "64"],
+        [*SCRIPT, "rerank", "-q", QUERY, "--model", encoder, "--max-length", "64"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -207,9 +214,9 @@ def test_closed_pipe_is_quiet(saved_encoder: Path) -> None:
     assert (process.returncode, errors) == (1, b"")
 
 
-def test_output_is_utf_8_in_any_locale(saved_encoder: Path) -> None:
+def test_output_is_utf_8_in_any_locale(encoder: Path) -> None:
     run = subprocess.run(
-        [*SCRIPT, "rerank", "-q", QUERY, "--model", saved_encoder, "--max-length", "64"],
+        [*SCRIPT, "rerank", "-q", QUERY, "--model", encoder, "--max-length", "64"],
         input="ünï".encode(),
         capture_output=True,
         check=True,
@@ -357,13 +364,13 @@ def test_interrupted_training_says_how_to_go_on(mrr: Mrr, monkeypatch: pytest.Mo
     assert result.stderr == "stopped: the same command goes on from the last save in o.\n"
 
 
-def test_a_trained_checkpoint_ranks(mrr: Mrr, saved_encoder: Path, tmp_path: Path) -> None:
+def test_a_trained_checkpoint_ranks(mrr: Mrr, encoder: Path, tmp_path: Path) -> None:
     write_groups(tmp_path / "train.jsonl", [Group(QUERY, (TEXTS[0],), tuple(TEXTS[1:]))] * 2)
     options = ("--passages", 4, "--groups-per-step", 2, "--max-length", 32, "--ratios", 1)
-    places = ("--model", saved_encoder, "--train", tmp_path / "train.jsonl", "--output", tmp_path / "out")
+    places = ("--model", encoder, "--train", tmp_path / "train.jsonl", "--output", tmp_path / "out")
     result = mrr("finetune", *places, *options)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1] == f"The trained re-ranker is in {tmp_path / 'out'}"
+    assert result.stdout == f"The trained re-ranker is in {tmp_path / 'out'}\n"
     rows = rows_of(mrr("rerank", "-q", QUERY, "--model", tmp_path / "out", "--max-length", 64, stdin="\n".join(TEXTS)))
     assert len(rows) == len(TEXTS)
     assert "already holds a checkpoint" in error_of(mrr("finetune", *places, *options))
