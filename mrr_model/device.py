@@ -9,14 +9,17 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"``: CUDA, else Apple's MPS, else the CPU. Raises ``ValueError`` for a name that torch does not know."""
+    """``"auto"``: CUDA, else Apple's MPS, else the CPU. Raises ``ValueError`` for one that is not here."""
     if str(device) != "auto":
         try:
-            return torch.device(device)
-        except RuntimeError:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
             raise ValueError(
-                f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}."
+                f"device must be 'auto' or a torch device that is here, such as 'cpu' or 'cuda:0', "
+                f"got {device!r}: {error}"
             ) from None
+        return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

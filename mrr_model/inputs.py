@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from mrr_model.merging import Spans
+from mrr_model.merging import Spans, padded_length
 
 SPECIAL_TOKENS = ("{bos}", "{cls}", "{sep}", "{eos}")
 """Pieces of a layout that stand for one of the tokenizer's special tokens."""
@@ -92,10 +92,12 @@ class Batch:
 
     input_ids: Tensor
     spans: Spans
+    rounded: bool = False
+    """Whether widths are rounded up, so that few shapes come up."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its ids on ``device``."""
-        return Batch(self.input_ids.to(device, non_blocking=True), self.spans)
+        return Batch(self.input_ids.to(device, non_blocking=True), self.spans, self.rounded)
 
 
 class PairEncoder:
@@ -191,16 +193,24 @@ def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator
         yield batch
 
 
-def collate(pairs: Sequence[EncodedPair], pad_id: int) -> Batch:
-    """Pad pairs on the right to the longest of them."""
+def collate(
+    pairs: Sequence[EncodedPair], pad_id: int, *, rounded: bool = False, max_tokens: int | None = None
+) -> Batch:
+    """Pad pairs on the right to the longest of them.
+
+    ``rounded`` pads on to its :func:`~mrr_model.merging.padded_length`, to ``max_tokens`` at most where a model has no
+    more positions, and asks the same of every merged width.
+    """
     longest = max(len(pair.input_ids) for pair in pairs)
+    if rounded:
+        longest = max(longest, min(padded_length(longest), max_tokens or padded_length(longest)))
     ids = [pair.input_ids + [pad_id] * (longest - len(pair.input_ids)) for pair in pairs]
     spans = Spans(
         torch.tensor([pair.query_length for pair in pairs]),
         torch.tensor([pair.passage_length for pair in pairs]),
         torch.tensor([pair.prompt_length for pair in pairs]),
     )
-    return Batch(torch.tensor(ids), spans)
+    return Batch(torch.tensor(ids), spans, rounded)
 
 
 class _PlainTokenizer:

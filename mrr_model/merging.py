@@ -37,18 +37,32 @@ def group_count(length: Tensor, step: Fraction) -> Tensor:
     return torch.where(length > 0, (length - 1).clamp(min=0) * step.numerator // step.denominator + 1, 0)
 
 
-def destinations(spans: Spans, step: Fraction) -> Tensor:
+def padded_length(longest: int) -> int:
+    """``longest`` rounded up to a multiple of 8, above 128 tokens of 32.
+
+    Matrix kernels are compiled and kept per shape: with a shape for every length, a process that scores mixed texts
+    grows by gigabytes, and compiling takes longer than computing the added padding.
+
+    >>> padded_length(40), padded_length(41), padded_length(130)
+    (40, 48, 160)
+    """
+    step = 8 if longest <= 128 else 32
+    return -(-longest // step) * step
+
+
+def destinations(spans: Spans, step: Fraction, size: int | None = None) -> Tensor:
     """Where each token goes in one merge (arXiv 2501.16302, width compression; here for any rational ratio).
 
     Passage token j of its span goes to group floor(j · step); query and prompt tokens keep a place of their own;
-    padding goes to −1. Returns int64 (B, T) with T = the longest row.
+    padding goes to −1. Returns int64 (B, T) with T = ``size``, or the longest row where none is
+    given.
 
     >>> one = torch.tensor
     >>> destinations(Spans(one([2]), one([5]), one([1])), Fraction(1, 2)).tolist()
     [[0, 1, 2, 2, 3, 3, 4, 5]]
     """
     total = spans.total
-    place = torch.arange(int(total.max()))[None, :]  # (1, T)
+    place = torch.arange(size or int(total.max()))[None, :]  # (1, T)
     start, end = spans.query[:, None], (spans.query + spans.passage)[:, None]  # (B, 1)
     group = start + (place - start) * step.numerator // step.denominator
     after = place - (spans.passage - group_count(spans.passage, step))[:, None]

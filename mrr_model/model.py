@@ -19,7 +19,7 @@ from mrr_model.backbones.attention import ReadingRow
 from mrr_model.compression import Compression, Plan, resolve
 from mrr_model.heads import HeadKind, ScoreHead, soft_cap
 from mrr_model.inputs import Batch, Layout
-from mrr_model.merging import Spans, destinations, merge_tokens
+from mrr_model.merging import Spans, destinations, merge_tokens, padded_length
 
 
 class MatryoshkaConfig(BaseModel):
@@ -128,7 +128,7 @@ class MatryoshkaModel(nn.Module):
         that the hooks of FSDP and gradient checkpointing fire. Both give the same logits.
         """
         backbone = self._backbone
-        spans, targets = _merge_targets(batch, plan)
+        spans, targets, sizes = _merge_layouts(batch, plan)
         hidden = backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
         stage = backbone.stage(hidden, batch.spans)
         logits = []
@@ -139,7 +139,7 @@ class MatryoshkaModel(nn.Module):
                 logits.append(self._score(layer, stage.take(hidden)))
             if layer in plan.merges:
                 weights = row.weights if row is not None else None
-                hidden = merge_tokens(hidden, targets[layer], int(spans[layer].total.max()), weights)  # (B, T', D)
+                hidden = merge_tokens(hidden, targets[layer], sizes[layer], weights)  # (B, T', D)
                 stage = backbone.stage(hidden, spans[layer])
 
         if self.training:
@@ -157,10 +157,13 @@ class MatryoshkaModel(nn.Module):
         return ReadingRow(stage.reading, stage.valid) if self.matryoshka.merge_weights == "attention" else None
 
 
-def _merge_targets(batch: Batch, plan: Plan) -> tuple[dict[int, Spans], dict[int, Tensor]]:
-    """The spans after each merge (CPU) and where each token goes in it (the batch's device), before any layer runs."""
-    after, targets, spans = {}, {}, batch.spans
+def _merge_layouts(batch: Batch, plan: Plan) -> tuple[dict[int, Spans], dict[int, Tensor], dict[int, int]]:
+    """For each merge, before any layer runs: the spans after it, where each token goes (on the batch's device), T'."""
+    after, targets, sizes = {}, {}, {}
+    spans, size = batch.spans, batch.input_ids.shape[1]
     for layer in sorted(plan.merges):
-        targets[layer] = destinations(spans, plan.merges[layer]).to(batch.input_ids.device, non_blocking=True)
+        targets[layer] = destinations(spans, plan.merges[layer], size).to(batch.input_ids.device, non_blocking=True)
         after[layer] = spans = spans.merged(plan.merges[layer])
-    return after, targets
+        longest = int(spans.total.max())
+        sizes[layer] = size = min(size, padded_length(longest)) if batch.rounded else longest
+    return after, targets, sizes

@@ -326,7 +326,7 @@ class MatryoshkaReranker:
             return []
         encoded = self._encoder.encode(distinct, prompt)
         batches = list(length_sorted_batches([len(pair.input_ids) for pair in encoded], self.batch_tokens))
-        pad_id = self.model.config.pad_token_id or 0
+        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
         parts: list[Tensor] = []
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
@@ -337,7 +337,8 @@ class MatryoshkaReranker:
             ) as progress,
         ):
             for batch in batches:
-                inputs = collate([encoded[index] for index in batch], pad_id).to(self.device)
+                rows = [encoded[index] for index in batch]
+                inputs = collate(rows, pad_id, rounded=True, max_tokens=limit).to(self.device)
                 parts.append(model(inputs, plan)[:, -1])
                 progress.update(len(batch))
         computed = torch.cat(parts).tolist()

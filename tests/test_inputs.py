@@ -270,3 +270,12 @@ def test_collate_pads_on_the_right() -> None:
     assert (batch.spans.query.tolist(), batch.spans.passage.tolist(), batch.spans.prompt.tolist()) == (
         [1, 1], [1, 0], [1, 0]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("length", "limit", "expected"), [(3, None, 8), (129, None, 160), (129, 130, 130), (8, 8, 8)])
+def test_rounded_batches_have_few_widths_and_stay_within_the_positions(
+    length: int, limit: int | None, expected: int
+) -> None:
+    batch = collate([EncodedPair([7] * length, 1, length - 2, 1)], 0, rounded=True, max_tokens=limit)
+    assert batch.input_ids.shape == (1, expected)
+    assert batch.to(torch.device("cpu")).rounded

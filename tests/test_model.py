@@ -242,3 +242,17 @@ def test_unknown_backbone(make_config: Callable[..., PreTrainedConfig]) -> None:
 @pytest.mark.parametrize(("layers", "merge_layer"), [(1, 1), (4, 1), (8, 2), (32, 8), (42, 10)])
 def test_default_merge_layer_is_a_quarter(layers: int, merge_layer: int) -> None:
     assert default_merge_layer(layers) == merge_layer
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bert"])
+def test_rounding_the_widths_changes_no_logit(
+    family: str, make_model: Callable[..., MatryoshkaModel], make_pairs: Callable[..., list[EncodedPair]]
+) -> None:
+    model = make_model(family)
+    pairs = make_pairs([(3, 31, 4), (2, 5, 4), (4, 50, 2)])
+    plan = Plan((3, 6), {1: Fraction(1, 2), 4: Fraction(1, 3)})
+    pad_id = model.config.pad_token_id or 0
+    with torch.no_grad():
+        exact = model(collate(pairs, pad_id), plan)
+        rounded = model(collate(pairs, pad_id, rounded=True, max_tokens=model.backbone.max_tokens), plan)
+    assert (exact - rounded).abs().max() < 1e-5 * max(1.0, exact.abs().max().item())

@@ -300,6 +300,7 @@ def test_bad_calls_say_what_is_wrong(
         ({"batch_tokens": 1.5}, TypeError, "batch_tokens must be a whole number, got 1.5"),
         ({"dtype": "int8"}, ValueError, "dtype must be 'auto', 'float32', 'bfloat16', 'float16'"),
         ({"device": "abacus"}, ValueError, "device must be 'auto' or a torch device"),
+        ({"device": "cuda"}, ValueError, "that is here, such as 'cpu' or 'cuda:0', got 'cuda'"),
         ({"depth": 1}, ValueError, "depth=1 lies below this model's first exit"),
         ({"keep_ratio": {7: 0.5}}, ValueError, "keep_ratio names merge layer 7"),
         ({"prompt": "Say yes."}, ValueError, "has no prompt"),

@@ -84,10 +84,9 @@ class Backbone(ABC):
         output = self.layers[layer - 1](hidden, **stage.block_inputs, reading_row=reading_row)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
-    def valid_places(self, spans: Spans, device: torch.device) -> Tensor | None:
-        """Which places hold tokens, bool (B, T); None where every row is as long as the longest."""
-        total = spans.total
-        longest = int(total.max())
-        if int(total.min()) == longest:
+    def valid_places(self, spans: Spans, hidden: Tensor) -> Tensor | None:
+        """Which places of ``hidden`` (B, T, D) hold tokens, bool (B, T); None where every row is full."""
+        total, size = spans.total, hidden.shape[1]
+        if int(total.min()) == size:
             return None
-        return (torch.arange(longest)[None, :] < total[:, None]).to(device)
+        return (torch.arange(size)[None, :] < total[:, None]).to(hidden.device)

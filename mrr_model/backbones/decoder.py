@@ -66,7 +66,7 @@ class Decoder(Backbone):
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
         rotary = cast(nn.Module, self.model.rotary_emb)(hidden, position_ids=positions)
         reading = (spans.total - 1).to(hidden.device)
-        valid = self.valid_places(spans, hidden.device)
+        valid = self.valid_places(spans, hidden)
         return Stage(reading, valid, {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary})
 
     def read(self, layer: int, hidden: Tensor, stage: Stage) -> Tensor:

@@ -36,7 +36,7 @@ class Encoder(Backbone):
 
     def stage(self, hidden: Tensor, spans: Spans) -> Stage:
         reading = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
-        valid = self.valid_places(spans, hidden.device)
+        valid = self.valid_places(spans, hidden)
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
         return Stage(reading, valid, {"attention_mask": mask})
 

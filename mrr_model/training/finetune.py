@@ -106,7 +106,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         model,
         arguments,
         train_dataset=dataset,
-        data_collator=GroupCollator(encoder, model.config.pad_token_id or 0),
+        data_collator=GroupCollator(encoder, model.config.pad_token_id or 0, model.backbone.max_tokens),
         weights=LossWeights(settings.label_weight, settings.teacher_weight, settings.cascade_weight),
         teacher_temperature=settings.teacher_temperature,
         ratios=settings.ratios,

@@ -63,9 +63,10 @@ class GroupCollator:
     none.
     """
 
-    def __init__(self, encoder: PairEncoder, pad_id: int) -> None:
+    def __init__(self, encoder: PairEncoder, pad_id: int, max_tokens: int | None = None) -> None:
         self.encoder = encoder
         self.pad_id = pad_id
+        self.max_tokens = max_tokens
 
     def __call__(self, groups: list[Group]) -> dict[str, Any]:
         pairs = []
@@ -78,7 +79,10 @@ class GroupCollator:
             else [float("nan")] * (len(group.positives) + len(group.negatives))
             for group in groups
         ]
-        return {"batch": collate(pairs, self.pad_id), "teacher": torch.tensor(teacher)}
+        return {
+            "batch": collate(pairs, self.pad_id, rounded=True, max_tokens=self.max_tokens),
+            "teacher": torch.tensor(teacher),
+        }
 
 
 class RankingTrainer(Trainer):
