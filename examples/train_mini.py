@@ -4,7 +4,7 @@
     python examples/train_mini.py --data runs/data --output runs/mini
 
 The first command mines negatives and asks the teacher, the bi-encoder itself, for its cosines; the second trains for
-1,774 steps of 64 pairs, 50 minutes on two quiet cores with AMX, and resumes where it was stopped. Needs the `dev`
+1,774 steps of 64 pairs, 73 minutes on two shared cores with AMX, and resumes where it was stopped. Needs the `dev`
 extra.
 """
 
