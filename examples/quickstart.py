@@ -47,10 +47,10 @@ def main() -> None:
     full_cost = reranker.cost(depth=None, keep_ratio=1.0)
 
     table = Table(title=f"{question}\n{len(documents)} docstrings of Python's standard library, {reranker.dtype}")
-    for column in ("setting", "best three", "score"):
-        table.add_column(column)
-    for column in ("time", "of full size", "computation"):
-        table.add_column(column, justify="right")
+    table.add_column("setting", min_width=14)
+    table.add_column("best three", overflow="ellipsis", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("computation", justify="right", no_wrap=True)
     full_time = 0.0
     for depth, keep_ratio in SETTINGS:
         reranker.rank(question, documents, depth=depth, keep_ratio=keep_ratio)  # once to warm up
@@ -63,10 +63,8 @@ def main() -> None:
         full_time = full_time or taken
         table.add_row(
             "full size" if depth is None else f"depth {depth}, keep ratio {keep_ratio}",
-            "\n".join(names[document.index] for document in ranking),
-            "\n".join(f"{document.score:.3f}" for document in ranking),
-            f"{taken * 1000:.0f} ms",
-            f"{taken / full_time:.0%}",
+            "\n".join(f"{document.score:.3f} {names[document.index]}" for document in ranking),
+            f"{taken * 1000:.0f} ms, {taken / full_time:.0%}",
             f"{reranker.cost(depth=depth, keep_ratio=keep_ratio) / full_cost:.0%}",
         )
     Console().print(table)
