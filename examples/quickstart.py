@@ -48,7 +48,7 @@ def main() -> None:
 
     table = Table(title=f"{question}\n{len(documents)} docstrings of Python's standard library, {reranker.dtype}")
     table.add_column("setting", min_width=14)
-    table.add_column("best three", overflow="ellipsis", no_wrap=True)
+    table.add_column("best three", max_width=30, overflow="ellipsis", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("computation", justify="right", no_wrap=True)
     full_time = 0.0
