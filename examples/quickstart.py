@@ -47,7 +47,7 @@ def main() -> None:
     full_cost = reranker.cost(depth=None, keep_ratio=1.0)
 
     table = Table(title=f"{question}\n{len(documents)} docstrings of Python's standard library, {reranker.dtype}")
-    table.add_column("setting", min_width=14)
+    table.add_column("setting", min_width=13)
     table.add_column("best three", max_width=30, overflow="ellipsis", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("computation", justify="right", no_wrap=True)
