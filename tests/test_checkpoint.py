@@ -36,6 +36,11 @@ def logits_of(model: MatryoshkaModel, pairs: list[EncodedPair]) -> Tensor:
     return logits
 
 
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """Equal logits, up to what a processor's kernels make of weights that lie elsewhere in memory."""
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
+
+
 def score(given: Checkpoint, pairs: list[EncodedPair], names: tuple[str, ...] = ()) -> Tensor:
     with Compensation(given.model, given.adapters).applied(names) as model:
         return logits_of(model, pairs)
@@ -84,7 +89,7 @@ def test_save_then_load(
     assert loaded.model.config.model_type == family
     assert not loaded.model.training
     for names in ((), ("vertical",), NAMES):
-        assert torch.equal(score(loaded, pairs, names), score(saved, pairs, names))
+        assert_same(score(loaded, pairs, names), score(saved, pairs, names))
     text = "What is a panda?"
     assert loaded.tokenizer(text)["input_ids"] == saved.tokenizer(text)["input_ids"]
     assert loaded.tokenizer.special_tokens_map == saved.tokenizer.special_tokens_map
@@ -100,7 +105,7 @@ def test_sliding_windows_and_layer_kinds_survive(
     ):
         saved = make_checkpoint(family, adapters=False, **window)
         checkpoint.save(saved, tmp_path / family)
-        assert torch.equal(score(checkpoint.load(tmp_path / family), pairs), score(saved, pairs))
+        assert_same(score(checkpoint.load(tmp_path / family), pairs), score(saved, pairs))
 
 
 @pytest.mark.parametrize("head", ["classifier", "yes_no"])
@@ -109,7 +114,7 @@ def test_head_kinds_survive(
 ) -> None:
     saved = make_checkpoint("bert", own={"head": head, "head_bias": True, "logit_softcap": 4.0, "exits": (2, 5)})
     checkpoint.save(saved, tmp_path)
-    assert torch.equal(score(checkpoint.load(tmp_path), pairs), score(saved, pairs))
+    assert_same(score(checkpoint.load(tmp_path), pairs), score(saved, pairs))
 
 
 def test_adapters_come_back_as_they_were(make_checkpoint: CheckpointFactory, tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_embeddings_apart(
     apart = load_file(tmp_path / "embeddings.safetensors")
     assert [tuple(tensor.shape) for tensor in apart.values()] == [(saved.model.config.vocab_size, 32)]
     assert not set(apart) & set(load_file(tmp_path / "model.safetensors"))
-    assert torch.equal(score(checkpoint.load(tmp_path), pairs, NAMES), score(saved, pairs, NAMES))
+    assert_same(score(checkpoint.load(tmp_path), pairs, NAMES), score(saved, pairs, NAMES))
 
 
 def test_saving_over_an_older_checkpoint_leaves_nothing_of_it(
@@ -165,7 +170,7 @@ def test_saving_over_an_older_checkpoint_leaves_nothing_of_it(
     saved = make_checkpoint("llama", adapters=False)
     checkpoint.save(saved, tmp_path)
     loaded = checkpoint.load(tmp_path)
-    assert torch.equal(score(loaded, pairs), score(saved, pairs))
+    assert_same(score(loaded, pairs), score(saved, pairs))
     assert not loaded.adapters, "the older checkpoint's adapters belong to other weights"
 
 
@@ -174,8 +179,8 @@ def test_loaded_checkpoint_is_saved_into_its_own_folder(folder: Path, pairs: lis
     loaded = checkpoint.load(folder)
     expected = score(loaded, pairs, NAMES)
     checkpoint.save(loaded, folder)
-    assert torch.equal(score(loaded, pairs, NAMES), expected)
-    assert torch.equal(score(checkpoint.load(folder), pairs, NAMES), expected)
+    assert_same(score(loaded, pairs, NAMES), expected)
+    assert_same(score(checkpoint.load(folder), pairs, NAMES), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -203,7 +208,7 @@ def test_published_checkpoint_saves_into_own_format(reference: Path, pairs: list
     checkpoint.save(published, tmp_path)
     own = checkpoint.load(tmp_path)
     assert set(own.adapters) == set(NAMES)
-    assert torch.equal(score(own, pairs, NAMES), score(published, pairs, NAMES))
+    assert_same(score(own, pairs, NAMES), score(published, pairs, NAMES))
 
 
 def test_model_kwargs_give_the_same_scores(
@@ -214,7 +219,7 @@ def test_model_kwargs_give_the_same_scores(
         saved = make_checkpoint(family)
         checkpoint.save(saved, tmp_path / family)
         placed = checkpoint.load(tmp_path / family, model_kwargs={"device_map": "cpu"})
-        assert torch.equal(score(placed, pairs, NAMES), score(saved, pairs, NAMES))
+        assert_same(score(placed, pairs, NAMES), score(saved, pairs, NAMES))
         assert set(placed.model.state_dict()) == set(saved.model.state_dict())
     assert capfd.readouterr() == ("", "")
 
@@ -256,7 +261,7 @@ def test_weights_that_are_not_used_may_be_there(folder: Path, pairs: list[Encode
     expected = score(checkpoint.load(folder), pairs)
     extra = {"lm_head.weight": torch.ones(1024, 32), "model.rotary_emb.inv_freq": torch.zeros(4)}
     change_weights(folder, lambda tensors: tensors.update(extra))
-    assert torch.equal(score(checkpoint.load(folder), pairs), expected)
+    assert_same(score(checkpoint.load(folder), pairs), expected)
 
 
 def test_folder_without_a_config(tmp_path: Path) -> None:
@@ -475,7 +480,7 @@ def test_cached_hub_repository_is_found_offline(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     found = locate("somebody/tiny", cache_dir=cache, local_files_only=local_files_only)
-    assert torch.equal(score(checkpoint.load(found), pairs), score(checkpoint.load(saved_checkpoint), pairs))
+    assert_same(score(checkpoint.load(found), pairs), score(checkpoint.load(saved_checkpoint), pairs))
     assert locate("somebody/tiny", cache_dir=cache, local_files_only=True, revision=found.name) == found
     reranker = MatryoshkaReranker("somebody/tiny", cache_dir=cache, local_files_only=local_files_only, device="cpu")
     assert len(reranker.score("a", ["b", "c"], depth=3, keep_ratio=0.5)) == 2
