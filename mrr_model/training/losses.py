@@ -5,21 +5,30 @@ Letters: G groups (queries), N passages of a group with the positive first, E ex
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+Cascade = Literal["anchors", "next", "final", "none"]
+"""Which exits teach the others: ``anchors``, the method's own: the next deeper anchor layer; ``next``: the next deeper
+exit; ``final``: the last exit alone; ``none``: nobody.
+"""
 
-def ranking_loss(logits: Tensor) -> Tensor:
+
+def ranking_loss(logits: Tensor, labelled: Tensor | None = None) -> Tensor:
     """Cross-entropy of each group with its first passage as the answer, averaged over groups and exits.
 
-    ``logits`` float32 (G, N, E). Returns a scalar.
+    ``logits`` float32 (G, N, E). ``labelled`` bool (G,) or None for all: groups without a label count as zero, so that
+    the mean over the groups of several processes is the mean over all. Returns a scalar.
 
     >>> ranking_loss(torch.zeros(3, 4, 2)).item() == torch.tensor(4.0).log().item()
     True
     """
-    return cross_entropy(logits, torch.zeros(logits.shape[0], logits.shape[2], dtype=torch.long, device=logits.device))
+    first = torch.zeros(logits.shape[0], logits.shape[2], dtype=torch.long, device=logits.device)
+    losses = cross_entropy(logits, first, reduction="none")  # (G, E)
+    return losses.mean() if labelled is None else (losses * labelled[:, None]).mean()
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -27,13 +36,16 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0)
     groups and exits.
 
     ``logits`` (G, N, E); ``teacher`` (G, N, E), detached here; ``temperature`` τ divides the teacher's scores alone:
-    logits take on the scale of teacher / τ.
+    logits take on the scale of teacher / τ. A group whose teacher's scores hold a NaN has none and counts as zero.
 
     >>> z = torch.tensor([[[0.0], [1.0]]])
     >>> bool(distillation_loss(z, z) <= distillation_loss(-z, z))
     True
     """
-    return cross_entropy(logits, (teacher.detach() / temperature).softmax(1))
+    known = ~teacher.isnan().any(1)  # (G, E)
+    targets = (teacher.detach() / temperature).softmax(1)
+    losses = cross_entropy(logits, targets.nan_to_num(), reduction="none")  # (G, E)
+    return (losses * known).mean()
 
 
 def anchor_layers(num_layers: int) -> tuple[int, ...]:
@@ -45,16 +57,26 @@ def anchor_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({math.ceil(num_layers * quarter / 4) for quarter in (1, 2, 3, 4)}))
 
 
-def anchor_exits(exits: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """For each exit the exit it learns from: the first at or after the next deeper anchor layer; the last exit's is
-    itself.
+def teaching_exits(exits: Sequence[int], num_layers: int, cascade: Cascade = "anchors") -> tuple[int, ...] | None:
+    """For each exit the exit that it learns from; the last exit's is itself. None where nobody teaches.
 
-    >>> anchor_exits((2, 3, 4, 5, 6), 6)
+    With ``anchors`` it is the first exit at or after the next deeper anchor layer, so that each step of the cascade
+    spans about a quarter of the model, for any number of layers.
+
+    >>> teaching_exits((2, 3, 4, 5, 6), 6)
     (3, 5, 5, 6, 6)
-    >>> anchor_exits((4, 7, 8, 24, 31, 32), 32)
+    >>> teaching_exits((4, 7, 8, 24, 31, 32), 32)
     (8, 8, 24, 32, 32, 32)
+    >>> teaching_exits((2, 4, 6), 6, "next"), teaching_exits((2, 4, 6), 6, "final")
+    ((4, 6, 6), (6, 6, 6))
     """
     last = max(exits)
+    if cascade == "none":
+        return None
+    if cascade == "final":
+        return (last,) * len(exits)
+    if cascade == "next":
+        return (*exits[1:], last)
     nexts = (
         min((anchor for anchor in anchor_layers(num_layers) if anchor > exit_layer), default=last)
         for exit_layer in exits
@@ -62,20 +84,20 @@ def anchor_exits(exits: Sequence[int], num_layers: int) -> tuple[int, ...]:
     return tuple(min((exit_layer for exit_layer in exits if exit_layer >= anchor), default=last) for anchor in nexts)
 
 
-def cascade_loss(full: Tensor, narrow: Tensor | None, exits: Sequence[int], num_layers: int) -> Tensor:
-    """Distil every exit, at full width and in the narrow pass, from its anchor's detached full-width logits.
+def cascade_loss(full: Tensor, narrow: Tensor | None, exits: Sequence[int], teachers: Sequence[int] | None) -> Tensor:
+    """Distil every exit, at full width and in the narrow pass, from its teacher's detached full-width logits.
 
-    ``full`` and ``narrow`` (G, N, E), the same exits at two widths; ``narrow`` is None where the step merges nothing.
-    At full width the last exit has no deeper anchor and is left out; in the narrow pass it learns from itself at full
-    width.
+    ``full`` and ``narrow`` (G, N, E), the same exits at two widths; ``narrow`` is None where the step merges nothing;
+    ``teachers`` as :func:`teaching_exits` gives them. At full width the last exit has no teacher and is left out; in
+    the narrow pass it learns from itself at full width.
     """
-    anchors = torch.tensor(
-        [list(exits).index(anchor) for anchor in anchor_exits(exits, num_layers)], device=full.device
-    )
-    teacher = full.detach()[..., anchors]
     loss = full.new_zeros(())
+    if teachers is None:
+        return loss
+    places = torch.tensor([list(exits).index(teacher) for teacher in teachers], device=full.device)
+    targets = full.detach()[..., places]
     if len(exits) > 1:
-        loss = distillation_loss(full[..., :-1], teacher[..., :-1])
+        loss = distillation_loss(full[..., :-1], targets[..., :-1])
     if narrow is not None:
-        loss = loss + distillation_loss(narrow, teacher)
+        loss = loss + distillation_loss(narrow, targets)
     return loss
