@@ -2,18 +2,20 @@
 
 import gzip
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mrr_model.training.groups import Group, read_groups, write_groups
+from mrr_model.training.groups import Group, OnBadRow, read_groups, write_groups
 
 GROUPS = [
     Group("plain", ("p",), ("n1", "n2")),
     Group("no negatives", ("p",)),
     Group("an empty passage is a passage", ("",), ("line one\nline two\u2028three",), (0.25,), (-1.5,), "What for?"),
+    Group("unlabelled", (), ("n1", "n2"), (), (0.5, 0.25)),
 ]
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -22,7 +24,8 @@ scores = st.floats(allow_nan=False, allow_infinity=False)
 
 @st.composite
 def groups(draw: st.DrawFn) -> Group:
-    positives, negatives = draw(st.lists(texts, min_size=1, max_size=3)), draw(st.lists(texts, max_size=3))
+    positives = draw(st.lists(texts, max_size=3))
+    negatives = draw(st.lists(texts, min_size=0 if positives else 1, max_size=3))
     scored = draw(st.booleans())
     return Group(
         query=draw(texts.filter(str.strip)),
@@ -63,6 +66,20 @@ def test_other_keys_and_nulls_are_accepted(tmp_path: Path) -> None:
     assert list(read_groups(tmp_path / "rows.jsonl")) == [Group("q", ("p",))]
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_lone_carriage_return_is_no_line_end(tmp_path: Path, ending: str) -> None:
+    row = '{"query": "q",\r"pos": ["p"], "neg": []}'
+    (tmp_path / "rows.jsonl").write_bytes(f"{row}{ending}{row}{ending}".encode())
+    assert list(read_groups(tmp_path / "rows.jsonl")) == [Group("q", ("p",))] * 2
+
+
+@pytest.mark.parametrize("on_bad_row", ["fail", "skip"])
+def test_what_is_no_text_is_named(tmp_path: Path, on_bad_row: OnBadRow) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1\xac\xff")
+    with pytest.raises(ValueError, match=r"rows\.parquet is no UTF-8 text"):
+        list(read_groups(tmp_path / "rows.parquet", on_bad_row))
+
+
 def test_rows_stream(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"query": "q", "pos": ["p"], "neg": []}\nbroken\n')
     rows = read_groups(tmp_path / "rows.jsonl")
@@ -76,7 +93,8 @@ def test_rows_stream(tmp_path: Path) -> None:
     [
         ({"query": 3}, r'expected a string under "query", got int 3'),
         ({"query": " "}, r'"query" is empty; expected a text'),
-        ({"pos": []}, r'"pos" is empty; expected at least one passage'),
+        ({"pos": [], "neg": []}, r'"pos" and "neg" are both empty; expected at least one passage'),
+        ({"pos": [], "neg_scores": [1, 2]}, r'"neg_scores" came without "pos_scores"; expected both lists or neither'),
         ({"pos": "p"}, r"expected a list of strings under \"pos\", got str 'p'"),
         ({"pos": ["p", None]}, r'expected strings in "pos", got NoneType None at index 1'),
         ({"neg": None}, r'expected a list of strings under "neg", got NoneType None; write "neg": \[\] where there'),
@@ -114,3 +132,20 @@ def test_missing_key_is_named(tmp_path: Path, key: str) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=rf'rows\.jsonl:1: expected .* under "{key}", got nothing'):
         list(read_groups(tmp_path / "rows.jsonl"))
+
+
+def test_bad_rows_can_be_left_out_with_a_warning_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = '{"query": "q", "pos": ["p"], "neg": []}'
+    lines = [good, "broken", "", '{"query": "q", "pos": [], "neg": []}', "[]", good]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    assert list(read_groups(tmp_path / "rows.jsonl", on_bad_row="skip")) == [Group("q", ("p",))] * 2
+    messages = [
+        "rows.jsonl:2: expected one JSON object a line, but this is not JSON",
+        'rows.jsonl:4: "pos" and "neg" are both empty; expected at least one passage',
+        "rows.jsonl:5: expected one JSON object a line, got list",
+    ]
+    assert len(caplog.records) == len(messages)
+    for record, message in zip(caplog.records, messages, strict=True):
+        assert record.levelno == logging.WARNING
+        assert record.getMessage().startswith(str(tmp_path / message))
+        assert record.getMessage().endswith("; the row is left out")

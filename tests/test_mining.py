@@ -1,8 +1,10 @@
 """Hard negatives: never a positive, always the same for a seed, from the depth that was asked for."""
 
+import json
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mrr_model.training.mining import mine_bm25, mine_dense, mine_random
+from mrr_model.training import mining
+from mrr_model.training.groups import Group, write_groups
+from mrr_model.training.mining import MiningSettings, mine_bm25, mine_dense, mine_random, mine_sources
 
 WORDS = ["rain", "river", "cloud", "stone", "apple", "train", "paper", "light"]
 
@@ -149,3 +153,131 @@ def test_missing_library_names_the_command(monkeypatch: pytest.MonkeyPatch, libr
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=r'pip install "matryoshka-reranker\[train\]"'):
         mine_bm25(["rain"], [["rain"]], ["rain", "stone"], negatives=1)
+
+
+GROUPS = [
+    Group("rain", ("rain rain",), ("stone",), (0.5,), (0.25,), "What for?"),
+    Group("river stone", ("river stone", "river"), ("light",)),
+]
+CORPUS = [f"{word} {other}" for word in WORDS for other in WORDS]
+
+
+def unit(texts: list[str]) -> Tensor:
+    """Bags of words of length 1, as a bi-encoder gives them."""
+    return torch.nn.functional.normalize(embed(texts), dim=-1)
+
+
+@pytest.fixture
+def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Bags of words in a bi-encoder's place; the names it was asked for."""
+    asked: list[str] = []
+
+    def encoder(name: str) -> Callable[[list[str]], Tensor]:
+        asked.append(name)
+        return unit
+
+    monkeypatch.setattr(mining, "_encoder", encoder)
+    return asked
+
+
+def known(corpus: list[str]) -> list[str]:
+    """The corpus with the positives that it lacks."""
+    return list(dict.fromkeys([*corpus, *(text for group in GROUPS for text in group.positives)]))
+
+
+def test_mine_by_bm25_changes_negatives_and_scores_alone() -> None:
+    mined = list(mining.mine(GROUPS, CORPUS, MiningSettings(negatives=3, depth=5, seed=2)))
+    negatives = mine_bm25(
+        [group.query for group in GROUPS],
+        [group.positives for group in GROUPS],
+        known(CORPUS),
+        negatives=3,
+        depth=5,
+        seed=2,
+    )
+    assert mined == [
+        Group("rain", ("rain rain",), tuple(negatives[0]), prompt="What for?"),
+        Group("river stone", ("river stone", "river"), tuple(negatives[1])),
+    ]
+
+
+def test_mine_by_bi_encoder_is_mine_dense(fake_encoder: list[str]) -> None:
+    settings = MiningSettings("some/encoder", negatives=3, depth=5, margin=0.75, seed=2)
+    mined = list(mining.mine(GROUPS, CORPUS, settings))
+    positives = [list(group.positives) for group in GROUPS]
+    queries, passages = (unit(texts) for texts in ([group.query for group in GROUPS], known(CORPUS)))
+    expected = mine_dense(queries, passages, positives, known(CORPUS), negatives=3, depth=5, margin=0.75, seed=2)
+    assert [list(group.negatives) for group in mined] == expected
+    assert [list(group.positives) for group in mined] == positives
+    assert {(group.positive_scores, group.negative_scores) for group in mined} == {(None, None)}
+    assert fake_encoder == ["some/encoder"]
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_scores_are_the_cosines_of_their_passages() -> None:
+    for group in mining.mine(GROUPS, CORPUS, MiningSettings("some/encoder", negatives=4, scores=True)):
+        assert group.positive_scores is not None
+        assert group.negative_scores is not None
+        passages = [*group.positives, *group.negatives]
+        cosines = torch.cosine_similarity(embed([group.query]), embed(passages))
+        assert [*group.positive_scores, *group.negative_scores] == pytest.approx(cosines.tolist(), abs=1e-4)
+        assert len(set(cosines.tolist())) > 1
+
+
+@pytest.mark.parametrize("encoder", [None, "some/encoder"])
+@pytest.mark.usefixtures("fake_encoder")
+def test_mining_nothing_gives_nothing(encoder: str | None) -> None:
+    assert list(mining.mine([], CORPUS, MiningSettings(encoder))) == []
+
+
+def test_scores_ask_for_a_bi_encoder() -> None:
+    with pytest.raises(ValueError, match="name an encoder"):
+        MiningSettings(scores=True)
+
+
+def test_negatives_come_from_the_corpus_of_a_beir_folder(tmp_path: Path) -> None:
+    rows = {
+        "corpus.jsonl": [{"_id": str(place), "text": text} for place, text in enumerate(["rain rain", *CORPUS])],
+        "queries.jsonl": [{"_id": "q", "text": "rain"}],
+    }
+    for name, content in rows.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\t0\t1\n")
+    [group] = mine_sources([f"{tmp_path}#dev"], MiningSettings(negatives=7, depth=15))
+    assert (group.query, group.positives) == ("rain", ("rain rain",))
+    assert len(group.negatives) == 7
+    assert set(group.negatives) <= {text for text in CORPUS if "rain" in text}  # 15 of 64; one reads as the positive
+
+
+def test_negatives_of_another_source_come_from_its_own_passages(tmp_path: Path) -> None:
+    write_groups(tmp_path / "one.jsonl", GROUPS)
+    write_groups(tmp_path / "two.jsonl", [Group("apple", ("apple",), ("paper", "train", "cloud"))])
+    sources = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
+    mined = list(mine_sources(sources, MiningSettings(negatives=3)))
+    assert [group.query for group in mined] == ["rain", "river stone", "apple"]
+    assert set(mined[0].negatives) < {"stone", "river stone", "river", "light"}
+    assert set(mined[1].negatives) == {"rain rain", "stone", "light"}
+    assert set(mined[2].negatives) == {"paper", "train", "cloud"}
+
+
+def test_bad_rows_of_a_source_can_be_left_out(tmp_path: Path) -> None:
+    write_groups(tmp_path / "rows.jsonl", GROUPS)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("broken\n")
+    source = str(tmp_path / "rows.jsonl")
+    assert len(list(mine_sources([source], MiningSettings(negatives=2), on_bad_row="skip"))) == 2
+    with pytest.raises(ValueError, match=r"rows\.jsonl:3"):
+        list(mine_sources([source], MiningSettings(negatives=2)))
+
+
+def test_without_sentence_transformers_the_command_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match=r'pip install "matryoshka-reranker\[sentence-transformers\]"'):
+        list(mining.mine(GROUPS, CORPUS, MiningSettings("some/encoder")))
+
+
+def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(FileNotFoundError, match=r"encoder='.*nothing' cannot be loaded"):
+        list(mining.mine(GROUPS, CORPUS, MiningSettings(str(tmp_path / "nothing"))))

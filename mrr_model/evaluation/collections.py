@@ -154,26 +154,33 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of a JSON-lines file with its place, "file:line", for messages; empty lines are skipped."""
+    for place, line in numbered_lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: expected one JSON object a line, but this is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: expected one JSON object a line, got {type(row).__name__}")
+        yield place, row
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Each line of a text file that is not blank, with its place, "file:line"."""
     with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: expected one JSON object a line, but this is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: expected one JSON object a line, got {type(row).__name__}")
-            yield place, row
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 text: {error}") from None
 
 
 def open_text(path: str | Path) -> TextIO:
-    """Open a UTF-8 text file for reading, gunzipped where its name ends in .gz."""
+    """Open a UTF-8 text file for reading, gunzipped where its name ends in .gz; only line feeds end its lines."""
     path = Path(path)
     if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))
-    return path.open(encoding="utf-8")
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline="\n"))
+    return path.open(encoding="utf-8", newline="\n")
 
 
 def _existing(path: Path) -> Path:

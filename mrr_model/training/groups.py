@@ -3,7 +3,8 @@
     {"query": str, "pos": [str, ...], "neg": [str, ...],
      "pos_scores": [float, ...], "neg_scores": [float, ...], "prompt": str}
 
-The score lists, a teacher's, and the prompt may be left out or null; other keys are ignored.
+The score lists, a teacher's, and the prompt may be left out or null; other keys are ignored. A row without positives
+is unlabelled: it teaches by scores alone.
 """
 
 from __future__ import annotations
@@ -11,14 +12,21 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
-from mrr_model.evaluation.collections import read_json_lines
+from mrr_model.evaluation.collections import numbered_lines
+
+logger = logging.getLogger(__name__)
+
+OnBadRow = Literal["fail", "skip"]
+"""What to do with a row that cannot be read: raise, or log a warning and go on."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Group:
 
     query: str
     positives: tuple[str, ...]
-    """At least one."""
+    """Empty in an unlabelled row, which teaches by scores alone."""
     negatives: tuple[str, ...] = ()
     positive_scores: tuple[float, ...] | None = None
     """The teacher's score of each positive, on any scale; given with `negative_scores` or not at all."""
@@ -43,8 +51,8 @@ class Group:
         """Raise ValueError, in the words of the JSON form, for a row that cannot be trained on."""
         if not self.query.strip():
             raise ValueError('"query" is empty; expected a text')
-        if not self.positives:
-            raise ValueError('"pos" is empty; expected at least one passage')
+        if not self.positives and not self.negatives:
+            raise ValueError('"pos" and "neg" are both empty; expected at least one passage')
         if (self.positive_scores is None) != (self.negative_scores is None):
             given, missing = ("pos", "neg") if self.negative_scores is None else ("neg", "pos")
             raise ValueError(f'"{given}_scores" came without "{missing}_scores"; expected both lists or neither')
@@ -59,31 +67,46 @@ class Group:
                 )
 
 
-def read_groups(path: str | Path) -> Iterator[Group]:
+def read_groups(path: str | Path, on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
     """The rows of a JSON-lines file, plain or .gz, one at a time.
 
-    Raises ValueError that names the file and line, what is wrong with the row and what is allowed.
+    A row that cannot be read is a ValueError that names the file and line, what is wrong with it and what is allowed;
+    with ``on_bad_row="skip"`` the same is logged as a warning, and reading goes on.
     """
-    for place, row in read_json_lines(path):
+    return checked(((place, partial(_read, line)) for place, line in numbered_lines(path)), on_bad_row)
+
+
+def checked(rows: Iterable[tuple[str, Callable[[], Group]]], on_bad_row: OnBadRow) -> Iterator[Group]:
+    """Make each row; one that raises ValueError is named by its place, and raised or left out."""
+    for place, make in rows:
         try:
-            group = _group(row)
+            group = make()
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+            refuse(place, error, on_bad_row)
+            continue
         yield group
 
 
-def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
-    """Write rows as JSON lines, gzipped where the name ends in .gz; return how many. Equal rows give equal bytes."""
-    written = 0
-    with ExitStack() as stack:
-        out = _open_for_writing(Path(path), stack)
-        for group in groups:
-            out.write(json.dumps(_row(group), ensure_ascii=False) + "\n")
-            written += 1
-    return written
+def refuse(place: str, fault: object, on_bad_row: OnBadRow) -> None:
+    """Raise ValueError for a row that cannot be read, or log that it is left out."""
+    if on_bad_row == "fail":
+        raise ValueError(f"{place}: {fault}") from None
+    logger.warning("%s: %s; the row is left out", place, fault)
 
 
-def _group(row: dict[str, Any]) -> Group:
+def parsed(line: str) -> dict[str, Any]:
+    """A line's JSON object. Raises ValueError where it is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected one JSON object a line, but this is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected one JSON object a line, got {type(row).__name__}")
+    return row
+
+
+def group_of(row: Mapping[str, Any]) -> Group:
+    """One row in its JSON form. Raises ValueError that says what is wrong with it."""
     query, prompt = row.get("query"), row.get("prompt")
     if not isinstance(query, str):
         raise ValueError(f'expected a string under "query", got {_described(row, "query")}')
@@ -99,6 +122,21 @@ def _group(row: dict[str, Any]) -> Group:
     )
 
 
+def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
+    """Write rows as JSON lines, gzipped where the name ends in .gz; return how many. Equal rows give equal bytes."""
+    written = 0
+    with ExitStack() as stack:
+        out = _open_for_writing(Path(path), stack)
+        for group in groups:
+            out.write(json.dumps(_row(group), ensure_ascii=False) + "\n")
+            written += 1
+    return written
+
+
+def _read(line: str) -> Group:
+    return group_of(parsed(line))
+
+
 def _row(group: Group) -> dict[str, Any]:
     row = {
         "query": group.query,
@@ -111,7 +149,7 @@ def _row(group: Group) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _texts(row: dict[str, Any], key: str) -> tuple[str, ...]:
+def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     values = row.get(key)
     if not isinstance(values, list):
         hint = '; write "neg": [] where there are none' if key == "neg" else ""
@@ -122,7 +160,7 @@ def _texts(row: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _scores(row: dict[str, Any], key: str) -> tuple[float, ...] | None:
+def _scores(row: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
     values = row.get(key)
     if values is None:
         return None
@@ -136,7 +174,7 @@ def _scores(row: dict[str, Any], key: str) -> tuple[float, ...] | None:
     return tuple(float(value) for value in values)
 
 
-def _described(row: dict[str, Any], key: str) -> str:
+def _described(row: Mapping[str, Any], key: str) -> str:
     return f"{type(row[key]).__name__} {row[key]!r}" if key in row else "nothing"
 
 

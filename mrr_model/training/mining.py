@@ -11,15 +11,107 @@ Letters: Q queries, N passages of the corpus, D embedding size.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mrr_model.training.groups import Group, OnBadRow
+from mrr_model.training.sources import corpus_of, read_source
+
 QUERY_BLOCK = 256
 """Queries whose cosines with the whole corpus are held at once."""
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    """What ``mrr mine`` asks for."""
+
+    encoder: str | None = None
+    """A bi-encoder for sentence-transformers; None means BM25."""
+    negatives: int = 7
+    depth: int = 30
+    margin: float = 0.95
+    scores: bool = False
+    """Whether the bi-encoder's cosines become the rows' teacher scores."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scores and self.encoder is None:
+            raise ValueError("scores are a bi-encoder's cosines: name an encoder with them.")
+
+
+def mine_sources(sources: Iterable[str], settings: MiningSettings, on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
+    """The rows of :func:`~mrr_model.training.sources.read_source` with mined negatives.
+
+    They are drawn from the corpus of a BEIR folder, and from all passages of another source.
+    """
+    for source in sources:
+        groups = list(read_source(source, on_bad_row=on_bad_row))
+        corpus = corpus_of(source) or [text for group in groups for text in (*group.positives, *group.negatives)]
+        yield from mine(groups, corpus, settings)
+
+
+def mine(groups: Sequence[Group], corpus: Sequence[str], settings: MiningSettings) -> Iterator[Group]:
+    """The groups with negatives from ``corpus``: by BM25, or by a bi-encoder, whose cosines can come with them.
+
+    sentence-transformers' own ``mine_hard_negatives`` leaves out rows for which it finds too few and draws from the
+    process's random state; here every row is filled, and the seed decides.
+    """
+    known = list(dict.fromkeys((*corpus, *(text for group in groups for text in group.positives))))
+    queries = [group.query for group in groups]
+    positives = [group.positives for group in groups]
+    if settings.encoder is None:
+        mined = mine_bm25(
+            queries, positives, known, negatives=settings.negatives, depth=settings.depth, seed=settings.seed
+        )
+        for group, negatives in zip(groups, mined, strict=True):
+            yield replace(group, negatives=tuple(negatives), positive_scores=None, negative_scores=None)
+        return
+    encode = _encoder(settings.encoder)
+    query_vectors, passage_vectors = encode(queries), encode(known)
+    mined = mine_dense(
+        query_vectors,
+        passage_vectors,
+        positives,
+        known,
+        negatives=settings.negatives,
+        depth=settings.depth,
+        margin=settings.margin,
+        seed=settings.seed,
+    )
+    place = {text: row for row, text in enumerate(known)}
+    for group, query, negatives in zip(groups, query_vectors, mined, strict=True):
+        row = replace(group, negatives=tuple(negatives), positive_scores=None, negative_scores=None)
+        if settings.scores:
+            passages = passage_vectors[[place[text] for text in (*row.positives, *row.negatives)]]
+            cosines = [round(float(cosine), 4) for cosine in passages @ query]
+            split = len(row.positives)
+            row = replace(row, positive_scores=tuple(cosines[:split]), negative_scores=tuple(cosines[split:]))
+        yield row
+
+
+def _encoder(name: str) -> Callable[[Sequence[str]], Tensor]:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            f"mining with a bi-encoder needs sentence-transformers ({error}): "
+            'pip install "matryoshka-reranker[sentence-transformers]"'
+        ) from error
+    try:
+        model = SentenceTransformer(name)
+    except OSError as error:
+        raise FileNotFoundError(f"encoder={name!r} cannot be loaded: {error}") from None
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        vectors: Tensor = model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        return normalize(vectors.float().cpu(), dim=-1)
+
+    return encode
 
 
 def mine_bm25(
