@@ -121,6 +121,19 @@ class MatryoshkaModel(nn.Module):
             horizontal=tuple(horizontal),
         )
 
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Pass the switch on to the stock model; what the transformers Trainer calls."""
+        self.model.gradient_checkpointing_enable(**kwargs)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The same under its name from transformers 5.23 on."""
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    @property
+    def _no_split_modules(self) -> Any:
+        """What the Trainer wraps one by one under FSDP: the stock model's blocks."""
+        return self.model._no_split_modules
+
     def forward(self, batch: Batch, plan: Plan) -> Tensor:
         """Logits of every exit of ``plan`` in ascending order, float32 (B, E).
 

@@ -5,18 +5,25 @@ Nothing here needs a network or a GPU. Each factory builds anew, so a test may c
 """
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers.models import WordLevel, WordPiece
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from mrr_model import checkpoint
 from mrr_model.backbones import is_decoder
@@ -24,6 +31,7 @@ from mrr_model.checkpoint import Checkpoint
 from mrr_model.compensation import Adapter, LowRank
 from mrr_model.inputs import BERT_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, EncodedPair, Layout
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
+from mrr_model.training.groups import Group, write_groups
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 
@@ -156,6 +164,69 @@ def build_checkpoint(family: str, *, adapters: bool = True, seed: int = 0, **cha
     deltas: dict[str, Adapter] = {name: random_adapter(model, seed=place) for place, name in enumerate(names)}
     tokenizer = decoder_tokenizer() if is_decoder(family) else encoder_tokenizer()
     return Checkpoint(model, tokenizer, deltas)
+
+
+WORDS = ("red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "sings", "the", "a")
+"""The language of the toy rows that training runs learn."""
+
+
+def word_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "Yes", "No", *WORDS])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", **tokens)
+
+
+def toy_groups() -> Iterator[Group]:
+    """The passage with the cat is the answer; every other row has a teacher that says so, every fifth no label."""
+    for row in range(48):
+        colour, verb = WORDS[row % 5 % 3], WORDS[6 + row % 4 % 3]
+        texts = [f"the {colour} {animal} {verb}" if row % 3 else f"{animal} the {verb} a" for animal in WORDS[3:6]]
+        answer, others = (texts[0],), (*texts[1:], f"a {verb} {colour}")
+        if row % 10 == 1:
+            yield Group(f"a {verb}", (), (*answer, *others), (), (0.9, 0.1, 0.1, 0.0))
+        elif row % 2:
+            yield Group(f"a {verb}", answer, others, (0.9,), (0.1, 0.1, 0.0))
+        else:
+            yield Group(f"a {verb}", answer, others)
+
+
+@pytest.fixture(scope="session")
+def stock_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock BERT of four layers over the toy rows' words."""
+    folder = tmp_path_factory.mktemp("stock") / "bert"
+    config = stock_config("bert", vocab_size=20, num_hidden_layers=4, initializer_range=0.02, pad_token_id=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    word_tokenizer(cls_token="[CLS]", sep_token="[SEP]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stock_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock Llama of four layers over the toy rows' words."""
+    folder = tmp_path_factory.mktemp("stock") / "llama"
+    config = stock_config("llama", vocab_size=20, num_hidden_layers=4, initializer_range=0.02)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    word_tokenizer(bos_token="[CLS]", eos_token="[SEP]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_rows() -> list[Group]:
+    """What :func:`toy_groups` gives."""
+    return list(toy_groups())
+
+
+@pytest.fixture(scope="session")
+def toy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy rows as JSON lines."""
+    file = tmp_path_factory.mktemp("rows") / "toy.jsonl.gz"
+    write_groups(file, toy_groups())
+    return file
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,11 +5,12 @@ A checkpoint loads by reading its config.json as data and building a stock confi
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
@@ -66,11 +67,17 @@ def load(
 
 
 def save(
-    checkpoint: Checkpoint, folder: Path, *, model_card: str | None = None, embeddings_apart: bool = False
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    model_card: str | None = None,
+    embeddings_apart: bool = False,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write this project's own format; ``embeddings_apart`` puts the word embeddings in a file of their own.
 
-    The model card goes to README.md; without one a short card is written.
+    The model card goes to README.md; without one a short card is written. ``state`` replaces the model's own state
+    dict, which a sharded model does not hold whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
@@ -78,11 +85,16 @@ def save(
     (folder / "config.json").write_text(
         json.dumps(native.write(blueprint), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in (state or model.state_dict()).items()}
     embeddings = model.model.get_input_embeddings().weight
     apart = [name for name, tensor in model.named_parameters() if tensor is embeddings] if embeddings_apart else []
     write_weights(state, folder, apart)
-    lora.write_own(checkpoint.adapters, folder / native.COMPENSATION)
+    dtype = model.model.dtype
+    adapters = {
+        name: {module: replace(low, a=low.a.to(dtype), b=low.b.to(dtype)) for module, low in adapter.items()}
+        for name, adapter in checkpoint.adapters.items()
+    }
+    lora.write_own(adapters, folder / native.COMPENSATION)
     checkpoint.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card or native.default_card(blueprint), encoding="utf-8")
 

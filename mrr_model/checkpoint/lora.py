@@ -75,8 +75,9 @@ def write_own(adapters: Mapping[str, Adapter], folder: Path) -> None:
         for module, low in adapter.items():
             tensors[f"{module}.lora_A.weight"] = low.a.contiguous()
             tensors[f"{module}.lora_B.weight"] = low.b.contiguous()
-        scalings = {f"{module}.scaling": repr(low.scaling) for module, low in adapter.items()}
-        save_file(tensors, folder / f"{name}.safetensors", metadata={"format": "pt", **scalings})
+        # One key: safetensors writes several in any order, and equal adapters are to give equal bytes.
+        scalings = json.dumps({module: low.scaling for module, low in sorted(adapter.items())})
+        save_file(tensors, folder / f"{name}.safetensors", metadata={"scaling": scalings})
 
 
 def read_own(folder: Path) -> dict[str, Adapter]:
@@ -86,14 +87,14 @@ def read_own(folder: Path) -> dict[str, Adapter]:
         if file.stem != VERTICAL and not re.fullmatch(r"horizontal_\d+_\d+", file.stem):
             raise ValueError(f"{file} is no compensation adapter: its name must be vertical or horizontal_N_M.")
         with safe_open(file, "pt") as stored:
-            metadata = stored.metadata() or {}
+            scalings = json.loads((stored.metadata() or {}).get("scaling", "{}"))
         tensors = load_file(file)
         modules = sorted({key.rsplit(".lora_", 1)[0] for key in tensors})
         adapters[file.stem] = {
             module: LowRank(
                 tensors[f"{module}.lora_A.weight"],
                 tensors[f"{module}.lora_B.weight"],
-                float(metadata.get(f"{module}.scaling", 1.0)),
+                float(scalings.get(module, 1.0)),
             )
             for module in modules
         }

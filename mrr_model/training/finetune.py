@@ -1,156 +1,283 @@
-"""One training run, from settings to a checkpoint: what ``mrr finetune`` does."""
+"""The recipe, from settings to a checkpoint: what ``mrr finetune`` does.
+
+A run's folder, while it runs, holds ``steps/``: the settings, each stage's own saves, and what finished stages made.
+Every stage starts from files, so that a run that was cut short goes on where it was.
+"""
 
 import math
+import os
 import random
 import shutil
 import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from accelerate import PartialState
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint import native
+from mrr_model.checkpoint import lora, native
 from mrr_model.checkpoint.source import locate
+from mrr_model.compensation import Adapter, fold
+from mrr_model.compression import VERTICAL, horizontal_name
 from mrr_model.inputs import PairEncoder
-from mrr_model.model import MatryoshkaModel
 from mrr_model.training.backbones import from_pretrained_backbone
-from mrr_model.training.groups import Group, read_groups
-from mrr_model.training.trainer import GroupCollator, GroupDataset, LossWeights, RankingTrainer
+from mrr_model.training.dataset import GroupCollator, GroupDataset, StreamedGroups
+from mrr_model.training.groups import Group
+from mrr_model.training.low_rank import adapter_of, with_lora
+from mrr_model.training.settings import CompensationSettings, FinetuneSettings, RunSettings, StageSettings
+from mrr_model.training.sources import read_source
+from mrr_model.training.trainer import CompensationTrainer, DistillTrainer, Objective, RankingTrainer, Widths
 
-
-class FinetuneSettings(BaseModel):
-    """The settings of a run. Each is a flag of ``mrr finetune``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    model: str
-    """A checkpoint of this project to go on from, or a stock encoder or causal model: a local folder or a hub id."""
-    train: tuple[Path, ...]
-    """Training files: JSON lines of query, pos, neg, and optionally pos_scores, neg_scores, prompt; plain or .gz."""
-    output: Path
-    """Where the trained checkpoint is written."""
-    exits: tuple[int, ...] | None = None
-    """Layers that get a head; only for a stock model."""
-    merge_layer: int | None = None
-    """Where a plain keep ratio merges; only for a stock model."""
-    sample: float = Field(default=1.0, gt=0, le=1)
-    """The part of each file's groups to train on, drawn by the seed."""
-    passages: int = Field(default=8, ge=2)
-    """Passages of a group: one positive and the rest hard negatives."""
-    groups_per_step: int = Field(default=8, ge=1)
-    """Groups in one optimizer step of one process."""
-    epochs: float = Field(default=1.0, gt=0)
-    learning_rate: float = Field(default=1.5e-4, gt=0)
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """The part of the steps over which the learning rate rises."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    max_length: int = Field(default=192, ge=8)
-    query_max_length: int | None = None
-    label_weight: float = Field(default=1.0, ge=0)
-    """Weight of the hard labels' cross-entropy."""
-    teacher_weight: float = Field(default=1.0, ge=0)
-    """Weight of the soft cross-entropy to pos_scores and neg_scores, where a row has them."""
-    teacher_temperature: float = Field(default=1.0, gt=0)
-    """Divides the teacher's scores: about 0.04 for cosines."""
-    cascade_weight: float = Field(default=1.0, ge=0)
-    """Weight of the distillation of shallower exits from deeper ones and of narrow passes from full-width ones."""
-    ratios: tuple[int, ...] = (1, 2, 4, 8)
-    """A step's merge ratio is drawn from these; 1 means full width alone."""
-    merge_probability: float = Field(default=0.5, ge=0, le=1)
-    """How likely each merge layer is on."""
-    freeze_embeddings: bool = True
-    bf16: bool = False
-    """Train in bfloat16 autocast."""
-    save_steps: int = Field(default=200, ge=1)
-    seed: int = 0
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def finetune(settings: FinetuneSettings) -> Path:
-    """Train, write the checkpoint to ``settings.output`` and return that folder.
+    """Run the stages of ``settings``, write the checkpoint to ``settings.output`` and return that folder.
 
     A run that was cut short resumes from its last save when it is called again with the same settings, and ends as it
     would have without the break. Raises ``FileExistsError`` where the folder holds a finished checkpoint, and
     ``ValueError`` where it holds an unfinished run with other settings.
     """
-    steps = settings.output / "steps"
-    _claim(settings, steps)
-    set_seed(settings.seed)  # fresh heads are drawn before the Trainer sets it
-    model, tokenizer = _start(settings)
-    model.model.get_input_embeddings().weight.requires_grad_(not settings.freeze_embeddings)
-    dataset = GroupDataset(_read(settings), settings.passages, settings.seed)
-    encoder = PairEncoder(tokenizer, model.matryoshka.layout, settings.max_length, settings.query_max_length)
-
-    arguments = TrainingArguments(
-        output_dir=str(steps),
-        per_device_train_batch_size=settings.groups_per_step,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        bf16=settings.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        optim="adamw_torch_fused",
-        save_steps=settings.save_steps,
-        save_total_limit=1,
-        logging_steps=20,
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-        remove_unused_columns=False,
-        seed=settings.seed,
-    )
-    trainer = RankingTrainer(
-        model,
-        arguments,
-        train_dataset=dataset,
-        data_collator=GroupCollator(encoder, model.config.pad_token_id or 0, model.backbone.max_tokens),
-        weights=LossWeights(settings.label_weight, settings.teacher_weight, settings.cascade_weight),
-        teacher_temperature=settings.teacher_temperature,
-        ratios=settings.ratios,
-        merge_probability=settings.merge_probability,
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(steps)))
-    trained = checkpoint.Checkpoint(model.eval(), tokenizer, {})
-    checkpoint.save(trained, settings.output)
-    shutil.rmtree(steps)
-    return settings.output
+    return Finetuning(settings).run()
 
 
-def _claim(settings: FinetuneSettings, steps: Path) -> None:
-    """Make the folder of a run's saves and note its settings there, or check that they are the same."""
-    if (settings.output / "config.json").exists():
-        raise FileExistsError(
-            f"output={str(settings.output)!r} already holds a checkpoint. Choose another folder or remove it."
+class Recipe(ABC):
+    """One run of the stages. What differs between runs: where the model and the rows come from."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.steps = settings.output / "steps"
+        self.distilled = self.steps / "distilled"
+        self.compensation = self.steps / "compensation"
+
+    def run(self) -> Path:
+        """Each stage that has not finished, then the checkpoint."""
+        settings = self.settings
+        self._claim()
+        if "distill" in settings.run_stages and not (self.distilled / "config.json").exists():
+            self.distill()
+        if "vertical" in settings.run_stages and VERTICAL not in self._adapters():
+            self._compensate(VERTICAL, settings.vertical, None, seed=settings.seed + 1)
+        for place, ratio in enumerate(settings.horizontal.ratios if "horizontal" in settings.run_stages else ()):
+            name = horizontal_name(Fraction(1, ratio))
+            if name not in self._adapters():
+                self._compensate(name, settings.horizontal, ratio, seed=settings.seed + 2 + place)
+        return self._finish()
+
+    @abstractmethod
+    def base(self) -> checkpoint.Checkpoint:
+        """The model that the run starts from, in training's dtype."""
+
+    @abstractmethod
+    def groups(self) -> Iterator[Group]:
+        """The training rows."""
+
+    @abstractmethod
+    def distill(self) -> None:
+        """Train the whole model and write it to ``self.distilled``."""
+
+    def _compensate(self, name: str, stage: CompensationSettings, ratio: int | None, seed: int) -> None:
+        start = self.start()
+        model, exits = start.model, start.model.matryoshka.exits
+        shallow = tuple(exit_layer for exit_layer in exits if exit_layer < model.num_layers)
+        if ratio is None and not shallow:
+            raise ValueError("vertical compensation needs an exit below the last layer, and this model has none.")
+        set_seed(seed)  # the LoRA is drawn before the Trainer sets it
+        trained = with_lora(model, stage.lora, exits if ratio is not None else shallow)
+        trainer = CompensationTrainer(
+            trained,
+            self.arguments(name, stage, seed),
+            **self.data(start),
+            objective=objective(stage),
+            ratio=ratio,
+            widths=Widths((ratio or 1,), stage.merge_probability, stage.default_merge_share),
+            vertical=None if ratio is None else {**start.adapters, **self._adapters()}.get(VERTICAL),
         )
-    noted, now = steps / "settings.json", settings.model_dump_json(indent=1)
-    if noted.exists() and noted.read_text(encoding="utf-8") != now:
-        raise ValueError(
-            f"output={str(settings.output)!r} holds an unfinished run with other settings ({noted}). Resume it with "
-            "those, choose another folder, or remove it."
+        state = self.train(trainer)
+        if trainer.is_world_process_zero():
+            lora.write_own({**self._adapters(), name: adapter_of(trained, state)}, self.compensation)
+        trainer.accelerator.wait_for_everyone()
+
+    def train(self, trainer: RankingTrainer) -> dict[str, torch.Tensor]:
+        """Train from the last save, if there is one; the model's state dict, gathered where it is sharded."""
+        saves = Path(str(trainer.args.output_dir))
+        saves.mkdir(parents=True, exist_ok=True)  # of several processes, the Trainer lets one make it
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(saves)))
+        state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return state
+
+    def start(self) -> checkpoint.Checkpoint:
+        """The model that the next stage starts from."""
+        if (self.distilled / "config.json").exists():
+            return checkpoint.load(self.distilled, dtype=DTYPES[self.settings.dtype])
+        return self.base()
+
+    def _adapters(self) -> dict[str, Adapter]:
+        """What the compensation stages made so far."""
+        return lora.read_own(self.compensation)
+
+    def _finish(self) -> Path:
+        processes = PartialState(cpu=_no_accelerator())
+        if processes.is_main_process:
+            start = self.start()
+            made = replace(start, adapters={**start.adapters, **self._adapters()})
+            checkpoint.save(made, self.settings.output)
+            shutil.rmtree(self.steps)
+        processes.wait_for_everyone()
+        return self.settings.output
+
+    def _claim(self) -> None:
+        """Make the folder of a run's saves and note its settings there, or check that they are the same."""
+        output = self.settings.output
+        if (output / "config.json").exists():
+            raise FileExistsError(
+                f"output={str(output)!r} already holds a checkpoint. Choose another folder or remove it."
+            )
+        noted, now = self.steps / "settings.json", self.settings.model_dump_json(indent=1)
+        if noted.exists() and noted.read_text(encoding="utf-8") != now:
+            raise ValueError(
+                f"output={str(output)!r} holds an unfinished run with other settings ({noted}). Resume it with "
+                "those, choose another folder, or remove it."
+            )
+        self.steps.mkdir(parents=True, exist_ok=True)
+        written = noted.with_suffix(f".{os.getpid()}")
+        written.write_text(now, encoding="utf-8")
+        written.replace(noted)  # at once: another process of this run may be reading it
+
+    def arguments(self, name: str, stage: StageSettings, seed: int) -> TrainingArguments:
+        """The Trainer's arguments for a stage: the recipe's, then whatever the settings' ``trainer`` says."""
+        settings = self.settings
+        chosen: dict[str, Any] = {
+            "per_device_train_batch_size": settings.groups_per_step,
+            "num_train_epochs": stage.epochs,
+            "max_steps": stage.max_steps or -1,
+            "learning_rate": stage.learning_rate,
+            "warmup_steps": stage.warmup,
+            "weight_decay": stage.weight_decay,
+            "bf16": settings.bf16,
+            "use_cpu": _no_accelerator(),
+            "optim": "adamw_torch_fused",
+            "save_steps": settings.save_steps,
+            "save_total_limit": 1,
+            "logging_steps": 20,
+            "report_to": "none",
+            "disable_tqdm": not sys.stderr.isatty(),
+            "ddp_broadcast_buffers": False,
+            # Below the last exit, the last layer's LoRA has no gradient.
+            "ddp_find_unused_parameters": name.startswith("horizontal"),
+            **settings.trainer,
+            # Batches hold more than tensors, so each process makes its own.
+            "accelerator_config": {"dispatch_batches": False, **settings.trainer.get("accelerator_config", {})},
+        }
+        return TrainingArguments(
+            output_dir=str(self.steps / name), seed=seed, remove_unused_columns=False, label_names=[], **chosen
         )
-    steps.mkdir(parents=True, exist_ok=True)
-    noted.write_text(now, encoding="utf-8")
+
+    def data(self, start: checkpoint.Checkpoint) -> dict[str, Any]:
+        """The Trainer's data arguments."""
+        settings, model = self.settings, start.model
+        encoder = PairEncoder(start.tokenizer, model.matryoshka.layout, settings.max_length, settings.query_max_length)
+        pad_id, max_tokens = model.config.pad_token_id or 0, model.backbone.max_tokens
+        dataset: Any
+        if settings.stream:
+            dataset = StreamedGroups(self.groups, settings.passages, settings.seed)
+        else:
+            dataset = GroupDataset(list(self.groups()), settings.passages, settings.seed)
+        return {
+            "train_dataset": dataset,
+            "data_collator": GroupCollator(encoder, pad_id, max_tokens, settings.length_parts),
+        }
 
 
-def _start(settings: FinetuneSettings) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
-    folder = locate(settings.model)
-    config = checkpoint.read_config(folder)
-    if native.SECTION in config or config.get("model_type") in checkpoint.PUBLISHED:
-        if settings.exits is not None or settings.merge_layer is not None:
-            raise ValueError(f"exits and merge_layer are fixed in the checkpoint {settings.model!r}; leave them out.")
-        loaded = checkpoint.load(folder)
-        return loaded.model, loaded.tokenizer
-    return from_pretrained_backbone(
-        folder, exits=settings.exits, merge_layer=settings.merge_layer, dropout=settings.dropout
+class Finetuning(Recipe):
+    """What ``mrr finetune`` runs."""
+
+    def __init__(self, settings: FinetuneSettings) -> None:
+        super().__init__(settings)
+        self.settings: FinetuneSettings = settings
+
+    def base(self) -> checkpoint.Checkpoint:
+        """The checkpoint or stock model that the settings name; compensation that it brings goes with it only as long
+        as the weights that it repairs stay as they are.
+        """
+        settings = self.settings
+        folder, dtype = locate(settings.model), DTYPES[settings.dtype]
+        config = checkpoint.read_config(folder)
+        if native.SECTION in config or config.get("model_type") in checkpoint.PUBLISHED:
+            if settings.exits is not None or settings.merge_layer is not None:
+                raise ValueError(
+                    f"exits and merge_layer are fixed in the checkpoint {settings.model!r}; leave them out."
+                )
+            return checkpoint.load(folder, dtype=dtype)
+        if "distill" not in settings.stages:
+            raise ValueError(
+                f"{settings.model!r} is no re-ranker yet: the stages {', '.join(settings.stages)} need one. Add the "
+                "stage distill, or give a checkpoint that it made."
+            )
+        set_seed(settings.seed)  # fresh heads, and a LoRA over them, are drawn before the Trainer sets it
+        model, tokenizer = from_pretrained_backbone(
+            folder,
+            exits=settings.exits,
+            merge_layer=settings.merge_layer,
+            dropout=settings.dropout,
+            dtype=dtype,
+        )
+        return checkpoint.Checkpoint(model, tokenizer, {})
+
+    def groups(self) -> Iterator[Group]:
+        for source in self.settings.train:
+            yield from sampled(read_source(source, on_bad_row=self.settings.on_bad_row), source, self.settings)
+
+    def distill(self) -> None:
+        settings, stage = self.settings, self.settings.distill
+        start = self.base()
+        model = start.model
+        model.model.get_input_embeddings().weight.requires_grad_(not settings.freeze_embeddings)
+        trained: Any = model if stage.lora is None else with_lora(model, stage.lora, model.matryoshka.exits)
+        trainer = DistillTrainer(
+            trained,
+            self.arguments("distill", stage, settings.seed),
+            **self.data(start),
+            objective=objective(stage, anchors=stage.cascade),
+            widths=Widths(stage.ratios, stage.merge_probability, stage.default_merge_share),
+        )
+        state = self.train(trainer)
+        if trainer.is_world_process_zero():
+            if stage.lora is not None:
+                model, state = fold(self.base().model, [adapter_of(trained, state)]), {}
+            checkpoint.save(replace(start, model=model, adapters={}), self.distilled, state=state)
+        trainer.accelerator.wait_for_everyone()
+
+
+def sampled(rows: Iterator[Group], source: str, settings: RunSettings) -> Iterator[Group]:
+    """The part of a source's rows that the settings' ``sample`` and seed draw."""
+    if settings.sample == 1:
+        return rows
+    if settings.stream:
+        generator = random.Random(f"{settings.seed}/{source}")
+        return (row for row in rows if generator.random() < settings.sample)
+    held = list(rows)
+    count = math.ceil(settings.sample * len(held))
+    return iter(random.Random(f"{settings.seed}/{Path(source).name}").sample(held, count))
+
+
+def objective(stage: StageSettings, **fields: Any) -> Objective:
+    """A stage's weights as the Trainer takes them."""
+    return Objective(
+        labels=stage.label_weight,
+        teacher=stage.teacher_weight,
+        teacher_temperature=stage.teacher_temperature,
+        cascade=stage.cascade_weight,
+        **fields,
     )
 
 
-def _read(settings: FinetuneSettings) -> list[Group]:
-    groups: list[Group] = []
-    for file in settings.train:
-        rows = list(read_groups(file))
-        groups += random.Random(f"{settings.seed}/{file.name}").sample(rows, math.ceil(settings.sample * len(rows)))
-    return groups
+def _no_accelerator() -> bool:
+    return not torch.accelerator.is_available()

@@ -1,151 +1,223 @@
-"""RankingTrainer: the transformers Trainer over groups of passages, with a sub-network drawn for every step.
+"""The three stages as uses of the transformers Trainer: each says what one step computes, and nothing else.
 
 Letters: G groups (queries), N passages of a group with the positive first, E exits.
 """
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import Trainer
 
+from mrr_model.compensation import Adapter
 from mrr_model.compression import Plan
-from mrr_model.inputs import PairEncoder, collate
 from mrr_model.model import MatryoshkaModel
-from mrr_model.training.groups import Group
-from mrr_model.training.losses import cascade_loss, distillation_loss, ranking_loss
-from mrr_model.training.sampling import draw_merges
+from mrr_model.training.losses import Cascade, cascade_loss, distillation_loss, ranking_loss, teaching_exits
+from mrr_model.training.low_rank import FrozenAdapter
+from mrr_model.training.sampling import draw_merges, draw_shallow
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    """How much each part counts: hard labels, an external teacher's scores, and the cascade from deeper and wider
-    passes.
-    """
+class Objective:
+    """How much each part of the loss counts, and how teachers teach."""
 
     labels: float = 1.0
+    """Weight of the hard labels' cross-entropy."""
     teacher: float = 1.0
+    """Weight of the soft cross-entropy to an external teacher's scores, where a row has them."""
+    teacher_temperature: float = 1.0
+    """Divides the external teacher's scores."""
     cascade: float = 1.0
+    """Weight of the distillation from deeper and wider passes of the model itself."""
+    anchors: Cascade = "anchors"
+    """Which exits teach the others."""
 
 
-class GroupDataset(Dataset[Group]):
-    """Groups in memory, each cut to one positive and ``passages`` − 1 negatives.
+@dataclass(frozen=True)
+class Widths:
+    """From which merges a step draws."""
 
-    Which positive and which negatives is a function of (seed, row). Rows with fewer negatives are left out;
-    ``skipped`` counts them.
-    """
-
-    def __init__(self, groups: Sequence[Group], passages: int = 8, seed: int = 0) -> None:
-        self.groups = [
-            _cut(group, passages, f"{seed}/{row}")
-            for row, group in enumerate(groups)
-            if len(group.negatives) >= passages - 1
-        ]
-        self.skipped = len(groups) - len(self.groups)
-        if not self.groups:
-            raise ValueError(
-                f"no training group has {passages - 1} negatives; lower the number of passages or mine more negatives."
-            )
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> Group:
-        return self.groups[index]
+    ratios: tuple[int, ...] = (1, 2, 4, 8)
+    probability: float = 0.5
+    default_share: float = 0.0
 
 
-class GroupCollator:
-    """Groups to one padded batch of G · N pairs, group by group, and the teacher's scores (G, N), NaN where a row has
-    none.
-    """
+@dataclass
+class _Sums:
+    """Losses since the last log line."""
 
-    def __init__(self, encoder: PairEncoder, pad_id: int, max_tokens: int | None = None) -> None:
-        self.encoder = encoder
-        self.pad_id = pad_id
-        self.max_tokens = max_tokens
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
-    def __call__(self, groups: list[Group]) -> dict[str, Any]:
-        pairs = []
-        for group in groups:
-            passages = (*group.positives, *group.negatives)
-            pairs += self.encoder.encode([(group.query, passage) for passage in passages], group.prompt)
-        teacher = [
-            [*group.positive_scores, *group.negative_scores]
-            if group.positive_scores is not None and group.negative_scores is not None
-            else [float("nan")] * (len(group.positives) + len(group.negatives))
-            for group in groups
-        ]
-        return {
-            "batch": collate(pairs, self.pad_id, rounded=True, max_tokens=self.max_tokens),
-            "teacher": torch.tensor(teacher),
-        }
+    def add(self, name: str, value: Tensor) -> None:
+        self.totals[name] = self.totals.get(name, value.new_zeros(())) + value.detach()
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        means = {name: round(float(total) / self.counts[name], 4) for name, total in sorted(self.totals.items())}
+        self.totals, self.counts = {}, {}
+        return means
 
 
 class RankingTrainer(Trainer):
-    """Trains every exit at full width, and again in a narrow pass whose merges are drawn from (seed, step)."""
+    """The transformers Trainer over groups of passages (:class:`~mrr_model.training.dataset.GroupCollator`)."""
 
-    def __init__(
-        self,
-        *args: Any,
-        weights: LossWeights,
-        teacher_temperature: float,
-        ratios: Sequence[int],
-        merge_probability: float,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.weights = weights
-        self.teacher_temperature = teacher_temperature
-        self.ratios = tuple(ratios)
-        self.merge_probability = merge_probability
+        self.objective: Objective = objective
+        self._sums = _Sums()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The step's loss: labels, teacher and cascade over all exits, at full width and in the narrow pass."""
-        core = cast(MatryoshkaModel, self.accelerator.unwrap_model(model))
+        """The loss of one batch of groups; there are no outputs to return beside it."""
+        loss = self.step_loss(model, inputs)
+        return (loss, {}) if return_outputs else loss
+
+    def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """What one step of the stage computes."""
+        raise NotImplementedError
+
+    def core(self, model: nn.Module) -> MatryoshkaModel:
+        """The re-ranker inside accelerate's and PEFT's wrappers."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        return cast(MatryoshkaModel, unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped)
+
+    def full(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Logits of every exit at full width, (G, N, E)."""
+        return self.logits(model, inputs, Plan(self.core(model).matryoshka.exits))
+
+    def logits(self, model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
+        """Logits of the batch's pairs, (G, N, E), from one forward pass for each of its parts."""
+        device = self.core(model).device
+        parts = [model(part.to(device), plan) for part in inputs["batches"]]  # each (pairs, E)
+        in_order = torch.cat(parts)[inputs["places"].to(device)]  # (G · N, E)
+        return in_order.view(*inputs["teacher"].shape, -1)
+
+    def supervised(self, name: str, logits: Tensor, exits: Sequence[int], inputs: dict[str, Any]) -> Tensor:
+        """Labels and the external teacher, weighted; each exit's part is logged as ``name_exit``."""
+        labelled, teacher = inputs["labelled"].to(logits.device), inputs["teacher"].to(logits.device)
+        for place, exit_layer in enumerate(exits):
+            with torch.no_grad():
+                self._sums.add(f"{name}_{exit_layer}", ranking_loss(logits[..., place : place + 1], labelled))
+        loss = self.objective.labels * ranking_loss(logits, labelled)
+        if self.objective.teacher:
+            targets = teacher[..., None].expand_as(logits)
+            loss = loss + self.objective.teacher * distillation_loss(
+                logits, targets, self.objective.teacher_temperature
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the labels' loss at each exit to the Trainer's own log lines."""
+        super().log({**logs, **self._sums.means()} if "loss" in logs else logs, start_time)
+
+
+class DistillTrainer(RankingTrainer):
+    """Cascaded self-distillation: every exit at full width, and again in a narrow pass whose merges are drawn from
+    (seed, step) (arXiv 2501.16302, cascaded self-distillation).
+
+    Gradients flow through the merge weights. They are a row of the reading token's attention, and the loss after a
+    merge is the only signal that tells the layers before it which tokens the merged ones should resemble; a detached
+    row would still be moved by what attention does elsewhere, blind to the merge. It costs one row a merge.
+    """
+
+    def __init__(self, *args: Any, widths: Widths, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.widths = widths
+
+    def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Labels, teacher and cascade over all exits at both widths."""
+        core = self.core(model)
         exits = core.matryoshka.exits
         merges = draw_merges(
             self.args.seed,
             self.state.global_step,
             merge_layers=[layer for layer in core.matryoshka.merge_layers if layer < exits[-1]],
-            ratios=self.ratios,
-            probability=self.merge_probability,
+            ratios=self.widths.ratios,
+            probability=self.widths.probability,
+            default_layer=core.matryoshka.default_merge_layer,
+            default_share=self.widths.default_share,
         )
-        batch, teacher = inputs["batch"].to(core.device), inputs["teacher"]  # teacher (G, N)
-        full = model(batch, Plan(exits)).unflatten(0, teacher.shape)  # (G, N, E)
-        narrow = model(batch, Plan(exits, merges)).unflatten(0, teacher.shape) if merges else None
-
-        loss = self.weights.cascade * cascade_loss(full, narrow, exits, core.num_layers)
-        for logits in (full,) if narrow is None else (full, narrow):
-            loss = loss + self._supervised(logits, teacher)
-        return (loss, {"logits": full}) if return_outputs else loss
-
-    def _supervised(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        loss = self.weights.labels * ranking_loss(logits)
-        known = ~teacher.isnan().any(1)  # (G,)
-        if self.weights.teacher and bool(known.any()):
-            targets = teacher[known, :, None].expand(-1, -1, logits.shape[2])
-            share = known.float().mean()
-            loss = loss + self.weights.teacher * share * distillation_loss(
-                logits[known], targets, self.teacher_temperature
-            )
+        full = self.full(model, inputs)  # (G, N, E)
+        loss = self.supervised("full", full, exits, inputs)
+        narrow = None
+        if merges:
+            narrow = self.logits(model, inputs, Plan(exits, merges))
+            loss = loss + self.supervised("narrow", narrow, exits, inputs)
+        if self.objective.cascade:
+            teachers = teaching_exits(exits, core.num_layers, self.objective.anchors)
+            loss = loss + self.objective.cascade * cascade_loss(full, narrow, exits, teachers)
         return loss
 
 
-def _cut(group: Group, passages: int, seed: str) -> Group:
-    generator = random.Random(seed)
-    positive = generator.randrange(len(group.positives))
-    negatives = sorted(generator.sample(range(len(group.negatives)), passages - 1))
-    return Group(
-        group.query,
-        (group.positives[positive],),
-        tuple(group.negatives[index] for index in negatives),
-        None if group.positive_scores is None else (group.positive_scores[positive],),
-        None if group.negative_scores is None else tuple(group.negative_scores[index] for index in negatives),
-        group.prompt,
-    )
+class CompensationTrainer(RankingTrainer):
+    """One compensation adapter, a PEFT LoRA over the frozen model (arXiv 2501.16302, factorized compensation).
+
+    With ``ratio`` None it is the vertical one: full width, the exits below the last layer, which are those that use
+    it. Else the horizontal one of that step ratio: random subsets of the merge layers. A horizontal adapter is trained
+    as it will be used: where the exits lie below the last layer, the vertical one is on.
+    """
+
+    def __init__(
+        self, *args: Any, ratio: int | None, widths: Widths, vertical: Adapter | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.ratio = ratio
+        self.widths = widths
+        core = self.core(cast(nn.Module, self.model))
+        self._vertical = FrozenAdapter(core, vertical or {})
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step; the vertical adapter stays on until gradients are computed, since checkpointing runs blocks
+        again.
+        """
+        shallow = self._exits()[-1] < self.core(cast(nn.Module, self.model)).num_layers
+        with self._vertical.switched(shallow and self.ratio is not None):
+            return super().training_step(*args, **kwargs)
+
+    def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Labels, external teacher, and the frozen model's own full-size scores."""
+        core = self.core(model)
+        exits = self._exits()
+        plan = Plan(exits, self._merges(core, exits))
+        logits = self.logits(model, inputs, plan)  # (G, N, E)
+        loss = self.supervised("exit", logits, exits, inputs)
+        if self.objective.cascade:
+            targets = self._full_size(model, inputs).expand_as(logits)
+            loss = loss + self.objective.cascade * distillation_loss(logits, targets)
+        return loss
+
+    def _exits(self) -> tuple[int, ...]:
+        """Those of this step: below the last layer, where the vertical adapter is on, or at the last."""
+        core = self.core(cast(nn.Module, self.model))
+        exits = core.matryoshka.exits
+        shallow = tuple(exit_layer for exit_layer in exits if exit_layer < core.num_layers)
+        if self.ratio is None or shallow == exits:
+            return shallow
+        return shallow if shallow and draw_shallow(self.args.seed, self.state.global_step) else exits[-1:]
+
+    def _merges(self, core: MatryoshkaModel, exits: Sequence[int]) -> dict[int, Fraction]:
+        if self.ratio is None:
+            return {}
+        return draw_merges(
+            self.args.seed,
+            self.state.global_step,
+            merge_layers=[layer for layer in core.matryoshka.merge_layers if layer < exits[-1]],
+            ratios=(self.ratio,),
+            probability=self.widths.probability,
+            default_layer=core.matryoshka.default_merge_layer,
+            default_share=self.widths.default_share,
+        )
+
+    @torch.no_grad()
+    def _full_size(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Logits of the model without any adapter, all layers, full width: (G, N, 1)."""
+        peft_model = cast(PeftModel, self.accelerator.unwrap_model(model))
+        plan = Plan(self.core(model).matryoshka.exits[-1:])
+        with peft_model.disable_adapter(), self._vertical.switched(False):
+            return self.logits(model, inputs, plan)

@@ -1,0 +1,52 @@
+"""Two processes train what one does: the recipe under torchrun, on the CPU over gloo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrr_model import checkpoint
+from mrr_model.training.finetune import finetune
+from mrr_model.training.settings import FinetuneSettings
+
+SCRIPT = """
+import sys
+from mrr_model.training.finetune import finetune
+from mrr_model.training.settings import FinetuneSettings
+if __name__ == "__main__":
+    finetune(FinetuneSettings.model_validate_json(open(sys.argv[1]).read()))
+"""
+
+
+def test_two_processes_give_the_single_process_result(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
+    # SGD: its steps are as close as the gradients are, where Adam divides small ones by their own size.
+    stage: dict[str, Any] = {"learning_rate": 0.1, "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
+    common: dict[str, Any] = {
+        "model": str(stock_encoder), "train": (str(toy_file),), "passages": 4, "max_length": 32,
+        "distill": {"learning_rate": 0.1, "teacher_temperature": 0.2, "ratios": (1, 2)},
+        "vertical": stage, "horizontal": {**stage, "ratios": (2,)},
+    }  # fmt: skip
+    one = finetune(FinetuneSettings(output=tmp_path / "one", groups_per_step=8, trainer={"optim": "sgd"}, **common))
+
+    switches = {"optim": "sgd", "ddp_backend": "gloo"}
+    shared = FinetuneSettings(output=tmp_path / "two", groups_per_step=4, trainer=switches, **common)
+    (tmp_path / "settings.json").write_text(shared.model_dump_json(), "utf-8")
+    (tmp_path / "train.py").write_text(SCRIPT, "utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*launch, str(tmp_path / "train.py"), str(tmp_path / "settings.json")], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+    single, double = checkpoint.load(one), checkpoint.load(tmp_path / "two")
+    start = json.loads((one / "config.json").read_text("utf-8"))
+    assert json.loads((tmp_path / "two" / "config.json").read_text("utf-8")) == start
+    for name, weight in single.model.state_dict().items():
+        torch.testing.assert_close(double.model.state_dict()[name], weight, atol=1e-5, rtol=0, msg=name)
+    assert single.adapters.keys() == double.adapters.keys() == {"vertical", "horizontal_1_2"}
+    for name, adapter in single.adapters.items():
+        for module, low in adapter.items():
+            torch.testing.assert_close(double.adapters[name][module].delta(), low.delta(), atol=1e-5, rtol=0)
