@@ -73,6 +73,19 @@ XLM_ROBERTA_LAYOUT = Layout(
 )
 """``<s> query </s></s> passage </s>``."""
 
+QWEN3_LAYOUT = Layout(
+    query=(
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+        "<Query>: {query}\n<Document>:",
+    ),
+    passage=(" {passage}",),
+    prompt=("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",),
+    truncation="spans",
+)
+"""The input of the Qwen3 re-rankers, with their own instruction for web search."""
+
 
 @dataclass(frozen=True)
 class EncodedPair:

@@ -1,18 +1,42 @@
-"""From a plain pretrained model to an untrained re-ranker: stock weights, one fresh head per exit."""
+"""Re-rankers over stock weights: from a plain pretrained model, with fresh heads, or from a cross-encoder or a yes/no
+re-ranker, with the head that it has.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mrr_model import checkpoint
 from mrr_model.backbones import is_decoder
 from mrr_model.checkpoint.blueprint import Blueprint
 from mrr_model.checkpoint.weights import assign_weights, read_weights
-from mrr_model.inputs import BERT_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT
+from mrr_model.heads import HeadKind
+from mrr_model.inputs import BERT_LAYOUT, QWEN3_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, Layout
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel, default_merge_layer
 
 LAYOUTS = {"bert": BERT_LAYOUT, "xlm-roberta": XLM_ROBERTA_LAYOUT}
+RERANKER_LAYOUTS = {**LAYOUTS, "qwen3": QWEN3_LAYOUT}
+"""What a re-ranker of a family reads, where it is one layout for all that are known."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A score head taken from a stock checkpoint: weights by their names in
+    :class:`~mrr_model.heads.ScoreHead`.
+    """
+
+    kind: HeadKind
+    weights: dict[str, Tensor]
+
+    @property
+    def bias(self) -> bool:
+        """Whether its last layer has a bias."""
+        return "linear.bias" in self.weights
 
 
 def from_pretrained_backbone(
@@ -27,51 +51,165 @@ def from_pretrained_backbone(
     """Build a re-ranker over the weights of a stock encoder or causal model in ``folder``, and load its tokenizer.
 
     ``exits`` default to the deeper three quarters of the layers (from layer ceil(L / 4)), ``merge_layers`` to all but
-    the last,
-    ``merge_layer``, where a plain keep ratio merges, to the model's quarter. ``dropout`` replaces the backbone's own
-    where given. Heads start as the language-model head's row for "Yes" (arXiv 2501.16302, cascaded self-distillation)
-    where there is one, else as small noise.
+    the last, ``merge_layer``, where a plain keep ratio merges, to the model's quarter. ``dropout`` replaces the
+    backbone's own where given. Heads start as the language-model head's row for "Yes" (arXiv 2501.16302, cascaded
+    self-distillation) where there is one, else as small noise.
     """
-    config = checkpoint.read_config(folder)
-    decoder = is_decoder(config.get("model_type", ""))
-    fields = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "auto_map")}
-    if dropout is not None:
-        fields |= {key: dropout for key in fields if key.endswith("dropout") or key.endswith("dropout_prob")}
-    backbone = CONFIG_MAPPING[config["model_type"]].from_dict(fields)
-    layers = backbone.num_hidden_layers
-    matryoshka = MatryoshkaConfig(
-        exits=exits or tuple(range(max(1, -(-layers // 4)), layers + 1)),
-        merge_layers=tuple(range(1, layers)) if merge_layers is None else merge_layers,
-        default_merge_layer=merge_layer or default_merge_layer(layers),
-        layout=RELEASE_LAYOUT if decoder else LAYOUTS[config["model_type"]],
+    backbone = _backbone_config(folder, dropout)
+    decoder = is_decoder(backbone.model_type)
+    matryoshka = _matryoshka(
+        backbone,
+        exits=exits,
+        merge_layers=merge_layers,
+        merge_layer=merge_layer,
+        layout=RELEASE_LAYOUT if decoder else LAYOUTS[backbone.model_type],
     )
-    stored = read_weights(folder)
-    prefix = next(
-        (prefix for prefix in ("model.", "bert.", "roberta.") if any(name.startswith(prefix) for name in stored)), ""
-    )
-    backbone_weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
-    backbone_weights = {name: tensor for name, tensor in backbone_weights.items() if not name.startswith("pooler.")}
-
-    model = checkpoint.build(Blueprint(backbone, matryoshka, lambda name: name), dtype)
-    assign_weights(
-        model,
-        backbone_weights,
-        lambda name: f"model.{name}",
-        source=str(folder),
-        dtype=dtype,
-        allow_missing=("heads.",),
-    )
-    tokenizer = checkpoint.load_tokenizer(folder)
-    yes = _yes_row(stored, tokenizer) if decoder else None
+    stored, tokenizer = read_weights(folder), checkpoint.load_tokenizer(folder)
+    model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
+    rows = _language_model_rows(stored, tokenizer, ["Yes"]) if decoder else None
     for name, weight in model.heads.named_parameters():
-        if yes is not None and name.endswith("linear.weight"):
-            weight.data.copy_(yes[None])
+        if rows is not None and name.endswith("linear.weight"):
+            weight.data.copy_(rows)
         else:
             torch.nn.init.normal_(weight, std=0.02)
     return model, tokenizer
 
 
-def _yes_row(stored: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor | None:
+def from_reranker(
+    folder: Path,
+    *,
+    exits: tuple[int, ...] | None = None,
+    merge_layer: int | None = None,
+    layout: Layout | None = None,
+    yes: str = "yes",
+    no: str | None = "no",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
+    """Take in a sequence-classification cross-encoder or a yes/no causal re-ranker, and load its tokenizer.
+
+    At full size it scores exactly as before: it keeps its head, of which each shallower exit gets a copy, and its
+    ``layout``, which is the family's where none is given. A causal model's logit is that of the token ``yes`` minus
+    that of ``no``, or that of ``yes`` alone where ``no`` is None.
+
+    Raises ``ValueError`` for an architecture, a number of labels or a family that cannot be taken in.
+    """
+    backbone = _backbone_config(folder, 0.0)
+    if layout is None and backbone.model_type not in RERANKER_LAYOUTS:
+        raise ValueError(
+            f"how a {backbone.model_type} re-ranker reads a query and a passage differs from model to model: give its "
+            "layout."
+        )
+    stored, tokenizer = read_weights(folder), checkpoint.load_tokenizer(folder)
+    head = _stock_head(folder, backbone, stored, tokenizer, [yes] if no is None else [yes, no])
+    matryoshka = _matryoshka(
+        backbone,
+        exits=exits,
+        merge_layer=merge_layer,
+        layout=layout or RERANKER_LAYOUTS[backbone.model_type],
+        head=head.kind,
+        head_bias=head.bias,
+        logit_softcap=getattr(backbone, "final_logit_softcapping", None),
+    )
+    if matryoshka.exits[-1] != backbone.num_hidden_layers:
+        raise ValueError(
+            f"exits must end with the model's last layer, {backbone.num_hidden_layers}, whose scores teach the "
+            f"others; got {matryoshka.exits}."
+        )
+    model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
+    for module in model.heads.values():
+        module.load_state_dict({name: weight.float() for name, weight in head.weights.items()})
+    return model.eval(), tokenizer
+
+
+def _stock_head(
+    folder: Path,
+    backbone: PreTrainedConfig,
+    stored: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    answers: list[str],
+) -> Head:
+    architecture = (checkpoint.read_config(folder).get("architectures") or ["none"])[0]
+    if architecture.endswith("ForCausalLM"):
+        rows = _language_model_rows(stored, tokenizer, answers)
+        if rows is None:
+            raise ValueError(f"{folder} holds no language-model head and no embeddings tied to one.")
+        if len(answers) == 2 and getattr(backbone, "final_logit_softcapping", None):
+            raise ValueError("a model that caps its logits can be taken in by its yes token alone: leave out no.")
+        rows = rows / getattr(backbone, "logits_scaling", 1.0)
+        return Head("yes_no" if len(answers) == 2 else "linear", {"linear.weight": rows})
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"{folder} holds a {architecture}. A model to flatten is a sequence-classification cross-encoder with one "
+            "label or a causal model that answers yes or no; to train a plain model use `mrr finetune`."
+        )
+    places = {
+        "bert": {"dense": "bert.pooler.dense", "linear": "classifier"},
+        "xlm-roberta": {"dense": "classifier.dense", "linear": "classifier.out_proj"},
+    }.get(backbone.model_type, {"linear": "score"})
+    weights = {
+        f"{part}.{kind}": stored[f"{place}.{kind}"]
+        for part, place in places.items()
+        for kind in ("weight", "bias")
+        if f"{place}.{kind}" in stored
+    }
+    labels = len(weights.get("linear.weight", ()))
+    if labels != 1:
+        raise ValueError(
+            f"{folder} has {labels} labels ({places['linear']}.weight); a re-ranker has one, the relevance."
+        )
+    return Head("classifier" if "dense" in places else "linear", weights)
+
+
+def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:
+    config = checkpoint.read_config(folder)
+    is_decoder(config.get("model_type"))  # an error that lists the known families where this is none
+    foreign = ("model_type", "architectures", "auto_map", "id2label", "label2id")
+    fields = {key: value for key, value in config.items() if key not in foreign}
+    if dropout is not None:
+        fields |= {key: dropout for key in fields if key.endswith("dropout") or key.endswith("dropout_prob")}
+    return CONFIG_MAPPING[config["model_type"]].from_dict(fields)
+
+
+def _matryoshka(
+    backbone: PreTrainedConfig,
+    *,
+    exits: tuple[int, ...] | None,
+    merge_layer: int | None,
+    merge_layers: tuple[int, ...] | None = None,
+    **fields: Any,
+) -> MatryoshkaConfig:
+    layers = backbone.num_hidden_layers
+    return MatryoshkaConfig(
+        exits=exits or tuple(range(max(1, -(-layers // 4)), layers + 1)),
+        merge_layers=tuple(range(1, layers)) if merge_layers is None else merge_layers,
+        default_merge_layer=merge_layer or default_merge_layer(layers),
+        **fields,
+    )
+
+
+def _over_stock_weights(
+    folder: Path,
+    backbone: PreTrainedConfig,
+    matryoshka: MatryoshkaConfig,
+    stored: dict[str, Tensor],
+    dtype: torch.dtype,
+) -> MatryoshkaModel:
+    """The model with the stock part of ``stored``; its heads hold nothing yet."""
+    prefixes = ("model.", "bert.", "roberta.")
+    prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in stored)), "")
+    weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+    model = checkpoint.build(Blueprint(backbone, matryoshka, lambda name: name), dtype)
+    assign_weights(
+        model, weights, lambda name: f"model.{name}", source=str(folder), dtype=dtype, allow_missing=("heads.",)
+    )
+    return model
+
+
+def _language_model_rows(
+    stored: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]
+) -> Tensor | None:
+    """The language-model head's rows of the answers' first tokens, float32 (answers, D)."""
     rows = stored.get("lm_head.weight", stored.get("model.embed_tokens.weight"))
-    ids = tokenizer("Yes", add_special_tokens=False)["input_ids"]
-    return None if rows is None or not ids else rows[ids[0]].float()
+    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    return None if rows is None or not all(ids) else torch.stack([rows[found[0]].float() for found in ids])
