@@ -1,10 +1,9 @@
-"""The command line: ``mrr rerank``, ``mrr finetune``, ``mrr info``.
+"""The command line: ``mrr rerank``, ``mrr finetune``, ``mrr flatten``, ``mrr mine``, ``mrr info``.
 
 torch and transformers are imported inside the commands, so that ``mrr --help`` answers at once. What goes to stdout is
 the result and nothing else. Wrong arguments and bad input are one line on stderr and exit code 2.
 """
 
-import inspect
 import io
 import json
 import os
@@ -15,23 +14,25 @@ from contextlib import contextmanager, redirect_stdout
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from mrr_model import __version__
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
     from rich.table import Table
 
     from mrr_model.checkpoint import Checkpoint
     from mrr_model.reranker import RankedDocument
-    from mrr_model.training.finetune import FinetuneSettings
+    from mrr_model.training.settings import RunSettings
 
+FREE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 TRAIN_EXTRA = 'pip install "matryoshka-reranker[train]"'
 RATIOS = (1.0, 0.5, 0.25)
 """The keep ratios that ``mrr info`` compares."""
+
+Settings = TypeVar("Settings", bound="RunSettings")
 
 app = typer.Typer(
     name="mrr",
@@ -149,17 +150,77 @@ def rerank(
             _write_json_lines(ranking, documents)
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(add_help_option=False, context_settings=FREE_ARGUMENTS)
 def finetune(context: typer.Context) -> None:
-    """Train a re-ranker on groups of passages, from a stock model or a checkpoint."""
-    # The flags are the fields of FinetuneSettings, which lies beside torch: they are made once this command is chosen.
-    with _reported():
-        from mrr_model.training.finetune import FinetuneSettings
+    """Train a re-ranker on groups of passages, from a stock model or a checkpoint: the whole recipe or some stages.
 
-        command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        command.command(help=finetune.__doc__)(_flags_of(FinetuneSettings, _finetune))
-        code = command(context.args, prog_name=context.command_path, standalone_mode=False)
-    raise typer.Exit(code or 0)
+    Settings come from a YAML file, from flags, or from both. A run that was stopped goes on when it is called again.
+    """
+    with _reported():
+        _check_train_extra()
+        from mrr_model.training import finetune as recipe
+        from mrr_model.training.settings import FinetuneSettings
+
+        _run_settings(context, FinetuneSettings, lambda settings: recipe.finetune(settings), "train")
+
+
+@app.command(add_help_option=False, context_settings=FREE_ARGUMENTS)
+def flatten(context: typer.Context) -> None:
+    """Give a re-ranker that exists every smaller size, taught by its own scores on unlabelled texts.
+
+    Takes a sequence-classification cross-encoder or a yes/no causal re-ranker. At full size it scores as before.
+    """
+    with _reported():
+        _check_train_extra()
+        from mrr_model.training import flatten as flattening
+        from mrr_model.training.settings import FlattenSettings
+
+        _run_settings(context, FlattenSettings, lambda settings: flattening.flatten(settings), "texts")
+
+
+@app.command()
+def mine(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE…", help="Rows of queries with positives, in any form that mrr finetune reads."),
+    ],
+    output: Annotated[Path, typer.Option(help="JSON-lines file to write, gzipped where it ends in .gz.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="A bi-encoder for sentence-transformers: a folder or a hub id.", show_default="BM25"),
+    ] = None,
+    negatives: Annotated[int, typer.Option(help="Negatives of each query.")] = 7,
+    depth: Annotated[int, typer.Option(help="They are drawn from the best so many.")] = 30,
+    margin: Annotated[
+        float, typer.Option(help="Leave out passages whose cosine is above this part of the positive's.")
+    ] = 0.95,
+    scores: Annotated[bool, typer.Option("--scores", help="Write the bi-encoder's cosines as teacher scores.")] = False,
+    on_bad_row: Annotated[
+        str, typer.Option(metavar="fail|skip", help="What to do with a row that cannot be read.")
+    ] = "fail",
+    seed: Annotated[int, typer.Option(help="Decides the draw.")] = 0,
+) -> None:
+    """Find hard negatives with BM25 or with a bi-encoder.
+
+    They come from the corpus of BEIR folders, and from all passages of other sources.
+    """
+    with _reported():
+        if on_bad_row not in ("fail", "skip"):
+            raise ValueError(f"--on-bad-row must be fail or skip, got {on_bad_row!r}.")
+        if output.exists():
+            raise FileExistsError(f"output={str(output)!r} exists. Choose another file or remove it.")
+        from mrr_model.training.groups import write_groups
+        from mrr_model.training.mining import MiningSettings, mine_sources
+
+        settings = MiningSettings(encoder, negatives, depth, margin, scores, seed)
+        mined = mine_sources(sources, settings, on_bad_row="skip" if on_bad_row == "skip" else "fail")
+        unfinished = output.with_name(f"unfinished-{output.name}")
+        try:
+            written = write_groups(unfinished, mined)
+            unfinished.replace(output)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        typer.echo(f"{written} rows with {negatives} mined negatives each are in {output}")
 
 
 @app.command()
@@ -189,7 +250,7 @@ def _reported() -> Iterator[None]:
         try:
             yield
             sys.stdout.flush()  # a closed pipe shows here, not as Python exits
-        except (FileExistsError, FileNotFoundError, TypeError, ValueError) as error:
+        except (FileExistsError, FileNotFoundError, ImportError, TypeError, ValueError) as error:
             _say("error", str(error))
             raise typer.Exit(2) from None
         except BrokenPipeError:
@@ -284,69 +345,33 @@ def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[dict[s
     console.print(table)
 
 
-def _flags_of(settings: "type[FinetuneSettings]", run: "Callable[[FinetuneSettings], None]") -> Callable[..., None]:
-    """A function for typer: one flag per field of ``settings``, then ``run`` on the validated whole."""
-    from pydantic import ValidationError
-
-    joined = {  # fields of several whole numbers: one flag, comma-separated
-        name
-        for name, field in settings.model_fields.items()
-        if field.annotation in (tuple[int, ...], tuple[int, ...] | None)
-    }
-    parameters = []
-    for name, field in settings.model_fields.items():
-        kind, default, metavar = field.annotation, field.get_default(), None
-        if name in joined:
-            kind, metavar = str | None, "N,N,…"
-            default = None if default is None else ",".join(map(str, default))
-        elif kind == tuple[Path, ...]:
-            kind, metavar = list[Path], "FILE"
-        option = typer.Option(help=field.description, metavar=metavar)
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.is_required() else default,
-                annotation=Annotated[kind, option],
-            )
-        )
-
-    def flags(**values: Any) -> None:
-        for name in joined & values.keys():
-            values[name] = None if values[name] is None else values[name].split(",")
-        try:
-            checked = settings(**values)
-        except ValidationError as error:
-            for line in _lines_of(error):
-                _say("error", line)
-            raise typer.Exit(2) from None
-        run(checked)
-
-    flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature() reads
-    flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return flags
-
-
-def _lines_of(error: "ValidationError") -> list[str]:
-    lines = []
-    for fault in error.errors():
-        flag = "".join(f"--{part}: ".replace("_", "-") for part in fault["loc"][:1])
-        lines.append(f"{flag}{fault['msg']}, got {fault['input']!r}")
-    return lines
-
-
-def _finetune(settings: "FinetuneSettings") -> None:
-    from mrr_model.training.finetune import finetune
-
+def _check_train_extra() -> None:
     if find_spec("accelerate") is None:
         raise ValueError(f"training needs accelerate, which is not installed: {TRAIN_EXTRA}")
-    try:
-        with redirect_stdout(sys.stderr):  # the Trainer prints its losses
-            folder = finetune(settings)
-    except KeyboardInterrupt:
-        _say("stopped", f"the same command goes on from the last save in {settings.output}.")
-        raise typer.Exit(130) from None
-    typer.echo(f"The trained re-ranker is in {folder}")
+
+
+def _run_settings(
+    context: typer.Context, settings: "type[Settings]", run: "Callable[[Settings], Path]", repeated: str
+) -> None:
+    """Run a command whose flags are the fields of ``settings``.
+
+    The settings lie beside torch: flags are made once the command is chosen.
+    """
+    from mrr_model.flags import flags_of
+
+    def train(checked: "Settings") -> None:
+        try:
+            with redirect_stdout(sys.stderr):  # the Trainer prints its losses
+                folder = run(checked)
+        except KeyboardInterrupt:
+            _say("stopped", f"the same command goes on from the last save in {checked.output}.")
+            raise typer.Exit(130) from None
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
+            typer.echo(f"The trained re-ranker is in {folder}")
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command(help=context.command.help)(flags_of(settings, train, lambda line: _say("error", line), repeated))
+    raise typer.Exit(command(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
 
 def _load_without_weights(folder: Path) -> "Checkpoint":

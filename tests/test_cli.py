@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from mrr_model import MatryoshkaReranker, __version__, checkpoint, cli
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.training import finetune as finetuning
-from mrr_model.training.finetune import FinetuneSettings
-from mrr_model.training.groups import Group, write_groups
+from mrr_model.training import flatten as flattening
+from mrr_model.training import mining
+from mrr_model.training.groups import Group, read_groups, write_groups
+from mrr_model.training.mining import MiningSettings, mine_sources
+from mrr_model.training.settings import FinetuneSettings, FlattenSettings
 
 QUERY = "what is the panda?"
 TEXTS = ["the panda is eating", "what", "panda panda panda", "is the panda?"]
@@ -141,7 +145,7 @@ def test_table_names_the_setting_and_shortens_texts(rerank: Mrr) -> None:
     documents = [{"_id": "doc-1", "text": "[bold]long[/bold] \x1b[31m\ttext " * 40}, {"text": "short"}]
     result = rerank("--format", "table", "--depth", 3, "--keep-ratio", "2:0.5", stdin=json_lines(documents))
     assert result.exit_code == 0
-    assert "depth 3, keep ratio 2:0.5" in result.stdout.replace("\n", " ")
+    assert "depth 3, keep ratio 2:0.5" in " ".join(result.stdout.split())
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 60
     [first] = [line for line in lines if "doc-1" in line]
@@ -236,7 +240,7 @@ finally:
     assert not {"torch", "transformers", "pydantic"} & set(sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(command in run.stdout for command in ("rerank", "finetune", "info"))
+    assert all(command in run.stdout for command in ("rerank", "finetune", "flatten", "mine", "info"))
 
 
 def test_version(mrr: Mrr) -> None:
@@ -276,101 +280,324 @@ def test_info_of_what_is_no_checkpoint(mrr: Mrr, tmp_path: Path) -> None:
     assert "holds no config.json" in error_of(mrr("info", tmp_path))
 
 
+STAGE: dict[str, Any] = {
+    "epochs": 2.0, "max_steps": 7, "learning_rate": 3e-5, "warmup": 0.2, "weight_decay": 0.0, "label_weight": 0.5,
+    "teacher_weight": 0.25, "teacher_temperature": 0.04, "cascade_weight": 0.75, "merge_probability": 0.25,
+    "default_merge_share": 0.125, "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0},
+}  # fmt: skip
 SETTINGS: dict[str, Any] = {
-    "model": "some/model", "train": (Path("a.jsonl"), Path("b.jsonl.gz")), "output": Path("out"), "exits": (2, 4),
-    "merge_layer": 2, "sample": 0.5, "passages": 4, "groups_per_step": 3, "epochs": 2.0, "learning_rate": 2e-5,
-    "warmup": 0.2, "weight_decay": 0.0, "dropout": 0.1, "max_length": 64, "query_max_length": 16, "label_weight": 0.5,
-    "teacher_weight": 0.25, "teacher_temperature": 0.04, "cascade_weight": 0.75, "ratios": (1, 2),
-    "merge_probability": 0.25, "freeze_embeddings": False, "bf16": True, "save_steps": 10, "seed": 3,
+    "model": "some/model", "train": ("a.jsonl", "b#dev"), "output": Path("out"), "exits": (2, 4), "merge_layer": 2,
+    "on_bad_row": "skip", "stream": True, "sample": 0.5, "passages": 4, "groups_per_step": 3, "length_parts": 2,
+    "max_length": 64, "query_max_length": 16, "dtype": "bfloat16", "bf16": True, "save_steps": 10, "seed": 3,
+    "stages": ("distill", "vertical"), "dropout": 0.1, "freeze_embeddings": False,
+    "trainer": {"report_to": "tensorboard", "gradient_accumulation_steps": 2},
+    "distill": {**STAGE, "cascade": "next", "ratios": (1, 2)},
+    "vertical": STAGE,
+    "horizontal": {**STAGE, "ratios": (2, 3)},
 }  # fmt: skip
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneSettings]:
-    """The settings that ``mrr finetune`` was to train with, instead of training."""
-    seen: list[FinetuneSettings] = []
+def leaves(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """A value for each flag's name, without the dashes in front of it."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        flag = f"{before}{name.replace('_', '-')}"
+        found |= leaves(value, f"{flag}-") if isinstance(value, dict) and name != "trainer" else {flag: value}
+    return found
 
-    def record(settings: FinetuneSettings) -> Path:
+
+Asked = list[FinetuneSettings | FlattenSettings]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """The settings that ``mrr finetune`` or ``mrr flatten`` was to train with, instead of training."""
+    seen: Asked = []
+
+    def record(settings: FinetuneSettings | FlattenSettings) -> Path:
         seen.append(settings)
         return settings.output
 
     monkeypatch.setattr(finetuning, "finetune", record)
+    monkeypatch.setattr(flattening, "flatten", record)
     return seen
 
 
-def test_every_setting_of_a_run_is_a_flag(mrr: Mrr, asked: list[FinetuneSettings]) -> None:
-    assert set(SETTINGS) == set(FinetuneSettings.model_fields), "give a new setting a value here"
+def test_every_setting_of_a_run_is_a_flag(mrr: Mrr, asked: Asked) -> None:
+    settings = FinetuneSettings(**SETTINGS)
+    defaults = leaves(FinetuneSettings(model="m", train=("t",), output=Path("o")).model_dump())
+    given = leaves(settings.model_dump())
+    assert [flag for flag, value in given.items() if value == defaults.get(flag)] == [], "give each a value above"
     arguments: list[object] = []
-    for name, value in SETTINGS.items():
-        flag = name.replace("_", "-")
+    for flag, value in given.items():
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif name == "train":
-            arguments += [word for file in value for word in ("--train", file)]
+        elif flag == "train":
+            arguments += [word for source in value for word in ("--train", source)]
+        elif flag == "trainer":
+            arguments += [f"--trainer={key}={of_key}" for key, of_key in value.items()]
         else:
             arguments += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else value]
     result = mrr("finetune", *arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout == "The trained re-ranker is in out\n"
-    assert asked == [FinetuneSettings(**SETTINGS)]
+    assert asked == [settings]
 
 
 REQUIRED = ("--model", "m", "--train", "t", "--output", "o")
+TRAINING = {"finetune": REQUIRED, "flatten": ("--model", "m", "--texts", "t", "--output", "o")}
+COMMANDS = pytest.mark.parametrize("command", TRAINING)
 
 
-def test_defaults_are_those_of_the_settings(mrr: Mrr, asked: list[FinetuneSettings]) -> None:
-    assert mrr("finetune", *REQUIRED).exit_code == 0
-    assert asked == [FinetuneSettings(model="m", train=(Path("t"),), output=Path("o"))]
+def test_defaults_are_those_of_the_settings(mrr: Mrr, asked: Asked) -> None:
+    assert mrr("finetune", *TRAINING["finetune"]).exit_code == 0
+    assert mrr("flatten", *TRAINING["flatten"]).exit_code == 0
+    assert asked == [
+        FinetuneSettings(model="m", train=("t",), output=Path("o")),
+        FlattenSettings(model="m", texts=("t",), output=Path("o")),
+    ]
 
 
-def test_help_is_that_of_the_settings(mrr: Mrr) -> None:
-    result = mrr("finetune", "--help")
+def test_settings_come_from_a_file_and_flags_win(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
+    settings = FinetuneSettings(**SETTINGS)
+    file = tmp_path / "settings.json"  # as a run notes them: JSON is YAML
+    file.write_text(settings.model_dump_json(), encoding="utf-8")
+    assert mrr("finetune", file).exit_code == 0
+    flags = ("--distill-learning-rate", "2e-4", "--stages", "distill", "--no-bf16", "--train", "c.jsonl")
+    assert mrr("finetune", file, *flags, "--trainer", "report_to=none").exit_code == 0
+    assert mrr("finetune", *flags, "--trainer=report_to=none", file).exit_code == 0
+    changed = {
+        "distill": {**SETTINGS["distill"], "learning_rate": 2e-4},
+        "stages": ("distill",),
+        "bf16": False,
+        "train": ("c.jsonl",),
+        "trainer": {"report_to": "none", "gradient_accumulation_steps": 2},
+    }
+    other = FinetuneSettings(**{**SETTINGS, **changed})
+    assert asked == [settings, other, other]
+
+
+def test_flatten_takes_texts_a_layout_and_words_for_yes_and_no(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
+    file = tmp_path / "flatten.yaml"
+    file.write_text("texts: [a, b]\nyes: true\nno: no\nhorizontal:\n  ratios: [2]\n", encoding="utf-8")
+    flags = ("--texts", "c", "--texts", "d", "--layout", "layout.json", "--yes", "Yes", "--horizontal-max-steps", 5)
+    result = mrr("flatten", file, "--model", "m", "--output", "o", *flags)
+    assert (result.exit_code, result.stdout) == (0, "The trained re-ranker is in o\n"), result.output
+    assert asked == [
+        FlattenSettings(
+            model="m",
+            texts=("c", "d"),
+            output=Path("o"),
+            layout=Path("layout.json"),
+            yes="Yes",
+            no="no",
+            horizontal={"ratios": (2,), "max_steps": 5},
+        )
+    ]
+
+
+@COMMANDS
+def test_help_is_that_of_the_settings(mrr: Mrr, command: str) -> None:
+    result = mrr(command, "--help")
     assert result.exit_code == 0
-    assert "Where the trained checkpoint is written." in " ".join(result.stdout.replace("│", " ").split())
+    text = " ".join(result.stdout.replace("│", " ").split())
+    assert "Where the trained checkpoint is written." in text
+    assert "[default: 200]" in text, "save_steps"
 
 
-def test_faults_in_settings_are_one_line_each(mrr: Mrr, asked: list[FinetuneSettings]) -> None:
-    result = mrr("finetune", *REQUIRED, "--passages", 1, "--ratios", "1,x", "--merge-probability", 2)
+@COMMANDS
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--passages", 1), ["--passages: Input should be greater than or equal to 2, got 1"]),
+        (("--trainer", "seed=1"), ["--trainer: Value error, the recipe sets seed itself, got {'seed': 1}"]),
+        (("--trainer", "seed"), ["--trainer takes KEY=VALUE, got 'seed'"]),
+        (("--stream",), ["Value error, a streamed run has no epochs: give max_steps in "]),
+        (("missing.yaml",), ["there is no configuration file 'missing.yaml'."]),
+        (
+            ("--on-bad-row", "x", "--horizontal-ratios", "1,x", "--vertical-merge-probability", 2),
+            ["--on-bad-row: ", "--vertical-merge-probability: ", "--horizontal-ratios: "],
+        ),
+        (("--horizontal-ratios", "1"), ["--horizontal-ratios: Value error, horizontal ratios are different whole"]),
+    ],
+)
+def test_faults_in_settings_are_one_line_each(
+    mrr: Mrr, asked: Asked, command: str, flags: tuple[object, ...], told: list[str]
+) -> None:
+    result = mrr(command, *TRAINING[command], *flags)
     assert (result.exit_code, result.stdout, asked) == (2, "", [])
     lines = result.stderr.splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["--passages", "--ratios", "--merge-probability"]
-    assert "got 'x'" in lines[1]
+    assert len(lines) == len(told)
+    for line, start in zip(lines, told, strict=True):
+        assert line.startswith(f"error: {start}")
 
 
-@pytest.mark.parametrize("arguments", [("--model", "m"), (*REQUIRED, "--epoch", "3"), (*REQUIRED, "stray")])
-def test_usage_errors_of_finetune_exit_with_2(
-    mrr: Mrr, asked: list[FinetuneSettings], arguments: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("lr: 1", "--lr: Extra inputs are not permitted, got 1"),
+        ("distill: {lr: 1}", "--distill-lr: Extra inputs are not permitted, got 1"),
+        ("1: 1", "Keys should be strings, got 1"),
+        ("[", "config.yaml is not valid YAML: while parsing"),
+        ("- model", "config.yaml must hold a mapping of settings, got list."),
+        ("", "config.yaml must hold a mapping of settings, got NoneType."),
+    ],
+)
+def test_a_fault_in_the_file_is_one_line(
+    mrr: Mrr, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, told: str
 ) -> None:
-    result = mrr("finetune", *arguments)
-    assert (result.exit_code, result.stdout, asked) == (2, "", [])
-    assert "mrr finetune" in result.stderr or "root finetune" in result.stderr
-
-
-def test_without_the_train_extra_the_command_to_get_it_is_named(
-    mrr: Mrr, asked: list[FinetuneSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
-    assert error_of(mrr("finetune", *REQUIRED)).endswith('pip install "matryoshka-reranker[train]"')
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(content, encoding="utf-8")
+    assert error_of(mrr("finetune", "config.yaml", *REQUIRED)).startswith(f"error: {told}")
     assert asked == []
 
 
-def test_interrupted_training_says_how_to_go_on(mrr: Mrr, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(settings: FinetuneSettings) -> Path:
+@COMMANDS
+def test_what_is_missing_is_one_line_each(mrr: Mrr, asked: Asked, command: str) -> None:
+    result = mrr(command, "--model", "m")
+    assert (result.exit_code, result.stdout, asked) == (2, "", [])
+    data = TRAINING[command][2]
+    assert sorted(result.stderr.splitlines()) == sorted(
+        ["error: --output: Field required", f"error: {data}: Field required"]
+    )
+
+
+@COMMANDS
+@pytest.mark.parametrize("stray", [("--epoch", "3"), ("--max-length", "x"), ("a.yaml", "stray"), ("--model",)])
+def test_usage_errors_of_training_exit_with_2(mrr: Mrr, asked: Asked, command: str, stray: tuple[str, ...]) -> None:
+    result = mrr(command, *TRAINING[command], *stray)
+    assert (result.exit_code, result.stdout, asked) == (2, "", [])
+    assert f"mrr {command}" in result.stderr or f"root {command}" in result.stderr
+
+
+def test_data_of_one_command_is_no_flag_of_the_other(mrr: Mrr, asked: Asked) -> None:
+    for command, flag in (("finetune", "--texts"), ("flatten", "--train"), ("flatten", "--distill-epochs")):
+        result = mrr(command, *TRAINING[command], flag, "1")
+        assert (result.exit_code, asked) == (2, [])
+        assert "No such option" in result.stderr
+
+
+@COMMANDS
+def test_without_the_train_extra_the_command_to_get_it_is_named(
+    mrr: Mrr, asked: Asked, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert error_of(mrr(command, *TRAINING[command])).endswith('pip install "matryoshka-reranker[train]"')
+    assert asked == []
+
+
+@COMMANDS
+def test_interrupted_training_says_how_to_go_on(mrr: Mrr, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def interrupted(settings: object) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning, "finetune", interrupted)
-    result = mrr("finetune", *REQUIRED)
+    monkeypatch.setattr(finetuning if command == "finetune" else flattening, command, interrupted)
+    result = mrr(command, *TRAINING[command])
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "stopped: the same command goes on from the last save in o.\n"
 
 
+@COMMANDS
+def test_what_training_prints_is_no_result(mrr: Mrr, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def prints(settings: FinetuneSettings | FlattenSettings) -> Path:
+        sys.stdout.write("{'loss': 1.0}\n")
+        return settings.output
+
+    monkeypatch.setattr(finetuning if command == "finetune" else flattening, command, prints)
+    result = mrr(command, *TRAINING[command])
+    assert (result.stdout, result.stderr) == ("The trained re-ranker is in o\n", "{'loss': 1.0}\n")
+
+
 def test_a_trained_checkpoint_ranks(mrr: Mrr, encoder: Path, tmp_path: Path) -> None:
     write_groups(tmp_path / "train.jsonl", [Group(QUERY, (TEXTS[0],), tuple(TEXTS[1:]))] * 2)
-    options = ("--passages", 4, "--groups-per-step", 2, "--max-length", 32, "--ratios", 1)
-    places = ("--model", encoder, "--train", tmp_path / "train.jsonl", "--output", tmp_path / "out")
-    result = mrr("finetune", *places, *options)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {encoder}\ntrain: [{tmp_path}/train.jsonl]\npassages: 4\nmax_length: 32\n")
+    words = ("finetune", config, "--output", tmp_path / "out", "--stages", "distill", "--distill-ratios", 1)
+    result = mrr(*words, "--groups-per-step", 2)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"The trained re-ranker is in {tmp_path / 'out'}\n"
     rows = rows_of(mrr("rerank", "-q", QUERY, "--model", tmp_path / "out", "--max-length", 64, stdin="\n".join(TEXTS)))
     assert len(rows) == len(TEXTS)
-    assert "already holds a checkpoint" in error_of(mrr("finetune", *places, *options))
+    assert "already holds a checkpoint" in error_of(mrr(*words))
+
+
+ROWS = [Group("panda", ("the panda is eating",), prompt="What for?"), Group("what", ("what", "what is"), ("the bird",))]
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    write_groups(tmp_path / "rows.jsonl", ROWS)
+    return tmp_path / "rows.jsonl"
+
+
+@pytest.mark.parametrize("name", ["mined.jsonl", "mined.jsonl.gz"])
+def test_mine_writes_what_mining_gives(mrr: Mrr, rows_file: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "out" / name
+    output.parent.mkdir()
+    options = ("--negatives", 2, "--depth", 3, "--seed", 4)
+    result = mrr("mine", rows_file, rows_file, "--output", output, *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"4 rows with 2 mined negatives each are in {output}\n"
+    settings = MiningSettings(negatives=2, depth=3, seed=4)
+    assert list(read_groups(output)) == list(mine_sources([str(rows_file)] * 2, settings))
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_mine_with_a_bi_encoder(mrr: Mrr, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encoder(name: str) -> Callable[[Sequence[str]], torch.Tensor]:
+        assert name == "some/encoder"
+        return lambda texts: torch.nn.functional.normalize(
+            torch.tensor([[1.0, len(text), text.count("a")] for text in texts]), dim=-1
+        )
+
+    monkeypatch.setattr(mining, "_encoder", encoder)
+    output = tmp_path / "mined.jsonl"
+    options = ("--encoder", "some/encoder", "--margin", 0.5, "--scores", "--negatives", 1)
+    assert mrr("mine", rows_file, "--output", output, *options).exit_code == 0
+    settings = MiningSettings("some/encoder", negatives=1, margin=0.5, scores=True)
+    rows = list(read_groups(output))
+    assert rows == list(mine_sources([str(rows_file)], settings))
+    assert all(row.negative_scores is not None and len(row.negative_scores) == 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--on-bad-row", "stop"), "--on-bad-row must be fail or skip, got 'stop'."),
+        (("--scores",), "name an encoder"),
+        (("--negatives", -1), "negatives and depth must not be below 0"),
+        (("--negatives", 50), "but 50 negatives were asked for"),
+        (("missing.jsonl",), "there is no file or folder 'missing.jsonl'"),
+    ],
+)
+def test_a_wrong_argument_of_mine_is_one_line_and_leaves_nothing(
+    mrr: Mrr, rows_file: Path, tmp_path: Path, arguments: tuple[object, ...], part: str
+) -> None:
+    output = tmp_path / "mined.jsonl"
+    assert part in error_of(mrr("mine", rows_file, "--negatives", 1, "--output", output, *arguments))
+    assert list(tmp_path.iterdir()) == [rows_file]
+    assert mrr("mine", rows_file, "--negatives", 1, "--output", output).exit_code == 0
+
+
+def test_mine_overwrites_nothing(mrr: Mrr, rows_file: Path) -> None:
+    before = rows_file.read_bytes()
+    assert "rows.jsonl' exists. Choose another" in error_of(mrr("mine", rows_file, "--output", rows_file))
+    assert rows_file.read_bytes() == before
+
+
+def test_mine_fails_on_a_bad_row_or_leaves_it_out(
+    mrr: Mrr, rows_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rows_file.open("a", encoding="utf-8") as file:
+        file.write("broken\n")
+    words = ("mine", rows_file, "--negatives", 1, "--output", tmp_path / "mined.jsonl")
+    assert f"{rows_file}:3: expected one JSON object a line" in error_of(mrr(*words))
+    result = mrr(*words, "--on-bad-row", "skip")
+    assert (result.exit_code, result.stdout.split(" ")[0]) == (0, "2")
+    assert f"{rows_file}:3: " in caplog.text
+
+
+@pytest.mark.parametrize("arguments", [("--output", "o"), ("rows.jsonl",), ("rows.jsonl", "--output", "o", "--n", 3)])
+def test_usage_errors_of_mine_exit_with_2(mrr: Mrr, arguments: tuple[object, ...]) -> None:
+    result = mrr("mine", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
