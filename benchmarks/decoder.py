@@ -1,0 +1,155 @@
+"""A small decoder through the whole recipe: Qwen3 of random weights, trained from scratch on SQuAD's training part.
+
+    python benchmarks/decoder.py --data ../shared/data --output runs/decoder
+
+The tokenizer, a byte-level BPE, is trained on the same paragraphs. Prints each exit's loss (labels, nats; chance is
+ln 8) in the first and in the last tenth of the first stage, and nDCG@10 on SQuAD's dev500, 20 candidates a query,
+beside that of a random order; then one JSON line. The checkpoint is saved and opened again in between. Resumes.
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from quality import load, ndcg, scored
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+
+from mrr_model import MatryoshkaReranker, __version__
+from mrr_model.evaluation.collections import Collection, read_corpus, read_json_lines
+from mrr_model.training import trainer as trainers_of
+from mrr_model.training.finetune import finetune
+from mrr_model.training.groups import Group, write_groups
+from mrr_model.training.settings import FinetuneSettings
+
+SETTINGS: tuple[tuple[int | None, float], ...] = ((None, 1.0), (3, 1.0), (2, 1.0), (None, 0.5), (3, 0.5), (2, 0.25))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--output", type=Path, default=Path("runs/decoder"))
+    parser.add_argument("--steps", type=int, default=1500, help="of the first stage; each adapter takes a fifth of it")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=12000)
+    arguments = parser.parse_args()
+
+    rows, model = arguments.output / "rows.jsonl.gz", arguments.output / "random"
+    if not rows.exists():
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        prepare(arguments, rows, model)
+    losses: dict[int, dict[str, float]] = {}
+    note_losses(losses, arguments.output / "losses.json")
+    stage = {"max_steps": max(1, arguments.steps // 5), "learning_rate": 1e-3, "cascade_weight": 1.0,
+             "lora": {"rank": 16, "alpha": 32, "dropout": 0.0}}  # fmt: skip
+    chosen = FinetuneSettings(
+        model=str(model), train=(str(rows),), output=arguments.output / "trained", merge_layer=1, exits=None,
+        bf16=True, length_parts=4, max_length=96, save_steps=100, freeze_embeddings=False,
+        distill={"max_steps": arguments.steps, "learning_rate": 1e-3, "ratios": (1, 2, 4), "default_merge_share": 0.5},
+        vertical=stage, horizontal={**stage, "ratios": (2, 4)},
+        trainer={"logging_steps": max(1, arguments.steps // 50)},
+    )  # fmt: skip
+    if not (chosen.output / "config.json").exists():
+        finetune(chosen)
+
+    reranker = MatryoshkaReranker(chosen.output, max_length=96)
+    collection = few_candidates(load(arguments.data, "squad:dev500", arguments.queries))
+    quality = {
+        f"depth {depth or reranker.num_layers}, keep ratio {ratio}": ndcg(
+            collection,
+            scored(collection, lambda pairs, d=depth, r=ratio: reranker.score_pairs(pairs, depth=d, keep_ratio=r)),
+        )
+        for depth, ratio in SETTINGS
+    }
+    generator = random.Random(0)
+    chance = statistics.mean(
+        ndcg(collection, scored(collection, lambda pairs: [generator.random() for _ in pairs])) for _ in range(20)
+    )
+    logged = json.loads((arguments.output / "losses.json").read_text(encoding="utf-8"))
+    tenth = max(1, len(logged) // 10)
+    steps = sorted(logged, key=int)
+    names = sorted(name for name in logged[steps[-1]] if name.startswith("full_"))
+    print("| exit | loss at first | loss at last |\n| --- | ---: | ---: |")
+    fall = {}
+    for name in names:
+        ends = [statistics.mean(logged[step][name] for step in part) for part in (steps[:tenth], steps[-tenth:])]
+        fall[name.removeprefix("full_")] = [round(end, 3) for end in ends]
+        print(f"| {name.removeprefix('full_')} | {ends[0]:.3f} | {ends[1]:.3f} |")
+    print("\n| setting | nDCG@10 |\n| --- | ---: |")
+    print("\n".join(f"| {label} | {value:.3f} |" for label, value in quality.items()))
+    print(f"| a random order | {chance:.3f} |")
+    parameters = sum(p.numel() for p in reranker.model.parameters())
+    print(
+        json.dumps(
+            {
+                "benchmark": "decoder",
+                "parameters": parameters,
+                "steps": arguments.steps,
+                "losses": fall,
+                "nDCG@10": {label: round(value, 4) for label, value in quality.items()},
+                "chance": round(chance, 4),
+                "processor": platform.machine(),
+                "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+            }
+        )
+    )
+
+
+def prepare(arguments: argparse.Namespace, rows: Path, model: Path) -> None:
+    """Write the training rows, and a random model with a tokenizer of their words."""
+    corpus = read_corpus(arguments.data / "squad")
+    drawn = [row for _, row in read_json_lines(arguments.data / "squad" / "train.ids.jsonl.gz")][: arguments.rows]
+    groups = [Group(r["query"], tuple(corpus[i] for i in r["pos"]), tuple(corpus[i] for i in r["neg"])) for r in drawn]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        (text for group in groups for text in (group.query, *group.positives)),
+        trainers.BpeTrainer(
+            vocab_size=8000, special_tokens=["<pad>", "<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>").save_pretrained(model)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=8000, hidden_size=arguments.hidden, intermediate_size=3 * arguments.hidden,
+        num_hidden_layers=arguments.layers, num_attention_heads=6, num_key_value_heads=2,
+        head_dim=arguments.hidden // 6, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    write_groups(rows, groups)
+
+
+def note_losses(losses: dict[int, dict[str, float]], file: Path) -> None:
+    """Keep what the first stage logs, over interruptions too."""
+    whole = trainers_of.RankingTrainer.log
+
+    def noting(self: trainers_of.RankingTrainer, logs: dict[str, float], start_time: Any = None) -> None:
+        whole(self, logs, start_time)
+        entry = self.state.log_history[-1]
+        if "full_1" in entry:
+            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            file.write_text(json.dumps({**known, str(entry["step"]): entry}), encoding="utf-8")
+
+    trainers_of.RankingTrainer.log = noting  # type: ignore[method-assign]
+
+
+def few_candidates(collection: Collection, count: int = 20) -> Collection:
+    """The first-stage's best, with the relevant document among them where it was a candidate at all."""
+    candidates = {}
+    for query, documents in collection.candidates.items():
+        relevant = [document for document in documents if collection.qrels[query].get(document, 0) > 0]
+        candidates[query] = [*relevant, *(d for d in documents if d not in relevant)][:count]
+    return Collection(collection.name, collection.corpus, collection.queries, collection.qrels, candidates)
+
+
+if __name__ == "__main__":
+    main()

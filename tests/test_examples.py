@@ -1,0 +1,52 @@
+"""The fine-tuning example, on a toy model."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mrr_model import MatryoshkaReranker
+from mrr_model.training.groups import Group, write_groups
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def finetuning() -> ModuleType:
+    spec = spec_from_file_location("finetune_example", EXAMPLES / "finetune.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def arguments(monkeypatch: pytest.MonkeyPatch, toy_rows: list[Group], tmp_path: Path) -> list[str]:
+    write_groups(tmp_path / "rows.jsonl", [row for row in toy_rows if row.positives])
+    given = ["finetune.py", "--train", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", given)
+    return given
+
+
+def test_it_trains_all_stages_and_compares_sizes(
+    finetuning: ModuleType,
+    arguments: list[str],
+    stock_encoder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments += ["--model", str(stock_encoder), "--steps", "2", "--max-length", "64"]
+    finetuning.main()
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("depth")]
+    assert len(shown) == 4
+    assert shown[0].startswith("depth 4, keep ratio 1.0: the positive comes first in ")
+    adapters = {path.stem for path in (tmp_path / "out" / "compensation").iterdir()}
+    assert adapters == {"vertical", "horizontal_1_2", "horizontal_1_4"}
+    assert MatryoshkaReranker(tmp_path / "out", max_length=64, dtype="float32").exits == (1, 2, 3, 4)
+
+
+def test_it_is_short() -> None:
+    assert len((EXAMPLES / "finetune.py").read_text(encoding="utf-8").splitlines()) < 80
