@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, BertModel
 
 from mrr_model import Compression, MatryoshkaReranker, __version__
+from mrr_model.checkpoint import Checkpoint
 from mrr_model.evaluation.collections import Collection, read_run
 
 COLLECTIONS = ("squad:dev500", "selqa:dev", "mlquestions:dev500", "wikiqa:dev")
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--setting", action="append", help=f"full or DEPTH,KEEP_RATIO; default {' '.join(SETTINGS)}")
+    parser.add_argument("--without-compensation", action="store_true", help="leave the adapters off")
     parser.add_argument("--bi-encoder", action="store_true", help="score all-MiniLM-L6-v2's cosine too")
     parser.add_argument("--limit-queries", type=int, help="only that many queries a collection (seed 0)")
     parser.add_argument("--runs", type=Path, help="write the rankings there, as TREC runs")
@@ -47,6 +49,8 @@ def main() -> None:
     names = arguments.collection or COLLECTIONS
     collections = {name: load(arguments.data, name, arguments.limit_queries) for name in names}
     reranker = MatryoshkaReranker(arguments.model, dtype=arguments.dtype)
+    if arguments.without_compensation:
+        reranker = MatryoshkaReranker(Checkpoint(reranker.model, reranker.tokenizer, {}))
     systems: dict[str, Scorer] = {}
     if arguments.bi_encoder:
         systems["all-MiniLM-L6-v2 cosine"] = cosine_scorer()
@@ -75,6 +79,7 @@ def main() -> None:
             {
                 "benchmark": "quality",
                 "model": arguments.model,
+                "compensation": not arguments.without_compensation,
                 "measure": "nDCG@10",
                 "quality": {
                     system: {name: round(value, 4) for name, value in row.items()} for system, row in quality.items()

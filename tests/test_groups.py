@@ -149,3 +149,11 @@ def test_bad_rows_can_be_left_out_with_a_warning_each(tmp_path: Path, caplog: py
         assert record.levelno == logging.WARNING
         assert record.getMessage().startswith(str(tmp_path / message))
         assert record.getMessage().endswith("; the row is left out")
+
+
+def test_an_unlabelled_row_needs_no_list_of_positive_scores(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        '{"query": "q", "pos": [], "neg": ["a", "b"], "neg_scores": [1, 0]}\n', "utf-8"
+    )
+    [row] = read_groups(tmp_path / "rows.jsonl")
+    assert (row.positive_scores, row.negative_scores) == ((), (1.0, 0.0))

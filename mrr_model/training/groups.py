@@ -112,11 +112,13 @@ def group_of(row: Mapping[str, Any]) -> Group:
         raise ValueError(f'expected a string under "query", got {_described(row, "query")}')
     if not (prompt is None or isinstance(prompt, str)):
         raise ValueError(f'expected a string or null under "prompt", got {_described(row, "prompt")}')
+    positives = _texts(row, "pos")
+    unlabelled = not positives and row.get("pos_scores") is None and row.get("neg_scores") is not None
     return Group(
         query=query,
-        positives=_texts(row, "pos"),
+        positives=positives,
         negatives=_texts(row, "neg"),
-        positive_scores=_scores(row, "pos_scores"),
+        positive_scores=() if unlabelled else _scores(row, "pos_scores"),
         negative_scores=_scores(row, "neg_scores"),
         prompt=prompt,
     )

@@ -65,8 +65,8 @@ def read_beir(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail")
     ``on_bad_row`` is about queries; a line that cannot be read is a ValueError, as in evaluation.
     """
     corpus, queries, qrels = read_corpus(folder), read_queries(folder), read_qrels(folder, split)
-    run_file = next((path for path in (folder / "candidates").glob(f"{split}.run*")), None)
-    run = read_run(run_file) if run_file else {}
+    runs = [folder / "candidates" / f"{split}.run{ending}" for ending in ("", ".gz")]
+    run = next((read_run(path) for path in runs if path.is_file()), {})
 
     def make(query: str) -> Group:
         judged = qrels[query]
