@@ -94,7 +94,6 @@ def test_rows_stream(tmp_path: Path) -> None:
         ({"query": 3}, r'expected a string under "query", got int 3'),
         ({"query": " "}, r'"query" is empty; expected a text'),
         ({"pos": [], "neg": []}, r'"pos" and "neg" are both empty; expected at least one passage'),
-        ({"pos": [], "neg_scores": [1, 2]}, r'"neg_scores" came without "pos_scores"; expected both lists or neither'),
         ({"pos": "p"}, r"expected a list of strings under \"pos\", got str 'p'"),
         ({"pos": ["p", None]}, r'expected strings in "pos", got NoneType None at index 1'),
         ({"neg": None}, r'expected a list of strings under "neg", got NoneType None; write "neg": \[\] where there'),

@@ -232,7 +232,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(mini: MatryoshkaReranke
 
 
 def test_a_loaded_checkpoint_is_taken_as_it_is(mini: MatryoshkaReranker) -> None:
-    shared = MatryoshkaReranker(Checkpoint(mini.model, mini.tokenizer, {}), depth=3)
+    shared = MatryoshkaReranker(Checkpoint(mini.model, mini.tokenizer, mini._compensation.adapters), depth=3)
     assert shared.model is mini.model
     assert shared.score(QUERY, DOCUMENTS) == mini.score(QUERY, DOCUMENTS, depth=3)
 

@@ -156,12 +156,21 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of a JSON-lines file with its place, "file:line", for messages; empty lines are skipped."""
     for place, line in numbered_lines(path):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: expected one JSON object a line, but this is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected one JSON object a line, got {type(row).__name__}")
+            row = json_object(line)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
         yield place, row
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """A line's JSON object. Raises ValueError where it is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected one JSON object a line, but this is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected one JSON object a line, got {type(row).__name__}")
+    return row
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[str, str]]:

@@ -14,11 +14,11 @@ from typing import Any
 
 from mrr_model import checkpoint
 from mrr_model.checkpoint.source import locate
-from mrr_model.evaluation.collections import numbered_lines
+from mrr_model.evaluation.collections import json_object, numbered_lines
 from mrr_model.inputs import Layout
 from mrr_model.training.backbones import from_reranker
 from mrr_model.training.finetune import DTYPES, Recipe, sampled
-from mrr_model.training.groups import Group, OnBadRow, checked, group_of, parsed
+from mrr_model.training.groups import Group, OnBadRow, checked, group_of
 from mrr_model.training.settings import FlattenSettings
 from mrr_model.training.sources import read_source
 
@@ -116,7 +116,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Callable[[], Group]]]:
 
 
 def _text_row(line: str) -> Group:
-    row = parsed(line)
+    row = json_object(line)
     if "documents" in row or "document" in row:
         documents: Any = row["documents"] if "documents" in row else [row["document"]]
         return group_of({"query": row.get("query"), "pos": [], "neg": documents, "prompt": row.get("prompt")})

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from mrr_model.evaluation.collections import numbered_lines
+from mrr_model.evaluation.collections import json_object, numbered_lines
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +94,6 @@ def refuse(place: str, fault: object, on_bad_row: OnBadRow) -> None:
     logger.warning("%s: %s; the row is left out", place, fault)
 
 
-def parsed(line: str) -> dict[str, Any]:
-    """A line's JSON object. Raises ValueError where it is none."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected one JSON object a line, but this is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected one JSON object a line, got {type(row).__name__}")
-    return row
-
-
 def group_of(row: Mapping[str, Any]) -> Group:
     """One row in its JSON form. Raises ValueError that says what is wrong with it."""
     query, prompt = row.get("query"), row.get("prompt")
@@ -136,7 +125,7 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
 
 
 def _read(line: str) -> Group:
-    return group_of(parsed(line))
+    return group_of(json_object(line))
 
 
 def _row(group: Group) -> dict[str, Any]:
