@@ -98,6 +98,18 @@ class RankingTrainer(Trainer):
         in_order = torch.cat(parts)[inputs["places"].to(device)]  # (G · N, E)
         return in_order.view(*inputs["teacher"].shape, -1)
 
+    def drawn_merges(self, widths: Widths, core: MatryoshkaModel, exits: Sequence[int]) -> dict[int, Fraction]:
+        """The merges of this step for a pass that reads ``exits``."""
+        return draw_merges(
+            self.args.seed,
+            self.state.global_step,
+            merge_layers=[layer for layer in core.matryoshka.merge_layers if layer < exits[-1]],
+            ratios=widths.ratios,
+            probability=widths.probability,
+            default_layer=core.matryoshka.default_merge_layer,
+            default_share=widths.default_share,
+        )
+
     def supervised(self, name: str, logits: Tensor, exits: Sequence[int], inputs: dict[str, Any]) -> Tensor:
         """Labels and the external teacher, weighted; each exit's part is logged as ``name_exit``."""
         labelled, teacher = inputs["labelled"].to(logits.device), inputs["teacher"].to(logits.device)
@@ -134,15 +146,7 @@ class DistillTrainer(RankingTrainer):
         """Labels, teacher and cascade over all exits at both widths."""
         core = self.core(model)
         exits = core.matryoshka.exits
-        merges = draw_merges(
-            self.args.seed,
-            self.state.global_step,
-            merge_layers=[layer for layer in core.matryoshka.merge_layers if layer < exits[-1]],
-            ratios=self.widths.ratios,
-            probability=self.widths.probability,
-            default_layer=core.matryoshka.default_merge_layer,
-            default_share=self.widths.default_share,
-        )
+        merges = self.drawn_merges(self.widths, core, exits)
         full = self.full(model, inputs)  # (G, N, E)
         loss = self.supervised("full", full, exits, inputs)
         narrow = None
@@ -184,7 +188,7 @@ class CompensationTrainer(RankingTrainer):
         """Labels, external teacher, and the frozen model's own full-size scores."""
         core = self.core(model)
         exits = self._exits()
-        plan = Plan(exits, self._merges(core, exits))
+        plan = Plan(exits, {} if self.ratio is None else self.drawn_merges(self.widths, core, exits))
         logits = self.logits(model, inputs, plan)  # (G, N, E)
         loss = self.supervised("exit", logits, exits, inputs)
         if self.objective.cascade:
@@ -200,19 +204,6 @@ class CompensationTrainer(RankingTrainer):
         if self.ratio is None or shallow == exits:
             return shallow
         return shallow if shallow and draw_shallow(self.args.seed, self.state.global_step) else exits[-1:]
-
-    def _merges(self, core: MatryoshkaModel, exits: Sequence[int]) -> dict[int, Fraction]:
-        if self.ratio is None:
-            return {}
-        return draw_merges(
-            self.args.seed,
-            self.state.global_step,
-            merge_layers=[layer for layer in core.matryoshka.merge_layers if layer < exits[-1]],
-            ratios=(self.ratio,),
-            probability=self.widths.probability,
-            default_layer=core.matryoshka.default_merge_layer,
-            default_share=self.widths.default_share,
-        )
 
     @torch.no_grad()
     def _full_size(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
