@@ -12,14 +12,6 @@ from mrr_model import checkpoint
 from mrr_model.training.finetune import finetune
 from mrr_model.training.settings import FinetuneSettings
 
-SCRIPT = """
-import sys
-from mrr_model.training.finetune import finetune
-from mrr_model.training.settings import FinetuneSettings
-if __name__ == "__main__":
-    finetune(FinetuneSettings.model_validate_json(open(sys.argv[1]).read()))
-"""
-
 
 def test_two_processes_give_the_single_process_result(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
     # SGD: its steps are as close as the gradients are, where Adam divides small ones by their own size.
@@ -33,13 +25,13 @@ def test_two_processes_give_the_single_process_result(stock_encoder: Path, toy_f
 
     switches = {"optim": "sgd", "ddp_backend": "gloo"}
     shared = FinetuneSettings(output=tmp_path / "two", groups_per_step=4, trainer=switches, **common)
-    (tmp_path / "settings.json").write_text(shared.model_dump_json(), "utf-8")
-    (tmp_path / "train.py").write_text(SCRIPT, "utf-8")
+    (tmp_path / "recipe.yaml").write_text(shared.model_dump_json(), "utf-8")  # JSON is YAML
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*launch, str(tmp_path / "train.py"), str(tmp_path / "settings.json")], capture_output=True, text=True
+        [*launch, "-m", "mrr_model", "finetune", str(tmp_path / "recipe.yaml")], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+    assert run.stdout == f"The trained re-ranker is in {tmp_path / 'two'}\n"
 
     single, double = checkpoint.load(one), checkpoint.load(tmp_path / "two")
     start = json.loads((one / "config.json").read_text("utf-8"))

@@ -209,6 +209,19 @@ def test_the_other_cascades_train_too(cascade: str, stock_encoder: Path, toy_fil
     assert (anchors / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
+def test_a_horizontal_adapter_is_trained_with_the_vertical_one_on(
+    stock_encoder: Path, toy_file: Path, tmp_path: Path
+) -> None:
+    plain = finetune(settings(stock_encoder, toy_file, tmp_path / "plain"))
+    repaired = finetune(settings(plain, toy_file, tmp_path / "vertical", stages=("vertical",)))
+    without, beside = (
+        finetune(settings(start, toy_file, tmp_path / f"{start.name}-horizontal", stages=("horizontal",)))
+        for start in (plain, repaired)
+    )
+    name = "compensation/horizontal_1_2.safetensors"
+    assert (without / name).read_bytes() != (beside / name).read_bytes()
+
+
 def test_a_finished_or_foreign_folder_is_not_overwritten(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
     (tmp_path / "steps").mkdir()
     (tmp_path / "steps" / "settings.json").write_text("{}", encoding="utf-8")

@@ -7,6 +7,9 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
+from mrr_model.flags import read_yaml
+from mrr_model.training.settings import FinetuneSettings
+
 README = Path(__file__).parents[1] / "README.md"
 # An optional `<!-- no-run: reason -->` just before a block, then the fence, the code, the closing fence.
 BLOCK = re.compile(
@@ -46,3 +49,11 @@ def test_skipped_block_is_left_out_and_lines_are_kept() -> None:
 def test_skipping_needs_a_reason(comment: str) -> None:
     with pytest.raises(ValueError, match="without a reason"):
         runnable_blocks(f"{comment}\n```python\nx = 1\n```\n")
+
+
+def test_the_recipe_file_is_one(tmp_path: Path) -> None:
+    [recipe] = re.findall(r"^```yaml\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    settings = FinetuneSettings.model_validate(read_yaml(tmp_path / "recipe.yaml"))
+    assert settings.distill.learning_rate == 2e-4
+    assert settings.train == ("BeIR-folder#train", "train.jsonl")
