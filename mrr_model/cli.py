@@ -175,7 +175,7 @@ def flatten(context: typer.Context) -> None:
         from mrr_model.training import flatten as flattening
         from mrr_model.training.settings import FlattenSettings
 
-        _run_settings(context, FlattenSettings, lambda settings: flattening.flatten(settings), "texts")
+        _run_settings(context, FlattenSettings, lambda settings: flattening.flatten(settings), "texts", "model")
 
 
 @app.command()
@@ -351,7 +351,11 @@ def _check_train_extra() -> None:
 
 
 def _run_settings(
-    context: typer.Context, settings: "type[Settings]", run: "Callable[[Settings], Path]", repeated: str
+    context: typer.Context,
+    settings: "type[Settings]",
+    run: "Callable[[Settings], Path]",
+    repeated: str,
+    leading: str | None = None,
 ) -> None:
     """Run a command whose flags are the fields of ``settings``.
 
@@ -370,7 +374,9 @@ def _run_settings(
             typer.echo(f"The trained re-ranker is in {folder}")
 
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    command.command(help=context.command.help)(flags_of(settings, train, lambda line: _say("error", line), repeated))
+    command.command(help=context.command.help)(
+        flags_of(settings, train, lambda line: _say("error", line), repeated, leading)
+    )
     raise typer.Exit(command(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
 

@@ -19,12 +19,17 @@ LISTED = "A,B,…"
 
 
 def flags_of(
-    settings: type[Settings], run: Callable[[Settings], None], report: Callable[[str], None], repeated: str
+    settings: type[Settings],
+    run: Callable[[Settings], None],
+    report: Callable[[str], None],
+    repeated: str,
+    leading: str | None = None,
 ) -> Callable[..., None]:
     """A function for typer that gathers flags and an optional YAML file to ``settings`` and runs it.
 
     Flags win over the file. ``repeated`` names the field whose flag is given once for each of its values; other tuples
-    are comma-separated. Faults go to ``report``, a line each, and end the command with code 2.
+    are comma-separated. ``leading`` names a field that may come as the command's argument, in the file's place, where
+    that does not end in .yaml or .yml. Faults go to ``report``, a line each, and end the command with code 2.
     """
     fields = dict(_leaves(settings))
     parameters = [
@@ -34,13 +39,20 @@ def flags_of(
             default=None,
             annotation=Annotated[
                 Path | None,
-                typer.Argument(metavar="CONFIG.yaml", help="YAML file of these settings.", show_default=False),
+                typer.Argument(
+                    metavar=f"{leading.upper()}|CONFIG.yaml" if leading else "CONFIG.yaml",
+                    help=(f"What --{leading} says, or a " if leading else "A ") + "YAML file of these settings.",
+                    show_default=False,
+                ),
             ],
         ),
         *(_parameter(path, field, repeated) for path, field in fields.items()),
     ]
 
     def flags(config: Path | None = None, **values: Any) -> None:
+        if leading and config is not None and config.suffix not in (".yaml", ".yml"):
+            values[leading] = values.get(leading) or str(config)
+            config = None
         try:
             given = _merged({} if config is None else read_yaml(config), _nested(fields, values))
             checked = settings.model_validate(given)

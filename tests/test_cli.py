@@ -601,3 +601,10 @@ def test_mine_fails_on_a_bad_row_or_leaves_it_out(
 def test_usage_errors_of_mine_exit_with_2(mrr: Mrr, arguments: tuple[object, ...]) -> None:
     result = mrr("mine", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_flatten_takes_the_model_as_its_argument(mrr: Mrr, encoder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = mrr("flatten", encoder, "--texts", tmp_path / "texts.jsonl", "--output", output)
+    assert "is a Matryoshka re-ranker already" in error_of(result)
+    assert not output.exists()  # what did not begin leaves nothing behind

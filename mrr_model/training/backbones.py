@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerBa
 
 from mrr_model import checkpoint
 from mrr_model.backbones import is_decoder
+from mrr_model.checkpoint import native
 from mrr_model.checkpoint.blueprint import Blueprint
 from mrr_model.checkpoint.weights import assign_weights, read_weights
 from mrr_model.heads import HeadKind
@@ -128,7 +129,10 @@ def _stock_head(
     tokenizer: PreTrainedTokenizerBase,
     answers: list[str],
 ) -> Head:
-    architecture = (checkpoint.read_config(folder).get("architectures") or ["none"])[0]
+    config = checkpoint.read_config(folder)
+    if native.SECTION in config:
+        raise ValueError(f"{folder} is a Matryoshka re-ranker already; to train it further use `mrr finetune`.")
+    architecture = (config.get("architectures") or ["model that names no architecture"])[0]
     if architecture.endswith("ForCausalLM"):
         rows = _language_model_rows(stored, tokenizer, answers)
         if rows is None:

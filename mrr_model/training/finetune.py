@@ -107,6 +107,7 @@ class Recipe(ABC):
 
     def train(self, trainer: RankingTrainer) -> dict[str, torch.Tensor]:
         """Train from the last save, if there is one; the model's state dict, gathered where it is sharded."""
+        self._note()
         saves = Path(str(trainer.args.output_dir))
         saves.mkdir(parents=True, exist_ok=True)  # of several processes, the Trainer lets one make it
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(saves)))
@@ -134,21 +135,25 @@ class Recipe(ABC):
         return self.settings.output
 
     def _claim(self) -> None:
-        """Make the folder of a run's saves and note its settings there, or check that they are the same."""
+        """Check that the output is free, or holds an unfinished run with the same settings."""
         output = self.settings.output
         if (output / "config.json").exists():
             raise FileExistsError(
                 f"output={str(output)!r} already holds a checkpoint. Choose another folder or remove it."
             )
-        noted, now = self.steps / "settings.json", self.settings.model_dump_json(indent=1)
-        if noted.exists() and noted.read_text(encoding="utf-8") != now:
+        noted = self.steps / "settings.json"
+        if noted.exists() and noted.read_text(encoding="utf-8") != self.settings.model_dump_json(indent=1):
             raise ValueError(
                 f"output={str(output)!r} holds an unfinished run with other settings ({noted}). Resume it with "
                 "those, choose another folder, or remove it."
             )
+
+    def _note(self) -> None:
+        """Note the settings beside the saves; not before training begins, so that a wrong path leaves nothing."""
+        noted = self.steps / "settings.json"
         self.steps.mkdir(parents=True, exist_ok=True)
         written = noted.with_suffix(f".{os.getpid()}")
-        written.write_text(now, encoding="utf-8")
+        written.write_text(self.settings.model_dump_json(indent=1), encoding="utf-8")
         written.replace(noted)  # at once: another process of this run may be reading it
 
     def arguments(self, name: str, stage: StageSettings, seed: int) -> TrainingArguments:
