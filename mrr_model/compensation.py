@@ -136,9 +136,10 @@ def fold(model: MatryoshkaModel, adapters: list[Adapter]) -> MatryoshkaModel:
         id(module.weight) for name, module in model.named_modules() if name in touched and isinstance(module, nn.Linear)
     }
     tensors = [*model.parameters(), *model.buffers()]
-    folded = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
-    modules = dict(folded.named_modules())
-    with torch.no_grad():
+    modules: dict[str, nn.Module]
+    with torch.inference_mode(False), torch.no_grad():  # a caller's inference mode would leave tensors of its own kind
+        folded = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
+        modules = dict(folded.named_modules())
         for name in touched:
             weight = cast(nn.Linear, modules[name]).weight
             delta = sum(

@@ -121,9 +121,9 @@ class MatryoshkaModel(nn.Module):
             horizontal=tuple(horizontal),
         )
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Pass the switch on to the stock model; what the transformers Trainer calls."""
-        self.model.gradient_checkpointing_enable(**kwargs)
+        self.model.gradient_checkpointing_enable(*args, **kwargs)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """The same under its name from transformers 5.23 on."""

@@ -3,6 +3,7 @@ call.
 """
 
 import asyncio
+import copy
 import math
 import tempfile
 import warnings
@@ -26,7 +27,7 @@ from mrr_model.compensation import Compensation
 from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.cost import pair_operations
 from mrr_model.device import default_batch_tokens, resolve_device, resolve_dtype
-from mrr_model.inputs import PairEncoder, collate, length_sorted_batches
+from mrr_model.inputs import Batch, PairEncoder, collate, length_sorted_batches
 
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
@@ -97,42 +98,36 @@ class MatryoshkaReranker:
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.compression = Compression(depth, keep_ratio)
-        self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype, self.device)
-        self.max_length = _whole_number("max_length", max_length)
-        self.query_max_length = (
-            None if query_max_length is None else _whole_number("query_max_length", query_max_length)
-        )
-        self.batch_tokens = (
-            default_batch_tokens(self.device) if batch_tokens is None else _whole_number("batch_tokens", batch_tokens)
-        )
-        self.normalize = normalize
-        self.prompt = prompt
+        _whole_number("max_length", max_length)
+        if query_max_length is not None:
+            _whole_number("query_max_length", query_max_length)
+        if batch_tokens is not None:
+            _whole_number("batch_tokens", batch_tokens)
+        place = resolve_device(device)
+        number_format = resolve_dtype(dtype, place)
 
         self._folder: Path | None = None
         if isinstance(model, Checkpoint):
             loaded = model
             loaded.model.eval()
-            self.dtype = loaded.model.model.dtype
         else:
             self._folder = locate(
                 model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
             )
             loaded = checkpoint.load(
-                self._folder, dtype=self.dtype, device=self.device, adapters=adapters, model_kwargs=model_kwargs
+                self._folder, dtype=number_format, device=place, adapters=adapters, model_kwargs=model_kwargs
             )
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
         self.model = loaded.model
-        self.device = loaded.model.device
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+        self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
+        self.normalize = normalize
+        self.prompt = self._checked_prompt(prompt)
         self._compensation = Compensation(loaded.model, loaded.adapters)
-        self._check_max_length()
-        self._encoder = PairEncoder(
-            self.tokenizer, self.model.matryoshka.layout, self.max_length, self.query_max_length
-        )
+        self._check_max_length(max_length)
+        self._encoder = PairEncoder(self.tokenizer, self.model.matryoshka.layout, max_length, query_max_length)
         self._warned = False
-        self._checked_prompt(prompt)
-        self._plan(DEFAULT, DEFAULT)
+        self.plan()
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **kwargs: Any) -> Self:
@@ -142,6 +137,26 @@ class MatryoshkaReranker:
     def __repr__(self) -> str:
         place = f"{self.num_layers} layers, {self.device}, {self.dtype}"
         return f"MatryoshkaReranker({str(self.name)!r}, {self.compression}, {place})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the model's layers; score heads are always float32."""
+        return self.model.model.dtype
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of an input; what they bound is the layout's affair (:class:`~mrr_model.inputs.Layout`)."""
+        return self._encoder.max_length
+
+    @property
+    def query_max_length(self) -> int | None:
+        """Tokens of a query; None for the layout's own rule."""
+        return self._encoder.query_max_length
 
     @property
     def num_layers(self) -> int:
@@ -157,6 +172,11 @@ class MatryoshkaReranker:
     def merge_layers(self) -> tuple[int, ...]:
         """The layers after which passage tokens can merge."""
         return self.model.matryoshka.merge_layers
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the compensation adapters, ``vertical`` and ``horizontal_1_2`` for example."""
+        return tuple(self._compensation.adapters)
 
     def score(
         self,
@@ -175,7 +195,7 @@ class MatryoshkaReranker:
         """
         texts = _checked_documents(documents)
         _check_query(query, "query")
-        logits = self._logits([(query, text) for text in texts], self._plan(depth, keep_ratio), self._prompt(prompt))
+        logits = self._logits([(query, text) for text in texts], self.plan(depth, keep_ratio), self._prompt(prompt))
         return self._scores(logits, normalize)
 
     def score_pairs(
@@ -186,9 +206,19 @@ class MatryoshkaReranker:
         keep_ratio: KeepRatio | Default = DEFAULT,
         normalize: bool | Default = DEFAULT,
         prompt: str | Default | None = DEFAULT,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
     ) -> list[float]:
-        """One score per (query, document) pair, in input order. Arguments and errors as in :meth:`score`."""
-        logits = self._logits(_checked_pairs(pairs), self._plan(depth, keep_ratio), self._prompt(prompt))
+        """One score per (query, document) pair, in input order. Arguments and errors as in :meth:`score`.
+
+        ``batch_size``: at most that many pairs in a batch, within ``batch_tokens``. ``show_progress``: True or False
+        for a progress bar or none; None shows one on long work, in a terminal.
+        """
+        if batch_size is not None:
+            _whole_number("batch_size", batch_size)
+        logits = self._logits(
+            _checked_pairs(pairs), self.plan(depth, keep_ratio), self._prompt(prompt), batch_size, show_progress
+        )
         return self._scores(logits, normalize)
 
     def rank(
@@ -216,7 +246,7 @@ class MatryoshkaReranker:
             raise TypeError(f"min_score must be a number or None, got {min_score!r}.")
         texts = _checked_documents(documents)
         _check_query(query, "query")
-        logits = self._logits([(query, text) for text in texts], self._plan(depth, keep_ratio), self._prompt(prompt))
+        logits = self._logits([(query, text) for text in texts], self.plan(depth, keep_ratio), self._prompt(prompt))
         scores = self._scores(logits, normalize)
         best_first = sorted(range(len(texts)), key=lambda index: -logits[index])
         kept = [index for index in best_first if min_score is None or scores[index] >= min_score]
@@ -246,13 +276,66 @@ class MatryoshkaReranker:
         """
         _whole_number("query_tokens", query_tokens, least=0)
         _whole_number("passage_tokens", passage_tokens, least=0)
-        plan = self._plan(depth, keep_ratio)
+        plan = self.plan(depth, keep_ratio)
         return pair_operations(
             self.model,
             plan,
             self._encoder.lengths(query_tokens, passage_tokens),
             self._compensation.running_ranks(plan.adapters),
         )
+
+    def plan(self, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT) -> Plan:
+        """What one forward pass does at a setting. Raises ``ValueError`` for one that the model lacks."""
+        compression = Compression(
+            self.compression.depth if isinstance(depth, Default) else depth,
+            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
+        )
+        if compression.depth is not None and compression.depth > self.num_layers and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"depth={compression.depth} is more than the {self.num_layers} layers of {str(self.name)!r}: "
+                "all of them run.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return self.model.plan(
+            compression, vertical=self._compensation.vertical, horizontal=self._compensation.horizontal
+        )
+
+    def batch(self, pairs: Sequence[tuple[str, str]], prompt: str | Default | None = DEFAULT) -> Batch:
+        """(query, document) pairs as one padded batch of token ids, on the CPU."""
+        rows = self._encoder.encode(_checked_pairs(pairs), self._prompt(prompt))
+        return collate(rows, self.model.config.pad_token_id or 0)
+
+    def forward(self, batch: Batch, plan: Plan) -> Tensor:
+        """Logits of a batch at the plan's exits, float32 (B, E), compensation included."""
+        with self._compensation.applied(plan.adapters) as model:
+            logits: Tensor = model(batch.to(self.device), plan)
+        return logits
+
+    def replaced(
+        self,
+        *,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        max_length: int | None = None,
+        compensated: bool = True,
+    ) -> Self:
+        """The same weights under other defaults; ``compensated=False`` leaves the compensation adapters out."""
+        other = copy.copy(self)
+        other.compression = Compression(
+            self.compression.depth if isinstance(depth, Default) else depth,
+            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
+        )
+        if max_length is not None:
+            self._check_max_length(_whole_number("max_length", max_length))
+            other._encoder = PairEncoder(
+                self.tokenizer, self.model.matryoshka.layout, max_length, self.query_max_length
+            )
+        if not compensated:
+            other._compensation = Compensation(self.model, {})
+        other.plan()
+        return other
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the model, its tokenizer and compensation adapters in this project's own format."""
@@ -280,23 +363,6 @@ class MatryoshkaReranker:
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(self.model, self.tokenizer, self._compensation.adapters)
 
-    def _plan(self, depth: int | Default | None, keep_ratio: KeepRatio | Default) -> Plan:
-        compression = Compression(
-            self.compression.depth if isinstance(depth, Default) else depth,
-            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
-        )
-        if compression.depth is not None and compression.depth > self.num_layers and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"depth={compression.depth} is more than the {self.num_layers} layers of {str(self.name)!r}: "
-                "all of them run.",
-                UserWarning,
-                stacklevel=3,
-            )
-        return self.model.plan(
-            compression, vertical=self._compensation.vertical, horizontal=self._compensation.horizontal
-        )
-
     def _prompt(self, prompt: str | Default | None) -> str | None:
         return self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
 
@@ -311,21 +377,29 @@ class MatryoshkaReranker:
             )
         return prompt
 
-    def _check_max_length(self) -> None:
+    def _check_max_length(self, max_length: int) -> None:
         limit = self.model.backbone.max_tokens
-        if limit is not None and self.max_length > limit:
+        if limit is not None and max_length > limit:
             raise ValueError(
-                f"max_length={self.max_length} is more than the {limit} positions of {str(self.name)!r}. "
+                f"max_length={max_length} is more than the {limit} positions of {str(self.name)!r}. "
                 f"Choose at most {limit}."
             )
 
-    def _logits(self, pairs: Sequence[tuple[str, str]], plan: Plan, prompt: str | None) -> list[float]:
+    def _logits(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        plan: Plan,
+        prompt: str | None,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
+    ) -> list[float]:
         """Raw float32 logits of pairs in input order; identical pairs are computed once."""
         distinct = list(dict.fromkeys(pairs))
         if not distinct:
             return []
         encoded = self._encoder.encode(distinct, prompt)
-        batches = list(length_sorted_batches([len(pair.input_ids) for pair in encoded], self.batch_tokens))
+        lengths = [len(pair.input_ids) for pair in encoded]
+        batches = list(length_sorted_batches(lengths, self.batch_tokens, batch_size))
         pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
         parts: list[Tensor] = []
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
@@ -333,7 +407,12 @@ class MatryoshkaReranker:
             self._compensation.applied(plan.adapters) as model,
             torch.inference_mode(),
             tqdm(
-                total=len(encoded), desc="Re-ranking", unit="pair", delay=PROGRESS_DELAY, disable=None, leave=False
+                total=len(encoded),
+                desc="Re-ranking",
+                unit="pair",
+                delay=PROGRESS_DELAY if show_progress is None else 0,
+                disable=None if show_progress is None else not show_progress,
+                leave=False,
             ) as progress,
         ):
             for batch in batches:
