@@ -1,0 +1,244 @@
+"""The LangChain adapter in LangChain's own hands: retrievers, chains, callbacks, the standard tests."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnablePassthrough
+from langchain_tests.integration_tests import RetrieversIntegrationTests
+
+from mrr_integrations.langchain import MatryoshkaReranker
+from mrr_model import MatryoshkaReranker as CoreReranker
+
+QUERY = "how do plants make food?"
+DOCUMENTS = [
+    Document("The committee met on Tuesday.", id="a", metadata={"page": 1, "relevance_score": "stale"}),
+    Document("Photosynthesis turns light into sugar that plants use as food.", id="b"),
+    Document("Plants are green because of chlorophyll.", id="c"),
+    Document("Bees make honey.", id="d"),
+]
+
+
+class Titled(Document):
+    title: str = ""
+
+
+class Everything(BaseRetriever):
+    """Returns all documents."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any, **kwargs: Any) -> list[Document]:
+        return DOCUMENTS
+
+
+class Recorder(BaseCallbackHandler):
+    """Notes what chains begin and end with."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, Any]] = []
+        self.parents: list[Any] = []
+
+    def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
+        self.events.append(("start", kwargs["name"], inputs))
+        self.parents.append(kwargs["parent_run_id"])
+
+    def on_chain_end(self, outputs: Any, **kwargs: Any) -> None:
+        self.events.append(("end", "", outputs))
+
+    def on_chain_error(self, error: BaseException, **kwargs: Any) -> None:
+        self.events.append(("error", type(error).__name__, str(error)))
+
+
+def ids_and_scores(kept: list[Document]) -> list[tuple[Any, Any]]:
+    """To 1e-6, since kernels differ in the last bit by memory alignment."""
+    return [(document.id, pytest.approx(document.metadata["relevance_score"], abs=1e-6)) for document in kept]
+
+
+@pytest.fixture(scope="module")
+def core() -> CoreReranker:
+    return CoreReranker(dtype="float32")
+
+
+@pytest.fixture
+def reranker(core: CoreReranker) -> MatryoshkaReranker:
+    return MatryoshkaReranker(reranker=core, top_n=2)
+
+
+def test_the_best_come_back_as_copies_with_a_plain_float(reranker: MatryoshkaReranker) -> None:
+    kept = reranker.compress_documents([Titled(**DOCUMENTS[1].model_dump(), title="t"), *DOCUMENTS], QUERY)
+    assert [document.id for document in kept] == ["b", "b"]
+    assert type(kept[0]) is Titled
+    assert kept[0].title == "t"
+    assert type(kept[0].metadata["relevance_score"]) is float
+    assert "relevance_score" not in DOCUMENTS[1].metadata
+
+
+def test_the_new_score_wins_over_a_stale_one(reranker: MatryoshkaReranker, core: CoreReranker) -> None:
+    [kept] = reranker.compress_documents(DOCUMENTS[:1], QUERY)
+    [score] = core.score(QUERY, [DOCUMENTS[0].page_content])
+    assert kept.metadata == {"page": 1, "relevance_score": pytest.approx(score, abs=1e-6)}
+    assert DOCUMENTS[0].metadata["relevance_score"] == "stale"
+
+
+def test_min_score_and_top_n_bound_what_comes_back(core: CoreReranker) -> None:
+    scores = sorted(core.score(QUERY, [document.page_content for document in DOCUMENTS]), reverse=True)
+    bounded = MatryoshkaReranker(reranker=core, top_n=None, min_score=scores[1])
+    assert len(bounded.compress_documents(DOCUMENTS, QUERY)) == 2
+    assert len(MatryoshkaReranker(reranker=core, top_n=None).compress_documents(DOCUMENTS, QUERY)) == 4
+
+
+def test_something_else_than_a_document_is_named_by_its_place(reranker: MatryoshkaReranker) -> None:
+    with pytest.raises(TypeError, match=r"documents\[1\] must be a LangChain Document, got str"):
+        reranker.compress_documents([DOCUMENTS[0], "text"], QUERY)  # type: ignore[list-item]
+
+
+def test_the_event_loop_goes_on_while_documents_are_scored(reranker: MatryoshkaReranker) -> None:
+    beats = 0
+
+    def slow(*args: Any, **kwargs: Any) -> list[Any]:
+        time.sleep(0.3)
+        return []
+
+    async def main() -> None:
+        nonlocal beats
+
+        async def beat() -> None:
+            nonlocal beats
+            while True:
+                await asyncio.sleep(0.01)
+                beats += 1
+
+        beating = asyncio.create_task(beat())
+        await reranker.acompress_documents(DOCUMENTS, QUERY)
+        beating.cancel()
+
+    with patch.object(CoreReranker, "rank", slow):
+        asyncio.run(main())
+    assert beats > 5
+
+
+def test_a_tracing_user_sees_query_setting_counts_and_scores(core: CoreReranker) -> None:
+    reranker, recorder = MatryoshkaReranker(reranker=core, depth=3, keep_ratio=0.5, top_n=2), Recorder()
+    kept = reranker.compress_documents(DOCUMENTS, QUERY, callbacks=[recorder])
+    asyncio.run(reranker.acompress_documents(DOCUMENTS, QUERY, callbacks=[recorder]))
+    start = ("start", "MatryoshkaReranker", {"query": QUERY, "documents": 4, "depth": 3, "keep_ratio": 0.5, "top_n": 2})
+    end = ("end", "", {"documents": 2, "scores": [score for _, score in ids_and_scores(kept)]})
+    assert recorder.events == [start, end, start, end]
+
+
+def test_a_failure_is_traced_too(reranker: MatryoshkaReranker) -> None:
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="query is empty"):
+        reranker.compress_documents(DOCUMENTS, "", callbacks=[recorder])
+    with pytest.raises(ValueError, match="query is empty"):
+        asyncio.run(reranker.acompress_documents(DOCUMENTS, "", callbacks=[recorder]))
+    assert [event[:2] for event in recorder.events if event[0] == "error"] == [("error", "ValueError")] * 2
+
+
+def test_inside_a_retriever_the_step_is_traced_as_the_retriever_s_child(reranker: MatryoshkaReranker) -> None:
+    recorder = Recorder()
+    retriever = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=Everything())
+    kept = retriever.invoke(QUERY, config={"callbacks": [recorder]})
+    assert kept[0].id == "b"
+    assert [document.id for document in asyncio.run(retriever.ainvoke(QUERY))] == [document.id for document in kept]
+    assert [name for kind, name, _ in recorder.events if kind == "start"] == ["MatryoshkaReranker"]
+    assert recorder.parents[0] is not None
+
+
+def test_an_lcel_chain_retrieves_re_ranks_and_answers(reranker: MatryoshkaReranker) -> None:
+    recorder = Recorder()
+    retrieve = {"query": RunnablePassthrough(), "documents": Everything()}
+    prompt = ChatPromptTemplate.from_template("Answer from {context}: {question}")
+
+    def filled(documents: list[Document]) -> dict[str, str]:
+        return {"context": "\n".join(document.page_content for document in documents), "question": QUERY}
+
+    model = FakeListChatModel(responses=["by photosynthesis"])
+    chain = retrieve | reranker.as_runnable() | filled | prompt | model
+    answer = chain.invoke(QUERY, config={"configurable": {"depth": 3, "top_n": 1}, "callbacks": [recorder]})
+    assert answer.content == "by photosynthesis"
+    [seen] = [given for kind, name, given in recorder.events if (kind, name) == ("start", "MatryoshkaReranker")]
+    assert seen == {"query": QUERY, "documents": 4, "depth": 3, "keep_ratio": 1.0, "top_n": 1}
+
+
+def test_ten_settings_load_the_model_once(core: CoreReranker) -> None:
+    texts = [document.page_content for document in DOCUMENTS]
+    with patch("mrr_model.reranker.checkpoint.load", side_effect=AssertionError("loaded again")):
+        step = MatryoshkaReranker(reranker=core, depth=6, top_n=2).as_runnable()
+        given = {"query": QUERY, "documents": DOCUMENTS}
+        plain = step.invoke(given)
+        for place in range(10):
+            setting: dict[str, Any] = {"depth": 2 + place % 5, "keep_ratio": (1.0, 0.5, {"1": 0.25})[place % 3]}
+            kept = step.invoke(given, config={"configurable": {**setting, "top_n": None}})
+            wanted = core.rank(QUERY, texts, **setting)
+            assert ids_and_scores(kept) == [(DOCUMENTS[item.index].id, item.score) for item in wanted]
+            awaited = asyncio.run(step.ainvoke(given, config={"configurable": {**setting, "top_n": None}}))
+            assert ids_and_scores(kept) == [(each.id, each.metadata["relevance_score"]) for each in awaited]
+        assert ids_and_scores(plain) == [(each.id, each.metadata["relevance_score"]) for each in step.invoke(given)]
+
+
+def test_the_step_says_what_it_takes(reranker: MatryoshkaReranker) -> None:
+    with pytest.raises(ValueError, match="the re-ranking step takes"):
+        reranker.as_runnable().invoke(QUERY)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="depth must be at least 1"):
+        reranker.as_runnable().invoke({"query": QUERY, "documents": DOCUMENTS}, config={"configurable": {"depth": 0}})
+    assert {spec.id for spec in reranker.as_runnable().config_specs} == {"depth", "keep_ratio", "top_n"}
+
+
+def test_a_batch_runs_in_threads_over_one_model(reranker: MatryoshkaReranker) -> None:
+    step = reranker.as_runnable()
+    given = [{"query": QUERY, "documents": DOCUMENTS[:count]} for count in (1, 2, 3, 4)]
+    for kept, one in zip(step.batch(given), given, strict=True):  # type: ignore[arg-type]
+        alone = step.invoke(one)  # type: ignore[arg-type]
+        assert ids_and_scores(kept) == [(each.id, each.metadata["relevance_score"]) for each in alone]
+
+
+def test_every_field_says_what_it_is_for() -> None:
+    described = {name: field.description for name, field in MatryoshkaReranker.model_fields.items()}
+    assert all(described.values())
+    assert list(described)[:10] == [
+        "model", "depth", "keep_ratio", "top_n", "min_score", "device", "dtype", "max_length", "batch_tokens", "prompt",
+    ]  # fmt: skip
+
+
+def compressed(k: int = 3) -> ContextualCompressionRetriever:
+    """A retriever whose ``k`` is the re-ranker's ``top_n``."""
+    return Compressed(base_compressor=MatryoshkaReranker(reranker=shared(), top_n=k), base_retriever=Everything())
+
+
+class Compressed(ContextualCompressionRetriever):
+    def _get_relevant_documents(self, query: str, *, run_manager: Any, k: int | None = None, **kwargs: Any) -> Any:
+        if k is not None:
+            return compressed(k).invoke(query)
+        return super()._get_relevant_documents(query, run_manager=run_manager)
+
+
+_SHARED: list[CoreReranker] = []
+_LOADING = threading.Lock()
+
+
+def shared() -> CoreReranker:
+    with _LOADING:
+        if not _SHARED:
+            _SHARED.append(CoreReranker(dtype="float32"))
+    return _SHARED[0]
+
+
+class TestStandard(RetrieversIntegrationTests):
+    """langchain-tests on a ContextualCompressionRetriever that holds the re-ranker."""
+
+    @property
+    def retriever_constructor(self) -> Any:
+        return compressed
+
+    @property
+    def retriever_query_example(self) -> str:
+        return QUERY
