@@ -6,14 +6,13 @@
 The passages are the docstrings of the standard library's functions and classes. Needs no network.
 """
 
-import importlib
-import inspect
 import statistics
 import sys
 import time
 
 from rich.console import Console
 from rich.table import Table
+from stdlib_docs import passages
 
 from mrr_model import MatryoshkaReranker
 
@@ -24,24 +23,10 @@ SETTINGS = ((None, 1.0), (4, 0.5), (3, 0.5))
 RUNS = 3
 
 
-def passages() -> dict[str, str]:
-    """Qualified names and docstrings of at least five words, each text once."""
-    texts: dict[str, str] = {}
-    for module_name in MODULES:
-        module = importlib.import_module(module_name)
-        for name, member in sorted(vars(module).items()):
-            if name.startswith("_") or not (inspect.isroutine(member) or inspect.isclass(member)):
-                continue
-            text = inspect.getdoc(member) or ""
-            if len(text.split()) >= 5 and text not in texts.values():
-                texts[f"{module_name}.{name}"] = text
-    return texts
-
-
 def main() -> None:
     """Rank, time and print."""
     question = " ".join(sys.argv[1:]) or QUESTION
-    texts = passages()
+    texts = passages(MODULES)
     names, documents = list(texts), list(texts.values())
     reranker = MatryoshkaReranker()
     full_cost = reranker.cost(depth=None, keep_ratio=1.0)

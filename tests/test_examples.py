@@ -1,5 +1,6 @@
-"""The fine-tuning example, on a toy model."""
+"""The examples: fine-tuning on a toy model, and one for each framework."""
 
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -50,3 +51,17 @@ def test_it_trains_all_stages_and_compares_sizes(
 
 def test_it_is_short() -> None:
     assert len((EXAMPLES / "finetune.py").read_text(encoding="utf-8").splitlines()) < 80
+
+
+@pytest.mark.parametrize("name", ["langchain_rag", "llama_index_query_engine", "sentence_transformers_rerank"])
+def test_a_framework_s_example_shows_two_settings(name: str) -> None:
+    path = EXAMPLES / f"{name}.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 80
+    run = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
+    settings = [line for line in run.stdout.splitlines() if line.startswith(("precise ", "fast "))]
+    assert [line.split()[0] for line in settings] == ["precise", "fast"]
+    assert all(line.endswith(" ms") for line in settings)
+    scores = [float(line.split()[0]) for line in run.stdout.splitlines() if line.startswith("  0.")]
+    assert len(scores) == 6
+    assert scores[:3] == sorted(scores[:3], reverse=True)
+    assert run.stderr == ""

@@ -21,7 +21,7 @@ def quickstart() -> ModuleType:
 
 
 def test_passages_are_different_texts_and_hold_the_answer(quickstart: ModuleType) -> None:
-    texts = quickstart.passages()
+    texts = quickstart.passages(quickstart.MODULES)
     assert 100 <= len(texts) <= 400
     assert len(set(texts.values())) == len(texts)
     assert min(len(text.split()) for text in texts.values()) >= 5
@@ -32,7 +32,7 @@ def test_every_setting_puts_the_answer_first(
     quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = {"bees": "Bees make honey from the nectar of flowers.", "rain": "Rain falls from clouds in autumn."}
-    monkeypatch.setattr(quickstart, "passages", lambda: texts)
+    monkeypatch.setattr(quickstart, "passages", lambda modules: texts)
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "what", "do", "bees", "make?"])
     monkeypatch.setenv("COLUMNS", "120")
     quickstart.main()
