@@ -10,10 +10,10 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint types clean
+.PHONY: help quickstart install test lint types test-versions clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.runtime  ## Install the package with what it needs to run, then run the example
 	$(BIN)/python examples/quickstart.py
@@ -30,8 +30,26 @@ lint: $(VENV)/.dev  ## Check style and formatting
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
+ADAPTERS := langchain-core llama-index-core sentence-transformers
+ADAPTER_TESTS := tests/test_integrations.py tests/test_langchain.py tests/test_llama_index.py tests/test_sentence_transformers.py
+# The lowest versions that pyproject.toml claims, and the newest that resolve together. Of old releases under new
+# pydantic, import warnings are the framework's own: they are shown, not raised.
+test-versions: .venv-lowest/.done .venv-newest/.done  ## Test the adapters at both ends of the frameworks' versions
+	for end in lowest newest; do \
+	    .venv-$$end/bin/python -m pip list 2>/dev/null | grep -E "$(subst $(eval ) ,|,$(ADAPTERS))" ; \
+	    HF_HUB_OFFLINE=1 .venv-$$end/bin/python -m pytest -q -W default $(ADAPTER_TESTS) || exit 1; \
+	done
+
+.venv-lowest/.done: LIMITS = langchain-core==1.0.0 llama-index-core==0.14.0 sentence-transformers==6.0.0
+.venv-newest/.done: LIMITS = --upgrade $(ADAPTERS)
+.venv-%/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install -qq -c constraints.txt torch
+	.venv-$*/bin/python -m pip install -qq -e ".[dev]" $(LIMITS)
+	@touch $@
+
 clean:  ## Remove the environment, the caches and what was built
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find mrr_* tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A stamp is as new as the last install that went through; a change to the requirements makes it old.
