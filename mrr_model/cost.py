@@ -4,13 +4,13 @@ Counted: matrix products (2 per multiply-add), attention over the places that a 
 the weighted sums of merges. Not counted: norms, activations and look-ups, which are a few percent at most.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from torch import nn
 
 from mrr_model.compression import Plan
-from mrr_model.inputs import EncodedPair
+from mrr_model.inputs import EncodedPair, sharing_groups
 from mrr_model.model import MatryoshkaModel
 
 
@@ -47,6 +47,38 @@ def pair_operations(
             weighted = model.matryoshka.merge_weights == "attention"
             total += 2 * tokens * (hidden_size + (backbone.attention_size if weighted else 0))
             passage = _groups(passage, plan.merges[layer])
+    return total
+
+
+def call_operations(
+    model: MatryoshkaModel, plan: Plan, pairs: Sequence[EncodedPair], low_ranks: Mapping[str, int] | None = None
+) -> float:
+    """Floating-point operations of all pairs of a call; a query span that a causal model's pairs share counts once."""
+    shapes: dict[tuple[int, int, int], float] = {}
+    for pair in pairs:
+        shape = (pair.query_length, pair.passage_length, pair.prompt_length)
+        if shape not in shapes:
+            shapes[shape] = pair_operations(model, plan, pair, low_ranks)
+    total = sum(shapes[pair.query_length, pair.passage_length, pair.prompt_length] for pair in pairs)
+    for prefix, group in sharing_groups(pairs) if model.backbone.causal else ():
+        if prefix is not None:
+            total -= (len(group) - 1) * _query_operations(model, plan, prefix.size, low_ranks or {})
+    return total
+
+
+def _query_operations(model: MatryoshkaModel, plan: Plan, tokens: int, ranks: Mapping[str, int]) -> float:
+    """What a causal model's query span takes of one pair."""
+    backbone, total = model.backbone, 0.0
+    names = {module: name for name, module in model.named_modules()}
+    for layer in range(1, plan.last_layer + 1):
+        reads = layer == plan.last_layer
+        everywhere = backbone.key_value_projections(layer)
+        total += sum(
+            tokens * _linear_operations(module, ranks.get(names[module], 0))
+            for module in backbone.layers[layer - 1].modules()
+            if isinstance(module, nn.Linear) and (not reads or module in everywhere)
+        )
+        total += 0 if reads else 4 * backbone.attention_size * tokens * (tokens + 1) / 2
     return total
 
 

@@ -7,6 +7,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a batch by device type: on CPUs small batches stay in cache, on GPUs large ones fill the chip."""
 
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+)
+"""How allocators that raise a plain RuntimeError say it."""
+
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """``"auto"``: CUDA, else Apple's MPS, else the CPU. Raises ``ValueError`` for one that is not here."""
@@ -53,3 +60,8 @@ def computes_bfloat16(device: torch.device) -> bool:
 def default_batch_tokens(device: torch.device) -> int:
     """The token budget of a batch on ``device``."""
     return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out, on a GPU or on the CPU, and nothing else."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -5,7 +5,7 @@ Letters: B pairs, T tokens.
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
+from mrr_model.backbones.prefix import Prefix
 from mrr_model.merging import Spans, padded_length
+
+SHARING_LEAST = 4
+"""Fewer pairs of one query are not worth batches of their own."""
 
 SPECIAL_TOKENS = ("{bos}", "{cls}", "{sep}", "{eos}")
 """Pieces of a layout that stand for one of the tokenizer's special tokens."""
@@ -107,10 +111,12 @@ class Batch:
     spans: Spans
     rounded: bool = False
     """Whether widths are rounded up, so that few shapes come up."""
+    prefix: Prefix | None = None
+    """The query span of all pairs, which ``input_ids`` and ``spans`` then leave out."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its ids on ``device``."""
-        return Batch(self.input_ids.to(device, non_blocking=True), self.spans, self.rounded)
+        return replace(self, input_ids=self.input_ids.to(device, non_blocking=True))
 
 
 class PairEncoder:
@@ -208,24 +214,49 @@ def length_sorted_batches(
         yield batch
 
 
+def sharing_groups(pairs: Sequence[EncodedPair]) -> list[tuple[Prefix | None, list[int]]]:
+    """The pairs' indices by query span, with the span where it is worth computing apart: where ``SHARING_LEAST`` pairs
+    or more have it, each with tokens behind it. All others come last, in one group.
+    """
+    by_query: dict[tuple[int, ...], list[int]] = {}
+    for index, pair in enumerate(pairs):
+        if pair.query_length and pair.passage_length + pair.prompt_length:
+            by_query.setdefault(tuple(pair.input_ids[: pair.query_length]), []).append(index)
+    shared = {ids: indices for ids, indices in by_query.items() if len(indices) >= SHARING_LEAST}
+    taken = {index for indices in shared.values() for index in indices}
+    groups: list[tuple[Prefix | None, list[int]]] = [
+        (Prefix(torch.tensor(ids)), indices) for ids, indices in shared.items()
+    ]
+    rest = [index for index in range(len(pairs)) if index not in taken]
+    return [*groups, (None, rest)] if rest else groups
+
+
 def collate(
-    pairs: Sequence[EncodedPair], pad_id: int, *, rounded: bool = False, max_tokens: int | None = None
+    pairs: Sequence[EncodedPair],
+    pad_id: int,
+    *,
+    rounded: bool = False,
+    max_tokens: int | None = None,
+    prefix: Prefix | None = None,
 ) -> Batch:
     """Pad pairs on the right to the longest of them.
 
     ``rounded`` pads on to its :func:`~mrr_model.merging.padded_length`, to ``max_tokens`` at most where a model has no
-    more positions, and asks the same of every merged width.
+    more positions, and asks the same of every merged width. ``prefix``: the query span of all of them, which is left
+    out of the rows.
     """
-    longest = max(len(pair.input_ids) for pair in pairs)
+    before = 0 if prefix is None else prefix.size
+    rows = [pair.input_ids[before:] for pair in pairs]
+    longest = max(map(len, rows))
     if rounded:
         longest = max(longest, min(padded_length(longest), max_tokens or padded_length(longest)))
-    ids = [pair.input_ids + [pad_id] * (longest - len(pair.input_ids)) for pair in pairs]
     spans = Spans(
-        torch.tensor([pair.query_length for pair in pairs]),
+        torch.tensor([pair.query_length - before for pair in pairs]),
         torch.tensor([pair.passage_length for pair in pairs]),
         torch.tensor([pair.prompt_length for pair in pairs]),
     )
-    return Batch(torch.tensor(ids), spans, rounded)
+    ids = [row + [pad_id] * (longest - len(row)) for row in rows]
+    return Batch(torch.tensor(ids), spans, rounded, prefix)
 
 
 class _PlainTokenizer:

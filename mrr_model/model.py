@@ -143,7 +143,7 @@ class MatryoshkaModel(nn.Module):
         backbone = self._backbone
         spans, targets, sizes = _merge_layouts(batch, plan)
         hidden = backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
-        stage = backbone.stage(hidden, batch.spans)
+        stage = backbone.stage(hidden, batch.spans, batch.prefix)
         logits = []
         for layer in range(1, plan.last_layer):
             row = self._reading_row(stage) if layer in plan.merges else None
@@ -153,7 +153,7 @@ class MatryoshkaModel(nn.Module):
             if layer in plan.merges:
                 weights = row.weights if row is not None else None
                 hidden = merge_tokens(hidden, targets[layer], sizes[layer], weights)  # (B, T', D)
-                stage = backbone.stage(hidden, spans[layer])
+                stage = backbone.stage(hidden, spans[layer], batch.prefix)
 
         if self.training:
             read = stage.take(backbone.block(plan.last_layer, hidden, stage))
@@ -167,7 +167,7 @@ class MatryoshkaModel(nn.Module):
         return soft_cap(self.heads[str(layer)](self._backbone.final_norm(read.float())), self.matryoshka.logit_softcap)
 
     def _reading_row(self, stage: backbones.Stage) -> ReadingRow | None:
-        return ReadingRow(stage.reading, stage.valid) if self.matryoshka.merge_weights == "attention" else None
+        return stage.row() if self.matryoshka.merge_weights == "attention" else None
 
 
 def _merge_layouts(batch: Batch, plan: Plan) -> tuple[dict[int, Spans], dict[int, Tensor], dict[int, int]]:

@@ -4,10 +4,11 @@ call.
 
 import asyncio
 import copy
+import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Real
@@ -21,13 +22,17 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from mrr_model import checkpoint
+from mrr_model.backbones.prefix import Prefix
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.source import locate
 from mrr_model.compensation import Compensation
 from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.cost import pair_operations
-from mrr_model.device import default_batch_tokens, resolve_device, resolve_dtype
-from mrr_model.inputs import Batch, PairEncoder, collate, length_sorted_batches
+from mrr_model.device import default_batch_tokens, out_of_memory, resolve_device, resolve_dtype
+from mrr_model.inputs import Batch, EncodedPair, PairEncoder, collate, length_sorted_batches, sharing_groups
+from mrr_model.model import MatryoshkaModel
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
@@ -126,7 +131,7 @@ class MatryoshkaReranker:
         self._compensation = Compensation(loaded.model, loaded.adapters)
         self._check_max_length(max_length)
         self._encoder = PairEncoder(self.tokenizer, self.model.matryoshka.layout, max_length, query_max_length)
-        self._warned = False
+        self._warned = self._halved = False
         self.plan()
 
     @classmethod
@@ -398,9 +403,8 @@ class MatryoshkaReranker:
         if not distinct:
             return []
         encoded = self._encoder.encode(distinct, prompt)
-        lengths = [len(pair.input_ids) for pair in encoded]
-        batches = list(length_sorted_batches(lengths, self.batch_tokens, batch_size))
-        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
+        groups = sharing_groups(encoded) if self.model.backbone.causal else [(None, list(range(len(encoded))))]
+        places: list[int] = []
         parts: list[Tensor] = []
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
@@ -415,13 +419,13 @@ class MatryoshkaReranker:
                 leave=False,
             ) as progress,
         ):
-            for batch in batches:
-                rows = [encoded[index] for index in batch]
-                inputs = collate(rows, pad_id, rounded=True, max_tokens=limit).to(self.device)
-                parts.append(model(inputs, plan)[:, -1])
-                progress.update(len(batch))
+            for prefix, group in groups:
+                for found, part in self._group_logits(model, plan, encoded, group, prefix, batch_size):
+                    places += found
+                    parts.append(part)
+                    progress.update(len(found))
         computed = torch.cat(parts).tolist()
-        logit = dict(zip((distinct[index] for batch in batches for index in batch), computed, strict=True))
+        logit = dict(zip((distinct[place] for place in places), computed, strict=True))
         logits = [logit[pair] for pair in pairs]
         for index, value in enumerate(logits):
             if not math.isfinite(value):
@@ -430,6 +434,49 @@ class MatryoshkaReranker:
                     f"broken, or {self.dtype} is too narrow for it (try dtype='float32')."
                 )
         return logits
+
+    def _group_logits(
+        self,
+        model: MatryoshkaModel,
+        plan: Plan,
+        encoded: Sequence[EncodedPair],
+        group: list[int],
+        prefix: Prefix | None,
+        batch_size: int | None,
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """The pairs' places and logits, batch by batch, longest first. Where memory runs out, batches are halved."""
+        before = 0 if prefix is None else prefix.size
+        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
+        while group:
+            lengths = [len(encoded[place].input_ids) - before for place in group]
+            done: set[int] = set()
+            for batch in length_sorted_batches(lengths, self.batch_tokens, batch_size):
+                places = [group[index] for index in batch]
+                rows = [encoded[place] for place in places]
+                inputs = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix).to(self.device)
+                try:
+                    logits = model(inputs, plan)[:, -1]
+                except RuntimeError as error:
+                    if not out_of_memory(error) or len(batch) == 1:
+                        raise
+                    self._halve_batches(len(batch) * max(lengths[index] for index in batch))
+                    break
+                done.update(places)
+                yield places, logits
+            group = [place for place in group if place not in done]
+
+    def _halve_batches(self, tokens: int) -> None:
+        """Take half of a batch that did not fit in memory as the budget from here on."""
+        self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
+        if not self._halved:
+            self._halved = True
+            logger.warning(
+                "Out of memory with a batch of %d tokens: going on with at most %d. Set batch_tokens to choose it.",
+                tokens,
+                self.batch_tokens,
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _scores(self, logits: list[float], normalize: bool | Default) -> list[float]:
         if self.normalize if isinstance(normalize, Default) else normalize:

@@ -18,6 +18,7 @@ from transformers import BertModel
 
 from mrr_model import Compression, MatryoshkaReranker, RankedDocument
 from mrr_model.checkpoint import Checkpoint
+from mrr_model.model import MatryoshkaModel
 from mrr_model.reranker import probability
 
 DECODER = Path(__file__).parent / "fixtures" / "reference" / "mistral" / "model"
@@ -337,3 +338,47 @@ def test_a_broken_checkpoint_is_an_error_and_no_ranking() -> None:
     ):
         broken.rank(QUERY, DOCUMENTS)
     assert broken.rank(QUERY, DOCUMENTS, depth=5)  # the other exits have heads of their own
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+def failing_above(pairs: int, error: Exception) -> Any:
+    """MatryoshkaModel.forward, with ``error`` for every batch of more pairs than that."""
+    forward = MatryoshkaModel.forward
+
+    def limited(self: MatryoshkaModel, batch: Any, plan: Any) -> Any:
+        if len(batch.input_ids) > pairs:
+            raise error
+        return forward(self, batch, plan)
+
+    return patch.object(MatryoshkaModel, "forward", limited)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
+@pytest.mark.parametrize("model", ["mini", DECODER], ids=["encoder", "decoder"])
+def test_out_of_memory_halves_the_batches_and_is_logged_once(
+    model: Any, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    reranker = MatryoshkaReranker(model, dtype="float32", max_length=128)
+    texts = [f"{text} {number}" for number, text in enumerate(DOCUMENTS * 3)]
+    wanted = reranker.score(QUERY, texts)
+    with failing_above(2, error):
+        assert reranker.score(QUERY, texts) == pytest.approx(wanted, abs=1e-5)
+        assert reranker.score(QUERY, texts) == pytest.approx(wanted, abs=1e-5)
+    [record] = caplog.records
+    assert record.name == "mrr_model.reranker"
+    assert "Out of memory with a batch of" in record.message
+    assert reranker.batch_tokens < 4096
+
+
+def test_a_pair_that_does_not_fit_alone_and_every_other_error_are_raised(caplog: pytest.LogCaptureFixture) -> None:
+    reranker = MatryoshkaReranker(dtype="float32")
+    with failing_above(0, OUT_OF_MEMORY[0]), pytest.raises(torch.OutOfMemoryError):
+        reranker.score(QUERY, DOCUMENTS)
+    with failing_above(1, RuntimeError("shapes differ")), pytest.raises(RuntimeError, match="shapes differ"):
+        reranker.score(QUERY, DOCUMENTS)
+    assert len(caplog.records) == 1

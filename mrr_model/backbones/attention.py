@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from mrr_model.backbones.prefix import KeyValue
+
 NAME = "matryoshka"
 """What this function is called in transformers' attention interface."""
 
@@ -54,16 +56,27 @@ def attention(
     softcap: float | None = None,
     sliding_window: int | None = None,
     reading_row: ReadingRow | None = None,
+    shared: KeyValue | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' calling convention.
+
+    ``shared``: a span in front of every row. Where it is empty, this call fills it in; else its keys and values are
+    seen, and reading rows and their weights count it in on the way and leave it out of what comes back.
 
     ``query`` (B, H, T, d), ``key`` and ``value`` (B, K, T, d), ``attention_mask`` bool (B or 1, 1, T or 1, T), True
     where visible, or None. A causal module without a mask sees the past only (within ``sliding_window``). Returns ((B,
     T, H, d), None).
     """
+    before = 0
+    if shared is not None and shared.key is None:
+        shared.key, shared.value = key, value
+    elif shared is not None and shared.key is not None:
+        before = shared.key.shape[2]
+        query, key, value = shared.before(query, key, value)
     if reading_row is not None:
-        reading_row.weights = row_weights(query, key, reading_row, scaling, softcap, sliding_window)
+        weights = row_weights(query, key, reading_row, scaling, softcap, sliding_window)
+        reading_row.weights = weights[:, before:]
 
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -86,7 +99,7 @@ def attention(
             for start in range(0, query.shape[2], rows)
         ]
         out = torch.cat(chunks, 2)
-    return out.transpose(1, 2).contiguous(), None  # (B, T, H, d)
+    return out[:, :, before:].transpose(1, 2).contiguous(), None  # (B, T, H, d)
 
 
 def row_weights(

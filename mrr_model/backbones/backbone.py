@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mrr_model.backbones.attention import ReadingRow
+from mrr_model.backbones.prefix import Prefix
 from mrr_model.merging import Spans
 
 
@@ -20,12 +21,18 @@ class Stage:
     """One width of a batch: what all layers between two merges share.
 
     ``reading`` int64 (B,): the reading tokens' places. ``valid`` bool (B, T), or None where every row is full.
-    ``block_inputs``: the keyword arguments that a stock block takes besides its hidden states.
+    ``block_inputs``: the keyword arguments that a stock block takes besides its hidden states. ``prefix``: the query
+    span, where the batch's pairs share one and hold the tokens behind it only; ``valid`` counts it in, as (B, Q + T).
     """
 
     reading: Tensor
     valid: Tensor | None
     block_inputs: dict[str, Any]
+    prefix: Prefix | None = None
+
+    def row(self) -> ReadingRow:
+        """What asks a block for the reading tokens' attention."""
+        return ReadingRow(self.reading + self.prefix.size if self.prefix else self.reading, self.valid)
 
     def take(self, hidden: Tensor) -> Tensor:
         """The reading tokens' states: (B, T, D) to (B, D)."""
@@ -50,8 +57,11 @@ class Backbone(ABC):
         """Token ids (B, T) to the states before the first block, (B, T, D)."""
 
     @abstractmethod
-    def stage(self, hidden: Tensor, spans: Spans) -> Stage:
-        """The shared inputs of all blocks at one width. ``hidden`` (B, T, D) gives dtype, device and T."""
+    def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:
+        """The shared inputs of all blocks at one width. ``hidden`` (B, T, D) gives dtype, device and T.
+
+        With ``prefix`` the rows go on behind a query span that they share; only causal models take one.
+        """
 
     @abstractmethod
     def read(self, layer: int, hidden: Tensor, stage: Stage) -> Tensor:
@@ -84,9 +94,11 @@ class Backbone(ABC):
         output = self.layers[layer - 1](hidden, **stage.block_inputs, reading_row=reading_row)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
-    def valid_places(self, spans: Spans, hidden: Tensor) -> Tensor | None:
-        """Which places of ``hidden`` (B, T, D) hold tokens, bool (B, T); None where every row is full."""
-        total, size = spans.total, hidden.shape[1]
+    def valid_places(self, spans: Spans, hidden: Tensor, before: int = 0) -> Tensor | None:
+        """Which places of ``hidden`` (B, T, D) hold tokens, bool (B, T); None where every row is full. ``before``
+        tokens stand in front of every row, and are counted in.
+        """
+        total, size = spans.total + before, hidden.shape[1] + before
         if int(total.min()) == size:
             return None
         return (torch.arange(size)[None, :] < total[:, None]).to(hidden.device)

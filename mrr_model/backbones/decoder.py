@@ -4,7 +4,7 @@ Rows are right-padded: a causal model's real tokens never see what stands behind
 reading token is the last real one. Letters: B pairs, T tokens, D hidden size, H heads, K key/value heads, d head size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from mrr_model.backbones.attention import ReadingRow, row_attention
 from mrr_model.backbones.backbone import Backbone, Stage
+from mrr_model.backbones.prefix import KeyValue, Prefix
 from mrr_model.merging import Spans
 
 
@@ -61,35 +62,78 @@ class Decoder(Backbone):
         hidden = cast(Tensor, self.model.get_input_embeddings()(input_ids))
         return hidden * cast(float, self.model.embedding_multiplier) if self.family.multipliers else hidden
 
-    def stage(self, hidden: Tensor, spans: Spans) -> Stage:
+    def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:
         """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, width compression)."""
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
-        rotary = cast(nn.Module, self.model.rotary_emb)(hidden, position_ids=positions)
+        before = 0
+        if prefix is not None:
+            before = prefix.size
+            if prefix.hidden is None:
+                prefix.input_ids = prefix.input_ids.to(hidden.device)
+                prefix.hidden = self.embed(prefix.input_ids[None], spans)
+                prefix.rotary = self._rotary(prefix.hidden, 0)[1]
+        positions, rotary = self._rotary(hidden, before)
         reading = (spans.total - 1).to(hidden.device)
-        valid = self.valid_places(spans, hidden)
-        return Stage(reading, valid, {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary})
+        valid = self.valid_places(spans, hidden, before)
+        inputs = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary}
+        return Stage(reading, valid, inputs, prefix)
+
+    def block(self, layer: int, hidden: Tensor, stage: Stage, reading_row: ReadingRow | None = None) -> Tensor:
+        if stage.prefix is None:
+            return super().block(layer, hidden, stage, reading_row)
+        self._advance(stage.prefix, layer)
+        inputs = {**stage.block_inputs, "shared": stage.prefix.seen[layer - 1]}
+        return super().block(layer, hidden, replace(stage, block_inputs=inputs, prefix=None), reading_row)
+
+    def _advance(self, prefix: Prefix, layer: int) -> None:
+        """Run the blocks up to ``layer`` for a shared span, as far as that has not been done."""
+        while len(prefix.seen) < layer:
+            assert prefix.hidden is not None
+            keys = KeyValue()
+            inputs = {"attention_mask": None, "position_embeddings": prefix.rotary, "shared": keys}
+            output = self.layers[len(prefix.seen)](prefix.hidden, **inputs)
+            prefix.hidden = output[0] if isinstance(output, tuple) else output
+            prefix.seen.append(keys)
+
+    def _rotary(self, hidden: Tensor, first: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Positions from ``first`` on, (1, T), and their rotary angles."""
+        positions = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None, :]
+        return positions, cast(nn.Module, self.model.rotary_emb)(hidden, position_ids=positions)
 
     def read(self, layer: int, hidden: Tensor, stage: Stage) -> Tensor:
         block = cast(Any, self.layers[layer - 1])
         attention = block.self_attn
         residual = stage.take(hidden)  # (B, D)
 
+        rotary = stage.block_inputs["position_embeddings"]
         normed = block.input_layernorm(hidden)
-        heads = (*hidden.shape[:-1], -1, attention.head_dim)
         query = attention.q_proj(stage.take(normed)).unflatten(-1, (-1, 1, attention.head_dim))  # (B, H, 1, d)
-        key = attention.k_proj(normed).view(heads).transpose(1, 2)  # (B, K, T, d)
-        value = attention.v_proj(normed).view(heads).transpose(1, 2)
         if self.family.query_key_norm:
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        cos, sin = (part.expand(len(hidden), -1, -1) for part in stage.block_inputs["position_embeddings"])  # (B, T, d)
+            query = attention.q_norm(query)
+        cos, sin = (part.expand(len(hidden), -1, -1) for part in rotary)  # (B, T, d)
         query = _rotated(query, stage.take(cos)[:, None], stage.take(sin)[:, None])
-        key = _rotated(key, cos, sin)
+        key, value = self._keys_and_values(attention, normed, rotary)  # (B, K, T, d)
+        if stage.prefix is not None:
+            self._advance(stage.prefix, layer - 1)
+            shared = self._keys_and_values(
+                attention, block.input_layernorm(stage.prefix.hidden), cast(tuple[Tensor, Tensor], stage.prefix.rotary)
+            )
+            key, value = (
+                torch.cat([span.expand(len(hidden), -1, -1, -1), own], 2)
+                for span, own in zip(shared, (key, value), strict=True)
+            )
 
         softcap = attention.attn_logit_softcapping if self.family.soft_capped else None
         window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-        row = ReadingRow(stage.reading, stage.valid)
-        attended = attention.o_proj(row_attention(query, key, value, row, attention.scaling, softcap, window))  # (B, D)
-        return self._residual_branches(block, residual, attended)
+        attended = row_attention(query, key, value, stage.row(), attention.scaling, softcap, window)
+        return self._residual_branches(block, residual, attention.o_proj(attended))
+
+    def _keys_and_values(self, attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """One layer's keys, rotated, and values: (B, T, D) to (B, K, T, d) each."""
+        heads = (*normed.shape[:-1], -1, attention.head_dim)
+        key, value = (part(normed).view(heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
+        if self.family.query_key_norm:
+            key = attention.k_norm(key)
+        return _rotated(key, *rotary), value
 
     def _residual_branches(self, block: Any, residual: Tensor, attended: Tensor) -> Tensor:
         """What a block does after its attention, (B, D) to (B, D)."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mrr_model.backbones.attention import ReadingRow, row_attention
 from mrr_model.backbones.backbone import Backbone, Stage
+from mrr_model.backbones.prefix import Prefix
 from mrr_model.merging import Spans
 
 FAMILIES = ("bert", "xlm-roberta")
@@ -34,7 +35,9 @@ class Encoder(Backbone):
             )
         return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types))
 
-    def stage(self, hidden: Tensor, spans: Spans) -> Stage:
+    def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:
+        if prefix is not None:
+            raise ValueError("an encoder's query sees the passage: pairs cannot share it.")
         reading = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         valid = self.valid_places(spans, hidden)
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
