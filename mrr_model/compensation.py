@@ -36,6 +36,14 @@ class LowRank:
         return self.scaling * (self.b.float() @ self.a.float())
 
 
+@dataclass(frozen=True)
+class _Folded:
+    """A model with deltas added, and what tells whether the weights that it was made from are still the same."""
+
+    model: MatryoshkaModel
+    state: tuple[Any, ...]
+
+
 Adapter = Mapping[str, LowRank]
 """A compensation adapter: the delta of each linear module, by the module's name in :class:`MatryoshkaModel`."""
 
@@ -55,7 +63,7 @@ class Compensation:
             _check(name, adapter, modules)
         adapted = {module for adapter in self.adapters.values() for module in adapter}
         self._folds = sum(cast(nn.Linear, modules[name]).weight.nbytes for name in adapted) <= fold_limit
-        self._folded: dict[tuple[str, ...], MatryoshkaModel] = {(): model}
+        self._folded: dict[tuple[str, ...], _Folded] = {}
         self._lock = threading.RLock()
         self._active = threading.local()  # hooks of another object on the same modules must not see these names
         if not self._folds:
@@ -96,13 +104,23 @@ class Compensation:
                 self._active.names = ()
 
     def _fold(self, names: tuple[str, ...]) -> MatryoshkaModel:
-        folded = self._folded.get(names)
-        if folded is None:
+        if not names:
+            return self.model
+        state = self._state(names)
+        known = self._folded.get(names)
+        if known is None or known.state != state:
             with self._lock:
-                folded = self._folded.get(names)
-                if folded is None:
-                    folded = self._folded[names] = fold(self.model, [self.adapters[name] for name in names])
-        return folded
+                known = self._folded.get(names)
+                if known is None or known.state != state:
+                    made = fold(self.model, [self.adapters[name] for name in names])
+                    known = self._folded[names] = _Folded(made, state)
+        return known.model
+
+    def _state(self, names: tuple[str, ...]) -> tuple[Any, ...]:
+        """What tells whether the adapted weights are those that were folded: trained, moved or cast ones are not."""
+        modules = dict(self.model.named_modules())
+        weights = [_linear(modules[module]).weight for name in names for module in self.adapters[name]]
+        return tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
 
     def _adding_hook(self, module_name: str) -> Any:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -121,7 +139,7 @@ class Compensation:
                 "a large model with compensation adapters cannot be pickled; load it in each process instead: "
                 "MatryoshkaReranker(model, adapters=...)."
             )
-        return {**self.__dict__, "_lock": None, "_active": None, "_folded": {(): self.model}}
+        return {**self.__dict__, "_lock": None, "_active": None, "_folded": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -132,21 +150,24 @@ class Compensation:
 def fold(model: MatryoshkaModel, adapters: list[Adapter]) -> MatryoshkaModel:
     """A copy of ``model`` with the adapters' deltas added; weights that no adapter touches are shared."""
     touched = {name for adapter in adapters for name in adapter}
-    own = {
-        id(module.weight) for name, module in model.named_modules() if name in touched and isinstance(module, nn.Linear)
-    }
+    modules = dict(model.named_modules())
+    own = {id(_linear(modules[name]).weight) for name in touched}
     tensors = [*model.parameters(), *model.buffers()]
-    modules: dict[str, nn.Module]
     with torch.inference_mode(False), torch.no_grad():  # a caller's inference mode would leave tensors of its own kind
         folded = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
         modules = dict(folded.named_modules())
         for name in touched:
-            weight = cast(nn.Linear, modules[name]).weight
+            weight = _linear(modules[name]).weight
             delta = sum(
                 (adapter[name].delta().to(weight.device) for adapter in adapters if name in adapter), torch.zeros(())
             )
             weight.copy_(weight.float() + delta)
     return folded
+
+
+def _linear(module: nn.Module) -> nn.Linear:
+    """The linear module itself, also where PEFT has put a wrapper around it since."""
+    return cast(nn.Linear, getattr(module, "base_layer", module))
 
 
 def _check(adapter_name: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:

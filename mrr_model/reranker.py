@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,6 +134,10 @@ class MatryoshkaReranker:
         self._warned = self._halved = False
         self.plan()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # First what may refuse to be pickled, with a reason: hooks on the model would fail without one.
+        return {"_compensation": self._compensation, **self.__dict__}
+
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **kwargs: Any) -> Self:
         """The same as calling the class; the name that users of transformers look for."""
@@ -198,7 +202,7 @@ class MatryoshkaReranker:
         ``depth``, ``keep_ratio``, ``normalize``, ``prompt`` override this object's own for this call (``depth=None``:
         all layers). Raises ``ValueError`` or ``TypeError`` that names the argument for bad input.
         """
-        texts = _checked_documents(documents)
+        texts = checked_documents(documents)
         _check_query(query, "query")
         logits = self._logits([(query, text) for text in texts], self.plan(depth, keep_ratio), self._prompt(prompt))
         return self._scores(logits, normalize)
@@ -249,7 +253,7 @@ class MatryoshkaReranker:
             isinstance(min_score, bool) or not isinstance(min_score, Real) or math.isnan(min_score)
         ):
             raise TypeError(f"min_score must be a number or None, got {min_score!r}.")
-        texts = _checked_documents(documents)
+        texts = checked_documents(documents)
         _check_query(query, "query")
         logits = self._logits([(query, text) for text in texts], self.plan(depth, keep_ratio), self._prompt(prompt))
         scores = self._scores(logits, normalize)
@@ -315,6 +319,8 @@ class MatryoshkaReranker:
     def forward(self, batch: Batch, plan: Plan) -> Tensor:
         """Logits of a batch at the plan's exits, float32 (B, E), compensation included."""
         with self._compensation.applied(plan.adapters) as model:
+            if model.training != self.model.training:
+                model.train(self.model.training)
             logits: Tensor = model(batch.to(self.device), plan)
         return logits
 
@@ -419,6 +425,8 @@ class MatryoshkaReranker:
                 leave=False,
             ) as progress,
         ):
+            if model.training:
+                model.eval()  # trained elsewhere, and left in training mode: scores must not hang on dropout
             for prefix, group in groups:
                 for found, part in self._group_logits(model, plan, encoded, group, prefix, batch_size):
                     places += found
@@ -502,11 +510,11 @@ def probability(logit: float) -> float:
 
 
 def _whole_number(name: str, value: object, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__}).")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
-    return value
+    return int(value)
 
 
 def _check_query(query: object, name: str) -> None:
@@ -516,7 +524,8 @@ def _check_query(query: object, name: str) -> None:
         raise ValueError(f"{name} is empty. Give the text that documents are ranked for.")
 
 
-def _checked_documents(documents: object) -> list[str]:
+def checked_documents(documents: object) -> list[str]:
+    """The documents as a list. Raises ``TypeError`` for a single text, and for one that is none, by its index."""
     if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
         raise TypeError(f"documents must be a list of strings, got a single {type(documents).__name__}.")
     texts = list(documents)

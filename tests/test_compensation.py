@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from mrr_model.compensation import FOLD_LIMIT, Compensation, LowRank, fold
@@ -229,3 +230,32 @@ def test_adapter_of_another_shape(make_model: ModelFactory) -> None:
     low = LowRank(torch.zeros(2, 16), torch.zeros(32, 2), 1.0)
     with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj has shape \(32, 16\).*\(32, 32\)"):
         Compensation(make_model("llama"), {VERTICAL: {"model.layers.0.self_attn.q_proj": low}})
+
+
+@pytest.mark.parametrize("change", ["trained", "loaded", "cast"])
+def test_weights_that_changed_are_folded_again(
+    make_compensation: Callable[..., Compensation], pairs: list[EncodedPair], change: str
+) -> None:
+    compensation, plan = make_compensation(), PLANS[1]
+    score(compensation, pairs, plan)
+    if change == "cast":
+        compensation.model.model.bfloat16()
+    elif change == "loaded":
+        state = compensation.model.state_dict()
+        compensation.model.load_state_dict({name: tensor * 1.1 for name, tensor in state.items()})
+    else:
+        with torch.no_grad():
+            for parameter in compensation.model.parameters():
+                parameter.mul_(1.1)
+    fresh = Compensation(compensation.model, compensation.adapters)
+    assert torch.equal(score(compensation, pairs, plan), score(fresh, pairs, plan))
+
+
+def test_folding_beside_peft_leaves_the_base_alone(
+    make_compensation: Callable[..., Compensation], pairs: list[EncodedPair]
+) -> None:
+    compensation = make_compensation()
+    before, wanted = score(compensation, pairs, PLANS[0]), score(compensation, pairs, PLANS[1])
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), compensation.model.model)
+    assert torch.allclose(score(compensation, pairs, PLANS[1]), wanted, atol=1e-5)  # PEFT's own deltas start at zero
+    assert torch.allclose(score(compensation, pairs, PLANS[0]), before, atol=1e-5)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -382,3 +383,14 @@ def test_a_pair_that_does_not_fit_alone_and_every_other_error_are_raised(caplog:
     with failing_above(1, RuntimeError("shapes differ")), pytest.raises(RuntimeError, match="shapes differ"):
         reranker.score(QUERY, DOCUMENTS)
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("setting", [{}, {"depth": 3, "keep_ratio": 0.5}], ids=str)
+def test_a_model_left_in_training_mode_scores_without_dropout(
+    make_checkpoint: Callable[..., Checkpoint], setting: dict[str, Any]
+) -> None:
+    reranker = MatryoshkaReranker(make_checkpoint("bert", hidden_dropout_prob=0.5), max_length=64)
+    reranker.model.train()
+    first = reranker.score(QUERY, DOCUMENTS, **setting)
+    reranker.model.train()
+    assert reranker.score(QUERY, DOCUMENTS, **setting) == pytest.approx(first, abs=1e-6)
