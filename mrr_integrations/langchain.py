@@ -1,7 +1,9 @@
 """LangChain: a document compressor whose depth and width are chosen per object, per chain or per call."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on only
 
 from mrr_integrations.options import Depth, Ratio, RerankOptions, TopN, missing
 
@@ -82,17 +84,18 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         keep_ratio: float | dict[int, float],
         top_n: int | None,
     ) -> list[Document]:
-        documents = list(documents)
+        documents = _listed(documents)
         setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio, "top_n": top_n}
         manager = get_callback_manager_for_config(config)
         run = manager.on_chain_start(None, _traced_input(query, documents, setting), **self._run(config))
         try:
             ranked = self.core.rank(query, _texts(documents), min_score=self.min_score, prompt=self.prompt, **setting)
+            kept = _copies(documents, ranked)
         except BaseException as error:
             run.on_chain_error(error)
             raise
         run.on_chain_end(_traced_output(ranked))
-        return _copies(documents, ranked)
+        return kept
 
     async def _acompress(
         self,
@@ -103,7 +106,7 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         keep_ratio: float | dict[int, float],
         top_n: int | None,
     ) -> list[Document]:
-        documents = list(documents)
+        documents = _listed(documents)
         setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio, "top_n": top_n}
         manager = get_async_callback_manager_for_config(config)
         run = await manager.on_chain_start(None, _traced_input(query, documents, setting), **self._run(config))
@@ -111,11 +114,12 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
             ranked = await self.core.arank(
                 query, _texts(documents), min_score=self.min_score, prompt=self.prompt, **setting
             )
+            kept = _copies(documents, ranked)
         except BaseException as error:
             await run.on_chain_error(error)
             raise
         await run.on_chain_end(_traced_output(ranked))
-        return _copies(documents, ranked)
+        return kept
 
     def _run(self, config: RunnableConfig) -> dict[str, Any]:
         """What a trace calls this step."""
@@ -158,6 +162,12 @@ def _unpacked(value: RerankInput) -> tuple[str, Sequence[Document]]:
     if not isinstance(value, dict) or not {"query", "documents"} <= value.keys():
         raise ValueError(f'the re-ranking step takes {{"query": str, "documents": [Document, …]}}, got {value!r:.200}.')
     return value["query"], value["documents"]
+
+
+def _listed(documents: Sequence[Document]) -> list[Document]:
+    if documents is None or isinstance(documents, Document | str):
+        raise TypeError(f"documents must be a list of LangChain Documents, got a single {type(documents).__name__}.")
+    return list(documents)
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:

@@ -1,11 +1,12 @@
 """LlamaIndex: a node postprocessor whose depth and width are chosen per object."""
 
 import copy
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from mrr_integrations.options import RerankOptions, missing
 
@@ -51,6 +52,17 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
     @classmethod
     def class_name(cls) -> str:
         return "MatryoshkaReranker"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The base's own deletes what does not pickle from the live object; here a callback manager may stay behind,
+        and a re-ranker that cannot travel says so.
+        """
+        state = {**BaseModel.__getstate__(self), "__dict__": dict(self.__dict__)}
+        try:
+            pickle.dumps(self.callback_manager)
+        except (pickle.PicklingError, TypeError, AttributeError):
+            del state["__dict__"]["callback_manager"]
+        return state
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None

@@ -4,7 +4,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, StrictInt
+from pydantic.json_schema import SkipJsonSchema
 
 from mrr_model.compression import Compression
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
@@ -30,9 +32,8 @@ Depth = Annotated[int | None, BeforeValidator(_checked_depth)]
 Ratio = Annotated[float | dict[int, float], BeforeValidator(_checked_keep_ratio)]
 TopN = Annotated[StrictInt, Field(ge=1)] | None
 Model = Annotated[str, BeforeValidator(lambda model: str(model) if isinstance(model, Path) else model)]
-
-LOADING = ("model", "device", "dtype", "max_length", "batch_tokens")
-"""What says which re-ranker is loaded, and how: not to be given beside a re-ranker that is already there."""
+Device = Annotated[str, BeforeValidator(lambda device: str(device) if isinstance(device, torch.device) else device)]
+DType = Annotated[str, BeforeValidator(lambda dtype: _name(dtype) if isinstance(dtype, torch.dtype) else dtype)]
 
 
 class RerankOptions(BaseModel):
@@ -48,11 +49,11 @@ class RerankOptions(BaseModel):
     """The part of the passage tokens that is left: a number in (0, 1], or ``{merge layer: ratio}``."""
     top_n: TopN = 3
     """How many of the best to return; None for all."""
-    min_score: float | None = None
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Leave out what scores below this, on the returned scale (a probability)."""
-    device: str = "auto"
+    device: Device = "auto"
     """``"auto"`` or a torch device."""
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """``"auto"`` (bfloat16 where the processor computes it natively), ``"float32"``, ``"bfloat16"``, ``"float16"``."""
     max_length: StrictInt = 512
     """Tokens of an input."""
@@ -60,7 +61,7 @@ class RerankOptions(BaseModel):
     """Tokens of a batch, padding counted; None for the device's default."""
     prompt: str | None = None
     """The instruction after the passage, for models whose input layout has one."""
-    reranker: Annotated[InstanceOf[CoreReranker] | None, Field(exclude=True, repr=False)] = None
+    reranker: SkipJsonSchema[Annotated[InstanceOf[CoreReranker] | None, Field(exclude=True, repr=False)]] = None
     """A :class:`mrr_model.MatryoshkaReranker` that is already built, to share its weights. It brings its own model,
     device, number format and lengths, and its setting where ``depth``, ``keep_ratio`` or ``prompt`` are not given.
     """
@@ -90,14 +91,21 @@ class RerankOptions(BaseModel):
 
     def _share(self, reranker: CoreReranker, given: Collection[str]) -> None:
         fields = type(self).model_fields
-        refused = [name for name in LOADING if name in given and getattr(self, name) != fields[name].default]
-        if refused:
-            raise ValueError(
-                f"{', '.join(refused)} was given beside reranker, which is already loaded. Leave it out, or let this "
-                "object load its own model."
-            )
-        self.model, self.device, self.dtype = str(reranker.name), str(reranker.device), _name(reranker.dtype)
-        self.max_length, self.batch_tokens = reranker.max_length, reranker.batch_tokens
+        loaded = {
+            "model": str(reranker.name),
+            "device": str(reranker.device),
+            "dtype": _name(reranker.dtype),
+            "max_length": reranker.max_length,
+            "batch_tokens": reranker.batch_tokens,
+        }
+        for name, value in loaded.items():
+            asked = getattr(self, name)
+            if name in given and asked not in (value, fields[name].default):
+                raise ValueError(
+                    f"{name}={asked!r} was given beside reranker, which is loaded with {value!r}. Leave it out, or let "
+                    "this object load its own model."
+                )
+            setattr(self, name, value)
         if "depth" not in given:
             self.depth = reranker.compression.depth
         if "keep_ratio" not in given:

@@ -34,7 +34,7 @@ from mrr_model.compression import KeepRatio, Plan
 from mrr_model.device import resolve_device, resolve_dtype
 from mrr_model.inputs import Batch
 from mrr_model.merging import Spans
-from mrr_model.reranker import DEFAULT, Default, probability
+from mrr_model.reranker import DEFAULT, Default, checked_documents, probability
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
 
 SETTING_FILE = "matryoshka_setting.json"
@@ -105,7 +105,7 @@ class MatryoshkaModule(Module):
         """
         if all(isinstance(text, str) for text in inputs):
             return dict(self.tokenizer(list(inputs), padding=True, return_tensors="pt"))
-        batch = self.reranker.batch([tuple(pair) for pair in inputs], prompt or DEFAULT)
+        batch = self.reranker.batch([_pair(pair) for pair in inputs], _prompt(prompt))
         places = torch.arange(batch.input_ids.shape[1])
         return {
             "input_ids": batch.input_ids,
@@ -123,6 +123,8 @@ class MatryoshkaModule(Module):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Adds ``scores``, raw float32 logits (B, 1), to what :meth:`preprocess` gave."""
+        if self.model is not self.reranker.model:
+            raise RuntimeError("DataParallel's copies cannot run a re-ranker: start one process a GPU with torchrun.")
         spans = Spans(*(features[f"{span}_length"].cpu() for span in ("query", "passage", "prompt")))
         batch = Batch(features["input_ids"], spans)
         if self.training and torch.is_grad_enabled():
@@ -182,6 +184,7 @@ class MatryoshkaModule(Module):
             "dtype": str(self.reranker.dtype).removeprefix("torch."),
             "max_length": self.reranker.max_length,
             "query_max_length": self.reranker.query_max_length,
+            "prompt": self.reranker.prompt,
         }
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
@@ -242,6 +245,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         local_files_only: bool = False,
         token: bool | str | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
         backend: Literal["torch", "onnx", "openvino"] = "torch",
         num_labels: int | None = None,
         max_length: int | None = None,
@@ -251,12 +255,11 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             raise ValueError(f"backend must be 'torch', got {backend!r}: a depth chosen per call cannot be exported.")
         if num_labels not in (None, 1):
             raise ValueError(f"num_labels must be 1, got {num_labels}: a re-ranker gives one score.")
-        folder = None
-        if reranker is not None:
-            if model_kwargs or max_length is not None:
-                raise ValueError("model_kwargs and max_length go with a model to load, not with reranker.")
-            modules = [MatryoshkaModule(reranker.replaced(depth=depth, keep_ratio=keep_ratio))]
-        elif modules is None:
+        if set(processor_kwargs or {}) - {"model_max_length"}:
+            raise ValueError(f"processor_kwargs may hold model_max_length only, got {processor_kwargs}.")
+        max_length = max_length or (processor_kwargs or {}).get("model_max_length")
+        folder, reranker = None, _loaded(reranker, modules)
+        if reranker is None:
             folder = locate(
                 model_name_or_path or "mini",
                 revision=revision,
@@ -264,9 +267,13 @@ class MatryoshkaCrossEncoder(CrossEncoder):
                 cache_dir=cache_folder,
                 local_files_only=local_files_only,
             )
-        if model_kwargs and "auto" in (model_kwargs.get("dtype"), model_kwargs.get("torch_dtype")):
-            chosen = resolve_dtype("auto", resolve_device(device or "auto"))
-            model_kwargs = {**model_kwargs, "torch_dtype": None, "dtype": chosen}
+        else:
+            if model_name_or_path not in (None, "mini") or model_kwargs:
+                raise ValueError("model_name_or_path and model_kwargs go with a model to load, not with a loaded one.")
+            shared = reranker.replaced(depth=depth, keep_ratio=keep_ratio, max_length=max_length)
+            modules, device = [MatryoshkaModule(shared)], device or str(reranker.device)
+            kwargs.setdefault("activation_fn", None if reranker.normalize else nn.Identity())
+        model_kwargs = _with_dtype(model_kwargs, device)
         self._asked: dict[str, Any] = {
             "depth": depth,
             "keep_ratio": keep_ratio,
@@ -276,7 +283,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         super().__init__(
             None if folder is None else str(folder),
             modules=modules,
-            device=device or (None if reranker is None else str(reranker.device)),
+            device=device,
             local_files_only=True,  # the folder is here by now
             model_kwargs=model_kwargs,
             **kwargs,
@@ -304,6 +311,13 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         """One: a re-ranker gives one score."""
         return 1
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Not to be had: the core runs another graph for every depth and width."""
+        raise NotImplementedError(
+            "compile would not reach predict and rank, which the core runs. Choose a smaller depth or keep_ratio, or "
+            "model_kwargs={'dtype': 'auto'}, to be quicker."
+        )
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Pass the switch of transformers' trainer on to the stock model."""
         self.reranker.model.activation_checkpointing_enable(**kwargs)
@@ -329,7 +343,10 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         **kwargs: Any,
     ) -> Any:
         """Scores of pairs as CrossEncoder gives them, at ``depth`` and ``keep_ratio`` for this call."""
+        if kwargs:
+            raise TypeError(f"predict got unexpected keyword arguments: {', '.join(sorted(kwargs))}.")
         setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio}
+        device = device or None  # an empty list of devices is none
         if pool is not None or isinstance(device, list) or getattr(self, "_distributed_inference", None) is not None:
             # Other processes: the library hands out the pairs, and each worker comes back to this class.
             return super().predict(
@@ -346,7 +363,6 @@ class MatryoshkaCrossEncoder(CrossEncoder):
                 pool=pool,
                 chunk_size=chunk_size,
                 **setting,
-                **kwargs,
             )
         singular = self.is_singular_input(inputs)
         pairs = [inputs] if singular else inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
@@ -387,7 +403,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         Under the default activation the scores are the core's own: float64 probabilities, so that close documents
         don't tie, ordered by logit.
         """
-        documents = list(documents)
+        documents = checked_documents(documents)
         logits = self.predict(
             [(query, document) for document in documents],
             prompt_name=prompt_name,
@@ -436,16 +452,16 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             self.to(device)
         self.eval()
         logits = self.reranker.score_pairs(
-            [tuple(pair) for pair in inputs],
+            [_pair(pair) for pair in inputs],
             depth=depth,
             keep_ratio=keep_ratio,
             normalize=False,
-            prompt=prompt or DEFAULT,
+            prompt=_prompt(prompt),
             batch_size=batch_size,
             show_progress=show_progress_bar,
         )
         scores = torch.tensor(logits, dtype=torch.float32, device=self.device)[:, None]  # (pairs, 1)
-        return scores.squeeze(-1) if activation_fn is None else cast(Tensor, activation_fn(scores)).squeeze(-1)
+        return scores.squeeze(-1) if activation_fn is None else cast(Tensor, activation_fn(scores)).float().squeeze(-1)
 
 
 class AllExitsLoss(nn.Module):
@@ -475,13 +491,13 @@ class AllExitsLoss(nn.Module):
         self.model = model
         self.loss = loss
         self._module = [module]  # in a list: not a child of this loss a second time
-        self.exits = tuple(module.reranker.exits if exits is None else sorted(set(exits)))
-        unknown = sorted(set(self.exits) - set(module.reranker.exits))
-        if unknown or not self.exits:
-            raise ValueError(f"exits must be among {module.reranker.exits}, got {exits}.")
-        self.weights = tuple([1.0] * len(self.exits) if weights is None else weights)
-        if len(self.weights) != len(self.exits):
-            raise ValueError(f"weights must be one number for each of the {len(self.exits)} exits, got {weights}.")
+        asked = tuple(module.reranker.exits if exits is None else exits)
+        if not asked or len(set(asked)) < len(asked) or not set(asked) <= set(module.reranker.exits):
+            raise ValueError(f"exits must be different ones of {module.reranker.exits}, got {exits}.")
+        counts = [1.0] * len(asked) if weights is None else list(weights)
+        if len(counts) != len(asked):
+            raise ValueError(f"weights must be one number for each of the {len(asked)} exits, got {weights}.")
+        self.exits, self.weights = zip(*sorted(zip(asked, counts, strict=True)), strict=True)
         self.keep_ratios = tuple(keep_ratios)
         for keep_ratio in self.keep_ratios:
             module.reranker.plan(None, keep_ratio)
@@ -489,6 +505,7 @@ class AllExitsLoss(nn.Module):
     def forward(self, inputs: Any, labels: Any = None, prompt: str | None = None, task: str | None = None) -> Tensor:
         """The weighted sum over exits and widths of the inner loss, a scalar."""
         [module] = self._module
+        given = {name: value for name, value in (("prompt", prompt), ("task", task)) if value is not None}
         total = torch.zeros((), device=module.model.device)
         for keep_ratio in self.keep_ratios:
             deepest = module.reranker.plan(self.exits[-1], keep_ratio)
@@ -497,7 +514,7 @@ class AllExitsLoss(nn.Module):
                 for exit_layer, weight in zip(self.exits, self.weights, strict=True):
                     torch.set_rng_state(random_state)
                     replay.exit_layer, replay.place = exit_layer, 0
-                    total = total + weight * self.loss(inputs, labels, prompt=prompt, task=task)
+                    total = total + weight * self.loss(inputs, labels, **given)
         return total
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -508,6 +525,34 @@ class AllExitsLoss(nn.Module):
             "weights": list(self.weights),
             "keep_ratios": [str(ratio) for ratio in self.keep_ratios],
         }
+
+
+def _with_dtype(model_kwargs: dict[str, Any] | None, device: str | None) -> dict[str, Any] | None:
+    """``"auto"`` made the number format that it stands for here, which the library would warn about."""
+    if model_kwargs is None or "auto" not in (model_kwargs.get("dtype"), model_kwargs.get("torch_dtype")):
+        return model_kwargs
+    chosen = resolve_dtype("auto", resolve_device(device or "auto"))
+    return {**model_kwargs, "torch_dtype": None, "dtype": chosen}
+
+
+def _loaded(reranker: CoreReranker | None, modules: Any) -> CoreReranker | None:
+    """The re-ranker that came loaded, by itself or in a module."""
+    if reranker is not None or modules is None:
+        return reranker
+    found = list(modules.values() if isinstance(modules, Mapping) else modules)
+    if len(found) != 1 or not isinstance(found[0], MatryoshkaModule):
+        raise TypeError(f"modules must be one MatryoshkaModule, got {found!r:.200}.")
+    return found[0].reranker
+
+
+def _pair(pair: Any) -> Any:
+    """A pair as a tuple; what is none stays as it is, for the core to name."""
+    return tuple(pair) if isinstance(pair, list | tuple | np.ndarray) else pair
+
+
+def _prompt(prompt: str | None) -> str | Default | None:
+    """The library's None is the model's own default; its empty prompt is none."""
+    return DEFAULT if prompt is None else prompt or None
 
 
 def _open(
@@ -532,5 +577,6 @@ def _open(
         device=device,
         max_length=max_length or saved.get("max_length", 512),
         query_max_length=saved.get("query_max_length"),
+        prompt=saved.get("prompt"),
         model_kwargs=stock or None,
     )

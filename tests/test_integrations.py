@@ -226,7 +226,7 @@ def test_a_wrong_argument_is_named(name: str, wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["langchain", "llama_index"])
 def test_what_loads_a_model_cannot_be_given_beside_a_loaded_one(name: str, core: MatryoshkaReranker) -> None:
     built = {"langchain": LangChainReranker, "llama_index": LlamaIndexReranker}[name]
-    with pytest.raises(ValueError, match="max_length was given beside reranker"):
+    with pytest.raises(ValueError, match="max_length=128 was given beside reranker, which is loaded with 512"):
         built(reranker=core, max_length=128)
     assert built(reranker=core, depth=3).core is core
 

@@ -201,6 +201,19 @@ def test_a_batch_runs_in_threads_over_one_model(reranker: MatryoshkaReranker) ->
         assert ids_and_scores(kept) == [(each.id, each.metadata["relevance_score"]) for each in alone]
 
 
+def test_schemas_and_graphs_can_be_drawn(reranker: MatryoshkaReranker) -> None:
+    step = reranker.as_runnable()
+    assert set(step.get_input_jsonschema()["$defs"]["RerankInput"]["properties"]) == {"query", "documents"}
+    assert len((step | (lambda documents: documents)).get_graph().nodes) > 2
+    assert "reranker" not in MatryoshkaReranker.model_json_schema()["properties"]
+
+
+@pytest.mark.parametrize("given", [DOCUMENTS[0], None, "text"])
+def test_what_is_no_list_of_documents_is_named(reranker: MatryoshkaReranker, given: Any) -> None:
+    with pytest.raises(TypeError, match="documents must be a list of LangChain Documents, got a single"):
+        reranker.compress_documents(given, QUERY)
+
+
 def test_every_field_says_what_it_is_for() -> None:
     described = {name: field.description for name, field in MatryoshkaReranker.model_fields.items()}
     assert all(described.values())

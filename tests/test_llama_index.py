@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import time
 from typing import Any
 from unittest.mock import patch
@@ -191,6 +192,22 @@ def test_settings_survive_a_dictionary_and_json_without_the_weights() -> None:
         assert [scored.node_id for scored in again.postprocess_nodes(nodes(), query_str=QUERY)] == [
             scored.node_id for scored in wanted
         ]
+
+
+def test_settings_come_back_onto_a_loaded_reranker_too(core: CoreReranker) -> None:
+    reranker = MatryoshkaReranker(reranker=core, depth=3)
+    again = MatryoshkaReranker.from_dict(reranker.to_dict(), reranker=core)
+    assert again.core is core
+    assert again.to_dict() == reranker.to_dict()
+
+
+def test_what_cannot_travel_leaves_the_object_as_it_was(make_checkpoint: Any) -> None:
+    core = CoreReranker(make_checkpoint("bert"), max_length=64)
+    core._compensation = type(core._compensation)(core.model, core._compensation.adapters, fold_limit=0)
+    reranker = MatryoshkaReranker(reranker=core)
+    with pytest.raises(TypeError, match="load it in each process instead"):
+        pickle.dumps(reranker)
+    assert len(reranker.postprocess_nodes(nodes(), query_str=QUERY)) == 3
 
 
 def test_it_works_in_a_query_engine_over_a_local_index(core: CoreReranker) -> None:

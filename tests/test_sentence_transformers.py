@@ -181,11 +181,13 @@ def test_activation_and_prompts_are_saved_too(tmp_path: Path) -> None:
         ({"model_name_or_path": "no/such/folder"}, "no/such/folder"),
         ({"depth": 1}, "depth=1"),
         ({"max_length": 4096}, "max_length=4096"),
+        ({"processor_kwargs": {"padding_side": "left"}}, "processor_kwargs may hold model_max_length only"),
+        ({"modules": [torch.nn.Identity()]}, "modules must be one MatryoshkaModule"),
     ],
     ids=str,
 )
 def test_a_wrong_argument_is_named(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
         MatryoshkaCrossEncoder(**wrong)
 
 
@@ -357,10 +359,83 @@ def test_a_trained_model_is_saved_loaded_back_and_carded(tiny: MatryoshkaCrossEn
 def test_a_loss_that_cannot_share_a_pass_or_a_model_without_exits_is_refused(tiny: MatryoshkaCrossEncoder) -> None:
     with pytest.raises(TypeError, match="CachedMultipleNegativesRankingLoss runs its own backward"):
         AllExitsLoss(tiny, losses.CachedMultipleNegativesRankingLoss(tiny))
-    with pytest.raises(ValueError, match="exits must be among"):
+    with pytest.raises(ValueError, match="exits must be different ones"):
         AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 9))
+    with pytest.raises(ValueError, match="exits must be different ones"):
+        AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 2))
     with pytest.raises(ValueError, match="weights must be one number for each"):
         AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), weights=(1.0,))
     other = CrossEncoder(modules=[torch.nn.Identity()], device="cpu")
     with pytest.raises(TypeError, match="model must hold a MatryoshkaModule"):
         AllExitsLoss(other, losses.BinaryCrossEntropyLoss(tiny))
+
+
+def test_weights_stay_with_their_exits(tiny: MatryoshkaCrossEncoder) -> None:
+    loss = AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(6, 2), weights=(10.0, 0.0))
+    assert (loss.exits, loss.weights) == ((2, 6), (0.0, 10.0))
+
+
+class TwoArguments(torch.nn.Module):
+    """A user's own loss, which knows nothing of prompts."""
+
+    def __init__(self, model: CrossEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        scores = self.model(self.model.preprocess(list(zip(*inputs, strict=True))))["scores"]
+        return ((scores.squeeze(-1) - labels.float()) ** 2).mean()
+
+
+def test_a_loss_without_prompt_is_wrapped_too(tiny: MatryoshkaCrossEncoder, tmp_path: Path) -> None:
+    train(tiny, AllExitsLoss(tiny, TwoArguments(tiny)), "binary", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.predict("ab"), r"pairs\[0\] must be a \(query, document\) pair"),
+        (lambda model: model.predict([PAIRS[0], "ab"]), r"pairs\[1\] must be a \(query, document\) pair"),
+        (lambda model: model.predict({"a": 1, "b": 2}), r"pairs\[0\] must be"),
+        (lambda model: model.rank(QUERY, "abc"), "documents must be a list of strings"),
+        (lambda model: model.rank(QUERY, ["a", None]), r"documents\[1\] must be a string"),
+        (lambda model: model.predict(PAIRS, keepratio=0.5), "unexpected keyword arguments: keepratio"),
+    ],
+)
+def test_bad_input_is_named_and_not_scored_as_letters(
+    mini: MatryoshkaCrossEncoder, call: Callable[[Any], Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        call(mini)
+
+
+def test_what_contradicts_a_loaded_reranker_is_refused(mini: MatryoshkaCrossEncoder) -> None:
+    with pytest.raises(ValueError, match="go with a model to load"):
+        MatryoshkaCrossEncoder("some/model", reranker=mini.reranker)
+    with pytest.raises(NotImplementedError, match="compile would not reach predict"):
+        mini.compile()
+    module = MatryoshkaModule(mini.reranker)
+    assert MatryoshkaCrossEncoder(modules=[module], depth=2, max_length=64).reranker.compression.depth == 2
+
+
+def test_max_length_goes_by_either_name() -> None:
+    assert MatryoshkaCrossEncoder("mini", processor_kwargs={"model_max_length": 64}).max_seq_length == 64
+
+
+def test_the_prompt_of_a_shared_reranker_is_saved(tmp_path: Path) -> None:
+    core = MatryoshkaReranker(DECODER, dtype="float32", max_length=128, prompt="Is B good?")
+    model = MatryoshkaCrossEncoder(reranker=core)
+    model.save_pretrained(str(tmp_path))
+    wanted = model.predict(PAIRS)
+    assert CrossEncoder(str(tmp_path), trust_remote_code=True, device="cpu").predict(PAIRS) == pytest.approx(
+        wanted, abs=1e-3
+    )
+    assert MatryoshkaCrossEncoder(tmp_path).predict(PAIRS) == pytest.approx(wanted, abs=1e-6)
+    assert model.predict(PAIRS, prompt="") == pytest.approx(
+        MatryoshkaReranker(DECODER, dtype="float32", max_length=128).score(QUERY, TEXTS), abs=1e-6
+    )
+
+
+def test_a_reranker_that_gives_logits_gives_them_here_too(make_checkpoint: MakeCheckpoint) -> None:
+    core = MatryoshkaReranker(make_checkpoint("bert"), max_length=64, normalize=False)
+    assert MatryoshkaCrossEncoder(reranker=core).predict(PAIRS) == pytest.approx(core.score(QUERY, TEXTS), abs=1e-6)
