@@ -4,8 +4,12 @@ import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
-"""Tokens of a batch by device type: on CPUs small batches stay in cache, on GPUs large ones fill the chip."""
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
+"""Tokens of a batch by device type: on CPUs small batches stay in cache, on GPUs large ones fill the chip.
+
+Measured on two CPU cores for 60 and 200 words, an encoder of 22M and a decoder of 108M parameters, budgets of 128 to
+8192: 1024 is the quickest or within 2 % of it. The GPU's was not measured.
+"""
 
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",

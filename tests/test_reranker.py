@@ -373,7 +373,7 @@ def test_out_of_memory_halves_the_batches_and_is_logged_once(
     [record] = caplog.records
     assert record.name == "mrr_model.reranker"
     assert "Out of memory with a batch of" in record.message
-    assert reranker.batch_tokens < 4096
+    assert reranker.batch_tokens < 1024
 
 
 def test_a_pair_that_does_not_fit_alone_and_every_other_error_are_raised(caplog: pytest.LogCaptureFixture) -> None:
