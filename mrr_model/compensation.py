@@ -120,7 +120,11 @@ class Compensation:
         """What tells whether the adapted weights are those that were folded: trained, moved or cast ones are not."""
         modules = dict(self.model.named_modules())
         weights = [_linear(modules[module]).weight for name in names for module in self.adapters[name]]
-        return tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
+        return tuple(
+            # Tensors made in inference mode count no versions, and cannot be trained.
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, weight.device)
+            for weight in weights
+        )
 
     def _adding_hook(self, module_name: str) -> Any:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -394,3 +394,10 @@ def test_a_model_left_in_training_mode_scores_without_dropout(
     first = reranker.score(QUERY, DOCUMENTS, **setting)
     reranker.model.train()
     assert reranker.score(QUERY, DOCUMENTS, **setting) == pytest.approx(first, abs=1e-6)
+
+
+def test_a_reranker_built_in_inference_mode_scores_at_any_setting() -> None:
+    with torch.inference_mode():
+        reranker = MatryoshkaReranker(dtype="float32")
+        inside = reranker.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5)
+    assert reranker.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5) == pytest.approx(inside, abs=1e-6)
