@@ -8,9 +8,7 @@ from typing_extensions import TypedDict  # pydantic reads typing's own from Pyth
 from mrr_integrations.options import Depth, Ratio, RerankOptions, TopN, missing
 
 try:
-    from langchain_core.callbacks import (
-        Callbacks,
-    )
+    from langchain_core.callbacks import Callbacks
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableSerializable
     from langchain_core.runnables.config import (
@@ -51,13 +49,13 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks = None
     ) -> list[Document]:
         """The best ``top_n`` documents, best first; an empty list for none."""
-        return self._compress(documents, query, _config(callbacks), self.depth, self.keep_ratio, self.top_n)
+        return self._compress(documents, query, _config(callbacks), _setting(self))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks = None
     ) -> list[Document]:
         """:meth:`compress_documents` in a worker thread, so that the event loop goes on."""
-        return await self._acompress(documents, query, _config(callbacks), self.depth, self.keep_ratio, self.top_n)
+        return await self._acompress(documents, query, _config(callbacks), _setting(self))
 
     def as_runnable(self) -> RunnableSerializable[RerankInput, list[Document]]:
         """A runnable from ``{"query": …, "documents": …}`` to documents, for LCEL chains.
@@ -76,16 +74,9 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         )
 
     def _compress(
-        self,
-        documents: Sequence[Document],
-        query: str,
-        config: RunnableConfig,
-        depth: int | None,
-        keep_ratio: float | dict[int, float],
-        top_n: int | None,
+        self, documents: Sequence[Document], query: str, config: RunnableConfig, setting: dict[str, Any]
     ) -> list[Document]:
         documents = _listed(documents)
-        setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio, "top_n": top_n}
         manager = get_callback_manager_for_config(config)
         run = manager.on_chain_start(None, _traced_input(query, documents, setting), **self._run(config))
         try:
@@ -98,16 +89,9 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         return kept
 
     async def _acompress(
-        self,
-        documents: Sequence[Document],
-        query: str,
-        config: RunnableConfig,
-        depth: int | None,
-        keep_ratio: float | dict[int, float],
-        top_n: int | None,
+        self, documents: Sequence[Document], query: str, config: RunnableConfig, setting: dict[str, Any]
     ) -> list[Document]:
         documents = _listed(documents)
-        setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio, "top_n": top_n}
         manager = get_async_callback_manager_for_config(config)
         run = await manager.on_chain_start(None, _traced_input(query, documents, setting), **self._run(config))
         try:
@@ -141,16 +125,17 @@ class Rerank(RunnableSerializable[RerankInput, list[Document]]):
     def invoke(self, input: RerankInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002  # the base's name
         """The best documents, best first."""
         query, documents = _unpacked(input)
-        return self.compressor._compress(
-            documents, query, ensure_config(config), self.depth, self.keep_ratio, self.top_n
-        )
+        return self.compressor._compress(documents, query, ensure_config(config), _setting(self))
 
     async def ainvoke(self, input: RerankInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002
         """:meth:`invoke`, with the event loop going on."""
         query, documents = _unpacked(input)
-        return await self.compressor._acompress(
-            documents, query, ensure_config(config), self.depth, self.keep_ratio, self.top_n
-        )
+        return await self.compressor._acompress(documents, query, ensure_config(config), _setting(self))
+
+
+def _setting(step: MatryoshkaReranker | Rerank) -> dict[str, Any]:
+    """What a call may set, as the compressor or the chain's step has it."""
+    return {"depth": step.depth, "keep_ratio": step.keep_ratio, "top_n": step.top_n}
 
 
 def _config(callbacks: Callbacks) -> RunnableConfig:

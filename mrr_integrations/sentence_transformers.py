@@ -289,7 +289,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             **kwargs,
         )
         if self._model_card_text is None and folder is not None and (folder / "README.md").is_file():
-            self._model_card_text = (folder / "README.md").read_text(encoding="utf-8")  # type: ignore[assignment]
+            self._model_card_text = (folder / "README.md").read_text(encoding="utf-8")  # type: ignore[assignment]  # None is its type there
 
     def _load_modules(
         self, model_name_or_path: str, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any
