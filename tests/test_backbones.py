@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from mrr_model.backbones import FAMILIES, is_decoder, walk
+from mrr_model.backbones import FAMILIES, attention, is_decoder, walk
 from mrr_model.backbones.attention import UNFUSED_ROWS, ReadingRow, visible_places
 from mrr_model.compression import Plan
 from mrr_model.inputs import Batch, EncodedPair, collate
@@ -241,3 +241,23 @@ def test_unknown_family_is_named(make_model: ModelFactory) -> None:
     model.config.model_type = "gpt2"
     with pytest.raises(ValueError, match="'gpt2' is not a known backbone"):
         walk(model)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_a_sliding_window_s_mask_is_made_once_a_width(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    band = attention._band
+
+    def counted(size: int, window: int, device: torch.device, known: dict[int, Tensor]) -> Tensor:
+        if window not in known:
+            made.append(size)
+        return band(size, window, device, known)
+
+    monkeypatch.setattr(attention, "_band", counted)
+    model, pairs = make_model(family, **WINDOWS[family]), make_pairs(SPANS)
+    plan = Plan(exits=(6,), merges={3: Fraction(1, 2)})
+    logits_of(model, pairs, plan)
+    assert len(made) == 2
+    assert made[0] > made[1]

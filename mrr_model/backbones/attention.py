@@ -57,12 +57,14 @@ def attention(
     sliding_window: int | None = None,
     reading_row: ReadingRow | None = None,
     shared: KeyValue | None = None,
+    bands: dict[int, Tensor] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' calling convention.
 
     ``shared``: a span in front of every row. Where it is empty, this call fills it in; else its keys and values are
-    seen, and reading rows and their weights count it in on the way and leave it out of what comes back.
+    seen, and reading rows and their weights count it in on the way and leave it out of what comes back. ``bands``:
+    sliding-window masks by their window, made by the first layer that needs one and kept for the others of its width.
 
     ``query`` (B, H, T, d), ``key`` and ``value`` (B, K, T, d), ``attention_mask`` bool (B or 1, 1, T or 1, T), True
     where visible, or None. A causal module without a mask sees the past only (within ``sliding_window``). Returns ((B,
@@ -83,7 +85,7 @@ def attention(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)  # (B, H, T, d)
     causal = bool(getattr(module, "is_causal", True)) and attention_mask is None
     if causal and sliding_window is not None and key.shape[2] > sliding_window:
-        attention_mask, causal = _band(key.shape[2], sliding_window, key.device), False
+        attention_mask, causal = _band(key.shape[2], sliding_window, key.device, {} if bands is None else bands), False
 
     # The fused CPU kernel's backward pass takes about twice as long as plain matrix products, so training does without
     # it there.
@@ -163,11 +165,13 @@ def visible_places(row: ReadingRow, size: int, sliding_window: int | None) -> Te
     return near if row.valid is None else near & row.valid
 
 
-def _band(size: int, window: int, device: torch.device) -> Tensor:
+def _band(size: int, window: int, device: torch.device, known: dict[int, Tensor]) -> Tensor:
     """The causal sliding-window mask, bool (1, 1, T, T): built only where the input is longer than the window."""
-    place = torch.arange(size, device=device)
-    distance = place[:, None] - place[None, :]
-    return ((distance >= 0) & (distance < window))[None, None]
+    if window not in known:
+        place = torch.arange(size, device=device)
+        distance = place[:, None] - place[None, :]
+        known[window] = ((distance >= 0) & (distance < window))[None, None]
+    return known[window]
 
 
 def _unfused(

@@ -74,7 +74,7 @@ class Decoder(Backbone):
         positions, rotary = self._rotary(hidden, before)
         reading = (spans.total - 1).to(hidden.device)
         valid = self.valid_places(spans, hidden, before)
-        inputs = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary}
+        inputs = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary, "bands": {}}
         return Stage(reading, valid, inputs, prefix)
 
     def block(self, layer: int, hidden: Tensor, stage: Stage, reading_row: ReadingRow | None = None) -> Tensor:
@@ -89,7 +89,9 @@ class Decoder(Backbone):
         while len(prefix.seen) < layer:
             assert prefix.hidden is not None
             keys = KeyValue()
-            inputs = {"attention_mask": None, "position_embeddings": prefix.rotary, "shared": keys}
+            inputs = {
+                "attention_mask": None, "position_embeddings": prefix.rotary, "shared": keys, "bands": prefix.bands
+            }  # fmt: skip
             output = self.layers[len(prefix.seen)](prefix.hidden, **inputs)
             prefix.hidden = output[0] if isinstance(output, tuple) else output
             prefix.seen.append(keys)

@@ -46,6 +46,8 @@ class Prefix:
     hidden: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     seen: list[KeyValue] = field(default_factory=list)
+    bands: dict[int, Tensor] = field(default_factory=dict)
+    """The span's own sliding-window masks, by their window."""
 
     @property
     def size(self) -> int:
