@@ -88,6 +88,15 @@ class Plan:
         """The part of the original passage tokens that layer ``layer`` (from 1) works on."""
         return math.prod((step for at, step in self.merges.items() if at < layer), start=Fraction(1))
 
+    @property
+    def mean_width(self) -> float:
+        """The part of the original passage tokens that the layers work on, on average.
+
+        >>> Plan(exits=(4,), merges={2: Fraction(1, 2)}).mean_width
+        0.75
+        """
+        return float(sum(map(self.width, range(1, self.last_layer + 1)), Fraction(0)) / self.last_layer)
+
 
 def resolve(
     compression: Compression,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
@@ -255,8 +256,10 @@ def collate(
         torch.tensor([pair.passage_length for pair in pairs]),
         torch.tensor([pair.prompt_length for pair in pairs]),
     )
-    ids = [row + [pad_id] * (longest - len(row)) for row in rows]
-    return Batch(torch.tensor(ids), spans, rounded, prefix)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)  # numpy reads lists several times as fast as torch
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+    return Batch(torch.from_numpy(ids), spans, rounded, prefix)
 
 
 class _PlainTokenizer:

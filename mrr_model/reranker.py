@@ -67,8 +67,8 @@ class MatryoshkaReranker:
     ``"float32"``, ``"bfloat16"``, ``"float16"``.
     ``max_length``, ``query_max_length``: tokens. ``prompt``: the instruction after the passage, for models whose
     layout has one.
-    ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: tokens of one batch, padding
-    counted.
+    ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: the most tokens of one
+    batch, padding counted; None: by device and setting (:func:`~mrr_model.device.default_batch_tokens`).
     ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as everywhere in huggingface_hub.
     ``model_kwargs``: passed to the stock model's ``from_pretrained`` (``device_map``, ``quantization_config`` …).
     ``adapters``: published LoRA folders, ``{"vertical": folder, "horizontal": {0.5: folder}}``.
@@ -125,7 +125,7 @@ class MatryoshkaReranker:
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
         self.model = loaded.model
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
-        self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
+        self.batch_tokens = batch_tokens
         self.normalize = normalize
         self.prompt = self._checked_prompt(prompt)
         self._compensation = Compensation(loaded.model, loaded.adapters)
@@ -458,7 +458,8 @@ class MatryoshkaReranker:
         while group:
             lengths = [len(encoded[place].input_ids) - before for place in group]
             done: set[int] = set()
-            for batch in length_sorted_batches(lengths, self.batch_tokens, batch_size):
+            budget = self.batch_tokens or default_batch_tokens(self.device, plan.mean_width)
+            for batch in length_sorted_batches(lengths, budget, batch_size):
                 places = [group[index] for index in batch]
                 rows = [encoded[place] for place in places]
                 inputs = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix).to(self.device)
@@ -467,7 +468,7 @@ class MatryoshkaReranker:
                 except RuntimeError as error:
                     if not out_of_memory(error) or len(batch) == 1:
                         raise
-                    self._halve_batches(len(batch) * max(lengths[index] for index in batch))
+                    self._halve_batches(min(budget, len(batch) * max(lengths[index] for index in batch)))
                     break
                 done.update(places)
                 yield places, logits
@@ -475,7 +476,7 @@ class MatryoshkaReranker:
 
     def _halve_batches(self, tokens: int) -> None:
         """Take half of a batch that did not fit in memory as the budget from here on."""
-        self.batch_tokens = max(1, min(self.batch_tokens, tokens) // 2)
+        self.batch_tokens = max(1, tokens // 2)
         if not self._halved:
             self._halved = True
             logger.warning(
