@@ -13,7 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -26,9 +26,9 @@ class Collection:
     """One split of a collection: its queries, their judgements and the candidates to re-rank."""
 
     name: str
-    """The folder's name."""
-    corpus: dict[str, str]
-    """Document id -> "title text"."""
+    """The folder's name, or what the collection was asked for by."""
+    corpus: Mapping[str, str]
+    """Document id -> "title text", for the candidates at least; a large collection's texts may stay on disk."""
     queries: dict[str, str]
     """Query id -> text, for the judged queries of the split."""
     qrels: dict[str, dict[str, int]]
@@ -80,8 +80,8 @@ def read_corpus(folder: str | Path) -> dict[str, str]:
     """Document id -> "title text" joined by one space; the one alone where the other is empty, "" where both are."""
     corpus: dict[str, str] = {}
     for place, row in read_json_lines(_existing(Path(folder) / "corpus.jsonl")):
-        title, text = _string(place, row, "title", default=""), _string(place, row, "text")
-        corpus[_new_id(place, row, corpus)] = f"{title} {text}" if title and text else title or text
+        title, text = string_field(place, row, "title", default=""), string_field(place, row, "text")
+        corpus[_new_id(place, row, corpus)] = title_and_text(title, text)
     return corpus
 
 
@@ -89,7 +89,7 @@ def read_queries(folder: str | Path) -> dict[str, str]:
     """Query id -> text."""
     queries: dict[str, str] = {}
     for place, row in read_json_lines(_existing(Path(folder) / "queries.jsonl")):
-        text = _string(place, row, "text")
+        text = string_field(place, row, "text")
         if not text.strip():
             raise ValueError(f'{place}: "text" is empty; expected a query')
         queries[_new_id(place, row, queries)] = text
@@ -173,6 +173,26 @@ def json_object(line: str) -> dict[str, Any]:
     return row
 
 
+def title_and_text(title: str, text: str) -> str:
+    """A document as one text: both joined by one space, or the one alone where the other is empty.
+
+    >>> title_and_text("Rain", "It falls."), title_and_text("", "It falls.")
+    ('Rain It falls.', 'It falls.')
+    """
+    return f"{title} {text}" if title and text else title or text
+
+
+def string_field(place: str, row: dict[str, Any], key: str, default: str | None = None) -> str:
+    """A row's string under a key; the default where it is missing or null. Raises ValueError for anything else."""
+    value = row.get(key, default)
+    if value is None:  # a null counts as missing
+        value = default
+    if not isinstance(value, str):
+        got = "nothing" if value is None else f"{type(value).__name__} {value!r}"
+        raise ValueError(f'{place}: expected a string under "{key}", got {got}')
+    return value
+
+
 def numbered_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """Each line of a text file that is not blank, with its place, "file:line"."""
     with open_text(path) as lines:
@@ -201,18 +221,8 @@ def _existing(path: Path) -> Path:
     raise FileNotFoundError(f"neither {path} nor {zipped.name} beside it exists")
 
 
-def _string(place: str, row: dict[str, Any], key: str, default: str | None = None) -> str:
-    value = row.get(key, default)
-    if value is None:  # a null counts as missing
-        value = default
-    if not isinstance(value, str):
-        got = "nothing" if value is None else f"{type(value).__name__} {value!r}"
-        raise ValueError(f'{place}: expected a string under "{key}", got {got}')
-    return value
-
-
 def _new_id(place: str, row: dict[str, Any], known: dict[str, str]) -> str:
-    identifier = _string(place, row, "_id")
+    identifier = string_field(place, row, "_id")
     if not identifier or identifier in known:
         fault = "came before" if identifier else "is empty"
         raise ValueError(f'{place}: "_id" {identifier!r} {fault}; expected a new id on every line')
