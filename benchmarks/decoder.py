@@ -2,7 +2,8 @@
 
     python benchmarks/decoder.py --data ../shared/data --output runs/decoder
 
-The tokenizer, a byte-level BPE, is trained on the same paragraphs. Prints each exit's loss (labels, nats; chance is
+The tokenizer, a byte-level BPE, is trained on the same paragraphs. Negatives are other questions' paragraphs, drawn at
+random: a model that starts from nothing learns nothing from BM25's, which share most words too. Prints each exit's loss (labels, nats; chance is
 ln 8) in the first and in the last tenth of the first stage, and nDCG@10 on SQuAD's dev500, 20 candidates a query,
 beside that of a random order; then one JSON line. The checkpoint is saved and opened again in between. Resumes.
 """
@@ -29,6 +30,7 @@ from mrr_model.training.groups import Group, write_groups
 from mrr_model.training.settings import FinetuneSettings
 
 SETTINGS: tuple[tuple[int | None, float], ...] = ((None, 1.0), (3, 1.0), (2, 1.0), (None, 0.5), (3, 0.5), (2, 0.25))
+NEGATIVES = 7
 
 
 def main() -> None:
@@ -107,7 +109,12 @@ def prepare(arguments: argparse.Namespace, rows: Path, model: Path) -> None:
     """Write the training rows, and a random model with a tokenizer of their words."""
     corpus = read_corpus(arguments.data / "squad")
     drawn = [row for _, row in read_json_lines(arguments.data / "squad" / "train.ids.jsonl.gz")][: arguments.rows]
-    groups = [Group(r["query"], tuple(corpus[i] for i in r["pos"]), tuple(corpus[i] for i in r["neg"])) for r in drawn]
+    generator, documents = random.Random(0), list(corpus)
+    groups = []
+    for row in drawn:
+        others = [other for other in generator.sample(documents, NEGATIVES + 5) if other not in row["pos"]]
+        texts = [tuple(corpus[document] for document in ids) for ids in (row["pos"], others[:NEGATIVES])]
+        groups.append(Group(row["query"], *texts))
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -34,7 +34,7 @@ from mrr_model.compression import KeepRatio, Plan
 from mrr_model.device import resolve_device, resolve_dtype
 from mrr_model.inputs import Batch
 from mrr_model.merging import Spans
-from mrr_model.reranker import DEFAULT, Default, checked_documents, probability
+from mrr_model.reranker import DEFAULT, Default, checked_documents
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
 
 SETTING_FILE = "matryoshka_setting.json"
@@ -165,8 +165,11 @@ class MatryoshkaModule(Module):
         return kept.logits[:, column : column + 1]
 
     def _drop_adapters(self) -> None:
-        if self.reranker.adapters:
+        """Leave out what belongs to the weights as they were: adapters, calibration and profile."""
+        had_adapters = bool(self.reranker.adapters)
+        if had_adapters or self.reranker.calibration is not None or self.reranker.profile is not None:
             self.reranker = self.reranker.replaced(compensated=False)
+        if had_adapters:
             warnings.warn(
                 "the compensation adapters repair the weights as they were before training, so they are left out from "
                 "here on. Train new ones with `mrr finetune --stages vertical,horizontal`.",
@@ -421,7 +424,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         activation = activation_fn or self.activation_fn or nn.Identity()
         values = logits.tolist()
         if isinstance(activation, nn.Sigmoid):
-            order, scores = values, [probability(logit) for logit in values]
+            order, scores = values, self.reranker.probabilities(values, self.reranker.plan(depth, keep_ratio))
         else:
             order = scores = activation(logits[:, None]).squeeze(-1).tolist() if values else []
         best_first = sorted(range(len(documents)), key=lambda index: -order[index])[:top_k]
@@ -460,6 +463,9 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             batch_size=batch_size,
             show_progress=show_progress_bar,
         )
+        if isinstance(activation_fn, nn.Sigmoid):  # the core's probabilities: calibrated, where the checkpoint is
+            logits = self.reranker.probabilities(logits, self.reranker.plan(depth, keep_ratio))
+            activation_fn = None
         scores = torch.tensor(logits, dtype=torch.float32, device=self.device)[:, None]  # (pairs, 1)
         return scores.squeeze(-1) if activation_fn is None else cast(Tensor, activation_fn(scores)).float().squeeze(-1)
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mrr_model.compression import Compression, Plan
     from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
     from mrr_model.reranker import MatryoshkaReranker, RankedDocument
+    from mrr_model.target import Target
 
 __version__ = version("matryoshka-reranker")
 
@@ -18,6 +19,7 @@ __all__ = [
     "MatryoshkaReranker",
     "Plan",
     "RankedDocument",
+    "Target",
     "__version__",
 ]
 
@@ -28,6 +30,7 @@ _HOMES = {
     "MatryoshkaModel": "model",
     "MatryoshkaReranker": "reranker",
     "RankedDocument": "reranker",
+    "Target": "target",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``mrr rerank``, ``mrr finetune``, ``mrr flatten``, ``mrr mine``, ``mrr info``.
+"""The command line: ``mrr rerank | evaluate | calibrate | finetune | flatten | mine | info``.
 
 torch and transformers are imported inside the commands, so that ``mrr --help`` answers at once. What goes to stdout is
 the result and nothing else. Wrong arguments and bad input are one line on stderr and exit code 2.
@@ -8,9 +8,8 @@ import io
 import json
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from mrr_model import __version__
+from mrr_model.evaluation import commands
+from mrr_model.reporting import reported, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +58,10 @@ class OutputFormat(str, Enum):
     AUTO = "auto"
     TABLE = "table"
     JSONL = "jsonl"
+
+
+app.command()(commands.evaluate)
+app.command()(commands.calibrate)
 
 
 def main() -> None:
@@ -100,6 +105,19 @@ def rerank(
             help="The part of the passage tokens to keep: 0.5, or from each merge layer on: 8:0.5,16:0.25.",
         ),
     ] = "1.0",
+    keep_quality: Annotated[
+        float | None,
+        typer.Option(help="In place of a setting: the quickest that keeps this share of quality.", show_default=False),
+    ] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(help="In place of a setting: the best that is so many times as quick.", show_default=False),
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="In place of a setting: the best that is done in time, on this device.", show_default=False),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say on stderr which setting runs, and why.")] = False,
     top_n: Annotated[int | None, typer.Option(help="Give at most this many.", show_default="all")] = None,
     min_score: Annotated[
         float | None, typer.Option(help="Give only what scores at least this.", show_default="all")
@@ -127,14 +145,20 @@ def rerank(
 
     JSON lines out are the input objects plus "index" (place in the input, from 0), "rank" (from 1) and "score".
     """
-    with _reported():
+    with reported():
         documents = _read_documents(file, input_format)
         from mrr_model.reranker import MatryoshkaReranker
+        from mrr_model.target import Target
 
+        target = None
+        if (keep_quality, speedup, max_latency_ms) != (None, None, None):
+            of_request = {} if max_latency_ms is None else {"documents": max(1, len(documents))}
+            target = Target(keep_quality, speedup, max_latency_ms, **of_request)
         reranker = MatryoshkaReranker(
             model,
             depth=depth,
             keep_ratio=keep_ratio,
+            target=target,
             device=device,
             dtype=dtype,
             max_length=max_length,
@@ -143,6 +167,8 @@ def rerank(
             batch_tokens=batch_tokens,
             local_files_only=local_files_only,
         )
+        if explain:
+            typer.echo(str(reranker.explain()), err=True)
         ranking = reranker.rank(query, [_text(row) for row in documents], top_n=top_n, min_score=min_score)
         if output_format is OutputFormat.TABLE or (output_format is OutputFormat.AUTO and sys.stdout.isatty()):
             _write_table(ranking, documents, f"{model}, {reranker.compression}")
@@ -156,7 +182,7 @@ def finetune(context: typer.Context) -> None:
 
     Settings come from a YAML file, from flags, or from both. A run that was stopped goes on when it is called again.
     """
-    with _reported():
+    with reported():
         _check_train_extra()
         from mrr_model.training import finetune as recipe
         from mrr_model.training.settings import FinetuneSettings
@@ -170,7 +196,7 @@ def flatten(context: typer.Context) -> None:
 
     Takes a sequence-classification cross-encoder or a yes/no causal re-ranker. At full size it scores as before.
     """
-    with _reported():
+    with reported():
         _check_train_extra()
         from mrr_model.training import flatten as flattening
         from mrr_model.training.settings import FlattenSettings
@@ -204,7 +230,7 @@ def mine(
 
     They come from the corpus of BEIR folders, and from all passages of other sources.
     """
-    with _reported():
+    with reported():
         if on_bad_row not in ("fail", "skip"):
             raise ValueError(f"--on-bad-row must be fail or skip, got {on_bad_row!r}.")
         if output.exists():
@@ -229,7 +255,7 @@ def info(
     local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")] = False,
 ) -> None:
     """Show what a checkpoint holds and what its sizes cost. Its weights are not loaded."""
-    with _reported():
+    with reported():
         from rich.console import Console
 
         from mrr_model.checkpoint.source import locate
@@ -240,29 +266,6 @@ def info(
         console.print(_facts(model, folder, loaded))
         console.print()
         console.print(_cost_table(loaded))
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """What goes wrong inside becomes one line on stderr and an exit code; warnings become a line each."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _say("warning", str(message))
-        try:
-            yield
-            sys.stdout.flush()  # a closed pipe shows here, not as Python exits
-        except (FileExistsError, FileNotFoundError, ImportError, TypeError, ValueError) as error:
-            _say("error", str(error))
-            raise typer.Exit(2) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-
-def _say(kind: str, message: str) -> None:
-    color = typer.colors.YELLOW if kind == "warning" else typer.colors.RED
-    typer.echo(typer.style(f"{kind}:", fg=color) + " " + " ".join(message.split()), err=True)
 
 
 def _read_documents(file: Path | None, input_format: InputFormat) -> list[dict[str, Any]]:
@@ -368,14 +371,14 @@ def _run_settings(
             with redirect_stdout(sys.stderr):  # the Trainer prints its losses
                 folder = run(checked)
         except KeyboardInterrupt:
-            _say("stopped", f"the same command goes on from the last save in {checked.output}.")
+            say("stopped", f"the same command goes on from the last save in {checked.output}.")
             raise typer.Exit(130) from None
         if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
             typer.echo(f"The trained re-ranker is in {folder}")
 
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     command.command(help=context.command.help)(
-        flags_of(settings, train, lambda line: _say("error", line), repeated, leading)
+        flags_of(settings, train, lambda line: say("error", line), repeated, leading)
     )
     raise typer.Exit(command(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
@@ -384,11 +387,19 @@ def _load_without_weights(folder: Path) -> "Checkpoint":
     import torch
 
     from mrr_model import checkpoint
-    from mrr_model.checkpoint import lora, native
+    from mrr_model.calibration import Calibration
+    from mrr_model.checkpoint import lora, measured, native
+    from mrr_model.profile import Profile
 
     with torch.device("meta"):
         model = checkpoint.build(checkpoint.read_blueprint(folder), torch.float32)
-    return checkpoint.Checkpoint(model, checkpoint.load_tokenizer(folder), lora.read_own(folder / native.COMPENSATION))
+    return checkpoint.Checkpoint(
+        model,
+        checkpoint.load_tokenizer(folder),
+        lora.read_own(folder / native.COMPENSATION),
+        measured.read(folder, Calibration),
+        measured.read(folder, Profile),
+    )
 
 
 def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
@@ -411,11 +422,27 @@ def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
         "prompt": layout.default_prompt or "none",
         "adapters": ", ".join(loaded.adapters) or "none",
         "weights": _stored_weights(folder),
+        "profile": _profile_fact(loaded),
+        "calibration": _calibration_fact(loaded),
     }
     table = Table.grid(padding=(0, 2))
     for label, fact in facts.items():
         table.add_row(Text(label, style="bold"), Text(fact))
     return table
+
+
+def _profile_fact(loaded: "Checkpoint") -> str:
+    profile = loaded.profile
+    if profile is None:
+        return "none: mrr evaluate MODEL COLLECTION --save-profile"
+    return f"{len(profile.points)} settings on {', '.join(profile.collections)}, timed on {profile.device}"
+
+
+def _calibration_fact(loaded: "Checkpoint") -> str:
+    calibration = loaded.calibration
+    if calibration is None:
+        return "none: mrr calibrate MODEL COLLECTION"
+    return f"{len(calibration.settings)} settings on {calibration.data}"
 
 
 def _stored_weights(folder: Path) -> str:

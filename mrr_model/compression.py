@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Real
 from operator import index as whole_number
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mrr_model.calibration import CalibratedSetting
 
 KeepRatio = float | str | Mapping[int, float] | Mapping[str, float] | Sequence[tuple[int, float]]
 """A ratio in (0, 1], a mapping ``{merge layer: ratio}``, or either in its command-line form (``"0.5"``,
@@ -45,11 +49,20 @@ class Compression:
         object.__setattr__(self, "depth", _validated_depth(depth))
         object.__setattr__(self, "keep_ratio", _validated_keep_ratio(keep_ratio))
 
+    @property
+    def keep_ratio_text(self) -> str:
+        """The keep ratio in its command-line form.
+
+        >>> Compression(keep_ratio={8: 0.5, 16: 0.25}).keep_ratio_text
+        '8:0.5,16:0.25'
+        """
+        if isinstance(self.keep_ratio, float):
+            return f"{self.keep_ratio:g}"
+        return ",".join(f"{layer}:{ratio:g}" for layer, ratio in self.keep_ratio)
+
     def __str__(self) -> str:
         depth = "all layers" if self.depth is None else f"depth {self.depth}"
-        if isinstance(self.keep_ratio, float):
-            return f"{depth}, keep ratio {self.keep_ratio:g}"
-        return f"{depth}, keep ratio " + ",".join(f"{layer}:{ratio:g}" for layer, ratio in self.keep_ratio)
+        return f"{depth}, keep ratio {self.keep_ratio_text}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,8 @@ class Plan:
     ``exits``: the layers (counted from 1) after which a score is read, ascending; one at inference, several in
     training.
     ``merges``: ``{layer: step ratio}``: after that many layers groups of passage tokens are merged, token j into group
-    floor(j · step). ``adapters``: names of the compensation adapters whose deltas are added.
+    floor(j · step). ``adapters``: names of the compensation adapters whose deltas are added. ``calibration``: the map
+    behind the probabilities of a Plan of one exit, and the setting that it was fitted for; None where there is none.
 
     >>> Plan(exits=(4,), merges={1: Fraction(1, 2)}).width(3)
     Fraction(1, 2)
@@ -68,6 +82,7 @@ class Plan:
     exits: tuple[int, ...]
     merges: Mapping[int, Fraction] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
+    calibration: "CalibratedSetting | None" = None
 
     def __post_init__(self) -> None:
         if not self.exits or list(self.exits) != sorted(set(self.exits)):
@@ -114,7 +129,7 @@ def resolve(
     ones for. Raises ``ValueError`` for a depth below the first exit or a merge layer that the model lacks.
 
     >>> resolve(Compression(5, 0.5), num_layers=6, exits=(2, 4, 6), merge_layers=range(1, 6), default_merge_layer=1)
-    Plan(exits=(4,), merges={1: Fraction(1, 2)}, adapters=())
+    Plan(exits=(4,), merges={1: Fraction(1, 2)}, adapters=(), calibration=None)
     """
     exit_layer = _resolve_exit(compression.depth, exits)
     merges = _resolve_merges(compression.keep_ratio, merge_layers, default_merge_layer)

@@ -1,5 +1,8 @@
 """Where and in which number format a model runs when the user says "auto"."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -13,6 +16,9 @@ Measured on two CPU cores for 60 and 200 words, an encoder of 22M and a decoder 
 
 WIDEST_BATCH = 4
 """Where tokens merge, a batch on a CPU takes at most so many times the tokens: its narrow layers would idle else."""
+
+CPU_FACTS = Path("/proc/cpuinfo")
+"""Where Linux names the processor."""
 
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -62,6 +68,17 @@ def computes_bfloat16(device: torch.device) -> bool:
         return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def device_name(device: torch.device) -> str:
+    """A device by its maker's name, as far as the system tells it."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    name = platform.processor()
+    if device.type == "cpu" and CPU_FACTS.is_file():
+        models = [line for line in CPU_FACTS.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return name or platform.machine() or device.type
 
 
 def default_batch_tokens(device: torch.device, width: float = 1.0) -> int:

@@ -57,7 +57,7 @@ def flags_of(
             given = _merged({} if config is None else read_yaml(config), _nested(fields, values))
             checked = settings.model_validate(given)
         except ValidationError as error:
-            for line in _lines_of(error):
+            for line in lines_of(error):
                 report(line)
             raise typer.Exit(2) from None
         run(checked)
@@ -181,7 +181,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return {**below, **above, **both}
 
 
-def _lines_of(error: ValidationError) -> list[str]:
+def lines_of(error: ValidationError) -> list[str]:
+    """What is wrong with settings, a line for each fault, by the flags' names."""
     lines = []
     for fault in error.errors():
         names = [str(part) for part in fault["loc"] if not isinstance(part, int)]

@@ -9,7 +9,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
@@ -23,14 +23,18 @@ from typing_extensions import Self
 
 from mrr_model import checkpoint
 from mrr_model.backbones.prefix import Prefix
+from mrr_model.calibration import Calibration
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.source import locate
+from mrr_model.choosing import Explanation, chosen_setting, explanation
 from mrr_model.compensation import Compensation
 from mrr_model.compression import Compression, KeepRatio, Plan
-from mrr_model.cost import pair_operations
+from mrr_model.cost import call_operations, pair_operations
 from mrr_model.device import default_batch_tokens, out_of_memory, resolve_device, resolve_dtype
 from mrr_model.inputs import Batch, EncodedPair, PairEncoder, collate, length_sorted_batches, sharing_groups
 from mrr_model.model import MatryoshkaModel
+from mrr_model.profile import Profile
+from mrr_model.target import Choice, Target
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class MatryoshkaReranker:
     ``model``: ``"mini"`` (shipped, needs no network), a local folder, a hub id (the published checkpoints too), or a
     loaded :class:`~mrr_model.checkpoint.Checkpoint`.
     ``depth``, ``keep_ratio``: this object's default setting; see :class:`~mrr_model.compression.Compression`.
+    ``target``: a need in their place, :class:`~mrr_model.target.Target`; :meth:`explain` says what came of it.
     ``device``: ``"auto"`` or a torch device. ``dtype``: ``"auto"`` (bfloat16 where the processor computes it natively,
     else float32),
     ``"float32"``, ``"bfloat16"``, ``"float16"``.
@@ -88,6 +93,7 @@ class MatryoshkaReranker:
         *,
         depth: int | None = None,
         keep_ratio: KeepRatio = 1.0,
+        target: Target | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         max_length: int = 512,
@@ -103,6 +109,7 @@ class MatryoshkaReranker:
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.compression = Compression(depth, keep_ratio)
+        _check_target(target, self.compression)
         _whole_number("max_length", max_length)
         if query_max_length is not None:
             _whole_number("query_max_length", query_max_length)
@@ -129,9 +136,14 @@ class MatryoshkaReranker:
         self.normalize = normalize
         self.prompt = self._checked_prompt(prompt)
         self._compensation = Compensation(loaded.model, loaded.adapters)
+        self._calibration, self._profile = loaded.calibration, loaded.profile
         self._check_max_length(max_length)
         self._encoder = PairEncoder(self.tokenizer, self.model.matryoshka.layout, max_length, query_max_length)
         self._warned = self._halved = False
+        self._choice: Choice | None = None
+        if target is not None:
+            self._choice = chosen_setting(self, target)
+            self.compression = self._choice.setting
         self.plan()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,6 +199,16 @@ class MatryoshkaReranker:
         """The names of the compensation adapters, ``vertical`` and ``horizontal_1_2`` for example."""
         return tuple(self._compensation.adapters)
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """The maps that the checkpoint has from logits to probabilities; None where it has none."""
+        return self._calibration
+
+    @property
+    def profile(self) -> Profile | None:
+        """What the checkpoint's settings keep and take, as measured; None where that was not measured."""
+        return self._profile
+
     def score(
         self,
         query: str,
@@ -204,8 +226,9 @@ class MatryoshkaReranker:
         """
         texts = checked_documents(documents)
         _check_query(query, "query")
-        logits = self._logits([(query, text) for text in texts], self.plan(depth, keep_ratio), self._prompt(prompt))
-        return self._scores(logits, normalize)
+        plan = self.plan(depth, keep_ratio)
+        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))
+        return self._scores(logits, plan, normalize)
 
     def score_pairs(
         self,
@@ -225,10 +248,22 @@ class MatryoshkaReranker:
         """
         if batch_size is not None:
             _whole_number("batch_size", batch_size)
-        logits = self._logits(
-            _checked_pairs(pairs), self.plan(depth, keep_ratio), self._prompt(prompt), batch_size, show_progress
-        )
-        return self._scores(logits, normalize)
+        plan = self.plan(depth, keep_ratio)
+        logits = self._logits(_checked_pairs(pairs), plan, self._prompt(prompt), batch_size, show_progress)
+        return self._scores(logits, plan, normalize)
+
+    def logits(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        plan: Plan,
+        *,
+        prompt: str | Default | None = DEFAULT,
+        show_progress: bool | None = None,
+    ) -> Tensor:
+        """Raw logits of (query, document) pairs at every exit of a Plan, one pass for all: float32 (pairs, exits), on
+        the CPU, in input order. Errors as in :meth:`score`.
+        """
+        return self._exit_logits(_checked_pairs(pairs), plan, self._prompt(prompt), show_progress=show_progress)
 
     def rank(
         self,
@@ -255,8 +290,9 @@ class MatryoshkaReranker:
             raise TypeError(f"min_score must be a number or None, got {min_score!r}.")
         texts = checked_documents(documents)
         _check_query(query, "query")
-        logits = self._logits([(query, text) for text in texts], self.plan(depth, keep_ratio), self._prompt(prompt))
-        scores = self._scores(logits, normalize)
+        plan = self.plan(depth, keep_ratio)
+        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))
+        scores = self._scores(logits, plan, normalize)
         best_first = sorted(range(len(texts)), key=lambda index: -logits[index])
         kept = [index for index in best_first if min_score is None or scores[index] >= min_score]
         return [RankedDocument(index, scores[index], texts[index]) for index in kept[:top_n]]
@@ -293,12 +329,21 @@ class MatryoshkaReranker:
             self._compensation.running_ranks(plan.adapters),
         )
 
+    def operations(self, pairs: Iterable[tuple[str, str]], plan: Plan) -> float:
+        """Floating-point operations that these (query, document) pairs take under a Plan in one call; a query span that
+        a causal model's pairs share counts once.
+        """
+        encoded = self._encoder.encode(_checked_pairs(pairs), self._prompt(DEFAULT))
+        return call_operations(self.model, plan, encoded, self._compensation.running_ranks(plan.adapters))
+
+    def token_counts(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[int, int]]:
+        """Each pair's tokens of query and passage span, as cut to this object's lengths."""
+        encoded = self._encoder.encode(_checked_pairs(pairs), self._prompt(DEFAULT))
+        return [(pair.query_length, pair.passage_length) for pair in encoded]
+
     def plan(self, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT) -> Plan:
         """What one forward pass does at a setting. Raises ``ValueError`` for one that the model lacks."""
-        compression = Compression(
-            self.compression.depth if isinstance(depth, Default) else depth,
-            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
-        )
+        compression = self._setting(depth, keep_ratio)
         if compression.depth is not None and compression.depth > self.num_layers and not self._warned:
             self._warned = True
             warnings.warn(
@@ -307,9 +352,19 @@ class MatryoshkaReranker:
                 UserWarning,
                 stacklevel=3,
             )
-        return self.model.plan(
+        plan = self.model.plan(
             compression, vertical=self._compensation.vertical, horizontal=self._compensation.horizontal
         )
+        if self._calibration is None:
+            return plan
+        return replace(plan, calibration=self._calibration.nearest(plan.last_layer, plan.merges))
+
+    def explain(
+        self, *, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT
+    ) -> Explanation:
+        """Why this setting, and what it does, costs and keeps; ``print(reranker.explain())`` shows it."""
+        setting, own = self._setting(depth, keep_ratio), isinstance(depth, Default) and isinstance(keep_ratio, Default)
+        return explanation(self, self.plan(depth, keep_ratio), setting, self._choice if own else None)
 
     def batch(self, pairs: Sequence[tuple[str, str]], prompt: str | Default | None = DEFAULT) -> Batch:
         """(query, document) pairs as one padded batch of token ids, on the CPU."""
@@ -334,10 +389,9 @@ class MatryoshkaReranker:
     ) -> Self:
         """The same weights under other defaults; ``compensated=False`` leaves the compensation adapters out."""
         other = copy.copy(self)
-        other.compression = Compression(
-            self.compression.depth if isinstance(depth, Default) else depth,
-            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
-        )
+        other.compression = self._setting(depth, keep_ratio)
+        if other.compression != self.compression:
+            other._choice = None
         if max_length is not None:
             self._check_max_length(_whole_number("max_length", max_length))
             other._encoder = PairEncoder(
@@ -345,6 +399,7 @@ class MatryoshkaReranker:
             )
         if not compensated:
             other._compensation = Compensation(self.model, {})
+            other._calibration = other._profile = None  # measured with the adapters
         other.plan()
         return other
 
@@ -372,7 +427,13 @@ class MatryoshkaReranker:
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message).commit_url)
 
     def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.model, self.tokenizer, self._compensation.adapters)
+        return Checkpoint(self.model, self.tokenizer, self._compensation.adapters, self._calibration, self._profile)
+
+    def _setting(self, depth: int | Default | None, keep_ratio: KeepRatio | Default) -> Compression:
+        return Compression(
+            self.compression.depth if isinstance(depth, Default) else depth,
+            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
+        )
 
     def _prompt(self, prompt: str | Default | None) -> str | None:
         return self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
@@ -404,11 +465,23 @@ class MatryoshkaReranker:
         batch_size: int | None = None,
         show_progress: bool | None = None,
     ) -> list[float]:
-        """Raw float32 logits of pairs in input order; identical pairs are computed once."""
-        distinct = list(dict.fromkeys(pairs))
+        """Raw logits of pairs at the plan's last exit, in input order."""
+        return self._exit_logits(pairs, plan, prompt, batch_size, show_progress)[:, -1].tolist()
+
+    def _exit_logits(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        plan: Plan,
+        prompt: str | None,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
+    ) -> Tensor:
+        """Raw logits of pairs at every exit, float32 (pairs, E), in input order; identical pairs are computed once."""
+        distinct = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
+        logits = torch.empty(len(distinct), len(plan.exits))
         if not distinct:
-            return []
-        encoded = self._encoder.encode(distinct, prompt)
+            return logits
+        encoded = self._encoder.encode(list(distinct), prompt)
         groups = sharing_groups(encoded) if self.model.backbone.causal else [(None, list(range(len(encoded))))]
         places: list[int] = []
         parts: list[Tensor] = []
@@ -432,15 +505,14 @@ class MatryoshkaReranker:
                     places += found
                     parts.append(part)
                     progress.update(len(found))
-        computed = torch.cat(parts).tolist()
-        logit = dict(zip((distinct[place] for place in places), computed, strict=True))
-        logits = [logit[pair] for pair in pairs]
-        for index, value in enumerate(logits):
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the model gave the score {value} for document {index}: its checkpoint {str(self.name)!r} is "
-                    f"broken, or {self.dtype} is too narrow for it (try dtype='float32')."
-                )
+        logits[places] = torch.cat(parts).to("cpu", torch.float32)
+        logits = logits[[distinct[pair] for pair in pairs]]
+        if not logits.isfinite().all():
+            index, place = (~logits.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"the model gave the score {logits[index, place].item()} for document {index}: its checkpoint "
+                f"{str(self.name)!r} is broken, or {self.dtype} is too narrow for it (try dtype='float32')."
+            )
         return logits
 
     def _group_logits(
@@ -452,7 +524,9 @@ class MatryoshkaReranker:
         prefix: Prefix | None,
         batch_size: int | None,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """The pairs' places and logits, batch by batch, longest first. Where memory runs out, batches are halved."""
+        """The pairs' places and their logits (B, E), batch by batch, longest first. Where memory runs out, batches are
+        halved.
+        """
         before = 0 if prefix is None else prefix.size
         pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
         while group:
@@ -464,7 +538,7 @@ class MatryoshkaReranker:
                 rows = [encoded[place] for place in places]
                 inputs = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix).to(self.device)
                 try:
-                    logits = model(inputs, plan)[:, -1]
+                    logits = model(inputs, plan)
                 except RuntimeError as error:
                     if not out_of_memory(error) or len(batch) == 1:
                         raise
@@ -487,10 +561,17 @@ class MatryoshkaReranker:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _scores(self, logits: list[float], normalize: bool | Default) -> list[float]:
+    def _scores(self, logits: list[float], plan: Plan, normalize: bool | Default) -> list[float]:
         if self.normalize if isinstance(normalize, Default) else normalize:
-            return [probability(logit) for logit in logits]
+            return self.probabilities(logits, plan)
         return logits
+
+    @staticmethod
+    def probabilities(logits: Iterable[float], plan: Plan) -> list[float]:
+        """What a Plan's logits come to as probabilities, by its calibration where it has one."""
+        if plan.calibration is None:
+            return [probability(logit) for logit in logits]
+        return [probability(plan.calibration.map(logit)) for logit in logits]
 
     def _model_card(self) -> str | None:
         """The card that came with the checkpoint, so that licences and credits travel with re-saved weights."""
@@ -508,6 +589,15 @@ def probability(logit: float) -> float:
         return min(1.0 / (1.0 + math.exp(-logit)), math.nextafter(1.0, 0.0))
     grown = math.exp(max(logit, -700.0))
     return grown / (1.0 + grown)
+
+
+def _check_target(target: object, compression: Compression) -> None:
+    if target is None:
+        return
+    if not isinstance(target, Target):
+        raise TypeError(f"target must be a Target, got {target!r}. Write target=Target(speedup=3), for example.")
+    if compression != Compression():
+        raise ValueError(f"target={target!r} chooses depth and keep_ratio: give it or them, not both ({compression}).")
 
 
 def _whole_number(name: str, value: object, least: int = 1) -> int:

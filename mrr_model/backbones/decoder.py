@@ -74,7 +74,12 @@ class Decoder(Backbone):
         positions, rotary = self._rotary(hidden, before)
         reading = (spans.total - 1).to(hidden.device)
         valid = self.valid_places(spans, hidden, before)
-        inputs = {"attention_mask": None, "position_ids": positions, "position_embeddings": rotary, "bands": {}}
+        inputs: dict[str, Any] = {
+            "attention_mask": None,
+            "position_ids": positions,
+            "position_embeddings": rotary,
+            "bands": {},
+        }
         return Stage(reading, valid, inputs, prefix)
 
     def block(self, layer: int, hidden: Tensor, stage: Stage, reading_row: ReadingRow | None = None) -> Tensor:

@@ -15,11 +15,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from mrr_model.checkpoint import gemma2, lora, minicpm, mistral, native
+from mrr_model.calibration import Calibration
+from mrr_model.checkpoint import gemma2, lora, measured, minicpm, mistral, native
 from mrr_model.checkpoint.blueprint import Blueprint
 from mrr_model.checkpoint.weights import assign_weights, read_weights, write_weights
 from mrr_model.compensation import Adapter
 from mrr_model.model import MatryoshkaModel, pooler_off
+from mrr_model.profile import Profile
 
 PUBLISHED = {module.MODEL_TYPE: module.read for module in (mistral, gemma2, minicpm)}
 """The published formats by their ``model_type``."""
@@ -27,11 +29,15 @@ PUBLISHED = {module.MODEL_TYPE: module.read for module in (mistral, gemma2, mini
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: the model in evaluation mode, its tokenizer, and its compensation adapters by name."""
+    """A loaded checkpoint: the model in evaluation mode, its tokenizer, and its compensation adapters by name; and what
+    was measured with it, the calibration of its logits and the profile of its settings, where there are any.
+    """
 
     model: MatryoshkaModel
     tokenizer: PreTrainedTokenizerBase
     adapters: Mapping[str, Adapter]
+    calibration: Calibration | None = None
+    profile: Profile | None = None
 
 
 def load(
@@ -63,7 +69,8 @@ def load(
         model.heads.to(device)
     else:
         model = model.to(device)
-    return Checkpoint(model.eval(), load_tokenizer(folder), deltas)
+    calibration, profile = measured.read(folder, Calibration), measured.read(folder, Profile)
+    return Checkpoint(model.eval(), load_tokenizer(folder), deltas, calibration, profile)
 
 
 def save(
@@ -95,6 +102,7 @@ def save(
         for name, adapter in checkpoint.adapters.items()
     }
     lora.write_own(adapters, folder / native.COMPENSATION)
+    measured.write(folder, checkpoint.calibration, checkpoint.profile)
     checkpoint.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card or native.default_card(blueprint), encoding="utf-8")
 

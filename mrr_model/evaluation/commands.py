@@ -1,0 +1,285 @@
+"""``mrr evaluate`` and ``mrr calibrate``. What they need is imported inside, so that ``mrr --help`` answers at once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrr_model.reporting import reported, say
+
+if TYPE_CHECKING:
+    from mrr_model.evaluation.settings import EvaluateSettings
+    from mrr_model.profile import Profile
+
+Model = Annotated[str, typer.Argument(help="mini (shipped), a local folder or a hub id.", show_default=False)]
+Collections = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="COLLECTION…",
+        show_default=False,
+        help="BEIR folders (FOLDER or FOLDER#SPLIT), names (beir/scifact/test, BeIR/scifact) or TREC files "
+        "(qrels=FILE,queries=FILE,corpus=FILE,run=FILE).",
+    ),
+]
+Depth = Annotated[
+    str | None, typer.Option(metavar="N,N,…", help="Depths of the grid.", show_default="up to five of the exits")
+]
+KeepRatio = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="R,R,…|LAYER:R,…",
+        help="Keep ratios of the grid: 1,0.5,0.25; or one with several merges, 8:0.5,16:0.25. Repeatable.",
+        show_default="1,0.5,0.25",
+    ),
+]
+Grid = Annotated[
+    Path | None,
+    typer.Option("--settings", help="A YAML list of {depth, keep_ratio} in the grid's place.", show_default=False),
+]
+PresetName = Annotated[
+    str | None, typer.Option(metavar="msmarco-passage|msmarco-document|beir", help="A protocol.", show_default=False)
+]
+Stage = Annotated[
+    str | None,
+    typer.Option(metavar="auto|given|bm25", help="Where candidates come from.", show_default="auto: given, else bm25"),
+]
+GivenRun = Annotated[
+    Path | None, typer.Option("--run", help="A TREC run with the candidates of the one collection.", show_default=False)
+]
+Candidates = Annotated[int | None, typer.Option(help="The best so many of each query.", show_default="100")]
+Limit = Annotated[
+    int | None, typer.Option(help="So many queries of each collection, drawn by the seed.", show_default="all")
+]
+Seed = Annotated[int, typer.Option(help="Decides the draws.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens of a pair.", show_default="512")]
+QueryMaxLength = Annotated[int | None, typer.Option(help="Tokens of a query.", show_default="the layout's rule")]
+Prompt = Annotated[
+    str | None, typer.Option(help="Instruction after the passage.", show_default="the preset's or the model's")
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
+BatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch.", show_default="by device")]
+Local = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub for the model.")]
+
+
+def evaluate(
+    model: Model,
+    collections: Collections = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder for runs, tables and pictures; the same call goes on from what is there.")
+    ] = Path("evaluation"),
+    depth: Depth = None,
+    keep_ratio: KeepRatio = None,
+    settings: Grid = None,
+    preset: PresetName = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,…",
+            help="By ir_measures' names; the first decides the frontier.",
+            show_default="nDCG@10, or the preset's",
+        ),
+    ] = None,
+    first_stage: Stage = None,
+    run: GivenRun = None,
+    candidates: Candidates = None,
+    limit_queries: Limit = None,
+    seed: Seed = 0,
+    keep: Annotated[
+        float | None, typer.Option(help="Recommend a setting that keeps this share of quality.", show_default=False)
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="Recommend a setting so many times as quick.", show_default=False)
+    ] = None,
+    save_profile: Annotated[
+        bool, typer.Option("--save-profile", help="Store quality and time with the checkpoint, for Target(…).")
+    ] = False,
+    save_calibration: Annotated[
+        bool, typer.Option("--save-calibration", help="Fit maps to probabilities and store them, as mrr calibrate.")
+    ] = False,
+    max_length: MaxLength = None,
+    query_max_length: QueryMaxLength = None,
+    prompt: Prompt = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    timing_pairs: Annotated[int, typer.Option(help="Time each setting on at least so many pairs.")] = 200,
+    timing_repeats: Annotated[int, typer.Option(help="Medians of so many runs.")] = 5,
+    without_compensation: Annotated[
+        bool, typer.Option("--without-compensation", help="Leave the adapters off.")
+    ] = False,
+    local_files_only: Local = False,
+) -> None:
+    """Measure what each depth and width keeps and costs, and draw the frontier.
+
+    Writes TREC runs, each query's measures, results.json, table.md and frontier.png to the output folder. An evaluation
+    that was stopped goes on when it is called again.
+    """
+    with reported():
+        from mrr_model.evaluation.evaluate import evaluate as run_evaluation
+        from mrr_model.evaluation.saving import checkpoint_folder
+        from mrr_model.evaluation.saving import save_profile as store_profile
+
+        targets = _targets(keep, speedup)
+        asked = _settings(
+            model=model, collections=tuple(collections or ()), output=output, depths=_depths(depth),
+            keep_ratios=_ratios(keep_ratio), settings=settings, preset=preset, measures=_names(measure),
+            first_stage=first_stage, run=run, candidates=candidates, limit_queries=limit_queries, seed=seed,
+            max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
+            batch_tokens=batch_tokens, timing_pairs=timing_pairs, timing_repeats=timing_repeats,
+            without_compensation=without_compensation, local_files_only=local_files_only,
+        )  # fmt: skip
+        folder = checkpoint_folder(model) if save_profile or save_calibration else None
+        if folder is not None and without_compensation:
+            raise ValueError("--without-compensation measures what the checkpoint does not run: it cannot be stored.")
+        try:
+            result = run_evaluation(asked, _note)
+        except KeyboardInterrupt:
+            say("stopped", f"the same command goes on from what is in {output}.")
+            raise
+        typer.echo(result.markdown())
+        typer.echo("\n* differs from full size, p < 0.05 (paired t-test)")
+        for target in targets:
+            typer.echo(_recommended(target, result.profile))
+        typer.echo(f"runs, queries, results.json, table.md and frontier.png are in {output}")
+        if save_profile and folder is not None:
+            store_profile(folder, result.profile, result.markdown())
+            typer.echo(f"the profile is stored in {folder}")
+        if save_calibration:
+            _calibrate(asked, folder, None, ())
+
+
+def calibrate(
+    model: Model,
+    collections: Collections = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Unlabelled pairs in the collections' place, as mrr flatten takes them: every setting learns "
+            "full size's probabilities.",
+            show_default=False,
+        ),
+    ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLLECTION", help="Measure on it too, without fitting on it. Repeatable."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for what is scored; the same call goes on from there.")] = Path(
+        "evaluation"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and report, but store nothing.")] = False,
+    depth: Depth = None,
+    keep_ratio: KeepRatio = None,
+    settings: Grid = None,
+    preset: PresetName = None,
+    first_stage: Stage = None,
+    run: GivenRun = None,
+    candidates: Candidates = None,
+    limit_queries: Limit = None,
+    seed: Seed = 0,
+    max_length: MaxLength = None,
+    query_max_length: QueryMaxLength = None,
+    prompt: Prompt = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    local_files_only: Local = False,
+) -> None:
+    """Fit a map from logits to probabilities for each setting, so that one min_score means the same at all of them.
+
+    Stores the maps in the checkpoint and prints how reliable the probabilities are: the raw logits', full size's map
+    for all, each setting's own.
+    """
+    with reported():
+        from mrr_model.evaluation.saving import checkpoint_folder
+
+        if (texts is None) == (not collections and preset is None):
+            raise ValueError("give collections with judgements, or --texts without, and not both.")
+        folder = None if dry_run else checkpoint_folder(model)
+        asked = _settings(
+            model=model, collections=tuple(collections or () if texts is None else (str(texts),)), output=output,
+            depths=_depths(depth), keep_ratios=_ratios(keep_ratio), settings=settings, preset=preset,
+            first_stage=first_stage, run=run, candidates=candidates, limit_queries=limit_queries, seed=seed,
+            max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
+            batch_tokens=batch_tokens, local_files_only=local_files_only,
+        )  # fmt: skip
+        try:
+            _calibrate(asked, folder, texts, tuple(held_out or ()))
+        except KeyboardInterrupt:
+            say("stopped", f"the same command goes on from what is in {output}.")
+            raise
+
+
+def _calibrate(asked: "EvaluateSettings", folder: Path | None, texts: Path | None, held_out: tuple[str, ...]) -> None:
+    from mrr_model.evaluation.calibrate import calibrate_model
+    from mrr_model.evaluation.saving import save_calibration
+
+    made = calibrate_model(asked, texts=texts, held_out=held_out, report_to=_note)
+    tables = [f"{name}\n\n{report.markdown()}" for name, report in made.reports.items()]
+    for table in tables:
+        typer.echo(f"\n{table}")
+    if tables:
+        typer.echo("\nbefore / full size's map for all / own map; in brackets how many pairs reach the threshold")
+    if folder is not None:
+        save_calibration(folder, made.calibration, "\n\n".join(tables))
+        typer.echo(f"{len(made.calibration.settings)} maps are stored in {folder}")
+
+
+def _settings(**given: Any) -> "EvaluateSettings":
+    """Raises ``ValueError`` with a line for each fault."""
+    from pydantic import ValidationError
+
+    from mrr_model.evaluation.settings import EvaluateSettings
+    from mrr_model.flags import lines_of
+
+    try:
+        return EvaluateSettings(**given)
+    except ValidationError as error:
+        raise ValueError("; ".join(lines_of(error))) from None
+
+
+def _targets(keep: float | None, speedup: float | None) -> list[Any]:
+    from mrr_model.target import Target
+
+    targets = [] if keep is None else [Target(keep_quality=keep)]
+    return targets if speedup is None else [*targets, Target(speedup=speedup)]
+
+
+def _recommended(target: Any, profile: "Profile") -> str:
+    from mrr_model.target import choose
+
+    try:
+        chosen = choose(target, profile)
+    except ValueError as error:
+        return f"{target!r}: {error}"
+    return f"{target!r}: {chosen.setting}, {chosen.reason}"
+
+
+def _depths(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--depth takes whole numbers, separated by commas; got {text!r}.") from None
+
+
+def _ratios(texts: list[str] | None) -> tuple[str, ...] | None:
+    """Each value is a list of plain ratios, or one ratio with several merges."""
+    if not texts:
+        return None
+    return tuple(part for text in texts for part in ([text] if ":" in text else text.split(",")))
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """Split at commas outside of brackets: measures may have arguments."""
+    import re
+
+    return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text)) if text else ()
+
+
+def _note(message: str) -> None:
+    import sys
+
+    if sys.stderr.isatty():
+        typer.echo(message, err=True)

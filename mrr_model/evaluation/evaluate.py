@@ -1,0 +1,351 @@
+"""One evaluation: collections in; runs, measures, significance, times, the frontier and a profile out.
+
+In the output folder:
+
+    kept/COLLECTION/             logits as they come; what a stopped evaluation goes on from
+    runs/COLLECTION/SETTING.run  TREC runs
+    queries/COLLECTION.jsonl     each query's measures at each setting
+    results.json, table.md       all numbers, and the same to read
+    frontier.png, frontier.svg   quality against time and against operations
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from mrr_model import __version__
+from mrr_model.compression import Compression
+from mrr_model.device import device_name
+from mrr_model.evaluation.collections import Collection
+from mrr_model.evaluation.frontier import draw
+from mrr_model.evaluation.grid import Logits, passes, scored
+from mrr_model.evaluation.measures import Comparison, Measured, compare, measure, parsed, write_run
+from mrr_model.evaluation.opening import open_collection
+from mrr_model.evaluation.presets import Preset, preset
+from mrr_model.evaluation.settings import EvaluateSettings
+from mrr_model.profile import Profile, ProfilePoint
+from mrr_model.reranker import DEFAULT, Default, MatryoshkaReranker
+from mrr_model.timing import in_turns
+
+FIRST_STAGE = "first stage"
+SIGNIFICANT = 0.05
+MAX_LENGTH = 512
+"""Tokens of a pair where neither the settings nor a preset say it."""
+Runs = dict[Compression, Logits]
+
+
+@dataclass(frozen=True)
+class CollectionResult:
+    """One collection: the first stage's order and every setting's, measured."""
+
+    name: str
+    source: str
+    """As the user named it."""
+    queries: int
+    pairs: int
+    first_stage: Measured
+    settings: dict[Compression, Measured]
+    against_full: dict[Compression, dict[str, Comparison]]
+    """Setting -> measure -> its difference to full size, on the same queries."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All collections, and the profile that they make together."""
+
+    collections: tuple[CollectionResult, ...]
+    profile: Profile
+
+    def markdown(self) -> str:
+        """A table with a row a setting: the profile's measure on each collection and in the mean, what it keeps of full
+        size, the milliseconds of a pair, the shares of full size's time and operations. A star: differs from full size,
+        p < 0.05 in a paired t-test, not corrected for the number of settings.
+        """
+        profile = self.profile
+        names = [result.name for result in self.collections]
+        lines = [
+            f"| {profile.measure} | {' | '.join(names)} | mean | of full size | ms a pair | time | operations |",
+            "| --- |" + " ---: |" * (len(names) + 5),
+        ]
+        first = [result.first_stage.mean[profile.measure] for result in self.collections]
+        lines.append(f"| {FIRST_STAGE} | {' | '.join(f'{value:.3f}' for value in [*first, mean(first)])} |  |  |  |  |")
+        full = profile.full
+        for point in profile.points:
+            name = "full size" if point == full else str(point.setting)
+            cells = [_cell(result, point.setting, profile.measure) for result in self.collections]
+            cells += [f"{point.quality:.3f}", f"{point.kept:.1%}", f"{point.seconds * 1000:.2f}"]
+            cells += [f"{point.seconds / full.seconds:.0%}", f"{point.operations / full.operations:.0%}"]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambda _: None) -> Evaluation:
+    """Evaluate, and write everything to ``settings.output``. ``report`` is told what comes next, a line each.
+
+    Raises ``ValueError``, ``OSError`` or ``ImportError`` for what cannot be opened, and ``ValueError`` for an output
+    folder that belongs to another evaluation.
+    """
+    for name in settings.all_measures:
+        parsed(name)
+    reranker = open_reranker(settings)
+    grid = settings.grid(reranker.exits, bool(reranker.merge_layers))
+    for setting in grid:
+        reranker.plan(setting.depth, setting.keep_ratio)  # what the model cannot do shows before anything is scored
+    collections = open_collections(settings, report)
+    results = [
+        _result(source, collection, runs, settings)
+        for source, collection, runs in score_grid(reranker, grid, collections, settings)
+    ]
+    report(f"timing {len(grid)} settings, {settings.timing_repeats} times each")
+    profile = _profile(reranker, grid, list(collections.values()), results, settings)
+    evaluation = Evaluation(tuple(results), profile)
+    _write(evaluation, reranker, settings)
+    return evaluation
+
+
+def open_reranker(settings: EvaluateSettings) -> MatryoshkaReranker:
+    """The model, at the protocol's lengths."""
+    protocol = _protocol(settings)
+    query_max_length = settings.query_max_length or (protocol.query_max_length if protocol else None)
+    reranker = MatryoshkaReranker(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_length=settings.max_length or MAX_LENGTH,
+        query_max_length=query_max_length,
+        batch_tokens=settings.batch_tokens,
+        local_files_only=settings.local_files_only,
+    )
+    if protocol and not settings.max_length:
+        reranker = reranker.replaced(max_length=protocol.max_length_for(reranker.model.backbone.max_tokens))
+    return reranker.replaced(compensated=False) if settings.without_compensation else reranker
+
+
+def open_collections(
+    settings: EvaluateSettings, report: Callable[[str], object] = lambda _: None
+) -> dict[str, Collection]:
+    """Source -> collection, as the protocol says. Raises ``ValueError`` for two of one name."""
+    protocol = _protocol(settings)
+    opened: dict[str, Collection] = {}
+    for source in settings.all_collections:
+        report(f"opening {source}")
+        collection = open_collection(
+            source,
+            run=settings.run,
+            first_stage=settings.first_stage or (protocol.first_stage if protocol else "auto"),
+            candidates=settings.candidates or (protocol.candidates if protocol else 100),
+            limit=settings.limit_queries,
+            seed=settings.seed,
+        )
+        if not any(collection.candidates.values()):
+            raise ValueError(f"{source} has no candidates to re-rank: its first stage found nothing.")
+        if collection.name in (other.name for other in opened.values()):
+            raise ValueError(f"two collections are called {collection.name!r}: evaluate one of them at a time.")
+        opened[source] = collection
+    return opened
+
+
+def score_grid(
+    reranker: MatryoshkaReranker,
+    grid: Sequence[Compression],
+    collections: Mapping[str, Collection],
+    settings: EvaluateSettings,
+) -> Iterator[tuple[str, Collection, Runs]]:
+    """Each collection with its logits at every setting, kept as they come; a progress bar in a terminal."""
+    planned = passes(reranker, grid)
+    pairs = sum(len(documents) for each in collections.values() for documents in each.candidates.values())
+    with tqdm(total=pairs * len(planned), unit="pair", disable=None, smoothing=0.05) as progress:
+        for source, collection in collections.items():
+            progress.set_description(collection.name)
+            prompt = _prompt(reranker, source, settings)
+            runs: Runs = {}
+            for one_pass in planned:
+                kept = settings.output / "kept" / collection.name
+                runs |= scored(reranker, collection, one_pass, kept, prompt=prompt, done=progress.update)
+            yield source, collection, {setting: runs[setting] for setting in grid}
+
+
+def _protocol(settings: EvaluateSettings) -> Preset | None:
+    return preset(settings.preset) if settings.preset else None
+
+
+def _prompt(reranker: MatryoshkaReranker, source: str, settings: EvaluateSettings) -> str | Default | None:
+    """The prompt asked for, else the protocol's where the model takes one, else the model's own."""
+    if settings.prompt is not None:
+        return settings.prompt
+    protocol = _protocol(settings)
+    own = protocol.prompt_for(source) if protocol and reranker.model.matryoshka.layout.takes_prompt else None
+    return DEFAULT if own is None else own
+
+
+def _result(source: str, collection: Collection, runs: Runs, settings: EvaluateSettings) -> CollectionResult:
+    """Measure one collection; write its runs and its queries' values."""
+    protocol = _protocol(settings)
+    asked = settings.all_measures
+    if protocol and not settings.measures:
+        asked = tuple(dict.fromkeys((*asked, *protocol.measures_for(source))))
+    order = {
+        query: {document: float(-place) for place, document in enumerate(documents)}
+        for query, documents in collection.candidates.items()
+    }
+    full = next(iter(runs))
+    first_stage = measure(asked, collection.qrels, order)
+    measured = {setting: measure(asked, collection.qrels, run) for setting, run in runs.items()}
+    for setting, run in runs.items():
+        write_run(settings.output / "runs" / collection.name / f"{run_name(setting)}.run", run, run_name(setting))
+    _write_queries(settings.output / "queries" / f"{collection.name}.jsonl", measured)
+    return CollectionResult(
+        name=collection.name,
+        source=source,
+        queries=len(collection.queries),
+        pairs=sum(map(len, collection.candidates.values())),
+        first_stage=first_stage,
+        settings=measured,
+        against_full={
+            setting: {name: compare(each.by_query[name], measured[full].by_query[name]) for name in asked}
+            for setting, each in measured.items()
+            if setting != full
+        },
+    )
+
+
+def run_name(setting: Compression) -> str:
+    """A setting as a file's name.
+
+    >>> run_name(Compression(4, {1: 0.5, 2: 0.25}))
+    'depth-4_keep-ratio-1-0.5_2-0.25'
+    """
+    ratio = setting.keep_ratio_text.replace(":", "-").replace(",", "_")
+    return f"depth-{setting.depth}_keep-ratio-{ratio}"
+
+
+def _profile(
+    reranker: MatryoshkaReranker,
+    grid: Sequence[Compression],
+    collections: Sequence[Collection],
+    results: Sequence[CollectionResult],
+    settings: EvaluateSettings,
+) -> Profile:
+    """Every setting's quality, time and operations. Times are taken of each setting alone, on the same whole queries:
+    the grid's own passes are shared and tell nothing of a setting.
+    """
+    name = settings.all_measures[0]
+    sample = _timing_sample(collections, settings)
+    pairs = [(query, text) for query, texts in sample for text in texts]
+    runs = {setting: _timed_run(reranker, setting, sample) for setting in grid}
+    seconds = in_turns(runs, settings.timing_repeats)
+    operations = {setting: _operations(reranker, setting, sample) for setting in grid}
+    quality = {setting: mean(result.settings[setting].mean[name] for result in results) for setting in grid}
+    full = quality[grid[0]]
+    lengths = reranker.token_counts(pairs)
+    return Profile(
+        measure=name,
+        collections=tuple(result.name for result in results),
+        queries=sum(result.queries for result in results),
+        query_tokens=max(1, round(mean(query for query, _ in lengths))),
+        passage_tokens=round(mean(passage for _, passage in lengths)),
+        device=device_name(reranker.device),
+        dtype=str(reranker.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        points=tuple(
+            ProfilePoint(
+                depth=setting.depth,
+                keep_ratio=setting.keep_ratio if isinstance(setting.keep_ratio, float) else dict(setting.keep_ratio),
+                quality=quality[setting],
+                kept=quality[setting] / full if full else 1.0,
+                seconds=seconds[setting] / len(pairs),
+                operations=operations[setting] / len(pairs),
+            )
+            for setting in grid
+        ),
+    )
+
+
+def _timing_sample(collections: Sequence[Collection], settings: EvaluateSettings) -> list[tuple[str, list[str]]]:
+    """Whole queries with their passages, by turns from each collection, until there are pairs enough."""
+    rng = random.Random(settings.seed)
+    queues = []
+    for collection in collections:
+        queries = [query for query in collection.queries if collection.candidates[query]]
+        rng.shuffle(queries)
+        queues.append([(collection, query) for query in queries])
+    sample: list[tuple[str, list[str]]] = []
+    pairs = 0
+    while pairs < settings.timing_pairs and any(queues):
+        for queue in queues:
+            if queue and pairs < settings.timing_pairs:
+                collection, query = queue.pop()
+                texts = [collection.corpus[document] for document in collection.candidates[query]]
+                sample.append((collection.queries[query], texts))
+                pairs += len(texts)
+    return sample
+
+
+def _timed_run(
+    reranker: MatryoshkaReranker, setting: Compression, sample: Sequence[tuple[str, list[str]]]
+) -> Callable[[], Any]:
+    def run() -> None:
+        for query, texts in sample:
+            reranker.score(query, texts, depth=setting.depth, keep_ratio=setting.keep_ratio)
+
+    return run
+
+
+def _operations(reranker: MatryoshkaReranker, setting: Compression, sample: Sequence[tuple[str, list[str]]]) -> float:
+    plan = reranker.plan(setting.depth, setting.keep_ratio)
+    return sum(reranker.operations([(query, text) for text in texts], plan) for query, texts in sample)
+
+
+def _cell(result: CollectionResult, setting: Compression, name: str) -> str:
+    compared = result.against_full.get(setting, {}).get(name)
+    star = "*" if compared is not None and compared.p_value < SIGNIFICANT else ""
+    return f"{result.settings[setting].mean[name]:.3f}{star}"
+
+
+def _write_queries(path: Path, measured: Mapping[Compression, Measured]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for setting, each in measured.items():
+            for query in next(iter(each.by_query.values())):
+                values = {name: by_query[query] for name, by_query in each.by_query.items()}
+                file.write(json.dumps({"setting": run_name(setting), "query": query, **values}) + "\n")
+
+
+def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: EvaluateSettings) -> None:
+    """results.json, table.md and the pictures."""
+    output, profile = settings.output, evaluation.profile
+    results = {
+        "model": str(reranker.name),
+        "seed": settings.seed,
+        "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "profile": profile.model_dump(mode="json"),
+        "collections": [
+            {
+                "name": result.name,
+                "source": result.source,
+                "queries": result.queries,
+                "pairs": result.pairs,
+                "first_stage": result.first_stage.mean,
+                "settings": {run_name(setting): each.mean for setting, each in result.settings.items()},
+                "against_full": {
+                    run_name(setting): {name: asdict(compared) for name, compared in each.items()}
+                    for setting, each in result.against_full.items()
+                },
+            }
+            for result in evaluation.collections
+        ],
+    }
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (output / "table.md").write_text(evaluation.markdown() + "\n", encoding="utf-8")
+    title = f"{reranker.name}: {', '.join(profile.collections)} ({profile.queries} queries)"
+    draw(profile, title, [output / "frontier.png", output / "frontier.svg"])
