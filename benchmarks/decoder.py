@@ -2,28 +2,32 @@
 
     python benchmarks/decoder.py --data ../shared/data --output runs/decoder
 
-The tokenizer, a byte-level BPE, is trained on the same paragraphs. Negatives are other questions' paragraphs, drawn at
-random: a model that starts from nothing learns nothing from BM25's, which share most words too. Prints each exit's loss (labels, nats; chance is
-ln 8) in the first and in the last tenth of the first stage, and nDCG@10 on SQuAD's dev500, 20 candidates a query,
-beside that of a random order; then one JSON line. The checkpoint is saved and opened again in between. Resumes.
+The tokenizer, a lower-casing BPE, is trained on the same paragraphs, so that a word is the same tokens everywhere. A
+passage is the paragraph's sentence that shares most words with the question, and negatives are paragraphs drawn at
+random: a model that starts from nothing learns nothing from BM25's, which share most words too. Prints each exit's
+loss (labels, nats; chance is ln 8) in the first and in the last tenth of the first stage, and nDCG@10 on SQuAD's
+dev500, 20 candidates a query, beside that of a random order; then one JSON line. The checkpoint is saved and opened
+again in between. Resumes.
 """
 
 import argparse
 import json
 import platform
 import random
+import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from quality import load, ndcg, scored
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from quality import ndcg, scored
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from mrr_model import MatryoshkaReranker, __version__
 from mrr_model.evaluation.collections import Collection, read_corpus, read_json_lines
+from mrr_model.evaluation.opening import open_collection
 from mrr_model.training import trainer as trainers_of
 from mrr_model.training.finetune import finetune
 from mrr_model.training.groups import Group, write_groups
@@ -63,7 +67,7 @@ def main() -> None:
         finetune(chosen)
 
     reranker = MatryoshkaReranker(chosen.output, max_length=96)
-    collection = few_candidates(load(arguments.data, "squad:dev500", arguments.queries))
+    collection = few_candidates(open_collection(f"{arguments.data}/squad#dev500", limit=arguments.queries))
     quality = {
         f"depth {depth or reranker.num_layers}, keep ratio {ratio}": ndcg(
             collection,
@@ -113,18 +117,21 @@ def prepare(arguments: argparse.Namespace, rows: Path, model: Path) -> None:
     groups = []
     for row in drawn:
         others = [other for other in generator.sample(documents, NEGATIVES + 5) if other not in row["pos"]]
-        texts = [tuple(corpus[document] for document in ids) for ids in (row["pos"], others[:NEGATIVES])]
+        texts = [
+            tuple(snippet(row["query"], corpus[document]) for document in ids)
+            for ids in (row["pos"], others[:NEGATIVES])
+        ]
         groups.append(Group(row["query"], *texts))
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.train_from_iterator(
         (text for group in groups for text in (group.query, *group.positives)),
-        trainers.BpeTrainer(
-            vocab_size=8000, special_tokens=["<pad>", "<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        ),
+        trainers.BpeTrainer(vocab_size=8000, special_tokens=["<pad>", "<s>", "<unk>"]),
     )
-    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>").save_pretrained(model)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+    ).save_pretrained(model)
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=8000, hidden_size=arguments.hidden, intermediate_size=3 * arguments.hidden,
@@ -133,6 +140,13 @@ def prepare(arguments: argparse.Namespace, rows: Path, model: Path) -> None:
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(model)
     write_groups(rows, groups)
+
+
+def snippet(query: str, text: str) -> str:
+    """The sentence that shares most words with the query, the first of equal ones."""
+    words = set(re.findall(r"\w+", query.lower()))
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    return max(sentences, key=lambda sentence: len(words & set(re.findall(r"\w+", sentence.lower()))))
 
 
 def note_losses(losses: dict[int, dict[str, float]], file: Path) -> None:

@@ -1,32 +1,35 @@
-"""Ranking quality of a model at several settings against BM25's order and a bi-encoder's cosine, on given candidates.
+"""mini's quality and cost at a grid of settings on development collections, beside BM25 and a bi-encoder's cosine.
 
     python benchmarks/quality.py --data ../shared/data --bi-encoder
 
-nDCG@10 by ir_measures over the judged queries of each collection's split; every system orders the same candidates, by
-score and then by docid descending (trec_eval's rule). Prints a Markdown table, then one JSON line.
+What `mrr evaluate` does, on the given candidates of COLLECTIONS: nDCG@10 by ir_measures; every system orders the same
+candidates. Prints its table, and the bi-encoder's row, then one JSON line; runs, tables and the picture go to --output.
+Goes on where it was stopped.
 """
 
 import argparse
 import json
 import platform
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
-import ir_measures
 import torch
 import transformers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertModel
 
-from mrr_model import Compression, MatryoshkaReranker, __version__
-from mrr_model.checkpoint import Checkpoint
-from mrr_model.evaluation.collections import Collection, read_run
+from mrr_model import __version__
+from mrr_model.evaluation.collections import Collection
+from mrr_model.evaluation.evaluate import Evaluation, evaluate
+from mrr_model.evaluation.measures import measure
+from mrr_model.evaluation.opening import open_collection
+from mrr_model.evaluation.settings import EvaluateSettings
 
-COLLECTIONS = ("squad:dev500", "selqa:dev", "mlquestions:dev500", "wikiqa:dev")
-SETTINGS = ("full", "4,0.5", "3,0.5", "2,0.25")
+COLLECTIONS = ("squad#dev500", "selqa#dev", "mlquestions#dev500", "wikiqa#dev")
+DEPTHS, RATIOS = (6, 4, 3, 2), (1.0, 0.5, 0.25)
+MEASURE = "nDCG@10"
 
 Scorer = Callable[[list[tuple[str, str]]], list[float]]
 
@@ -34,96 +37,61 @@ Scorer = Callable[[list[tuple[str, str]]], list[float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument(
-        "--collection", action="append", help=f"folder:split, repeatable; default {' '.join(COLLECTIONS)}"
-    )
+    parser.add_argument("--collections", nargs="+", default=COLLECTIONS, help="folders of --data, with #SPLIT")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--setting", action="append", help=f"full or DEPTH,KEEP_RATIO; default {' '.join(SETTINGS)}")
+    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
+    parser.add_argument("--keep-ratios", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--without-compensation", action="store_true", help="leave the adapters off")
     parser.add_argument("--bi-encoder", action="store_true", help="score all-MiniLM-L6-v2's cosine too")
     parser.add_argument("--limit-queries", type=int, help="only that many queries a collection (seed 0)")
-    parser.add_argument("--runs", type=Path, help="write the rankings there, as TREC runs")
+    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
 
-    names = arguments.collection or COLLECTIONS
-    collections = {name: load(arguments.data, name, arguments.limit_queries) for name in names}
-    reranker = MatryoshkaReranker(arguments.model, dtype=arguments.dtype)
-    if arguments.without_compensation:
-        reranker = MatryoshkaReranker(Checkpoint(reranker.model, reranker.tokenizer, {}))
-    systems: dict[str, Scorer] = {}
-    if arguments.bi_encoder:
-        systems["all-MiniLM-L6-v2 cosine"] = cosine_scorer()
-    for setting in arguments.setting or SETTINGS:
-        systems[label(setting)] = setting_scorer(reranker, setting)
-
-    quality: dict[str, dict[str, float]] = {"BM25": {}}
-    seconds: dict[str, float] = {}
-    for name, collection in collections.items():
-        folder, split = name.split(":")
-        bm25 = read_run(arguments.data / folder / "candidates" / f"{split}.run.gz")
-        quality["BM25"][name] = ndcg(collection, {query: bm25[query] for query in collection.queries if query in bm25})
-    for system, scorer in systems.items():
-        start = time.perf_counter()
-        quality[system] = {}
-        for name, collection in tqdm(collections.items(), desc=system, disable=None):
-            run = scored(collection, scorer)
-            quality[system][name] = ndcg(collection, run)
-            if arguments.runs:
-                write_run(arguments.runs / f"{name}-{system}.run".replace(":", "-").replace(" ", "_"), run, system)
-        seconds[system] = round(time.perf_counter() - start, 1)
-
-    print(table(quality, reranker, arguments.setting or SETTINGS))
-    print(
-        json.dumps(
-            {
-                "benchmark": "quality",
-                "model": arguments.model,
-                "compensation": not arguments.without_compensation,
-                "measure": "nDCG@10",
-                "quality": {
-                    system: {name: round(value, 4) for name, value in row.items()} for system, row in quality.items()
-                },
-                "queries": {name: len(collection.queries) for name, collection in collections.items()},
-                "seconds": seconds,
-                "device": str(reranker.device),
-                "processor": platform.processor() or platform.machine(),
-                "dtype": str(reranker.dtype),
-                "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-            }
+    sources = tuple(f"{arguments.data}/{name}" for name in arguments.collections)
+    evaluation = evaluate(
+        EvaluateSettings(
+            model=arguments.model,
+            collections=sources,
+            output=arguments.output,
+            depths=tuple(arguments.depths),
+            keep_ratios=tuple(arguments.keep_ratios),
+            measures=(MEASURE,),
+            dtype=arguments.dtype,
+            limit_queries=arguments.limit_queries,
+            without_compensation=arguments.without_compensation,
         )
     )
+    print(evaluation.markdown())
+    cosine = bi_encoder(sources, arguments.limit_queries) if arguments.bi_encoder else {}
+    if cosine:
+        values = [*cosine.values(), mean(cosine.values())]
+        print(f"| all-MiniLM-L6-v2 cosine | {' | '.join(f'{value:.3f}' for value in values)} |  |  |  |  |")
+    print(json.dumps({"benchmark": "quality", **facts(evaluation), "cosine": cosine}))
 
 
-def load(data: Path, name: str, limit: int | None) -> Collection:
-    folder, split = name.split(":")
-    collection = Collection.load(data / folder, split)
-    if limit is None or limit >= len(collection.queries):
-        return collection
-    chosen = random.Random(0).sample(sorted(collection.queries), limit)
-    return Collection(
-        collection.name,
-        collection.corpus,
-        {query: collection.queries[query] for query in chosen},
-        {query: collection.qrels[query] for query in chosen},
-        {query: collection.candidates[query] for query in chosen},
-    )
+def facts(evaluation: Evaluation) -> dict[str, object]:
+    return {
+        "measure": MEASURE,
+        "quality": {
+            str(setting): {each.name: round(each.settings[setting].mean[MEASURE], 4) for each in evaluation.collections}
+            for setting in evaluation.collections[0].settings
+        },
+        "first stage": {result.name: round(result.first_stage.mean[MEASURE], 4) for result in evaluation.collections},
+        "queries": {result.name: result.queries for result in evaluation.collections},
+        "profile": evaluation.profile.model_dump(mode="json"),
+        "processor": platform.processor() or platform.machine(),
+        "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
 
 
-def label(setting: str) -> str:
-    return "full size" if setting == "full" else "depth {}, keep ratio {}".format(*setting.split(",", 1))
-
-
-def compression(setting: str) -> Compression:
-    if setting == "full":
-        return Compression()
-    depth, keep_ratio = setting.split(",", 1)
-    return Compression(int(depth), keep_ratio)
-
-
-def setting_scorer(reranker: MatryoshkaReranker, setting: str) -> Scorer:
-    chosen = compression(setting)
-    return lambda pairs: reranker.score_pairs(pairs, depth=chosen.depth, keep_ratio=chosen.keep_ratio, normalize=False)
+def bi_encoder(sources: tuple[str, ...], limit: int | None) -> dict[str, float]:
+    """Collection -> the measure of all-MiniLM-L6-v2's cosine on the same candidates."""
+    scorer, found = cosine_scorer(), {}
+    for source in tqdm(sources, desc="bi-encoder", disable=None):
+        collection = open_collection(source, limit=limit)
+        found[collection.name] = ndcg(collection, scored(collection, scorer))
+    return found
 
 
 def cosine_scorer() -> Scorer:
@@ -154,6 +122,7 @@ def cosine_scorer() -> Scorer:
 
 
 def scored(collection: Collection, scorer: Scorer) -> dict[str, dict[str, float]]:
+    """Every candidate's score, as a run."""
     keys = [(query, document) for query in collection.queries for document in collection.candidates[query]]
     scores = scorer([(collection.queries[query], collection.corpus[document]) for query, document in keys])
     run: dict[str, dict[str, float]] = {}
@@ -163,52 +132,7 @@ def scored(collection: Collection, scorer: Scorer) -> dict[str, dict[str, float]
 
 
 def ndcg(collection: Collection, run: dict[str, dict[str, float]]) -> float:
-    """The order is made here and handed over as distinct scores, so that ties are broken by docid whatever the library
-    does.
-    """
-    ranked = {
-        query: {document: float(-place) for place, document in enumerate(best_first(documents))}
-        for query, documents in run.items()
-    }
-    return float(ir_measures.calc_aggregate([ir_measures.nDCG @ 10], collection.qrels, ranked)[ir_measures.nDCG @ 10])
-
-
-def best_first(documents: dict[str, float]) -> list[str]:
-    return sorted(sorted(documents, reverse=True), key=lambda document: -documents[document])
-
-
-def write_run(path: Path, run: dict[str, dict[str, float]], tag: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f"{query} Q0 {document} {place} {documents[document]!r} {tag.replace(' ', '_')}"
-        for query, documents in run.items()
-        for place, document in enumerate(best_first(documents), 1)
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def table(quality: dict[str, dict[str, float]], reranker: MatryoshkaReranker, settings: list[str]) -> str:
-    """A Markdown table: each collection, the mean, what the mean keeps of full size, the share of full size's
-    operations.
-    """
-    names = list(next(iter(quality.values())))
-    means = {system: sum(row.values()) / len(row) for system, row in quality.items()}
-    chosen = {label(setting): compression(setting) for setting in settings}
-    full_cost = reranker.cost(depth=None, keep_ratio=1.0)
-    lines = [
-        f"| nDCG@10 | {' | '.join(name.split(':')[0] for name in names)} | mean | of full size | operations |",
-        "| --- |" + " ---: |" * (len(names) + 3),
-    ]
-    for system, row in quality.items():
-        cells = [f"{row[name]:.3f}" for name in names] + [f"{means[system]:.3f}"]
-        if system in chosen:
-            cost = reranker.cost(depth=chosen[system].depth, keep_ratio=chosen[system].keep_ratio) / full_cost
-            kept = f"{means[system] / means['full size']:.1%}" if "full size" in means else ""
-            cells += [kept, f"{cost:.0%}"]
-        else:
-            cells += ["", ""]
-        lines.append(f"| {system} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return measure([MEASURE], collection.qrels, run).mean[MEASURE]
 
 
 if __name__ == "__main__":
