@@ -54,19 +54,19 @@ def main() -> None:
         prepare(arguments, rows, model)
     losses: dict[int, dict[str, float]] = {}
     note_losses(losses, arguments.output / "losses.json")
-    stage = {"max_steps": max(1, arguments.steps // 5), "learning_rate": 1e-3, "cascade_weight": 1.0,
+    stage = {"max_steps": max(1, arguments.steps // 5), "learning_rate": 3e-4, "cascade_weight": 1.0,
              "lora": {"rank": 16, "alpha": 32, "dropout": 0.0}}  # fmt: skip
     chosen = FinetuneSettings(
         model=str(model), train=(str(rows),), output=arguments.output / "trained", merge_layer=1, exits=None,
-        bf16=True, length_parts=4, max_length=96, save_steps=100, freeze_embeddings=False,
-        distill={"max_steps": arguments.steps, "learning_rate": 1e-3, "ratios": (1, 2, 4), "default_merge_share": 0.5},
+        bf16=True, length_parts=4, max_length=64, save_steps=100, freeze_embeddings=False,
+        distill={"max_steps": arguments.steps, "learning_rate": 3e-4, "ratios": (1, 2, 4), "default_merge_share": 0.5},
         vertical=stage, horizontal={**stage, "ratios": (2, 4)},
         trainer={"logging_steps": max(1, arguments.steps // 50)},
     )  # fmt: skip
     if not (chosen.output / "config.json").exists():
         finetune(chosen)
 
-    reranker = MatryoshkaReranker(chosen.output, max_length=96)
+    reranker = MatryoshkaReranker(chosen.output, max_length=64)
     collection = few_candidates(open_collection(f"{arguments.data}/squad#dev500", limit=arguments.queries))
     quality = {
         f"depth {depth or reranker.num_layers}, keep ratio {ratio}": ndcg(
