@@ -8,14 +8,14 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
-"""Tokens of a batch at full width: on CPUs small batches stay in cache, on GPUs large ones fill the chip.
+"""Tokens of a batch at full size: on CPUs small batches stay in cache, on GPUs large ones fill the chip.
 
 Measured on two CPU cores for 60 and 200 words, an encoder of 22M and a decoder of 108M parameters, budgets of 128 to
 8192: 1024 is the quickest or within 2 % of it. The GPU's was not measured.
 """
 
-WIDEST_BATCH = 4
-"""Where tokens merge, a batch on a CPU takes at most so many times the tokens: its narrow layers would idle else."""
+LARGEST_BATCH = 4
+"""A small setting's batches on a CPU take at most so many times the tokens."""
 
 CPU_FACTS = Path("/proc/cpuinfo")
 """Where Linux names the processor."""
@@ -81,15 +81,16 @@ def device_name(device: torch.device) -> str:
     return name or platform.machine() or device.type
 
 
-def default_batch_tokens(device: torch.device, width: float = 1.0) -> int:
-    """The token budget of a batch on ``device``; ``width``: the part of the passage tokens that the layers work on, on
-    average.
+def default_batch_tokens(device: torch.device, share: float = 1.0) -> int:
+    """The token budget of a batch on ``device``; ``share``: the part of full size's layers × tokens that are computed.
+
+    What a batch costs by itself weighs the more, the less is computed in it: a CPU's budget grows as the share falls.
 
     >>> default_batch_tokens(torch.device("cpu")), default_batch_tokens(torch.device("cpu"), 0.5)
     (1024, 2048)
     """
     budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    return round(budget * min(WIDEST_BATCH, 1 / width)) if device.type == "cpu" else budget
+    return round(budget * min(LARGEST_BATCH, 1 / share)) if device.type == "cpu" else budget
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -532,7 +532,8 @@ class MatryoshkaReranker:
         while group:
             lengths = [len(encoded[place].input_ids) - before for place in group]
             done: set[int] = set()
-            budget = self.batch_tokens or default_batch_tokens(self.device, plan.mean_width)
+            share = plan.mean_width * plan.last_layer / self.num_layers
+            budget = self.batch_tokens or default_batch_tokens(self.device, share)
             for batch in length_sorted_batches(lengths, budget, batch_size):
                 places = [group[index] for index in batch]
                 rows = [encoded[place] for place in places]
