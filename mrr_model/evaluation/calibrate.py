@@ -8,11 +8,15 @@ from pathlib import Path
 
 from mrr_model.calibration import Calibration
 from mrr_model.compression import Compression, Plan
-from mrr_model.evaluation.calibrating import CalibrationReport, calibrate, cross_fitted_report, report, self_calibrate
+from mrr_model.evaluation.calibrating import calibrate, self_calibrate
 from mrr_model.evaluation.collections import Collection
 from mrr_model.evaluation.evaluate import Runs, open_collections, open_reranker, score_grid
+from mrr_model.evaluation.reliability import CalibrationReport, cross_fitted_report, report
 from mrr_model.evaluation.settings import EvaluateSettings
 from mrr_model.reranker import MatryoshkaReranker
+
+FOLDS = 5
+"""So many times a part of the queries is held out, to measure what the maps are worth."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,21 @@ def calibrate_model(
         )
     else:
         collections = open_collections(settings, report_to)
+        queries = sum(len(collection.queries) for collection in collections.values())
+        if queries < FOLDS:
+            raise ValueError(
+                f"calibrating takes {FOLDS} judged queries at least, so that some can be held out; got {queries}."
+            )
         pairs = _pairs(reranker, score_grid(reranker, grid, collections, settings))
         made = calibrate(pairs.logits, pairs.targets, pairs.groups, data=_described(collections), seed=settings.seed)
         reports[f"{made.data}, queries held out"] = cross_fitted_report(
-            pairs.logits, pairs.targets, pairs.groups, seed=settings.seed
+            pairs.logits, pairs.targets, pairs.groups, folds=FOLDS, seed=settings.seed
         )
     if held_out:
-        others = open_collections(settings.model_copy(update={"collections": tuple(held_out)}), report_to)
-        for source, collection in others.items():
-            seen = _pairs(reranker, score_grid(reranker, grid, {source: collection}, settings))
+        apart = {"collections": tuple(held_out), "run": None, "output": settings.output / "held-out"}
+        others = settings.model_copy(update=apart)  # one folder's splits have one name
+        for source, collection in open_collections(others, report_to).items():
+            seen = _pairs(reranker, score_grid(reranker, grid, {source: collection}, others))
             reports[collection.name] = report(made, seen.logits, seen.targets)
     return Calibrated(made, reports)
 
@@ -117,7 +127,12 @@ def _described(collections: Mapping[str, Collection]) -> str:
 
 def _unlabelled(texts: Path, settings: EvaluateSettings) -> Collection:
     """Queries with documents as a collection without judgements."""
-    from mrr_model.training.flatten import read_texts
+    try:
+        from mrr_model.training.flatten import read_texts
+    except ImportError as error:
+        raise ImportError(
+            f'--texts are read by what trains ({error}): pip install "matryoshka-reranker[train]"'
+        ) from error
 
     corpus: dict[str, str] = {}
     queries: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Fitting a calibration map for each setting, and measuring what the maps are worth.
+"""Fitting a calibration map for each setting.
 
 A pair's target is 1 where the document is relevant, 0 where it is not (unjudged counts as not), or a probability in
 between. The calibrated probability is then the share of *such candidates* that are relevant: of some 100 candidates a
@@ -12,9 +12,7 @@ scikit-learn does the fitting and is imported only there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -51,11 +49,6 @@ off Platt's line.
 
 BLEND = 0.1
 """How much of an isotonic fit's values is Platt's: nowhere is it flatter than a tenth of Platt's line."""
-
-THRESHOLDS = (0.2, 0.5, 0.8)
-
-MIN_KEPT = 10
-"""Precision of fewer pairs than this is not compared between settings: it is chance for the most part."""
 
 IDENTITY = PlattMap(slope=1.0, intercept=0.0)
 
@@ -108,14 +101,14 @@ def fit_isotonic(
     z, t, w = _checked(logits, targets, weights)
     line = fit_platt(z, t, w) if platt is None else platt
     z, t, w = z[w > 0], t[w > 0], w[w > 0]
-    information = w * _information(_calibrated(line, z))
+    information = w * _information(mapped(line, z))
 
     place = _equal_bins(z, information)
     total, weight = np.bincount(place, information), np.bincount(place, w)
     centre = np.bincount(place, information * z) / total
-    expected = np.clip(_calibrated(line, centre), -30.0, 30.0)
+    expected = np.clip(mapped(line, centre), -30.0, 30.0)
     pseudo = PRIOR / _information(expected)
-    rate = (np.bincount(place, w * t) + pseudo * _probabilities(expected)) / (weight + pseudo)
+    rate = (np.bincount(place, w * t) + pseudo * logistic(expected)) / (weight + pseudo)
     pooled = _sklearn().isotonic.IsotonicRegression().fit_transform(centre, rate, sample_weight=weight + pseudo)
     value = (1 - BLEND) * np.log(pooled / (1 - pooled)) + BLEND * expected
 
@@ -123,7 +116,7 @@ def fit_isotonic(
     knots = np.flatnonzero(np.append(True, apart))
     if len(knots) < 2:
         centre = np.array([z.min(), z.max()])
-        value, knots = _calibrated(line, centre), np.arange(2)
+        value, knots = mapped(line, centre), np.arange(2)
     return KnotMap(logits=tuple(centre[knots].tolist()), calibrated=tuple(value[knots].tolist()))
 
 
@@ -143,7 +136,7 @@ def fit_map(
     Raises ``ValueError`` as :func:`fit_platt`.
     """
     z, t, w = _checked(logits, targets, weights)
-    _check_lengths(logits=len(z), groups=len(groups))
+    check_lengths(logits=len(z), groups=len(groups))
     platt = fit_platt(z, t, w)
     if min(w @ t, w @ (1 - t)) < MIN_PER_CLASS or len(set(groups)) < folds:
         return platt
@@ -152,7 +145,7 @@ def fit_map(
         seen = ~held_out
         line = fit_platt(z[seen], t[seen], w[seen])
         curve = fit_isotonic(z[seen], t[seen], w[seen], line)
-        before, after = (_log_losses(_calibrated(each, z[held_out]), t[held_out]) for each in (line, curve))
+        before, after = (log_losses(mapped(each, z[held_out]), t[held_out]) for each in (line, curve))
         gain += float(w[held_out] @ (before - after))
     return fit_isotonic(z, t, w, platt) if gain > 0 else platt
 
@@ -171,7 +164,7 @@ def calibrate(
     ``logits``: by Plan (of one exit), the raw logits of the pairs; ``targets``, ``groups`` and ``weights`` belong to
     the pairs. ``data`` says in words what they are. Raises ``ValueError`` that names the setting that cannot be fitted.
     """
-    maps = {plan: _fit_setting(plan, z, targets, groups, weights, seed) for plan, z in logits.items()}
+    maps = {plan: fit_setting(plan, z, targets, groups, weights, seed) for plan, z in logits.items()}
     return _calibration(maps, targets, weights, data, "labels")
 
 
@@ -193,7 +186,7 @@ def self_calibrate(
     """
     targets = self_labels(logits[full], full_map)
     maps = {
-        plan: full_map or IDENTITY if plan == full else _fit_setting(plan, z, targets, groups, weights, seed)
+        plan: full_map or IDENTITY if plan == full else fit_setting(plan, z, targets, groups, weights, seed)
         for plan, z in logits.items()
     }
     return _calibration(maps, targets, weights, data, "full size")
@@ -205,7 +198,7 @@ def self_labels(full_logits: Numbers, full_map: CalibrationMap | None = None) ->
     >>> self_labels([0.0, 2.0], PlattMap(slope=1.0, intercept=-2.0)).round(2).tolist()
     [0.12, 0.5]
     """
-    return _probabilities(_calibrated(full_map or IDENTITY, np.asarray(full_logits, dtype=np.float64)))
+    return logistic(mapped(full_map or IDENTITY, np.asarray(full_logits, dtype=np.float64)))
 
 
 def fold_masks(groups: Sequence[object], folds: int, seed: int = 0) -> Iterator[npt.NDArray[np.bool_]]:
@@ -223,175 +216,10 @@ def fold_masks(groups: Sequence[object], folds: int, seed: int = 0) -> Iterator[
         yield drawn == number
 
 
-def expected_calibration_error(
-    probabilities: Numbers, targets: Numbers, bins: int = 15, *, equal: Literal["width", "mass"] = "width"
-) -> float:
-    """Σ over bins of (pairs in it / all pairs) · |mean target − mean probability|; 0 is perfect (Guo et al., 2017, eq.
-    3; Naeini et al., 2015).
-
-    Bins are of equal ``width`` in probability, (0, 1/bins], (1/bins, 2/bins] …; or of equal ``mass``: runs of the
-    sorted probabilities, equally long to within one pair, in input order where they tie. Where few pairs are relevant
-    most lie near 0 and weigh most: then compare it with the share of relevant pairs, which is what a model that says
-    0 to everything gets.
-
-    >>> expected_calibration_error([0.1, 0.3, 0.7, 0.9], [0, 0, 1, 0], bins=2)
-    0.25
-    >>> expected_calibration_error([0.1, 0.3, 0.7, 0.9], [0, 0, 1, 0], bins=4, equal="mass")
-    0.4
-    """
-    p, t = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.float64)
-    _check_lengths(probabilities=len(p), targets=len(t))
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}.")
-    if equal == "width":
-        place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1).astype(int)
-    else:
-        place = np.empty(len(p), dtype=int)
-        place[np.argsort(p, kind="stable")] = np.arange(len(p)) * bins // len(p)
-    return float(np.abs(np.bincount(place, t - p, bins)).sum() / len(p))
-
-
-def precision_at(threshold: float, probabilities: Numbers, targets: Numbers) -> float:
-    """The mean target of the pairs whose probability is at least ``threshold``; NaN where there is none.
-
-    >>> precision_at(0.5, [0.2, 0.5, 0.9], [1, 0, 1])
-    0.5
-    """
-    p, t = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.float64)
-    _check_lengths(probabilities=len(p), targets=len(t))
-    kept = p >= threshold
-    return float(t[kept].mean()) if kept.any() else math.nan
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """How far one setting's probabilities can be taken at their word."""
-
-    error: float
-    """Expected calibration error, bins of equal width."""
-    log_loss: float
-    """Mean −ln of the probability given to what was the case."""
-    precision: dict[float, float]
-    """Threshold -> precision of what reaches it; NaN where nothing does."""
-    kept: dict[float, int]
-    """Threshold -> how many pairs reach it."""
-
-    @classmethod
-    def measure(cls, calibrated: Numbers, targets: Numbers, thresholds: Sequence[float]) -> Reliability:
-        """From logits (raw or calibrated) whose logistic function is the probability."""
-        z, t = np.asarray(calibrated, dtype=np.float64), np.asarray(targets, dtype=np.float64)
-        p = _probabilities(z)
-        return cls(
-            error=expected_calibration_error(p, t),
-            log_loss=float(_log_losses(z, t).mean()),
-            precision={threshold: precision_at(threshold, p, t) for threshold in thresholds},
-            kept={threshold: int((p >= threshold).sum()) for threshold in thresholds},
-        )
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """Each setting's reliability on pairs that no map has seen, by setting, for three ways to a probability."""
-
-    before: dict[str, Reliability]
-    """The plain logistic function of the raw logit."""
-    shared: dict[str, Reliability]
-    """The largest setting's map for all: a threshold that was chosen at full size, used at every setting as it is."""
-    after: dict[str, Reliability]
-    """Each setting's own map."""
-    pairs: int
-    relevant: float
-    """The mean target of the pairs, which is also the calibration error of saying 0 to everything."""
-
-    def spread(self, threshold: float) -> tuple[float, float, float]:
-        """The greatest less the smallest precision at a threshold between settings: before, shared, after. Settings
-        where fewer than ``MIN_KEPT`` pairs reach it are left out, and it is NaN where fewer than two are left.
-        """
-        spreads = []
-        for way in (self.before, self.shared, self.after):
-            found = [each.precision[threshold] for each in way.values() if each.kept[threshold] >= MIN_KEPT]
-            spreads.append(max(found) - min(found) if len(found) > 1 else math.nan)
-        return spreads[0], spreads[1], spreads[2]
-
-    def markdown(self) -> str:
-        """A table with a row a setting: the calibration error and, for each threshold, the precision of the pairs that
-        reach it and (in brackets) how many do; each before, shared, after. The last row is :meth:`spread`.
-        """
-        thresholds = list(next(iter(self.before.values())).precision)
-        heads = " | ".join(f"precision at {threshold:g}" for threshold in thresholds)
-        lines = [f"| setting | calibration error | {heads} |", "| --- |" + " ---: |" * (len(thresholds) + 1)]
-        for setting in self.before:
-            ways = [way[setting] for way in (self.before, self.shared, self.after)]
-            cells = [" / ".join(f"{each.error:.4f}" for each in ways)]
-            for threshold in thresholds:
-                cells.append(" / ".join(f"{_decimal(w.precision[threshold])} ({w.kept[threshold]})" for w in ways))
-            lines.append(f"| {setting} | {' | '.join(cells)} |")
-        spreads = [" / ".join(map(_decimal, self.spread(threshold))) for threshold in thresholds]
-        lines.append(f"| max − min |  | {' | '.join(spreads)} |")
-        return "\n".join(lines)
-
-
-def report(
-    calibration: Calibration,
-    logits: Mapping[Plan, Numbers],
-    targets: Numbers,
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> CalibrationReport:
-    """Measure ``calibration`` on pairs that it was not fitted on; a setting without its own map takes the nearest's."""
-    maps = {plan: calibration.nearest(plan.last_layer, plan.merges).map for plan in logits}
-    return _measured([(np.ones(len(targets), dtype=bool), maps)], logits, targets, thresholds)
-
-
-def cross_fitted_report(
-    logits: Mapping[Plan, Numbers],
-    targets: Numbers,
-    groups: Sequence[object],
-    thresholds: Sequence[float] = THRESHOLDS,
-    *,
-    folds: int = 5,
-    seed: int = 0,
-) -> CalibrationReport:
-    """What :func:`calibrate` is worth on new queries of the same kind: every query is held out once, and calibrated by
-    maps that were fitted on the other folds.
-    """
-    t = np.asarray(targets, dtype=np.float64)
-    fitted = []
-    for held_out in fold_masks(groups, folds, seed):
-        seen = np.flatnonzero(~held_out)
-        names = [groups[place] for place in seen.tolist()]
-        maps = {
-            plan: _fit_setting(plan, np.asarray(z, dtype=np.float64)[seen], t[seen], names, None, seed)
-            for plan, z in logits.items()
-        }
-        fitted.append((held_out, maps))
-    return _measured(fitted, logits, targets, thresholds)
-
-
-def _measured(
-    fitted: Sequence[tuple[npt.NDArray[np.bool_], Mapping[Plan, CalibrationMap]]],
-    logits: Mapping[Plan, Numbers],
-    targets: Numbers,
-    thresholds: Sequence[float],
-) -> CalibrationReport:
-    """``fitted``: the pairs to measure, in parts that make up all of them, each with the maps for its part."""
-    t = np.asarray(targets, dtype=np.float64)
-    largest = max(logits, key=lambda plan: (plan.last_layer, plan.mean_width))
-    before, shared, after = {}, {}, {}
-    for plan, raw in logits.items():
-        z = np.asarray(raw, dtype=np.float64)
-        own, other = np.empty(len(t)), np.empty(len(t))
-        for part, maps in fitted:
-            own[part], other[part] = _calibrated(maps[plan], z[part]), _calibrated(maps[largest], z[part])
-        name = setting_name(plan.last_layer, plan.merges)
-        before[name] = Reliability.measure(z, t, thresholds)
-        shared[name] = Reliability.measure(other, t, thresholds)
-        after[name] = Reliability.measure(own, t, thresholds)
-    return CalibrationReport(before, shared, after, len(t), float(t.mean()))
-
-
-def _fit_setting(
+def fit_setting(
     plan: Plan, logits: Numbers, targets: Numbers, groups: Sequence[object], weights: Numbers | None, seed: int
 ) -> CalibrationMap:
+    """:func:`fit_map`; what it raises names the setting."""
     try:
         return fit_map(logits, targets, groups, weights, seed=seed)
     except ValueError as error:
@@ -422,22 +250,24 @@ def _equal_bins(z: Array, information: Array) -> npt.NDArray[np.intp]:
     return np.unique(bins, return_inverse=True)[1][which]
 
 
-def _calibrated(fitted: CalibrationMap, logits: Array) -> Array:
+def mapped(fitted: CalibrationMap, logits: Array) -> Array:
+    """A map, over many logits."""
     return np.array([fitted(logit) for logit in logits.tolist()], dtype=np.float64)
 
 
-def _probabilities(logits: Array) -> Array:
+def logistic(logits: Array) -> Array:
+    """Logits to probabilities, without overflow."""
     p: Array = np.exp(-np.logaddexp(0.0, -logits))
     return p
 
 
 def _information(logits: Array) -> Array:
     """p (1 − p), never quite zero."""
-    p = _probabilities(np.clip(logits, -30.0, 30.0))
+    p = logistic(np.clip(logits, -30.0, 30.0))
     return p * (1 - p)
 
 
-def _log_losses(logits: Array, targets: Array) -> Array:
+def log_losses(logits: Array, targets: Array) -> Array:
     """−t ln p − (1 − t) ln(1 − p)."""
     return np.logaddexp(0.0, logits) - targets * logits
 
@@ -446,7 +276,7 @@ def _checked(logits: Numbers, targets: Numbers, weights: Numbers | None) -> tupl
     """All three as float64, equally long. Raises ``ValueError`` for what cannot be fitted."""
     z, t = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     w = np.ones(len(z)) if weights is None else np.asarray(weights, dtype=np.float64)
-    _check_lengths(logits=len(z), targets=len(t), weights=len(w))
+    check_lengths(logits=len(z), targets=len(t), weights=len(w))
     if not np.isfinite(z).all():
         raise ValueError("logits must be finite; leave out the pairs whose scores are not.")
     if not ((t >= 0) & (t <= 1)).all():
@@ -460,7 +290,8 @@ def _checked(logits: Numbers, targets: Numbers, weights: Numbers | None) -> tupl
     return z, t, w
 
 
-def _check_lengths(**lengths: int) -> None:
+def check_lengths(**lengths: int) -> None:
+    """Raises ``ValueError`` where the named lengths differ or are zero."""
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         given = ", ".join(f"{length} {name}" for name, length in lengths.items())
         raise ValueError(f"each pair needs one value of each kind, got {given}.")
@@ -475,7 +306,3 @@ def _sklearn() -> Any:
             f'calibrating needs scikit-learn ({error}): pip install "matryoshka-reranker[eval]"'
         ) from error
     return sklearn
-
-
-def _decimal(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
