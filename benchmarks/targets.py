@@ -49,8 +49,8 @@ def main() -> None:
     print("| --- | --- | --- | ---: | ---: | --- |")
     for row in rows:
         print(
-            f"| {row['collection']} | `{row['target']}` | {row['setting']} | {row['promised']:.3f} | {row['got']:.3f} | "
-            f"{'yes' if row['honoured'] else 'no'} |"
+            f"| {row['collection']} | `{row['target']}` | {row['setting']} | {row['promised']:.3f} | "
+            f"{row['got']:.3f} | {'yes' if row['honoured'] else 'no'} |"
         )
     facts = {"threads": torch.get_num_threads(), "torch": torch.__version__, "mrr": __version__}
     print(json.dumps({"benchmark": "targets", "measure": MEASURE, "rows": rows, **facts}))
