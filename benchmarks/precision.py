@@ -62,13 +62,12 @@ def main() -> None:
 
 
 def tau(one: dict[str, dict[str, float]], other: dict[str, dict[str, float]]) -> float:
-    """Kendall's tau-b of two runs, averaged over the queries whose candidates differ in score."""
-    found = []
-    for query, scores in one.items():
-        pair = kendalltau(list(scores.values()), [other[query][document] for document in scores]).statistic
-        if pair == pair:  # NaN where all candidates are equal, or there is one
-            found.append(float(pair))
-    return mean(found)
+    """Kendall's tau-b of two runs, averaged over the queries that have candidates to order."""
+    return mean(
+        float(kendalltau(list(scores.values()), [other[query][document] for document in scores]).statistic)
+        for query, scores in one.items()
+        if len(set(scores.values())) > 1
+    )
 
 
 if __name__ == "__main__":

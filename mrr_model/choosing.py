@@ -60,7 +60,7 @@ def chosen_setting(reranker: MatryoshkaReranker, target: Target) -> Choice:
                 f"{target!r} needs a profile, and the checkpoint {str(reranker.name)!r} has none. Make one with "
                 f"`mrr evaluate {reranker.name} COLLECTION --save-profile`; Target(speedup=…) does without."
             )
-        ratios = RATIOS if reranker.merge_layers else RATIOS[:1]
+        ratios = RATIOS[::-1] if reranker.merge_layers else RATIOS[:1]  # of settings that are one Plan the widest stays
         grid = {reranker.plan(depth, ratio): Compression(depth, ratio) for depth in reranker.exits for ratio in ratios}
         full = reranker.cost(depth=None, keep_ratio=1.0)
         shares = {
@@ -84,7 +84,7 @@ def explanation(reranker: MatryoshkaReranker, plan: Plan, setting: Compression, 
         plan=plan,
         operations=cost / reranker.cost(depth=None, keep_ratio=1.0),
         calibration=_calibration(reranker, plan),
-        measured=_measured(reranker, setting, plan),
+        measured=_measured(reranker, plan),
     )
 
 
@@ -98,12 +98,12 @@ def _calibration(reranker: MatryoshkaReranker, plan: Plan) -> str:
     return f"by {whose}, fitted on {calibration.data}"
 
 
-def _measured(reranker: MatryoshkaReranker, setting: Compression, plan: Plan) -> str:
+def _measured(reranker: MatryoshkaReranker, plan: Plan) -> str:
     profile = reranker.profile
     if profile is None:
         return "nothing: the checkpoint has no profile"
-    resolved = (setting, Compression(plan.last_layer, setting.keep_ratio))
-    point = next((point for point in map(profile.point, resolved) if point is not None), None)
+    same = (point for point in profile.points if reranker.plan(point.depth, point.keep_ratio) == plan)
+    point = next(same, None)
     on = f"{', '.join(profile.collections)} ({profile.queries} queries)"
     if point is None:
         return f"not at this setting; others on {on}"

@@ -89,7 +89,3 @@ class Profile(BaseModel):
     def speedup(self, point: ProfilePoint) -> float:
         """How many times as quick as full size a setting was."""
         return self.full.seconds / point.seconds
-
-    def point(self, setting: Compression) -> ProfilePoint | None:
-        """The point of a setting; None where it was not measured."""
-        return next((point for point in self.points if point.setting == setting), None)

@@ -4,6 +4,7 @@ call.
 
 import asyncio
 import copy
+import hashlib
 import logging
 import math
 import tempfile
@@ -198,6 +199,20 @@ class MatryoshkaReranker:
     def adapters(self) -> tuple[str, ...]:
         """The names of the compensation adapters, ``vertical`` and ``horizontal_1_2`` for example."""
         return tuple(self._compensation.adapters)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells one training of a model from another: the heads, a part of the last layer and the adapters change with
+        any of them.
+        """
+        digest = hashlib.sha256()
+        tensors: list[Tensor] = [*self.model.heads.parameters(), *self.model.backbone.layers[-1].parameters()]
+        for name, adapter in self._compensation.adapters.items():
+            digest.update(name.encode())
+            tensors += [tensor for low in adapter.values() for tensor in (low.a, low.b)]
+        for tensor in tensors:
+            digest.update(tensor.detach().flatten()[:256].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def calibration(self) -> Calibration | None:

@@ -5,7 +5,7 @@ or so many milliseconds.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 
 from mrr_model.compression import Compression
 from mrr_model.profile import Profile
@@ -47,10 +47,11 @@ class Target:
         if not least <= float(value) <= most or float(value) == 0:
             raise ValueError(f"{need} must be {allowed}, got {value!r}.")
         object.__setattr__(self, need, float(value))
-        if isinstance(self.documents, bool) or not isinstance(self.documents, int):
+        if isinstance(self.documents, bool) or not isinstance(self.documents, Integral):
             raise TypeError(f"documents must be a whole number, got {self.documents!r}.")
         if self.documents < 1:
             raise ValueError(f"documents must be at least 1, got {self.documents}.")
+        object.__setattr__(self, "documents", int(self.documents))
         if self.max_latency_ms is None and self.documents != DOCUMENTS:
             raise ValueError("documents goes with max_latency_ms: the other needs don't depend on it. Leave it out.")
 

@@ -110,6 +110,8 @@ def _key(reranker: MatryoshkaReranker, settings: Sequence[Compression], request:
         "config": reranker.model.config.to_dict(),
         "adapters": reranker.adapters,
         "max_length": reranker.max_length,
+        "query_max_length": reranker.query_max_length,
+        "prompt": reranker.prompt,
         "batch_tokens": reranker.batch_tokens,
         "settings": list(map(str, settings)),
         **asdict(request),

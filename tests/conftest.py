@@ -4,6 +4,8 @@ Nothing here needs a network or a GPU. Each factory builds anew, so a test may c
 (``tokenizers``, ``saved_checkpoint``) are shared and must be left as they are.
 """
 
+import json
+import random
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mrr_model import checkpoint
+from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.backbones import is_decoder
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compensation import Adapter, LowRank
@@ -166,6 +168,62 @@ def build_checkpoint(family: str, *, adapters: bool = True, seed: int = 0, **cha
     return Checkpoint(model, tokenizer, deltas)
 
 
+def write_beir(
+    folder: Path,
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    qrels: Mapping[str, Mapping[str, int]],
+    candidates: Mapping[str, Sequence[str]] | None = None,
+    split: str = "test",
+) -> Path:
+    """A folder in BEIR's form; with candidates, where they are given."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    for name, texts in (("corpus", corpus), ("queries", queries)):
+        rows = [json.dumps({"_id": identifier, "text": text}) + "\n" for identifier, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    judged = [f"{query}\t{document}\t{grade}\n" for query in qrels for document, grade in qrels[query].items()]
+    header = "query-id\tcorpus-id\tscore\n"
+    (folder / "qrels" / f"{split}.tsv").write_text(header + "".join(judged), encoding="utf-8")
+    if candidates is not None:
+        (folder / "candidates").mkdir(exist_ok=True)
+        run = [
+            f"{query} Q0 {document} {rank} {-rank} first\n"
+            for query, documents in candidates.items()
+            for rank, document in enumerate(documents, 1)
+        ]
+        (folder / "candidates" / f"{split}.run").write_text("".join(run), encoding="utf-8")
+    return folder
+
+
+def toy_collection(folder: Path, *, queries: int = 19, seed: int = 0) -> Path:
+    """A BEIR folder of three chunks of queries with six candidates each, two of them the same text. The last query has
+    no candidate, the first no relevant document.
+    """
+    drawn = random.Random(seed)
+    words = ["the", "what", "panda", "is", "a", "zoo", "in", "bear", "eats", "bamboo", "9"]
+    corpus = {f"d{number:02}": " ".join(drawn.choices(words, k=drawn.randint(1, 25))) for number in range(40)}
+    corpus["same"] = corpus["d00"]
+    names = [f"q{number}" for number in range(queries)]
+    candidates = {query: ["d00", *drawn.sample(sorted(corpus)[1:-1], 4), "same"] for query in names[:-1]}
+    qrels = {query: {documents[1]: 1, documents[drawn.randrange(6)]: 2} for query, documents in candidates.items()}
+    qrels |= {names[-1]: {"d00": 1}, names[0]: {"d00": 0}}
+    texts = {query: " ".join(drawn.choices(words, k=drawn.randint(2, 9))) for query in names}
+    return write_beir(folder, texts, corpus, {query: qrels[query] for query in names}, candidates)
+
+
+FACTS = {
+    "what do bees make?": "Bees make honey from nectar.",
+    "who wrote Faust?": "Goethe is the author of Faust.",
+    "what is the capital of France?": "Paris is the capital of France.",
+    "how do plants make food?": "Plants make food by photosynthesis.",
+    "when did the war end?": "The war ended in 1945.",
+    "how tall is the Eiffel tower?": "The Eiffel tower is 330 metres tall.",
+    "what do pandas eat?": "Pandas eat bamboo.",
+    "where do penguins live?": "Penguins live in Antarctica.",
+}
+"""Questions that the shipped model can tell the answers of."""
+
+
 WORDS = ("red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "sings", "the", "a")
 """The language of the toy rows that training runs learn."""
 
@@ -283,3 +341,44 @@ def saved_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "decoder"
     checkpoint.save(build_checkpoint("llama"), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny BERT of 130 positions with three compensation adapters in this project's own format."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "encoder"
+    checkpoint.save(build_checkpoint("bert"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_beir() -> Callable[..., Path]:
+    """``make_beir(folder, queries, corpus, qrels, candidates=None, split="test")``: a collection in BEIR's form."""
+    return write_beir
+
+
+@pytest.fixture(scope="session")
+def toy_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of :func:`toy_collection`."""
+    return toy_collection(tmp_path_factory.mktemp("collections") / "toy")
+
+
+@pytest.fixture(scope="session")
+def facts_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FACTS in BEIR's form: every answer is a candidate of every question, and one more split with half of them."""
+    folder = tmp_path_factory.mktemp("collections") / "facts"
+    corpus = {f"d{number}": answer for number, answer in enumerate(FACTS.values())}
+    queries = {f"q{number}": question for number, question in enumerate(FACTS)}
+    qrels = {f"q{number}": {f"d{number}": 1} for number in range(len(FACTS))}
+    candidates = {query: list(corpus) for query in queries}
+    write_beir(folder, queries, corpus, dict(list(qrels.items())[:4]), candidates, "half")
+    return write_beir(folder, queries, corpus, qrels, candidates)
+
+
+@pytest.fixture
+def own_mini(tmp_path: Path) -> Path:
+    """A copy of the shipped model to write to."""
+    MatryoshkaReranker(dtype="float32").save_pretrained(tmp_path / "own-mini")
+    for name in ("calibration.json", "profile.json"):
+        (tmp_path / "own-mini" / name).unlink(missing_ok=True)
+    return tmp_path / "own-mini"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrr_model.calibration import CalibratedSetting, PlattMap
 from mrr_model.compression import VERTICAL, Compression, Plan, as_step, horizontal_name, nearest_step, resolve
 
 LAYERS = 32
@@ -81,6 +82,14 @@ def test_compression_is_a_value(depth: int | None, keep_ratio: Any) -> None:
 def test_compression_reads_as_text() -> None:
     assert str(Compression()) == "all layers, keep ratio 1"
     assert str(Compression(20, {8: 0.5, 16: 0.25})) == "depth 20, keep ratio 8:0.5,16:0.25"
+
+
+@given(st.dictionaries(st.integers(1, 40), st.integers(1, 1000)), st.integers(1, 1000))
+def test_a_keep_ratio_in_words_reads_back(widths: dict[int, int], whole: int) -> None:
+    falling = sorted((width / 1000 for width in widths.values()), reverse=True)
+    for ratio in (whole / 1000, dict(zip(sorted(widths), falling, strict=True))):
+        said = Compression(7, ratio)
+        assert Compression(7, said.keep_ratio_text) == said
 
 
 @pytest.mark.parametrize("depth", [2.0, 2.5, "3", True, [3], math.nan])
@@ -284,6 +293,23 @@ def test_plan_is_a_value() -> None:
     assert pickle.loads(pickle.dumps(plan)) == plan
     assert plan.last_layer == 8
     assert [plan.width(layer) for layer in (1, 2, 3, 4, 8)] == [1, 1, Fraction(1, 2), Fraction(1, 6), Fraction(1, 6)]
+
+
+@given(mappings(), st.integers(5, LAYERS))
+def test_mean_width_is_the_mean_over_the_layers(widths: dict[int, float], depth: int) -> None:
+    plan = plan_of(depth, widths)
+    each = [float(plan.width(layer)) for layer in range(1, plan.last_layer + 1)]
+    assert plan.mean_width == pytest.approx(sum(each) / len(each))
+    assert min(each) <= plan.mean_width <= 1.0
+    assert plan_of(depth).mean_width == 1.0
+
+
+def test_a_plan_with_another_calibration_is_another_plan() -> None:
+    maps = [CalibratedSetting(exit_layer=4, map=PlattMap(slope=slope, intercept=0.0)) for slope in (1.0, 1.0, 2.0)]
+    plans = [Plan((4,), calibration=each) for each in maps]
+    assert plans[0] == plans[1] != plans[2] != Plan((4,))
+    assert len(set(plans)) == 2
+    assert pickle.loads(pickle.dumps(plans[2])) == plans[2]
 
 
 @pytest.mark.parametrize("exits", [(), (4, 2), (4, 4)])

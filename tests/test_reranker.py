@@ -18,7 +18,10 @@ import torch
 from transformers import BertModel
 
 from mrr_model import Compression, MatryoshkaReranker, RankedDocument
+from mrr_model.calibration import CalibratedSetting, Calibration, KnotMap, PlattMap
 from mrr_model.checkpoint import Checkpoint
+from mrr_model.compression import Plan
+from mrr_model.inputs import SHARING_LEAST
 from mrr_model.model import MatryoshkaModel
 from mrr_model.reranker import probability
 
@@ -246,6 +249,106 @@ def test_cost_falls_with_depth_and_width(reranker: MatryoshkaReranker) -> None:
     if reranker.merge_layers:
         assert reranker.cost(depth=4) > reranker.cost(depth=4, keep_ratio=0.5) > reranker.cost(depth=4, keep_ratio=0.25)
     assert reranker.cost(passage_tokens=100) < reranker.cost(passage_tokens=101)
+
+
+# Calibrated probabilities
+
+
+CURVE = KnotMap(logits=(-4.0, -1.0, 0.5, 6.0), calibrated=(-9.0, -3.0, -2.5, 1.0))
+CALIBRATION = Calibration(
+    settings=(
+        CalibratedSetting(exit_layer=6, map=CURVE),
+        CalibratedSetting(exit_layer=3, merges={1: "1/2"}, map=PlattMap(slope=0.2, intercept=-4.0)),
+    ),
+    data="toy",
+    targets="labels",
+    pairs=100,
+    relevant=0.1,
+)
+
+
+def calibrated(reranker: MatryoshkaReranker, calibration: Calibration = CALIBRATION) -> MatryoshkaReranker:
+    """The same weights with maps."""
+    loaded = Checkpoint(reranker.model, reranker.tokenizer, reranker._compensation.adapters, calibration)
+    return MatryoshkaReranker(loaded, dtype="float32", max_length=reranker.max_length)
+
+
+@pytest.mark.parametrize("setting", [{"depth": 6}, {"depth": 3, "keep_ratio": {1: 0.5}}, {"depth": 4}], ids=str)
+def test_probabilities_go_by_the_settings_own_or_the_nearest_map(
+    reranker: MatryoshkaReranker, setting: dict[str, Any]
+) -> None:
+    maps = {6: CURVE, 3: PlattMap(slope=0.2, intercept=-4.0), 4: PlattMap(slope=0.2, intercept=-4.0)}
+    own = calibrated(reranker)
+    logits = own.score(QUERY, DOCUMENTS, normalize=False, **setting)
+    assert logits == reranker.score(QUERY, DOCUMENTS, normalize=False, **setting)
+    scores = own.score(QUERY, DOCUMENTS, **setting)
+    assert scores == [probability(maps[setting["depth"]](logit)) for logit in logits]
+    assert scores != reranker.score(QUERY, DOCUMENTS, **setting)
+    order = [ranked.index for ranked in own.rank(QUERY, DOCUMENTS, **setting)]
+    assert order == [ranked.index for ranked in reranker.rank(QUERY, DOCUMENTS, **setting)]
+    kept = own.rank(QUERY, DOCUMENTS, min_score=scores[3], **setting)
+    assert {ranked.index for ranked in kept} == {index for index in range(6) if scores[index] >= scores[3]}
+
+
+@pytest.mark.parametrize("slope", [1e-6, 1e6])
+def test_the_steepest_and_flattest_maps_keep_the_order_and_the_range(mini: MatryoshkaReranker, slope: float) -> None:
+    steep = CalibratedSetting(exit_layer=6, map=PlattMap(slope=slope, intercept=1e6 * (slope < 1)))
+    own = calibrated(mini, CALIBRATION.model_copy(update={"settings": (steep,)}))
+    ranking = own.rank(QUERY, DOCUMENTS)
+    assert [ranked.index for ranked in ranking] == [ranked.index for ranked in mini.rank(QUERY, DOCUMENTS)]
+    assert all(0 < ranked.score < 1 for ranked in ranking)
+
+
+def test_maps_and_profile_pickle_and_are_left_out_with_the_adapters(mini: MatryoshkaReranker) -> None:
+    own = calibrated(mini)
+    assert pickle.loads(pickle.dumps(own)).score(QUERY, DOCUMENTS) == own.score(QUERY, DOCUMENTS)
+    assert own.replaced(depth=3).calibration == CALIBRATION
+    assert own.replaced(compensated=False).calibration is None
+
+
+# What evaluations ask for
+
+
+def test_logits_of_all_exits_are_those_of_each(reranker: MatryoshkaReranker) -> None:
+    deep, shallow = (reranker.plan(depth, {1: 0.5}) for depth in (5, 3))
+    pairs = [(QUERY, text) for text in DOCUMENTS]
+    both = reranker.logits(pairs, Plan((3, 5), deep.merges, deep.adapters))
+    assert (both.shape, both.dtype, both.device.type) == ((6, 2), torch.float32, "cpu")
+    for column, plan in enumerate((shallow, deep)):
+        assert both[:, column].tolist() == pytest.approx(reranker.logits(pairs, plan)[:, 0].tolist(), abs=1e-4)
+    assert reranker.logits([], deep).shape == (0, 1)
+    with pytest.raises(TypeError, match="pairs must be a list of"):
+        reranker.logits(QUERY, deep)  # type: ignore[arg-type]
+
+
+def test_token_counts_are_the_spans_as_cut(reranker: MatryoshkaReranker) -> None:
+    counts = reranker.token_counts([(QUERY, text) for text in DOCUMENTS])
+    batch = reranker.batch([(QUERY, text) for text in DOCUMENTS])
+    assert counts == list(zip(batch.spans.query.tolist(), batch.spans.passage.tolist(), strict=True))
+    assert counts[5][1] == max(passage for _, passage in counts) <= reranker.max_length
+    assert reranker.token_counts([]) == []
+
+
+def test_operations_of_a_call_count_a_shared_query_once(reranker: MatryoshkaReranker) -> None:
+    plan = reranker.plan(4, 0.5)
+    pairs = [(QUERY, text) for text in DOCUMENTS]
+    alone = [reranker.operations([pair], plan) for pair in pairs]
+    [(query, passage), *_] = reranker.token_counts(pairs)
+    assert reranker.operations([], plan) == 0
+    assert reranker.operations(pairs[: SHARING_LEAST - 1], plan) == sum(alone[: SHARING_LEAST - 1])
+    saved = [sum(alone[:count]) - reranker.operations(pairs[:count], plan) for count in (4, 5, 6)]
+    if not reranker.model.backbone.causal:
+        assert saved == [0, 0, 0]
+        # One pair takes what the cost of its lengths says; the layout's own tokens are in both.
+        own = query - 2  # the span holds [CLS] and [SEP]
+        assert alone[0] == reranker.cost(depth=4, keep_ratio=0.5, query_tokens=own, passage_tokens=passage)
+        return
+    one = saved[0] / 3
+    assert saved == pytest.approx([3 * one, 4 * one, 5 * one])
+    assert 0 < one < min(alone)
+    other = [("who met on Tuesday, and what did they discuss?", text) for text in DOCUMENTS]
+    together = reranker.operations([*pairs, *other], plan)
+    assert together == pytest.approx(reranker.operations(pairs, plan) + reranker.operations(other, plan))
 
 
 BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from mrr_integrations.sentence_transformers import AllExitsLoss, MatryoshkaCrossEncoder, MatryoshkaModule
 from mrr_model import MatryoshkaReranker, checkpoint
+from mrr_model.calibration import CalibratedSetting, Calibration, PlattMap
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.source import SHIPPED
 from mrr_model.inputs import length_sorted_batches
@@ -322,6 +324,48 @@ def test_training_leaves_the_adapters_out_and_says_so(make_checkpoint: MakeCheck
     scores = model.predict(PAIRS, activation_fn=torch.nn.Identity())
     batch, plan = model.reranker.batch(PAIRS), model.reranker.plan()
     assert scores == pytest.approx(model.reranker.model(batch, plan)[:, -1].tolist(), abs=1e-5)
+
+
+CALIBRATION = Calibration(
+    settings=(
+        CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-3.0)),
+        CalibratedSetting(exit_layer=3, map=PlattMap(slope=2.0, intercept=1.0)),
+    ),
+    data="toy",
+    targets="labels",
+    pairs=100,
+    relevant=0.1,
+)
+
+
+def test_the_default_activation_gives_the_core_s_calibrated_probabilities(make_checkpoint: MakeCheckpoint) -> None:
+    loaded = replace(make_checkpoint("bert"), calibration=CALIBRATION)
+    model = MatryoshkaCrossEncoder(reranker=MatryoshkaReranker(loaded, max_length=64, dtype="float32"))
+    plain = MatryoshkaReranker(make_checkpoint("bert"), max_length=64, dtype="float32")
+    for setting in ({}, {"depth": 3}, {"depth": 2, "keep_ratio": 0.5}):
+        wanted = core_scores(model, **setting)
+        assert wanted != pytest.approx(plain.score(QUERY, TEXTS, **setting), abs=1e-3)
+        assert model.predict(PAIRS, **setting) == pytest.approx(wanted, abs=1e-6)
+        assert model.predict(PAIRS, activation_fn=torch.nn.Sigmoid(), **setting) == pytest.approx(wanted, abs=1e-6)
+        ranked = {row["corpus_id"]: row["score"] for row in model.rank(QUERY, TEXTS, **setting)}
+        assert [ranked[index] for index in range(3)] == wanted
+        logits = model.predict(PAIRS, activation_fn=torch.nn.Identity(), **setting)
+        assert logits == pytest.approx(core_scores(model, normalize=False, **setting), abs=1e-5)
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_training_leaves_the_calibration_out(make_checkpoint: MakeCheckpoint, tmp_path: Path, adapters: bool) -> None:
+    loaded = replace(make_checkpoint("bert", adapters=adapters), calibration=CALIBRATION)
+    model = MatryoshkaCrossEncoder(reranker=MatryoshkaReranker(loaded, max_length=64))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, AllExitsLoss(model, losses.BinaryCrossEntropyLoss(model)), "binary", tmp_path / "train")
+    assert any("compensation adapters" in str(warning.message) for warning in caught) == adapters
+    assert model.reranker.calibration is None
+    logits = model.predict(PAIRS, activation_fn=torch.nn.Identity(), convert_to_tensor=True)
+    assert model.predict(PAIRS) == pytest.approx(logits.sigmoid().numpy(), abs=1e-6)
+    model.save_pretrained(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / "calibration.json").exists()
 
 
 def test_a_trained_model_is_saved_loaded_back_and_carded(tiny: MatryoshkaCrossEncoder, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def evaluate(
             say("stopped", f"the same command goes on from what is in {output}.")
             raise
         typer.echo(result.markdown())
-        typer.echo("\n* differs from full size, p < 0.05 (paired t-test)")
+        typer.echo()
         for target in targets:
             typer.echo(_recommended(target, result.profile))
         typer.echo(f"runs, queries, results.json, table.md and frontier.png are in {output}")

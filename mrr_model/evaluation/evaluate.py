@@ -12,9 +12,11 @@ In the output folder:
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,7 +30,7 @@ from mrr_model.compression import Compression
 from mrr_model.device import device_name
 from mrr_model.evaluation.collections import Collection
 from mrr_model.evaluation.frontier import draw
-from mrr_model.evaluation.grid import Logits, passes, scored
+from mrr_model.evaluation.grid import Logits, facts_of, passes, scored
 from mrr_model.evaluation.measures import Comparison, Measured, compare, measure, parsed, write_run
 from mrr_model.evaluation.opening import open_collection
 from mrr_model.evaluation.presets import Preset, preset
@@ -39,6 +41,7 @@ from mrr_model.timing import in_turns
 
 FIRST_STAGE = "first stage"
 SIGNIFICANT = 0.05
+STAR = f"`*`: differs from full size, p < {SIGNIFICANT} in a paired t-test (not corrected for the number of settings)"
 MAX_LENGTH = 512
 """Tokens of a pair where neither the settings nor a preset say it."""
 Runs = dict[Compression, Logits]
@@ -68,8 +71,7 @@ class Evaluation:
 
     def markdown(self) -> str:
         """A table with a row a setting: the profile's measure on each collection and in the mean, what it keeps of full
-        size, the milliseconds of a pair, the shares of full size's time and operations. A star: differs from full size,
-        p < 0.05 in a paired t-test, not corrected for the number of settings.
+        size, the milliseconds of a pair, the shares of full size's time and operations; and what a star means.
         """
         profile = self.profile
         names = [result.name for result in self.collections]
@@ -86,7 +88,7 @@ class Evaluation:
             cells += [f"{point.quality:.3f}", f"{point.kept:.1%}", f"{point.seconds * 1000:.2f}"]
             cells += [f"{point.seconds / full.seconds:.0%}", f"{point.operations / full.operations:.0%}"]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+        return "\n".join([*lines, "", STAR])
 
 
 def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambda _: None) -> Evaluation:
@@ -123,6 +125,7 @@ def open_reranker(settings: EvaluateSettings) -> MatryoshkaReranker:
         dtype=settings.dtype,
         max_length=settings.max_length or MAX_LENGTH,
         query_max_length=query_max_length,
+        prompt=settings.prompt,
         batch_tokens=settings.batch_tokens,
         local_files_only=settings.local_files_only,
     )
@@ -149,10 +152,17 @@ def open_collections(
         )
         if not any(collection.candidates.values()):
             raise ValueError(f"{source} has no candidates to re-rank: its first stage found nothing.")
+        _check_identifiers(source, collection)
         if collection.name in (other.name for other in opened.values()):
             raise ValueError(f"two collections are called {collection.name!r}: evaluate one of them at a time.")
         opened[source] = collection
     return opened
+
+
+def _check_identifiers(source: str, collection: Collection) -> None:
+    for identifier in (*collection.queries, *chain.from_iterable(collection.candidates.values())):
+        if identifier.split() != [identifier]:
+            raise ValueError(f"{source}: the id {identifier!r} holds a blank, which TREC runs cannot hold. Rename it.")
 
 
 def score_grid(
@@ -167,11 +177,11 @@ def score_grid(
     with tqdm(total=pairs * len(planned), unit="pair", disable=None, smoothing=0.05) as progress:
         for source, collection in collections.items():
             progress.set_description(collection.name)
-            prompt = _prompt(reranker, source, settings)
+            prompt, kept = _prompt(reranker, source, settings), settings.output / "kept" / collection.name
+            facts = facts_of(reranker, collection, prompt)
             runs: Runs = {}
             for one_pass in planned:
-                kept = settings.output / "kept" / collection.name
-                runs |= scored(reranker, collection, one_pass, kept, prompt=prompt, done=progress.update)
+                runs |= scored(reranker, collection, one_pass, kept, prompt=prompt, facts=facts, done=progress.update)
             yield source, collection, {setting: runs[setting] for setting in grid}
 
 
@@ -180,11 +190,11 @@ def _protocol(settings: EvaluateSettings) -> Preset | None:
 
 
 def _prompt(reranker: MatryoshkaReranker, source: str, settings: EvaluateSettings) -> str | Default | None:
-    """The prompt asked for, else the protocol's where the model takes one, else the model's own."""
-    if settings.prompt is not None:
-        return settings.prompt
+    """The reranker's, which is the one asked for; where none was, the protocol's if the model takes one."""
     protocol = _protocol(settings)
-    own = protocol.prompt_for(source) if protocol and reranker.model.matryoshka.layout.takes_prompt else None
+    if settings.prompt is not None or protocol is None or not reranker.model.matryoshka.layout.takes_prompt:
+        return DEFAULT
+    own = protocol.prompt_for(source)
     return DEFAULT if own is None else own
 
 
@@ -321,6 +331,11 @@ def _write_queries(path: Path, measured: Mapping[Compression, Measured]) -> None
                 file.write(json.dumps({"setting": run_name(setting), "query": query, **values}) + "\n")
 
 
+def _without_nan(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: null in its place."""
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
+
+
 def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: EvaluateSettings) -> None:
     """results.json, table.md and the pictures."""
     output, profile = settings.output, evaluation.profile
@@ -338,7 +353,7 @@ def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: Evalu
                 "first_stage": result.first_stage.mean,
                 "settings": {run_name(setting): each.mean for setting, each in result.settings.items()},
                 "against_full": {
-                    run_name(setting): {name: asdict(compared) for name, compared in each.items()}
+                    run_name(setting): {name: _without_nan(asdict(compared)) for name, compared in each.items()}
                     for setting, each in result.against_full.items()
                 },
             }

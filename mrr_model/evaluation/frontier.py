@@ -54,7 +54,7 @@ def draw(profile: Profile, title: str, files: Sequence[Path]) -> None:
         _draw_panel(panel, profile, axis, ratios)
     axes[0].set_ylabel(f"{profile.measure}, share of full size's ({profile.full.quality:.3f})")
     axes[0].legend(title="keep ratio", loc="lower right", frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         # No date and no random ids: the same numbers give the same file.

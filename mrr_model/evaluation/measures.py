@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
@@ -58,18 +59,29 @@ def distinct(run: Run) -> dict[str, dict[str, float]]:
 
 
 def measure(names: Sequence[str], qrels: Qrels, run: Run) -> Measured:
-    """The measures' values for a run, as ir_measures computes them.
+    """The measures' values for a run, as ir_measures computes them. Two names may stand for one measure.
+
+    Raises ``ValueError`` for a name that :func:`parsed` does not take, and for ids that a measure does not.
 
     >>> measure(["RR@10"], {"q": {"d1": 1}}, {"q": {"d1": 0.1, "d2": 0.9}}).mean
     {'RR@10': 0.5}
     """
-    library = _library()
-    measures = {parsed(name): name for name in names}
-    results = library.calc(list(measures), qrels, distinct(run))
-    by_query: dict[str, dict[str, float]] = {name: {} for name in names}
+    measures = {name: parsed(name) for name in names}
+    found = {query: scores for query, scores in distinct(run).items() if scores}  # as a run that was written has them
+    try:
+        results = _library().calc(list(dict.fromkeys(measures.values())), qrels, found)
+    except CalledProcessError as error:  # a script that computes some of them
+        raise ValueError(
+            f"one of {', '.join(names)} could not be computed: {error}. Its script may take other ids than these (ERR: "
+            "queries by number only); leave it out."
+        ) from error
+    values: dict[Any, dict[str, float]] = {each: {} for each in measures.values()}
     for metric in results.per_query:
-        by_query[measures[metric.measure]][metric.query_id] = metric.value
-    return Measured({measures[each]: value for each, value in results.aggregated.items()}, by_query)
+        values[metric.measure][metric.query_id] = metric.value
+    return Measured(
+        {name: results.aggregated[each] for name, each in measures.items()},
+        {name: values[each] for name, each in measures.items()},
+    )
 
 
 def parsed(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from mrr_model.profile import Profile
 
 
 def checkpoint_folder(model: str) -> Path:
-    """The folder to write to. Raises ``ValueError`` where the model is no local folder; a hub's cache is none."""
+    """The folder to write to. Raises ``ValueError`` where the model is no local folder (a hub's cache is none), and
+    ``PermissionError`` for one that cannot be written to.
+    """
     folder = Path(SHIPPED[model]) if model in SHIPPED else Path(model).expanduser()
     if not folder.is_dir():
         raise ValueError(
             f"{model!r} is no local folder, so nothing can be stored with it. Save it to one first: "
             f"MatryoshkaReranker({model!r}).save_pretrained(FOLDER), then name that folder."
         )
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written to. Save the model elsewhere and name that folder.")
     return folder
 
 
@@ -35,16 +40,25 @@ def save_profile(folder: Path, profile: Profile, table: str) -> None:
 
 
 def save_calibration(folder: Path, calibration: Calibration, table: str) -> None:
-    """Store the maps and show how reliable the probabilities are in the card."""
+    """Store the maps, and say in the card what they mean; ``table``: how reliable they are, where that was measured."""
     measured.write_one(folder, calibration)
-    write_section(
-        folder / "README.md",
-        "calibration",
-        f"## What the probabilities mean\n\nEach setting has a map of its own from logits to probabilities, fitted on "
-        f"{calibration.data}: {calibration.pairs} pairs, {calibration.relevant:.1%} of them relevant. A probability is "
-        "the share of such candidates that are relevant. `mrr calibrate` fitted them; on queries that the maps had not "
-        f"seen (before / full size's map for all / own map):\n\n{table}",
+    text = (
+        "## What the probabilities mean\n\nEach setting has a map of its own from logits to probabilities. "
+        f"`mrr calibrate` fitted them on {calibration.data}: {calibration.pairs} pairs"
     )
+    if calibration.targets == "labels":
+        text += (
+            f", {calibration.relevant:.1%} of them relevant. A probability is the share of such candidates that are "
+            "relevant."
+        )
+    else:
+        text += ". A probability is what full size would give, and means what full size's means."
+    if table:
+        text += (
+            "\n\nOn queries that the maps had not seen (the plain logistic function / full size's map for all / own "
+            f"map; in brackets how many pairs reach the threshold):\n\n{table}"
+        )
+    write_section(folder / "README.md", "calibration", text)
 
 
 def write_section(card: Path, name: str, text: str) -> None:

@@ -117,7 +117,7 @@ def _read_settings(file: Path) -> list[Compression]:
 
     try:
         rows = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no YAML: {error}") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file} must hold a list of settings such as {{depth: 4, keep_ratio: 0.5}}, got {rows!r}.")

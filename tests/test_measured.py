@@ -1,0 +1,87 @@
+"""What lies beside a checkpoint's weights: its calibration and its profile."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mrr_model import MatryoshkaReranker
+from mrr_model.calibration import CalibratedSetting, Calibration, PlattMap
+from mrr_model.checkpoint import measured
+from mrr_model.profile import Profile, ProfilePoint
+
+CALIBRATION = Calibration(
+    settings=(
+        CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-3.0)),
+        CalibratedSetting(exit_layer=4, merges={1: "1/2"}, map=PlattMap(slope=2.0, intercept=1.0)),
+    ),
+    data="toy (19 queries)",
+    targets="labels",
+    pairs=108,
+    relevant=0.2,
+)
+PROFILE = Profile(
+    measure="nDCG@10",
+    collections=("toy",),
+    queries=19,
+    query_tokens=8,
+    passage_tokens=20,
+    device="a processor",
+    dtype="float32",
+    threads=1,
+    points=(
+        ProfilePoint(depth=6, quality=0.8, kept=1.0, seconds=0.01, operations=4e9),
+        ProfilePoint(depth=4, keep_ratio={1: 0.5, 3: 0.25}, quality=0.7, kept=0.875, seconds=0.004, operations=1e9),
+    ),
+)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    measured.write(tmp_path, CALIBRATION, PROFILE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.json", "profile.json"]
+    assert measured.read(tmp_path, Calibration) == CALIBRATION
+    assert measured.read(tmp_path, Profile) == PROFILE
+    measured.write(tmp_path, CALIBRATION, None)  # measured with other weights than those that are saved now
+    assert measured.read(tmp_path, Profile) is None
+    measured.write_one(tmp_path, PROFILE)
+    assert (measured.read(tmp_path, Calibration), measured.read(tmp_path, Profile)) == (CALIBRATION, PROFILE)
+
+
+def test_a_folder_without_them_has_none(tmp_path: Path) -> None:
+    assert measured.read(tmp_path, Calibration) is None
+    assert measured.read(tmp_path / "absent", Profile) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"points": []}', b"\xff\xfe"])
+@pytest.mark.parametrize("kind", [Calibration, Profile])
+def test_a_damaged_file_is_named(tmp_path: Path, kind: type[Calibration] | type[Profile], content: bytes) -> None:
+    name = measured.FILES[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: .*(?s:.)* Make it anew, or remove it\."):
+        measured.read(tmp_path, kind)
+
+
+def test_checkpoints_carry_them_from_folder_to_folder(saved_encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "measured"
+    shutil.copytree(saved_encoder, folder)
+    assert MatryoshkaReranker(folder, max_length=64).profile is None
+    measured.write(folder, CALIBRATION, PROFILE)
+    reranker = MatryoshkaReranker(folder, max_length=64)
+    assert (reranker.calibration, reranker.profile) == (CALIBRATION, PROFILE)
+    reranker.save_pretrained(tmp_path / "again")
+    again = MatryoshkaReranker(tmp_path / "again", max_length=64)
+    assert (again.calibration, again.profile) == (CALIBRATION, PROFILE)
+    # Without its adapters the model is another one: saving it over the old removes what was measured.
+    reranker.replaced(compensated=False).save_pretrained(tmp_path / "again")
+    bare = MatryoshkaReranker(tmp_path / "again", max_length=64)
+    assert (bare.calibration, bare.profile, bare.adapters) == (None, None, ())
+
+
+def test_published_folders_carry_them_too(reference: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    shutil.copytree(reference / "mistral" / "model", folder)
+    layers = MatryoshkaReranker(folder, max_length=64).num_layers
+    full = PROFILE.points[0].model_copy(update={"depth": layers})
+    profile = PROFILE.model_copy(update={"points": (full,)})
+    measured.write_one(folder, profile)
+    assert MatryoshkaReranker(folder, max_length=64).profile == profile
