@@ -122,7 +122,9 @@ class MatryoshkaModule(Module):
         keep_ratio: KeepRatio | Default = DEFAULT,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Adds ``scores``, raw float32 logits (B, 1), to what :meth:`preprocess` gave."""
+        """Adds ``scores``, float32 logits (B, 1), to what :meth:`preprocess` gave: raw ones where gradients are wanted,
+        else calibrated ones, so that a plain CrossEncoder's sigmoid gives the core's probabilities.
+        """
         if self.model is not self.reranker.model:
             raise RuntimeError("DataParallel's copies cannot run a re-ranker: start one process a GPU with torchrun.")
         spans = Spans(*(features[f"{span}_length"].cpu() for span in ("query", "passage", "prompt")))
@@ -140,7 +142,10 @@ class MatryoshkaModule(Module):
                 UserWarning,
                 stacklevel=2,
             )
-        return {**features, "scores": self.reranker.forward(batch, plan)[:, -1:]}
+        scores = self.reranker.forward(batch, plan)[:, -1:]
+        if plan.calibration is not None and not torch.is_grad_enabled():
+            scores = scores.new_tensor([[plan.calibration.map(logit)] for logit in scores[:, 0].tolist()])
+        return {**features, "scores": scores}
 
     @contextmanager
     def replaying(self, plan: Plan) -> Iterator[_Replay]:

@@ -23,6 +23,8 @@ class ProfilePoint(BaseModel):
     """The measure's mean over the collections."""
     kept: float = Field(ge=0)
     """That over full size's."""
+    least: float = Field(ge=0)
+    """The share of full size's that it kept on the collection where it kept least."""
     seconds: float = Field(gt=0)
     """A pair's time, tokenizing included; the median of several runs."""
     operations: float = Field(gt=0)
@@ -37,8 +39,10 @@ class ProfilePoint(BaseModel):
 class Profile(BaseModel):
     """The settings of a checkpoint side by side; the first point is full size.
 
-    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, seconds=0.01, operations=4e9)
-    >>> half = ProfilePoint(depth=4, keep_ratio=0.5, quality=0.78, kept=0.975, seconds=0.004, operations=1.6e9)
+    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9)
+    >>> half = ProfilePoint(
+    ...     depth=4, keep_ratio=0.5, quality=0.78, kept=0.975, least=0.96, seconds=0.004, operations=1.6e9
+    ... )
     >>> made = Profile(
     ...     measure="nDCG@10",
     ...     collections=("wikiqa",),

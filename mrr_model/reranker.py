@@ -25,7 +25,7 @@ from typing_extensions import Self
 from mrr_model import checkpoint
 from mrr_model.backbones.prefix import Prefix
 from mrr_model.calibration import Calibration
-from mrr_model.checkpoint import Checkpoint
+from mrr_model.checkpoint import Checkpoint, measured
 from mrr_model.checkpoint.source import locate
 from mrr_model.choosing import Explanation, chosen_setting, explanation
 from mrr_model.compensation import Compensation
@@ -592,7 +592,9 @@ class MatryoshkaReranker:
     def _model_card(self) -> str | None:
         """The card that came with the checkpoint, so that licences and credits travel with re-saved weights."""
         card = self._folder / "README.md" if self._folder is not None else None
-        return card.read_text(encoding="utf-8") if card is not None and card.is_file() else None
+        if card is None or not card.is_file():
+            return None
+        return measured.card_of(card.read_text(encoding="utf-8"), self._calibration, self._profile)
 
 
 def probability(logit: float) -> float:

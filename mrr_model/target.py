@@ -18,7 +18,8 @@ DOCUMENTS = 20
 class Target:
     """One need, in place of a depth and a keep ratio.
 
-    ``keep_quality``: the share of full size's quality to keep, in (0, 1]: the quickest setting that keeps it.
+    ``keep_quality``: the share of full size's quality to keep, in (0, 1]: the quickest setting that kept it on every
+    collection of the profile.
     ``speedup``: how many times as quick as full size, from 1: the best setting that is. ``max_latency_ms``: the most
     milliseconds of a request with ``documents`` documents: the best setting that takes no more on this device.
 
@@ -86,12 +87,13 @@ def choose(target: Target, profile: Profile, seconds: Mapping[Compression, float
     Raises ``ValueError`` where no setting is quick enough.
     """
     if target.keep_quality is not None:
-        enough = [point for point in profile.points if point.kept >= target.keep_quality]
+        enough = [point for point in profile.points if point.least >= target.keep_quality]
         quickest = min(enough, key=lambda point: (point.seconds, -point.kept))
         return Choice(
             quickest.setting,
-            f"the quickest setting that kept at least {target.keep_quality:.1%} of full size's {profile.measure}: "
-            f"{quickest.kept:.1%} at {profile.speedup(quickest):.2f} times its speed",
+            f"the quickest setting that kept at least {target.keep_quality:.1%} of full size's {profile.measure} on "
+            f"every collection: {quickest.kept:.1%} on average, {quickest.least:.1%} at least, at "
+            f"{profile.speedup(quickest):.2f} times its speed",
         )
     if target.speedup is not None:
         times = {point.setting: point.seconds for point in profile.points}

@@ -30,7 +30,13 @@ def profile_of(points: list[tuple[int, Any, float, float]]) -> Profile:
         threads=1,
         points=tuple(
             ProfilePoint(
-                depth=depth, keep_ratio=ratio, quality=0.8 * kept, kept=kept, seconds=0.01 * time, operations=1e9 * time
+                depth=depth,
+                keep_ratio=ratio,
+                quality=0.8 * kept,
+                kept=kept,
+                least=kept,
+                seconds=0.01 * time,
+                operations=1e9 * time,
             )
             for depth, ratio, kept, time in points
         ),

@@ -97,7 +97,6 @@ def test_an_index_that_cannot_be_kept_is_used_all_the_same(
     assert "the BM25 index could not be kept in" in caplog.text
 
 
-
 @pytest.mark.parametrize("missing", ["bm25s", "Stemmer"])
 def test_a_missing_library_is_named_with_the_command(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__

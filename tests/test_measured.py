@@ -30,8 +30,10 @@ PROFILE = Profile(
     dtype="float32",
     threads=1,
     points=(
-        ProfilePoint(depth=6, quality=0.8, kept=1.0, seconds=0.01, operations=4e9),
-        ProfilePoint(depth=4, keep_ratio={1: 0.5, 3: 0.25}, quality=0.7, kept=0.875, seconds=0.004, operations=1e9),
+        ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9),
+        ProfilePoint(
+            depth=4, keep_ratio={1: 0.5, 3: 0.25}, quality=0.7, kept=0.875, least=0.875, seconds=0.004, operations=1e9
+        ),
     ),
 )
 

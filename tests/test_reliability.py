@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from mrr_model.compression import Plan
 from mrr_model.evaluation import calibrating
 from mrr_model.evaluation.calibrating import calibrate, fit_platt, fold_masks
-from mrr_model.evaluation.reliability import cross_fitted_report, expected_calibration_error, precision_at, report
+from mrr_model.evaluation.reliability import (
+    cross_fitted_report,
+    error_table,
+    expected_calibration_error,
+    precision_at,
+    report,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -145,3 +151,14 @@ def test_the_table_has_a_row_a_setting_and_the_spread() -> None:
     assert lines[-1].startswith("| max − min |  | ")
     assert lines[-1].endswith("| – / – / – |")
     assert {line.count("|") for line in lines} == {5}
+
+
+def test_the_table_of_errors_has_a_column_for_each_report() -> None:
+    true, labels = drawn(2000)
+    logits = scores_of_settings(true)
+    made = report(calibrate(logits, labels, queries(2000), data="drawn"), logits, labels)
+    lines = error_table({"here": made, "there": made}).splitlines()
+    assert lines[0] == "| calibration error | here | there |"
+    assert len(lines) == 2 + len(logits)
+    cell = " / ".join(f"{way['exit 2, no merges'].error:.3f}" for way in (made.before, made.shared, made.after))
+    assert f"| exit 2, no merges | {cell} | {cell} |" in lines

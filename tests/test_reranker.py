@@ -60,7 +60,10 @@ def test_scores_are_probabilities_in_input_order(reranker: MatryoshkaReranker) -
 
 def test_normalize_false_gives_the_logits_behind_the_probabilities(reranker: MatryoshkaReranker) -> None:
     logits = reranker.score(QUERY, DOCUMENTS, normalize=False)
-    assert reranker.score(QUERY, DOCUMENTS) == [probability(logit) for logit in logits]
+    calibration = reranker.plan().calibration
+    assert (calibration is not None) == (reranker.name == "mini")  # which is shipped with its maps
+    calibrated = logits if calibration is None else [calibration.map(logit) for logit in logits]
+    assert reranker.score(QUERY, DOCUMENTS) == [probability(logit) for logit in calibrated]
 
 
 def test_rank_sorts_by_logit_and_ties_keep_input_order(reranker: MatryoshkaReranker) -> None:
@@ -237,7 +240,8 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(mini: MatryoshkaReranke
 
 
 def test_a_loaded_checkpoint_is_taken_as_it_is(mini: MatryoshkaReranker) -> None:
-    shared = MatryoshkaReranker(Checkpoint(mini.model, mini.tokenizer, mini._compensation.adapters), depth=3)
+    loaded = Checkpoint(mini.model, mini.tokenizer, mini._compensation.adapters, mini.calibration, mini.profile)
+    shared = MatryoshkaReranker(loaded, depth=3)
     assert shared.model is mini.model
     assert shared.score(QUERY, DOCUMENTS) == mini.score(QUERY, DOCUMENTS, depth=3)
 
@@ -504,3 +508,15 @@ def test_a_reranker_built_in_inference_mode_scores_at_any_setting() -> None:
         reranker = MatryoshkaReranker(dtype="float32")
         inside = reranker.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5)
     assert reranker.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5) == pytest.approx(inside, abs=1e-6)
+
+
+def test_a_card_saved_without_what_was_measured_does_not_tell_of_it(mini: MatryoshkaReranker, tmp_path: Path) -> None:
+    mini.save_pretrained(tmp_path / "whole")
+    mini.replaced(compensated=False).save_pretrained(tmp_path / "bare")
+    whole, bare = ((tmp_path / name / "README.md").read_text(encoding="utf-8") for name in ("whole", "bare"))
+    assert "<!-- profile -->" in whole
+    assert "<!-- calibration -->" in whole
+    assert "<!-- profile -->" not in bare
+    assert "<!-- calibration -->" not in bare
+    assert "## Training" in bare
+    assert not (tmp_path / "bare" / "profile.json").exists()

@@ -30,7 +30,7 @@ PROFILE = Profile(
     device="a processor",
     dtype="float32",
     threads=2,
-    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, seconds=0.01, operations=4e9),),
+    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9),),
 )
 
 
@@ -84,7 +84,7 @@ def test_a_calibration_is_stored_beside_a_profile(folder: Path) -> None:
     assert (reranker.profile, reranker.calibration) == (PROFILE, CALIBRATION)
     written = (folder / "README.md").read_text(encoding="utf-8")
     assert "fitted them on toy (19 queries): 108 pairs, 25.0% of them relevant" in written
-    assert "On queries that the maps had not seen" in written
+    assert "on queries that the maps had not seen" in written
     assert "| a | table |" in written
 
 

@@ -22,12 +22,20 @@ few = st.sampled_from([0.25, 0.5, 0.75, 0.9, 0.98, 1.0, 1.02])
 def profiles(draw: st.DrawFn) -> Profile:
     """Full size and up to eight settings below it, with many ties."""
     settings = draw(st.sets(st.tuples(st.integers(1, 5), st.sampled_from([1.0, 0.5, 0.25])), max_size=8))
-    points = [ProfilePoint(depth=6, quality=0.8, kept=1.0, seconds=1.0, operations=1.0)]
+    points = [ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=1.0, operations=1.0)]
     for depth, ratio in sorted(settings):
         kept = draw(few)
         taken = draw(st.sampled_from([0.1, 0.2, 0.4, 0.5, 1.0, 1.25]))
         points.append(
-            ProfilePoint(depth=depth, keep_ratio=ratio, quality=0.8 * kept, kept=kept, seconds=taken, operations=taken)
+            ProfilePoint(
+                depth=depth,
+                keep_ratio=ratio,
+                quality=0.8 * kept,
+                kept=kept,
+                least=kept,
+                seconds=taken,
+                operations=taken,
+            )
         )
     return Profile(
         measure="nDCG@10", collections=("toy",), queries=9, query_tokens=8, passage_tokens=40, device="a processor",

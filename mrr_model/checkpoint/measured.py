@@ -1,5 +1,6 @@
 """What was measured with a checkpoint and lies beside its weights: calibration.json and profile.json."""
 
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,8 @@ from mrr_model.profile import Profile
 Measured = TypeVar("Measured", Calibration, Profile)
 
 FILES = {Calibration: "calibration.json", Profile: "profile.json"}
+SECTIONS = {Calibration: "calibration", Profile: "profile"}
+"""The model card's section of each, between ``<!-- name -->`` and ``<!-- /name -->``."""
 
 
 def read(folder: Path, kind: type[Measured]) -> Measured | None:
@@ -31,6 +34,19 @@ def write(folder: Path, calibration: Calibration | None, profile: Profile | None
             (folder / FILES[kind]).unlink(missing_ok=True)
         else:
             write_one(folder, measured)
+
+
+def section(name: str) -> re.Pattern[str]:
+    """What finds a section of a model card."""
+    return re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+
+
+def card_of(card: str, calibration: Calibration | None, profile: Profile | None) -> str:
+    """A model card without the sections of what there is not: they tell of other weights."""
+    for kind, measured in ((Calibration, calibration), (Profile, profile)):
+        if measured is None:
+            card = section(SECTIONS[kind]).sub("", card)
+    return card
 
 
 def write_one(folder: Path, measured: Calibration | Profile) -> None:

@@ -212,16 +212,16 @@ def calibrate(
 
 def _calibrate(asked: "EvaluateSettings", folder: Path | None, texts: Path | None, held_out: tuple[str, ...]) -> None:
     from mrr_model.evaluation.calibrate import calibrate_model
+    from mrr_model.evaluation.reliability import error_table
     from mrr_model.evaluation.saving import save_calibration
 
     made = calibrate_model(asked, texts=texts, held_out=held_out, report_to=_note)
-    tables = [f"{name}\n\n{report.markdown()}" for name, report in made.reports.items()]
-    for table in tables:
-        typer.echo(f"\n{table}")
-    if tables:
+    for name, report in made.reports.items():
+        typer.echo(f"\n{name}\n\n{report.markdown()}")
+    if made.reports:
         typer.echo("\nbefore / full size's map for all / own map; in brackets how many pairs reach the threshold")
     if folder is not None:
-        save_calibration(folder, made.calibration, "\n\n".join(tables))
+        save_calibration(folder, made.calibration, error_table(made.reports) if made.reports else "")
         typer.echo(f"{len(made.calibration.settings)} maps are stored in {folder}")
 
 

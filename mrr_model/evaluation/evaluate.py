@@ -272,13 +272,20 @@ def _profile(
                 depth=setting.depth,
                 keep_ratio=setting.keep_ratio if isinstance(setting.keep_ratio, float) else dict(setting.keep_ratio),
                 quality=quality[setting],
-                kept=quality[setting] / full if full else 1.0,
+                kept=_share(quality[setting], full),
+                least=min(
+                    _share(each.settings[setting].mean[name], each.settings[grid[0]].mean[name]) for each in results
+                ),
                 seconds=seconds[setting] / len(pairs),
                 operations=operations[setting] / len(pairs),
             )
             for setting in grid
         ),
     )
+
+
+def _share(value: float, full: float) -> float:
+    return value / full if full else 1.0
 
 
 def _timing_sample(collections: Sequence[Collection], settings: EvaluateSettings) -> list[tuple[str, list[str]]]:

@@ -136,6 +136,18 @@ class CalibrationReport:
         return "\n".join(lines)
 
 
+def error_table(reports: Mapping[str, CalibrationReport]) -> str:
+    """The calibration errors alone, before / shared / after: a row a setting, a column for each of ``reports``."""
+    lines = [f"| calibration error | {' | '.join(reports)} |", "| --- |" + " ---: |" * len(reports)]
+    for setting in next(iter(reports.values())).before:
+        cells = [
+            " / ".join(f"{way[setting].error:.3f}" for way in (each.before, each.shared, each.after))
+            for each in reports.values()
+        ]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def report(
     calibration: Calibration,
     logits: Mapping[Plan, Numbers],

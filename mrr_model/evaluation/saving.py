@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from mrr_model.calibration import Calibration
@@ -55,8 +54,8 @@ def save_calibration(folder: Path, calibration: Calibration, table: str) -> None
         text += ". A probability is what full size would give, and means what full size's means."
     if table:
         text += (
-            "\n\nOn queries that the maps had not seen (the plain logistic function / full size's map for all / own "
-            f"map; in brackets how many pairs reach the threshold):\n\n{table}"
+            "\n\nThe expected calibration error on queries that the maps had not seen (the plain logistic function / "
+            f"full size's map for all / own map):\n\n{table}"
         )
     write_section(folder / "README.md", "calibration", text)
 
@@ -65,7 +64,7 @@ def write_section(card: Path, name: str, text: str) -> None:
     """Put a section into a model card, in the place of an earlier one of that name, else at the end."""
     before = card.read_text(encoding="utf-8") if card.is_file() else ""
     section = f"<!-- {name} -->\n{text.rstrip()}\n<!-- /{name} -->"
-    known = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+    known = measured.section(name)
     if known.search(before):
         after = known.sub(lambda _: section, before, count=1)
     else:
