@@ -2,7 +2,7 @@
 
     python benchmarks/targets.py --data ../shared/data --output runs/quality
 
-For each of the collections: a profile is made of the others alone, each target chooses from it, and what comes of the
+For each collection of --held-out: a profile is made of the others, each target chooses from it, and what comes of the
 choice is measured on the held-out collection: the share of full size's nDCG@10 (all queries), and times against
 full size on its own texts. Logits that an evaluation kept in --output are used again. Prints a Markdown table, then one
 JSON line.
@@ -30,13 +30,14 @@ TARGETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--held-out", nargs="+", default=list(COLLECTIONS), choices=list(COLLECTIONS))
     parser.add_argument("--model", default="mini")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--limit-queries", type=int)
     arguments = parser.parse_args()
 
     rows = []
-    for name in COLLECTIONS:
+    for name in arguments.held_out:
         others = measured(arguments, *(other for other in COLLECTIONS if other != name))
         own = measured(arguments, name)
         for target in TARGETS:
