@@ -110,7 +110,7 @@ def _as_merges(merges: object) -> tuple[tuple[int, Fraction], ...]:
     """``{layer: step}`` or pairs of them, layers and steps as numbers or texts, in ascending order of layers."""
     pairs = merges.items() if isinstance(merges, Mapping) else merges
     try:
-        return tuple(sorted((int(layer), Fraction(step)) for layer, step in pairs))  # type: ignore[attr-defined]
+        return tuple(sorted((int(layer), Fraction(step)) for layer, step in pairs))  # type: ignore[attr-defined]  # TypeError below
     except (TypeError, ValueError, ZeroDivisionError):
         raise ValueError(
             f'merges must be a mapping such as {{1: "1/2"}}, layer to step ratio; got {merges!r}'
@@ -202,12 +202,14 @@ class Calibration(BaseModel):
         Near is what is near in :func:`distance`; among equally near ones the deeper, then the wider, then the one
         whose merges come first.
         """
+        own = next((setting for setting in self.settings if setting.matches(exit_layer, merges)), None)
+        if own is not None:
+            return own
         plan = Plan((exit_layer,), merges)
 
-        def rank(setting: CalibratedSetting) -> tuple[bool, float, int, float, Sequence[object]]:
+        def rank(setting: CalibratedSetting) -> tuple[float, int, float, Sequence[object]]:
             other = setting.plan()
-            exact = setting.matches(exit_layer, merges)
-            return not exact, round(distance(plan, other), 12), -setting.exit_layer, -other.mean_width, setting.merges
+            return round(distance(plan, other), 12), -setting.exit_layer, -other.mean_width, setting.merges
 
         return min(self.settings, key=rank)
 

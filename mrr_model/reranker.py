@@ -566,7 +566,8 @@ class MatryoshkaReranker:
 
     def _halve_batches(self, tokens: int) -> None:
         """Take half of a batch that did not fit in memory as the budget from here on."""
-        self.batch_tokens = max(1, tokens // 2)
+        half = max(1, tokens // 2)
+        self.batch_tokens = half if self.batch_tokens is None else min(self.batch_tokens, half)  # threads may differ
         if not self._halved:
             self._halved = True
             logger.warning(

@@ -483,6 +483,13 @@ def test_out_of_memory_halves_the_batches_and_is_logged_once(
     assert reranker.batch_tokens < 1024
 
 
+def test_halving_never_makes_a_budget_larger() -> None:
+    """Another thread may have halved it further meanwhile."""
+    reranker = MatryoshkaReranker(dtype="float32", batch_tokens=8)
+    reranker._halve_batches(1024)
+    assert reranker.batch_tokens == 8
+
+
 def test_a_pair_that_does_not_fit_alone_and_every_other_error_are_raised(caplog: pytest.LogCaptureFixture) -> None:
     reranker = MatryoshkaReranker(dtype="float32")
     with failing_above(0, OUT_OF_MEMORY[0]), pytest.raises(torch.OutOfMemoryError):
