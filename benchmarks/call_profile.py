@@ -40,16 +40,16 @@ def main() -> None:
 
     def clocked(self: MatryoshkaModel, *given: object) -> torch.Tensor:
         result: list[torch.Tensor] = []
-        inside[-1] += timed(lambda: result.append(forward(self, *given)))  # type: ignore[arg-type]
+        inside[-1] += timed(lambda: result.append(forward(self, *given)))
         return result[0]
 
-    MatryoshkaModel.forward = clocked  # type: ignore[method-assign, assignment]
+    MatryoshkaModel.forward = clocked
     whole, tokenizing = [], []
     for _ in range(CALLS):
         inside.append(0.0)
         whole.append(timed(lambda: reranker.score(QUERY, texts, **setting)))
         tokenizing.append(timed(lambda: reranker._encoder.encode([(QUERY, text) for text in texts])))
-    MatryoshkaModel.forward = forward  # type: ignore[method-assign]
+    MatryoshkaModel.forward = forward
     parts = {
         "whole call": statistics.median(whole),
         "tokenizing": statistics.median(tokenizing),

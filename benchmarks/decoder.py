@@ -160,7 +160,7 @@ def note_losses(losses: dict[int, dict[str, float]], file: Path) -> None:
             known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             file.write_text(json.dumps({**known, str(entry["step"]): entry}), encoding="utf-8")
 
-    trainers_of.RankingTrainer.log = noting  # type: ignore[method-assign]
+    trainers_of.RankingTrainer.log = noting
 
 
 def few_candidates(collection: Collection, count: int = 20) -> Collection:

@@ -71,7 +71,7 @@ def measure(stage: str, steps: int) -> None:
         times.append(time.perf_counter())
         return whole(self, *args, **kwargs)
 
-    RankingTrainer.training_step = timed  # type: ignore[method-assign]
+    RankingTrainer.training_step = timed
     sizes: dict[str, Any] = {"max_steps": steps + WARM + 1, "merge_probability": 0.3, "default_merge_share": 0.8}
     adapter = {**sizes, "cascade_weight": 1.0, "lora": {"rank": 16, "alpha": 32, "dropout": 0.0}}
     with tempfile.TemporaryDirectory() as folder:

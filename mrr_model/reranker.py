@@ -242,7 +242,7 @@ class MatryoshkaReranker:
         texts = checked_documents(documents)
         _check_query(query, "query")
         plan = self.plan(depth, keep_ratio)
-        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))
+        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))[:, -1].tolist()
         return self._scores(logits, plan, normalize)
 
     def score_pairs(
@@ -264,7 +264,9 @@ class MatryoshkaReranker:
         if batch_size is not None:
             _whole_number("batch_size", batch_size)
         plan = self.plan(depth, keep_ratio)
-        logits = self._logits(_checked_pairs(pairs), plan, self._prompt(prompt), batch_size, show_progress)
+        logits = self._logits(_checked_pairs(pairs), plan, self._prompt(prompt), batch_size, show_progress)[
+            :, -1
+        ].tolist()
         return self._scores(logits, plan, normalize)
 
     def logits(
@@ -278,7 +280,7 @@ class MatryoshkaReranker:
         """Raw logits of (query, document) pairs at every exit of a Plan, one pass for all: float32 (pairs, exits), on
         the CPU, in input order. Errors as in :meth:`score`.
         """
-        return self._exit_logits(_checked_pairs(pairs), plan, self._prompt(prompt), show_progress=show_progress)
+        return self._logits(_checked_pairs(pairs), plan, self._prompt(prompt), show_progress=show_progress)
 
     def rank(
         self,
@@ -306,7 +308,7 @@ class MatryoshkaReranker:
         texts = checked_documents(documents)
         _check_query(query, "query")
         plan = self.plan(depth, keep_ratio)
-        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))
+        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))[:, -1].tolist()
         scores = self._scores(logits, plan, normalize)
         best_first = sorted(range(len(texts)), key=lambda index: -logits[index])
         kept = [index for index in best_first if min_score is None or scores[index] >= min_score]
@@ -473,17 +475,6 @@ class MatryoshkaReranker:
             )
 
     def _logits(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        plan: Plan,
-        prompt: str | None,
-        batch_size: int | None = None,
-        show_progress: bool | None = None,
-    ) -> list[float]:
-        """Raw logits of pairs at the plan's last exit, in input order."""
-        return self._exit_logits(pairs, plan, prompt, batch_size, show_progress)[:, -1].tolist()
-
-    def _exit_logits(
         self,
         pairs: Sequence[tuple[str, str]],
         plan: Plan,
