@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from mrr_model.backbones import FAMILIES, attention, is_decoder, walk
-from mrr_model.backbones.attention import UNFUSED_ROWS, ReadingRow, visible_places
+from mrr_model.backbones.attention import UNFUSED_ROWS, ReadingRow, row_attention, row_weights, visible_places
 from mrr_model.compression import Plan
 from mrr_model.inputs import Batch, EncodedPair, collate
 from mrr_model.model import MatryoshkaModel
@@ -221,6 +221,32 @@ def test_reading_token_sees_its_window_only() -> None:
     assert seen is not None
     assert seen.tolist() == [[False] * 4 + [True] * 2, [False, True, True] + [False] * 3]
     assert visible_places(ReadingRow(torch.tensor([5]), None), 6, None) is None
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(6, 6), (6, 2), (6, 1)])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_reading_rows_equal_whole_attention_however_keys_lie(heads: int, key_heads: int, softcap: float | None) -> None:
+    """Token by token, as projections leave them, or head by head, as joining spans does."""
+    batch, tokens, size = 3, 9, 4
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(heads: int) -> torch.Tensor:
+        return torch.randn(batch, tokens, heads, size, generator=generator).transpose(1, 2)
+
+    query, key, value = drawn(heads), drawn(key_heads), drawn(key_heads)
+    valid = torch.arange(tokens) < torch.tensor([9, 5, 1])[:, None]
+    row = ReadingRow(torch.tensor([8, 3, 0]), valid)
+    whole_key, whole_value = (part.repeat_interleave(heads // key_heads, 1) for part in (key, value))
+    scores = query @ whole_key.transpose(2, 3) * 0.3
+    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+    weights = scores.masked_fill(~valid[:, None, None], float("-inf")).softmax(-1)  # (B, H, T, T)
+    each = torch.arange(batch)
+    expected = (weights @ whole_value)[each, :, row.index].flatten(1)  # (B, H · d)
+
+    reader = query[each, :, row.index][:, :, None]  # (B, H, 1, d)
+    for keys in (key, key.contiguous()):
+        torch.testing.assert_close(row_weights(query, keys, row, 0.3, softcap), weights[each, :, row.index].sum(1))
+        torch.testing.assert_close(row_attention(reader, keys, value, row, 0.3, softcap), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -135,8 +135,14 @@ def row_attention(
     H · d).
     """
     batch, heads, _, size = query.shape
-    weights = _row_softmax(query.view(batch, key.shape[1], -1, size), key, row, scaling, softcap, sliding_window)
-    return (weights.to(value.dtype) @ value).view(batch, heads * size)
+    reader = query.view(batch, key.shape[1], -1, size)  # (B, K, H/K, d): the heads of one key stand as its rows
+    if softcap is None:
+        visible = visible_places(row, key.shape[2], sliding_window)
+        mask = None if visible is None else visible[:, None, None, :]
+        out = scaled_dot_product_attention(reader, key, value, attn_mask=mask, scale=scaling)
+    else:
+        out = _row_softmax(reader, key, row, scaling, softcap, sliding_window).to(value.dtype) @ value
+    return out.reshape(batch, heads * size)
 
 
 def _row_softmax(
@@ -148,13 +154,30 @@ def _row_softmax(
     sliding_window: int | None,
 ) -> Tensor:
     """The reading tokens' attention: ``reader`` (B, K, H/K, d) to float32 (B, K, H/K, T)."""
-    scores = (reader @ key.transpose(2, 3)).float() * (scaling or reader.shape[-1] ** -0.5)
+    scores = _row_products(reader, key).float() * (scaling or reader.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
     visible = visible_places(row, key.shape[2], sliding_window)
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None, :], float("-inf"))
     return scores.softmax(-1)
+
+
+def _row_products(reader: Tensor, key: Tensor) -> Tensor:
+    """Each reading query with every key: (B, K, H/K, d) and (B, K, T, d) to (B, K, H/K, T).
+
+    Keys that lie in memory token by token, all heads of a token together, would be copied head by head for a product
+    by heads. There the queries are set into a block-diagonal matrix instead, and one product serves all heads.
+    """
+    by_token = key.transpose(1, 2)  # (B, T, K, d)
+    if not by_token.is_contiguous():
+        return reader @ key.transpose(2, 3)
+    batch, heads, group, size = reader.shape
+    head = torch.arange(heads, device=reader.device)
+    blocks = reader.new_zeros(batch, heads, size, heads, group)
+    blocks[:, head, :, head] = reader.permute(1, 0, 3, 2)  # (K, B, d, H/K)
+    products = by_token.flatten(2) @ blocks.view(batch, heads * size, heads * group)  # (B, T, H)
+    return products.transpose(1, 2).reshape(batch, heads, group, -1)
 
 
 def visible_places(row: ReadingRow, size: int, sliding_window: int | None) -> Tensor | None:
