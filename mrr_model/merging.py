@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,27 @@ def merge_tokens(hidden: Tensor, target: Tensor, size: int, weights: Tensor | No
     """Average the states that share a destination, each weighted by the reading token's attention to it.
 
     h'_g = Σ_{j∈g} w_j h_j / Σ_{j∈g} w_j  (arXiv 2501.16302, width compression), or the plain mean where ``weights`` is
-    None. A group whose weights are all zero (attention that underflowed) falls back to its plain mean. Sums run in
-    float32.
+    None. A group whose weights are all zero (attention that underflowed) falls back to its plain mean. Shares are
+    computed in float32 and rounded to ``hidden``'s dtype; sums run in float32.
 
-    ``hidden`` (B, T, D); ``target`` int64 (B, T), −1 for padding; ``size`` T'; ``weights`` (B, T) >= 0 or None.
-    Returns (B, T', D) in ``hidden``'s dtype; places that no token goes to are zero.
+    ``hidden`` (B, T, D); ``target`` int64 (B, T), ascending in each row, then −1 for padding; ``size`` T'; ``weights``
+    (B, T) >= 0 or None. Returns (B, T', D) in ``hidden``'s dtype; places that no token goes to are zero.
 
     >>> h = torch.tensor([[[0.0], [4.0], [9.0]]])
     >>> merge_tokens(h, torch.tensor([[0, 0, 1]]), 2, torch.tensor([[0.75, 0.25, 0.1]])).flatten().tolist()
     [1.0, 9.0]
     """
-    batch, _, dim = hidden.shape
+    batch, tokens, dim = hidden.shape
     real = target >= 0
-    target = target.clamp(min=0)
-    share = _group_shares(weights, real, target, size)  # (B, T)
+    target = torch.where(real, target, size - 1)  # padding joins the last place with a share of 0
+    share = _group_shares(weights, real, target, size).to(hidden.dtype)  # (B, T)
 
-    rows = torch.arange(batch, device=hidden.device)[:, None] * size
-    merged = torch.zeros(batch * size, dim, dtype=share.dtype, device=hidden.device)
-    merged = merged.index_add(0, (rows + target).flatten(), (hidden * share[..., None]).flatten(0, 1))
-    return merged.view(batch, size, dim).to(hidden.dtype)
+    # Tokens of one group stand in a row, so each group is a bag of neighbouring rows: one pass over the states.
+    place = (torch.arange(batch, device=hidden.device)[:, None] * size + target).flatten()  # (B · T), ascending
+    starts = torch.searchsorted(place, torch.arange(batch * size, device=hidden.device))
+    rows = torch.arange(batch * tokens, device=hidden.device)
+    merged = embedding_bag(rows, hidden.reshape(-1, dim), starts, mode="sum", per_sample_weights=share.flatten())
+    return merged.view(batch, size, dim)
 
 
 def _group_shares(weights: Tensor | None, real: Tensor, target: Tensor, size: int) -> Tensor:
