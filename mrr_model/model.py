@@ -3,7 +3,8 @@
 Letters: B pairs, T tokens, D hidden size, E exits. Layers, exits and merges are counted from 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from typing_extensions import Self
 from mrr_model import backbones
 from mrr_model.backbones import attention
 from mrr_model.backbones.attention import ReadingRow
+from mrr_model.backbones.backbone import Reading
 from mrr_model.compression import Compression, Plan, resolve
 from mrr_model.heads import HeadKind, ScoreHead, soft_cap
 from mrr_model.inputs import Batch, Layout
@@ -57,6 +59,16 @@ def default_merge_layer(num_layers: int) -> int:
 def pooler_off(model_type: str) -> dict[str, bool]:
     """What a stock base model is told so that it has no pooler: encoders have the switch, decoders have no pooler."""
     return {} if backbones.is_decoder(model_type) else {"add_pooling_layer": False}
+
+
+@dataclass(frozen=True)
+class BatchReading:
+    """A batch whose tokens are done: the logits of the exits before the plan's last, each float32 (B,), and what the
+    last one still needs.
+    """
+
+    logits: list[Tensor]
+    reading: Reading
 
 
 class MatryoshkaModel(nn.Module):
@@ -140,6 +152,33 @@ class MatryoshkaModel(nn.Module):
         In evaluation mode the last block runs for the reading tokens alone; in training every block runs whole, so
         that the hooks of FSDP and gradient checkpointing fire. Both give the same logits.
         """
+        if not self.training:
+            return self.finish([self.read(batch, plan)], plan)
+        logits, hidden, stage = self._layers(batch, plan)
+        read = stage.take(self._backbone.block(plan.last_layer, hidden, stage))
+        return torch.stack([*logits, self._score(plan.last_layer, read)], 1)
+
+    def read(self, batch: Batch, plan: Plan) -> BatchReading:
+        """The first part of an evaluation's forward pass: all that is computed for every token."""
+        logits, hidden, stage = self._layers(batch, plan)
+        return BatchReading(logits, self._backbone.read(plan.last_layer, hidden, stage))
+
+    def finish(self, readings: Sequence[BatchReading], plan: Plan) -> Tensor:
+        """The second part, for any number of batches at once: logits of every exit, float32 (pairs, E), in the order of
+        the batches.
+
+        What is computed for one token of a pair is quick for many pairs, and slow for the few of a batch.
+        """
+        reading = Reading(
+            torch.cat([each.reading.attended for each in readings]),
+            torch.cat([each.reading.states for each in readings]),
+        )
+        last = self._score(plan.last_layer, self._backbone.finish(plan.last_layer, reading))
+        before = [torch.cat(columns) for columns in zip(*(each.logits for each in readings), strict=True)]
+        return torch.stack([*before, last], 1)
+
+    def _layers(self, batch: Batch, plan: Plan) -> tuple[list[Tensor], Tensor, backbones.Stage]:
+        """All layers but the plan's last: the logits of the exits on the way, each (B,), and the last layer's input."""
         backbone = self._backbone
         spans, targets, sizes = _merge_layouts(batch, plan)
         hidden = backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
@@ -154,13 +193,7 @@ class MatryoshkaModel(nn.Module):
                 weights = row.weights if row is not None else None
                 hidden = merge_tokens(hidden, targets[layer], sizes[layer], weights)  # (B, T', D)
                 stage = backbone.stage(hidden, spans[layer], batch.prefix)
-
-        if self.training:
-            read = stage.take(backbone.block(plan.last_layer, hidden, stage))
-        else:
-            read = backbone.read(plan.last_layer, hidden, stage)  # (B, D)
-        logits.append(self._score(plan.last_layer, read))
-        return torch.stack(logits, 1)
+        return logits, hidden, stage
 
     def _score(self, layer: int, read: Tensor) -> Tensor:
         """States of the reading tokens after ``layer`` (B, D) to logits (B,), by that exit's own head."""

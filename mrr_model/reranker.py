@@ -33,11 +33,14 @@ from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.cost import call_operations, pair_operations
 from mrr_model.device import default_batch_tokens, out_of_memory, resolve_device, resolve_dtype
 from mrr_model.inputs import Batch, EncodedPair, PairEncoder, collate, length_sorted_batches, sharing_groups
-from mrr_model.model import MatryoshkaModel
+from mrr_model.model import BatchReading, MatryoshkaModel
 from mrr_model.profile import Profile
 from mrr_model.target import Choice, Target
 
 logger = logging.getLogger(__name__)
+
+FINISHED_TOGETHER = 16
+"""Batches whose reading tokens go through the last layer's MLP together."""
 
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
@@ -490,6 +493,7 @@ class MatryoshkaReranker:
         encoded = self._encoder.encode(list(distinct), prompt)
         groups = sharing_groups(encoded) if self.model.backbone.causal else [(None, list(range(len(encoded))))]
         places: list[int] = []
+        waiting: list[BatchReading] = []
         parts: list[Tensor] = []
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
@@ -507,10 +511,15 @@ class MatryoshkaReranker:
             if model.training:
                 model.eval()  # trained elsewhere, and left in training mode: scores must not hang on dropout
             for prefix, group in groups:
-                for found, part in self._group_logits(model, plan, encoded, group, prefix, batch_size):
+                for found, reading in self._readings(model, plan, encoded, group, prefix, batch_size):
                     places += found
-                    parts.append(part)
+                    waiting.append(reading)
+                    if len(waiting) == FINISHED_TOGETHER:
+                        parts.append(model.finish(waiting, plan))
+                        waiting = []
                     progress.update(len(found))
+            if waiting:
+                parts.append(model.finish(waiting, plan))
         logits[places] = torch.cat(parts).to("cpu", torch.float32)
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
@@ -521,7 +530,7 @@ class MatryoshkaReranker:
             )
         return logits
 
-    def _group_logits(
+    def _readings(
         self,
         model: MatryoshkaModel,
         plan: Plan,
@@ -529,9 +538,9 @@ class MatryoshkaReranker:
         group: list[int],
         prefix: Prefix | None,
         batch_size: int | None,
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """The pairs' places and their logits (B, E), batch by batch, longest first. Where memory runs out, batches are
-        halved.
+    ) -> Iterator[tuple[list[int], BatchReading]]:
+        """The pairs' places and what was read of them, batch by batch, longest first. Where memory runs out, batches
+        are halved.
         """
         before = 0 if prefix is None else prefix.size
         pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
@@ -545,14 +554,14 @@ class MatryoshkaReranker:
                 rows = [encoded[place] for place in places]
                 inputs = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix).to(self.device)
                 try:
-                    logits = model(inputs, plan)
+                    reading = model.read(inputs, plan)
                 except RuntimeError as error:
                     if not out_of_memory(error) or len(batch) == 1:
                         raise
                     self._halve_batches(min(budget, len(batch) * max(lengths[index] for index in batch)))
                     break
                 done.update(places)
-                yield places, logits
+                yield places, reading
             group = [place for place in group if place not in done]
 
     def _halve_batches(self, tokens: int) -> None:

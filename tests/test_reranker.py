@@ -455,15 +455,15 @@ OUT_OF_MEMORY = [
 
 
 def failing_above(pairs: int, error: Exception) -> Any:
-    """MatryoshkaModel.forward, with ``error`` for every batch of more pairs than that."""
-    forward = MatryoshkaModel.forward
+    """MatryoshkaModel.read, with ``error`` for every batch of more pairs than that."""
+    read = MatryoshkaModel.read
 
     def limited(self: MatryoshkaModel, batch: Any, plan: Any) -> Any:
         if len(batch.input_ids) > pairs:
             raise error
-        return forward(self, batch, plan)
+        return read(self, batch, plan)
 
-    return patch.object(MatryoshkaModel, "forward", limited)
+    return patch.object(MatryoshkaModel, "read", limited)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])

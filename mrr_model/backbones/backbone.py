@@ -39,6 +39,16 @@ class Stage:
         return hidden[torch.arange(len(hidden), device=hidden.device), self.reading]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the last block leaves to do once per pair and not once per token: the reading tokens' attention before its
+    output projection, ``attended`` (B, H · d), and their states before the block, ``states`` (B, D).
+    """
+
+    attended: Tensor
+    states: Tensor
+
+
 class Backbone(ABC):
     """A stock transformers model, walked layer by layer. Layers are counted from 1. Holds no weights of its own."""
 
@@ -64,11 +74,16 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Tensor:
-        """Run block ``layer`` for the reading tokens alone: (B, T, D) to (B, D).
+    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Reading:
+        """Run the attention of block ``layer`` for the reading tokens alone; ``hidden`` (B, T, D).
 
-        Keys and values are computed for all tokens; the query, the output projection and the MLP for one token of each
-        pair.
+        Keys and values are computed for all tokens, the query for one token of each pair.
+        """
+
+    @abstractmethod
+    def finish(self, layer: int, reading: Reading) -> Tensor:
+        """The rest of block ``layer``, output projection and MLP, for the reading tokens: (B, D). Pairs of several
+        batches can be finished at once.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
 from mrr_model.backbones.attention import ReadingRow, row_attention
-from mrr_model.backbones.backbone import Backbone, Stage
+from mrr_model.backbones.backbone import Backbone, Reading, Stage
 from mrr_model.backbones.prefix import KeyValue, Prefix
 from mrr_model.merging import Spans
 
@@ -106,7 +106,7 @@ class Decoder(Backbone):
         positions = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None, :]
         return positions, cast(nn.Module, self.model.rotary_emb)(hidden, position_ids=positions)
 
-    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Tensor:
+    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Reading:
         block = cast(Any, self.layers[layer - 1])
         attention = block.self_attn
         residual = stage.take(hidden)  # (B, D)
@@ -132,7 +132,11 @@ class Decoder(Backbone):
         softcap = attention.attn_logit_softcapping if self.family.soft_capped else None
         window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         attended = row_attention(query, key, value, stage.row(), attention.scaling, softcap, window)
-        return self._residual_branches(block, residual, attention.o_proj(attended))
+        return Reading(attended, residual)
+
+    def finish(self, layer: int, reading: Reading) -> Tensor:
+        block = cast(Any, self.layers[layer - 1])
+        return self._residual_branches(block, reading.states, block.self_attn.o_proj(reading.attended))
 
     def _keys_and_values(self, attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """One layer's keys, rotated, and values: (B, T, D) to (B, K, T, d) each."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mrr_model.backbones.attention import ReadingRow, row_attention
-from mrr_model.backbones.backbone import Backbone, Stage
+from mrr_model.backbones.backbone import Backbone, Reading, Stage
 from mrr_model.backbones.prefix import Prefix
 from mrr_model.merging import Spans
 
@@ -43,9 +43,8 @@ class Encoder(Backbone):
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
         return Stage(reading, valid, {"attention_mask": mask})
 
-    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Tensor:
-        block = cast(Any, self.layers[layer - 1])
-        attention = block.attention.self
+    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Reading:
+        attention = cast(Any, self.layers[layer - 1]).attention.self
         reader = hidden[:, 0]  # (B, D)
 
         heads = (*hidden.shape[:-1], attention.num_attention_heads, attention.attention_head_size)
@@ -53,7 +52,11 @@ class Encoder(Backbone):
         key = attention.key(hidden).view(heads).transpose(1, 2)  # (B, H, T, d)
         value = attention.value(hidden).view(heads).transpose(1, 2)
         attended = row_attention(query, key, value, ReadingRow(stage.reading, stage.valid), attention.scaling)  # (B, D)
-        return cast(Tensor, block.feed_forward_chunk(block.attention.output(attended, reader)))
+        return Reading(attended, reader)
+
+    def finish(self, layer: int, reading: Reading) -> Tensor:
+        block = cast(Any, self.layers[layer - 1])
+        return cast(Tensor, block.feed_forward_chunk(block.attention.output(reading.attended, reading.states)))
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         return hidden
