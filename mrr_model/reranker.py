@@ -77,7 +77,7 @@ class MatryoshkaReranker:
     ``max_length``, ``query_max_length``: tokens. ``prompt``: the instruction after the passage, for models whose
     layout has one.
     ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: the most tokens of one
-    batch, padding counted; None: by device and setting (:func:`~mrr_model.device.default_batch_tokens`).
+    batch, padding counted; None: by device and model (:func:`~mrr_model.device.default_batch_tokens`).
     ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as everywhere in huggingface_hub.
     ``model_kwargs``: passed to the stock model's ``from_pretrained`` (``device_map``, ``quantization_config`` …).
     ``adapters``: published LoRA folders, ``{"vertical": folder, "horizontal": {0.5: folder}}``.
@@ -547,8 +547,7 @@ class MatryoshkaReranker:
         while group:
             lengths = [len(encoded[place].input_ids) - before for place in group]
             done: set[int] = set()
-            share = plan.mean_width * plan.last_layer / self.num_layers
-            budget = self.batch_tokens or default_batch_tokens(self.device, share)
+            budget = self.batch_tokens or default_batch_tokens(self.device, self.model.config.hidden_size)
             for batch in length_sorted_batches(lengths, budget, batch_size):
                 places = [group[index] for index in batch]
                 rows = [encoded[place] for place in places]
