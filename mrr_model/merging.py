@@ -39,15 +39,15 @@ def group_count(length: Tensor, step: Fraction) -> Tensor:
 
 
 def padded_length(longest: int) -> int:
-    """``longest`` rounded up to a multiple of 8, above 128 tokens of 32.
+    """``longest`` rounded up to a multiple of 4, above 64 tokens of 8, above 128 of 32.
 
     Matrix kernels are compiled and kept per shape: with a shape for every length, a process that scores mixed texts
     grows by gigabytes, and compiling takes longer than computing the added padding.
 
-    >>> padded_length(40), padded_length(41), padded_length(130)
-    (40, 48, 160)
+    >>> padded_length(40), padded_length(41), padded_length(65), padded_length(130)
+    (40, 44, 72, 160)
     """
-    step = 8 if longest <= 128 else 32
+    step = 4 if longest <= 64 else 8 if longest <= 128 else 32
     return -(-longest // step) * step
 
 
