@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+BAG_DEVICES = ("cpu", "cuda")
+"""Where torch sums weighted bags in every version that this package takes."""
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -85,17 +88,29 @@ def merge_tokens(hidden: Tensor, target: Tensor, size: int, weights: Tensor | No
     >>> merge_tokens(h, torch.tensor([[0, 0, 1]]), 2, torch.tensor([[0.75, 0.25, 0.1]])).flatten().tolist()
     [1.0, 9.0]
     """
-    batch, tokens, dim = hidden.shape
+    batch, _, dim = hidden.shape
     real = target >= 0
     target = torch.where(real, target, size - 1)  # padding joins the last place with a share of 0
     share = _group_shares(weights, real, target, size).to(hidden.dtype)  # (B, T)
 
-    # Tokens of one group stand in a row, so each group is a bag of neighbouring rows: one pass over the states.
     place = (torch.arange(batch, device=hidden.device)[:, None] * size + target).flatten()  # (B · T), ascending
-    starts = torch.searchsorted(place, torch.arange(batch * size, device=hidden.device))
-    rows = torch.arange(batch * tokens, device=hidden.device)
-    merged = embedding_bag(rows, hidden.reshape(-1, dim), starts, mode="sum", per_sample_weights=share.flatten())
-    return merged.view(batch, size, dim)
+    sums = _bag_sums if hidden.device.type in BAG_DEVICES else _index_sums
+    return sums(hidden.reshape(-1, dim), share.flatten(), place, batch * size).view(batch, size, dim)
+
+
+def _bag_sums(states: Tensor, share: Tensor, place: Tensor, count: int) -> Tensor:
+    """Shares times states (N, D), summed by ascending place: (count, D). Those of one place stand in a row, a bag of
+    neighbours, so that one pass over the states does it.
+    """
+    starts = torch.searchsorted(place, torch.arange(count, device=states.device))
+    rows = torch.arange(len(states), device=states.device)
+    return embedding_bag(rows, states, starts, mode="sum", per_sample_weights=share)
+
+
+def _index_sums(states: Tensor, share: Tensor, place: Tensor, count: int) -> Tensor:
+    """The same for devices whose torch may lack weighted bags (MPS)."""
+    sums = torch.zeros(count, states.shape[1], dtype=torch.float32, device=states.device)
+    return sums.index_add(0, place, states.float() * share.float()[:, None]).to(states.dtype)
 
 
 def _group_shares(weights: Tensor | None, real: Tensor, target: Tensor, size: int) -> Tensor:

@@ -123,6 +123,17 @@ def test_bfloat16_states_are_summed_in_float32() -> None:
     assert merged.item() == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_devices_without_weighted_bags_merge_alike(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = spans_of([(2, 9, 1), (1, 0, 1), (3, 4, 2)])
+    target = destinations(spans, Fraction(2, 5))
+    hidden = torch.randn(3, 12, DIM, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights = torch.rand(3, 12, generator=torch.Generator().manual_seed(1))
+    bags = merge_tokens(hidden, target, 8, weights)
+    monkeypatch.setattr("mrr_model.merging.BAG_DEVICES", ())
+    torch.testing.assert_close(merge_tokens(hidden, target, 8, weights), bags)
+
+
 def test_padding_has_no_weight() -> None:
     hidden = torch.tensor([[[1.0], [3.0], [1e30]]])
     target = torch.tensor([[0, 0, -1]])
