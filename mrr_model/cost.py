@@ -1,7 +1,8 @@
 """How many floating-point operations one pair takes under a Plan: the arithmetic that this implementation executes.
 
 Counted: matrix products (2 per multiply-add), attention over the places that a token sees, the reading token's row and
-the weighted sums of merges. Not counted: norms, activations and look-ups, which are a few percent at most.
+the weighted sums of merges. Not counted: norms, activations, look-ups, and the zeros with which a merge's row is
+computed for all heads at once; they are a few percent at most.
 """
 
 from collections.abc import Mapping, Sequence
