@@ -70,6 +70,23 @@ class BatchReading:
     logits: list[Tensor]
     reading: Reading
 
+    def __len__(self) -> int:
+        return len(self.reading.states)
+
+    def part(self, pairs: slice) -> "BatchReading":
+        """The same for some of the pairs."""
+        reading = Reading(self.reading.attended[pairs], self.reading.states[pairs])
+        return BatchReading([column[pairs] for column in self.logits], reading)
+
+    @classmethod
+    def joined(cls, readings: "Sequence[BatchReading]") -> "BatchReading":
+        """One batch after the other."""
+        reading = Reading(
+            torch.cat([each.reading.attended for each in readings]),
+            torch.cat([each.reading.states for each in readings]),
+        )
+        return cls([torch.cat(columns) for columns in zip(*(each.logits for each in readings), strict=True)], reading)
+
 
 class MatryoshkaModel(nn.Module):
     """A stock base model (``model``) with one score head per exit (``heads``), run at the depth and width that a Plan
@@ -153,7 +170,7 @@ class MatryoshkaModel(nn.Module):
         that the hooks of FSDP and gradient checkpointing fire. Both give the same logits.
         """
         if not self.training:
-            return self.finish([self.read(batch, plan)], plan)
+            return self.finish(self.read(batch, plan), plan)
         logits, hidden, stage = self._layers(batch, plan)
         read = stage.take(self._backbone.block(plan.last_layer, hidden, stage))
         return torch.stack([*logits, self._score(plan.last_layer, read)], 1)
@@ -163,19 +180,14 @@ class MatryoshkaModel(nn.Module):
         logits, hidden, stage = self._layers(batch, plan)
         return BatchReading(logits, self._backbone.read(plan.last_layer, hidden, stage))
 
-    def finish(self, readings: Sequence[BatchReading], plan: Plan) -> Tensor:
-        """The second part, for any number of batches at once: logits of every exit, float32 (pairs, E), in the order of
-        the batches.
+    def finish(self, reading: BatchReading, plan: Plan) -> Tensor:
+        """The second part: logits of every exit, float32 (B, E).
 
-        What is computed for one token of a pair is quick for many pairs, and slow for the few of a batch.
+        What is computed for one token of a pair is slow for the few pairs of a batch, so readings of several can be
+        joined and finished at once.
         """
-        reading = Reading(
-            torch.cat([each.reading.attended for each in readings]),
-            torch.cat([each.reading.states for each in readings]),
-        )
-        last = self._score(plan.last_layer, self._backbone.finish(plan.last_layer, reading))
-        before = [torch.cat(columns) for columns in zip(*(each.logits for each in readings), strict=True)]
-        return torch.stack([*before, last], 1)
+        last = self._score(plan.last_layer, self._backbone.finish(plan.last_layer, reading.reading))
+        return torch.stack([*reading.logits, last], 1)
 
     def _layers(self, batch: Batch, plan: Plan) -> tuple[list[Tensor], Tensor, backbones.Stage]:
         """All layers but the plan's last: the logits of the exits on the way, each (B,), and the last layer's input."""

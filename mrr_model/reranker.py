@@ -39,8 +39,8 @@ from mrr_model.target import Choice, Target
 
 logger = logging.getLogger(__name__)
 
-FINISHED_TOGETHER = 16
-"""Batches whose reading tokens go through the last layer's MLP together."""
+FINISHED_TOGETHER = 256
+"""Batches wait until they have so many pairs, whose reading tokens then go through the last layer's MLP together."""
 
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
@@ -514,12 +514,12 @@ class MatryoshkaReranker:
                 for found, reading in self._readings(model, plan, encoded, group, prefix, batch_size):
                     places += found
                     waiting.append(reading)
-                    if len(waiting) == FINISHED_TOGETHER:
-                        parts.append(model.finish(waiting, plan))
+                    if sum(map(len, waiting)) >= FINISHED_TOGETHER:
+                        parts.append(_finished(model, BatchReading.joined(waiting), plan))
                         waiting = []
                     progress.update(len(found))
             if waiting:
-                parts.append(model.finish(waiting, plan))
+                parts.append(_finished(model, BatchReading.joined(waiting), plan))
         logits[places] = torch.cat(parts).to("cpu", torch.float32)
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
@@ -595,6 +595,17 @@ class MatryoshkaReranker:
         if card is None or not card.is_file():
             return None
         return measured.card_of(card.read_text(encoding="utf-8"), self._calibration, self._profile)
+
+
+def _finished(model: MatryoshkaModel, reading: BatchReading, plan: Plan) -> Tensor:
+    """Logits (pairs, E); where memory runs out, half of the pairs at a time."""
+    try:
+        return model.finish(reading, plan)
+    except RuntimeError as error:
+        if not out_of_memory(error) or len(reading) == 1:
+            raise
+    half = len(reading) // 2
+    return torch.cat([_finished(model, reading.part(pairs), plan) for pairs in (slice(half), slice(half, None))])
 
 
 def probability(logit: float) -> float:

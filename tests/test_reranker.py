@@ -483,6 +483,37 @@ def test_out_of_memory_halves_the_batches_and_is_logged_once(
     assert reranker.batch_tokens < 1024
 
 
+@pytest.mark.parametrize("together", [1, 3, 256])
+def test_logits_go_to_their_pairs_however_many_batches_are_finished_together(together: int) -> None:
+    reranker = MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
+    pairs = [(query, f"{text} {place}") for query in (QUERY, "bees") for place, text in enumerate(DOCUMENTS * 3)]
+    plan = reranker.plan()
+    each = torch.cat([reranker.logits([pair], plan) for pair in pairs])
+    with patch("mrr_model.reranker.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
+        torch.testing.assert_close(reranker.logits(pairs, plan), each, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["mini", DECODER], ids=["encoder", "decoder"])
+def test_out_of_memory_in_the_last_part_finishes_fewer_pairs_at_a_time(model: Any) -> None:
+    reranker = MatryoshkaReranker(model, dtype="float32", max_length=128)
+    texts = [f"{text} {number}" for number, text in enumerate(DOCUMENTS * 3)]
+    wanted = reranker.score(QUERY, texts)
+    finish = MatryoshkaModel.finish
+
+    def limited(most: int) -> Any:
+        def run(self: MatryoshkaModel, reading: Any, plan: Any) -> torch.Tensor:
+            if len(reading) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return finish(self, reading, plan)
+
+        return patch.object(MatryoshkaModel, "finish", run)
+
+    with limited(1):
+        assert reranker.score(QUERY, texts) == pytest.approx(wanted, abs=1e-5)
+    with limited(0), pytest.raises(torch.OutOfMemoryError):
+        reranker.score(QUERY, texts)
+
+
 def test_halving_never_makes_a_budget_larger() -> None:
     """Another thread may have halved it further meanwhile."""
     reranker = MatryoshkaReranker(dtype="float32", batch_tokens=8)

@@ -45,7 +45,7 @@ class Encoder(Backbone):
 
     def read(self, layer: int, hidden: Tensor, stage: Stage) -> Reading:
         attention = cast(Any, self.layers[layer - 1]).attention.self
-        reader = hidden[:, 0]  # (B, D)
+        reader = stage.take(hidden)  # (B, D), a copy: a view would keep all tokens' states alive
 
         heads = (*hidden.shape[:-1], attention.num_attention_heads, attention.attention_head_size)
         query = attention.query(reader).view(len(hidden), attention.num_attention_heads, 1, -1)  # (B, H, 1, d)
