@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -221,6 +222,20 @@ def test_reading_token_sees_its_window_only() -> None:
     assert seen is not None
     assert seen.tolist() == [[False] * 4 + [True] * 2, [False, True, True] + [False] * 3]
     assert visible_places(ReadingRow(torch.tensor([5]), None), 6, None) is None
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_pad_tokens_in_a_text_are_read_as_transformers_reads_them(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str
+) -> None:
+    """A tokenizer turns a literal "<pad>" into that id; XLM-RoBERTa does not count it as a place."""
+    model = make_model(family)
+    [pair] = make_pairs([(4, 12, 1)])
+    ids = list(pair.input_ids)
+    ids[6] = ids[9] = model.config.pad_token_id
+    batch = collate([replace(pair, input_ids=ids)], model.config.pad_token_id)
+    with torch.inference_mode():
+        close(model(batch, Plan(exits=(6,))), stock_logits(model, batch)[:, -1:])
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(6, 6), (6, 2), (6, 1)])
