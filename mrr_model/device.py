@@ -10,13 +10,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CUDA_BATCH_TOKENS = 65536
 """Tokens of a batch on an NVIDIA GPU, where large ones fill the chip. Not measured."""
 
-BATCH_TOKENS, BATCH_NUMBERS = 1024, 2048 * 384
+BATCH_TOKENS, BATCH_NUMBERS = 1024, 3072 * 384
 """Elsewhere: as many tokens as make up that many numbers of hidden states, and at least so many tokens. On a CPU small
 batches stay in cache.
 
-Measured on two cores with AMX, for 60 and 200 words, budgets of 512 to 8192 tokens: with 384 dimensions (22M
-parameters) 2048 was the quickest or within 8 % of it, with 768 (108M) 1024 was it or within 2 %, at full size and at
-half depth and width; on two cores without AMX 1024 was within 2 % for both.
+Measured on two cores with AMX in bfloat16, for 60 and 200 words, full size and small settings, budgets of 512 to 8192
+tokens: with 384 dimensions (22M parameters) 3072 was within 5 % of the quickest at 60 words and at full size, and
+within 16 % at 200 words (there small settings gain from 6144, which costs them up to half at 60); with 768 dimensions
+(108M) 1024 and 1536 were alike and 2048 slower. In float32 2048 was the quickest, 1024 and 4096 up to 30 % slower. On
+two cores without AMX 1024 was within 2 % for both models at full size.
 """
 
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -87,9 +89,9 @@ def default_batch_tokens(device: torch.device, hidden_size: int) -> int:
     """The token budget of a batch on ``device``.
 
     >>> [default_batch_tokens(torch.device("cpu"), size) for size in (384, 768, 4096)]
-    [2048, 1024, 1024]
+    [3072, 1536, 1024]
     >>> default_batch_tokens(torch.device("mps"), 384), default_batch_tokens(torch.device("cuda"), 384)
-    (2048, 65536)
+    (3072, 65536)
     """
     return CUDA_BATCH_TOKENS if device.type == "cuda" else max(BATCH_TOKENS, BATCH_NUMBERS // hidden_size)
 
