@@ -6,8 +6,8 @@ The tokenizer, a lower-casing BPE, is trained on the same paragraphs, so that a 
 passage is the paragraph's sentence that shares most words with the question, and negatives are paragraphs drawn at
 random: a model that starts from nothing learns nothing from BM25's, which share most words too. Prints each exit's
 loss (labels, nats; chance is ln 8) in the first and in the last tenth of the first stage, and nDCG@10 on SQuAD's
-dev500, 20 candidates a query, beside that of a random order; then one JSON line. The checkpoint is saved and opened
-again in between. Resumes.
+dev500, the relevant paragraph among 19 drawn at random, beside that of a random order; then one JSON line. The
+checkpoint is saved and opened again in between. Resumes.
 """
 
 import argparse
@@ -41,10 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=Path("runs/decoder"))
-    parser.add_argument("--steps", type=int, default=1500, help="of the first stage; each adapter takes a fifth of it")
+    parser.add_argument("--steps", type=int, default=700, help="of the first stage; each adapter takes a fifth of it")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--groups", type=int, default=32, help="of eight passages in a step")
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--rows", type=int, default=12000)
     arguments = parser.parse_args()
 
@@ -59,7 +61,9 @@ def main() -> None:
     chosen = FinetuneSettings(
         model=str(model), train=(str(rows),), output=arguments.output / "trained", merge_layer=1, exits=None,
         bf16=True, length_parts=4, max_length=64, save_steps=100, freeze_embeddings=False,
-        distill={"max_steps": arguments.steps, "learning_rate": 3e-4, "ratios": (1, 2, 4), "default_merge_share": 0.5},
+        groups_per_step=arguments.groups,
+        distill={"max_steps": arguments.steps, "learning_rate": arguments.learning_rate, "ratios": (1, 2, 4),
+                 "default_merge_share": 0.5},
         vertical=stage, horizontal={**stage, "ratios": (2, 4)},
         trainer={"logging_steps": max(1, arguments.steps // 50)},
     )  # fmt: skip
@@ -67,11 +71,16 @@ def main() -> None:
         finetune(chosen)
 
     reranker = MatryoshkaReranker(chosen.output, max_length=64)
-    collection = few_candidates(open_collection(f"{arguments.data}/squad#dev500", limit=arguments.queries))
+    collection = drawn_candidates(open_collection(f"{arguments.data}/squad#dev500", limit=arguments.queries))
     quality = {
         f"depth {depth or reranker.num_layers}, keep ratio {ratio}": ndcg(
             collection,
-            scored(collection, lambda pairs, d=depth, r=ratio: reranker.score_pairs(pairs, depth=d, keep_ratio=r)),
+            scored(
+                collection,
+                lambda pairs, d=depth, r=ratio: reranker.score_pairs(
+                    [(query, snippet(query, text)) for query, text in pairs], depth=d, keep_ratio=r
+                ),
+            ),
         )
         for depth, ratio in SETTINGS
     }
@@ -163,12 +172,14 @@ def note_losses(losses: dict[int, dict[str, float]], file: Path) -> None:
     trainers_of.RankingTrainer.log = noting
 
 
-def few_candidates(collection: Collection, count: int = 20) -> Collection:
-    """The first-stage's best, with the relevant document among them where it was a candidate at all."""
+def drawn_candidates(collection: Collection, count: int = 20) -> Collection:
+    """A query's relevant document among others drawn at random, as in training."""
+    generator, documents = random.Random(0), list(collection.corpus)
     candidates = {}
-    for query, documents in collection.candidates.items():
-        relevant = [document for document in documents if collection.qrels[query].get(document, 0) > 0]
-        candidates[query] = [*relevant, *(d for d in documents if d not in relevant)][:count]
+    for query in collection.candidates:
+        relevant = [document for document, grade in collection.qrels[query].items() if grade > 0][:1]
+        others = [document for document in generator.sample(documents, count + 5) if document not in relevant]
+        candidates[query] = generator.sample([*relevant, *others[: count - 1]], count)
     return Collection(collection.name, collection.corpus, collection.queries, collection.qrels, candidates)
 
 
