@@ -272,7 +272,9 @@ def test_collate_pads_on_the_right() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("length", "limit", "expected"), [(3, None, 8), (129, None, 160), (129, 130, 130), (8, 8, 8)])
+@pytest.mark.parametrize(
+    ("length", "limit", "expected"), [(3, None, 4), (65, None, 72), (129, None, 160), (129, 130, 130), (8, 8, 8)]
+)
 def test_rounded_batches_have_few_widths_and_stay_within_the_positions(
     length: int, limit: int | None, expected: int
 ) -> None:
