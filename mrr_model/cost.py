@@ -39,6 +39,7 @@ def pair_operations(
         total += 4 * backbone.attention_size * seen
         if layer in plan.exits:
             head = model.heads[str(layer)]
+            total += 4 * tokens * hidden_size if model.matryoshka.head == "similarity" else 0  # both means
             total += sum(
                 _linear_operations(part, ranks.get(names[part], 0))
                 for part in head.modules()

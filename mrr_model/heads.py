@@ -3,21 +3,28 @@
 Letters: B pairs, D hidden size.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
-HeadKind = Literal["linear", "classifier", "yes_no"]
+HeadKind = Literal["linear", "classifier", "yes_no", "similarity"]
 """``linear``: one row; ``classifier``: a dense layer, tanh, then one row (a BERT pooler and classifier, an XLM-R
-classification head); ``yes_no``: two rows of a language-model head, "yes" first, whose difference is the logit.
+classification head); ``yes_no``: two rows of a language-model head, "yes" first, whose difference is the logit;
+``similarity``, for encoders: one row, plus the scaled cosine of a bi-encoder between the query's and the passage's mean
+states.
 """
+FIRST_SCALE = 20.0
+"""What an untrained similarity is multiplied with, as losses over cosines usually are."""
 
 
 class ScoreHead(nn.Module):
-    """The head of one exit. ``forward`` takes states (B, D) of any dtype and gives logits (B,) in float32.
+    """The head of one exit. ``forward`` takes states (B, D) of any dtype and gives logits (B,) in float32; of the kind
+    ``similarity`` also the mean states of both spans (B, 2, D), the query's first.
 
-    Its weights are a stock ``nn.Linear`` or two, so that PEFT can adapt them. It computes in its weights' dtype even
+    Its weights are stock ``nn.Linear`` modules, so that PEFT can adapt them. It computes in its weights' dtype even
     under autocast: logits of a few tens need more than bfloat16's three digits.
     """
 
@@ -25,15 +32,55 @@ class ScoreHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size) if kind == "classifier" else None
         self.linear = nn.Linear(hidden_size, 2 if kind == "yes_no" else 1, bias=bias)
+        self.similarity = Similarity(hidden_size) if kind == "similarity" else None
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, means: Tensor | None = None) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.linear.weight.dtype)
             if self.dense is not None:
                 hidden = self.dense(hidden).tanh()
             rows = self.linear(hidden).float()  # (B, 1) or (B, 2)
-        logits: Tensor = rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] - rows[:, 1]
+            logits: Tensor = rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] - rows[:, 1]
+            if self.similarity is not None:
+                if means is None:
+                    raise ValueError("a similarity head needs the mean states of the query and of the passage")
+                logits = logits + self.similarity(means)
         return logits
+
+    @torch.no_grad()
+    def initialize(self, rows: Tensor | None = None) -> None:
+        """Fresh weights: ``rows`` for the last layer where given, small noise elsewhere, and a plain cosine."""
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=0.02)
+        if rows is not None:
+            self.linear.weight.copy_(rows)
+        if self.similarity is not None:
+            self.similarity.initialize()
+
+
+class Similarity(nn.Module):
+    """Cosine of the passage's mean state and the query's, projected, times a learned scale.
+
+    A bi-encoder's score over the states of a cross-encoder. Where the backbone was trained as a bi-encoder, it ranks
+    from the first step on, while attention across both texts is yet to learn. ``forward`` takes mean states
+    (B, 2, D), the query's first, and gives (B,) in float32.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """A plain cosine times ``FIRST_SCALE``."""
+        nn.init.eye_(self.projection.weight)
+        nn.init.constant_(self.log_scale, math.log(FIRST_SCALE))
+
+    def forward(self, means: Tensor) -> Tensor:
+        query, passage = means.to(self.projection.weight.dtype).unbind(1)
+        return self.log_scale.float().exp() * cosine_similarity(self.projection(query), passage).float()
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:

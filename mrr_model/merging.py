@@ -41,6 +41,19 @@ def group_count(length: Tensor, step: Fraction) -> Tensor:
     return torch.where(length > 0, (length - 1).clamp(min=0) * step.numerator // step.denominator + 1, 0)
 
 
+def span_means(hidden: Tensor, spans: Spans) -> Tensor:
+    """The mean states of each pair's query, without its first token, and passage: (B, T, D) to (B, 2, D), in float32.
+
+    An encoder's first token is its reading token, which speaks for both texts. An empty span's mean is 0.
+    """
+    places = torch.arange(hidden.shape[1])[None]
+    query, end = spans.query[:, None], (spans.query + spans.passage)[:, None]
+    chosen = torch.stack([(places > 0) & (places < query), (places >= query) & (places < end)], 1)  # (B, 2, T)
+    counts = chosen.sum(2, keepdim=True).clamp(min=1).to(hidden.device, torch.float32, non_blocking=True)
+    weights = chosen.to(hidden.device, hidden.dtype, non_blocking=True)
+    return torch.bmm(weights, hidden).float() / counts
+
+
 def padded_length(longest: int) -> int:
     """``longest`` rounded up to a multiple of 4, above 64 tokens of 8, above 128 of 32.
 

@@ -21,7 +21,7 @@ from mrr_model.backbones.backbone import Reading
 from mrr_model.compression import Compression, Plan, resolve
 from mrr_model.heads import HeadKind, ScoreHead, soft_cap
 from mrr_model.inputs import Batch, Layout
-from mrr_model.merging import Spans, destinations, merge_tokens, padded_length
+from mrr_model.merging import Spans, destinations, merge_tokens, padded_length, span_means
 
 
 class MatryoshkaConfig(BaseModel):
@@ -69,6 +69,8 @@ class BatchReading:
 
     logits: list[Tensor]
     reading: Reading
+    means: Tensor | None = None
+    """What a similarity head compares, (B, 2, D)."""
 
     def __len__(self) -> int:
         return len(self.reading.states)
@@ -76,7 +78,8 @@ class BatchReading:
     def part(self, pairs: slice) -> "BatchReading":
         """The same for some of the pairs."""
         reading = Reading(self.reading.attended[pairs], self.reading.states[pairs])
-        return BatchReading([column[pairs] for column in self.logits], reading)
+        means = None if self.means is None else self.means[pairs]
+        return BatchReading([column[pairs] for column in self.logits], reading, means)
 
     @classmethod
     def joined(cls, readings: "Sequence[BatchReading]") -> "BatchReading":
@@ -85,7 +88,9 @@ class BatchReading:
             torch.cat([each.reading.attended for each in readings]),
             torch.cat([each.reading.states for each in readings]),
         )
-        return cls([torch.cat(columns) for columns in zip(*(each.logits for each in readings), strict=True)], reading)
+        logits = [torch.cat(columns) for columns in zip(*(each.logits for each in readings), strict=True)]
+        means = [each.means for each in readings if each.means is not None]
+        return cls(logits, reading, torch.cat(means) if means else None)
 
 
 class MatryoshkaModel(nn.Module):
@@ -105,6 +110,8 @@ class MatryoshkaModel(nn.Module):
         self._backbone = backbones.walk(model)
         if config.exits[-1] > self.num_layers:
             raise ValueError(f"exit {config.exits[-1]} lies beyond the backbone's {self.num_layers} layers")
+        if config.head == "similarity" and self._backbone.causal:
+            raise ValueError("similarity heads compare states of an encoder; a causal model takes linear or yes_no")
         hidden_size = model.config.hidden_size
         self.heads = nn.ModuleDict(
             {str(n): ScoreHead(hidden_size, config.head, config.head_bias) for n in config.exits}
@@ -171,14 +178,14 @@ class MatryoshkaModel(nn.Module):
         """
         if not self.training:
             return self.finish(self.read(batch, plan), plan)
-        logits, hidden, stage = self._layers(batch, plan)
+        logits, hidden, stage, means = self._layers(batch, plan)
         read = stage.take(self._backbone.block(plan.last_layer, hidden, stage))
-        return torch.stack([*logits, self._score(plan.last_layer, read)], 1)
+        return torch.stack([*logits, self._score(plan.last_layer, read, means)], 1)
 
     def read(self, batch: Batch, plan: Plan) -> BatchReading:
         """The first part of an evaluation's forward pass: all that is computed for every token."""
-        logits, hidden, stage = self._layers(batch, plan)
-        return BatchReading(logits, self._backbone.read(plan.last_layer, hidden, stage))
+        logits, hidden, stage, means = self._layers(batch, plan)
+        return BatchReading(logits, self._backbone.read(plan.last_layer, hidden, stage), means)
 
     def finish(self, reading: BatchReading, plan: Plan) -> Tensor:
         """The second part: logits of every exit, float32 (B, E).
@@ -186,30 +193,44 @@ class MatryoshkaModel(nn.Module):
         What is computed for one token of a pair is slow for the few pairs of a batch, so readings of several can be
         joined and finished at once.
         """
-        last = self._score(plan.last_layer, self._backbone.finish(plan.last_layer, reading.reading))
+        states = self._backbone.finish(plan.last_layer, reading.reading)  # (B, D)
+        last = self._score(plan.last_layer, states, reading.means)
         return torch.stack([*reading.logits, last], 1)
 
-    def _layers(self, batch: Batch, plan: Plan) -> tuple[list[Tensor], Tensor, backbones.Stage]:
-        """All layers but the plan's last: the logits of the exits on the way, each (B,), and the last layer's input."""
-        backbone = self._backbone
-        spans, targets, sizes = _merge_layouts(batch, plan)
+    def _layers(self, batch: Batch, plan: Plan) -> tuple[list[Tensor], Tensor, backbones.Stage, Tensor | None]:
+        """All layers but the plan's last: the logits of the exits on the way, each (B,), the last layer's input, and
+        its mean states where heads compare them.
+        """
+        backbone, spans = self._backbone, batch.spans
+        merged, targets, sizes = _merge_layouts(batch, plan)
         hidden = backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
         stage = backbone.stage(hidden, batch.spans, batch.prefix)
         logits = []
         for layer in range(1, plan.last_layer):
             row = self._reading_row(stage) if layer in plan.merges else None
+            means = self._means(hidden, spans) if layer in plan.exits else None
             hidden = backbone.block(layer, hidden, stage, row)
             if layer in plan.exits:
-                logits.append(self._score(layer, stage.take(hidden)))
+                logits.append(self._score(layer, stage.take(hidden), means))
             if layer in plan.merges:
                 weights = row.weights if row is not None else None
                 hidden = merge_tokens(hidden, targets[layer], sizes[layer], weights)  # (B, T', D)
-                stage = backbone.stage(hidden, spans[layer], batch.prefix)
-        return logits, hidden, stage
+                spans = merged[layer]
+                stage = backbone.stage(hidden, spans, batch.prefix)
+        return logits, hidden, stage, self._means(hidden, spans)
 
-    def _score(self, layer: int, read: Tensor) -> Tensor:
-        """States of the reading tokens after ``layer`` (B, D) to logits (B,), by that exit's own head."""
-        return soft_cap(self.heads[str(layer)](self._backbone.final_norm(read.float())), self.matryoshka.logit_softcap)
+    def _score(self, layer: int, read: Tensor, means: Tensor | None) -> Tensor:
+        """States of the reading tokens after ``layer`` (B, D), and mean states before it, to logits (B,), by that
+        exit's own head.
+        """
+        logits = self.heads[str(layer)](self._backbone.final_norm(read.float()), means)
+        return soft_cap(logits, self.matryoshka.logit_softcap)
+
+    def _means(self, hidden: Tensor, spans: Spans) -> Tensor | None:
+        """What a similarity head compares, (B, 2, D): states before the exit's layer, since that layer itself runs for
+        the reading token alone where it is the last.
+        """
+        return span_means(hidden, spans) if self.matryoshka.head == "similarity" else None
 
     def _reading_row(self, stage: backbones.Stage) -> ReadingRow | None:
         return stage.row() if self.matryoshka.merge_weights == "attention" else None

@@ -42,7 +42,8 @@ def linear_operations(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> 
 
 def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
     """The rest, from the docstring of ``mrr_model.cost``: every token sees those before it (a decoder) or all, the
-    reading token alone attends in the last layer, and a merge takes one row of attention and a weighted sum.
+    reading token alone attends in the last layer, a merge takes one row of attention and a weighted sum, and what a
+    similarity head compares two sums over all tokens.
     """
     size, total = model.backbone.attention_size, 0.0
     passage = pair.passage_length
@@ -50,6 +51,8 @@ def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan)
         tokens = pair.query_length + passage + pair.prompt_length
         seen = sum(place + 1 for place in range(tokens)) if model.backbone.causal else tokens * tokens
         total += 2 * 2 * size * (seen if layer < plan.last_layer else tokens)  # q·k and weights·v
+        if layer in plan.exits and model.matryoshka.head == "similarity":
+            total += 2 * 2 * tokens * model.config.hidden_size
         if layer in plan.merges:
             row = size if model.matryoshka.merge_weights == "attention" else 0
             total += 2 * tokens * (row + model.config.hidden_size)
@@ -68,7 +71,13 @@ def test_linear_layers_take_what_torch_counts(
 
 
 @pytest.mark.parametrize(
-    "own", [{"head": "classifier", "head_bias": True}, {"head": "yes_no"}, {"merge_weights": "mean"}]
+    "own",
+    [
+        {"head": "classifier", "head_bias": True},
+        {"head": "yes_no"},
+        {"head": "similarity"},
+        {"merge_weights": "mean"},
+    ],
 )
 def test_heads_and_merge_weights_are_counted(
     make_model: ModelFactory, make_pairs: PairFactory, own: dict[str, Any]

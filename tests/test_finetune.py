@@ -38,13 +38,15 @@ def cats_first(reranker: MatryoshkaReranker, rows: list[Group], **setting: Any) 
     return sum(text in row.positives for text, row in zip(ranked, labelled, strict=True)) / len(labelled)
 
 
-@pytest.mark.parametrize("family", ["stock_encoder", "stock_decoder"])
+@pytest.mark.parametrize(
+    ("family", "head"), [("stock_encoder", None), ("stock_encoder", "similarity"), ("stock_decoder", None)]
+)
 def test_the_whole_recipe_teaches_every_exit_and_width(
-    family: str, request: pytest.FixtureRequest, toy_file: Path, toy_rows: list[Group], tmp_path: Path
+    family: str, head: str | None, request: pytest.FixtureRequest, toy_file: Path, toy_rows: list[Group], tmp_path: Path
 ) -> None:
     stages = ("distill", "vertical", "horizontal")
     model = request.getfixturevalue(family)
-    folder = finetune(settings(model, toy_file, tmp_path / "out", stages=stages, distill={"epochs": 12.0}))
+    folder = finetune(settings(model, toy_file, tmp_path / "out", stages=stages, head=head, distill={"epochs": 12.0}))
     assert sorted(path.name for path in (folder / "compensation").iterdir()) == [
         "horizontal_1_2.safetensors",
         "vertical.safetensors",
@@ -52,6 +54,7 @@ def test_the_whole_recipe_teaches_every_exit_and_width(
     assert not (folder / "steps").exists()
     reranker = MatryoshkaReranker(folder, max_length=32, dtype="float32")
     assert reranker.exits == (1, 2, 3, 4)
+    assert reranker.model.matryoshka.head == (head or "linear")
     for depth in (2, 3, 4):
         for keep_ratio in (1.0, 0.5):
             right = cats_first(reranker, toy_rows, depth=depth, keep_ratio=keep_ratio)
@@ -238,8 +241,16 @@ def test_training_goes_on_from_an_own_checkpoint(stock_encoder: Path, toy_file: 
     reranker = MatryoshkaReranker(second, max_length=32)
     assert reranker.exits == (2, 4)
     assert reranker.model.matryoshka.default_merge_layer == 2
-    with pytest.raises(ValueError, match="exits and merge_layer are fixed in the checkpoint"):
-        finetune(settings(first, toy_file, tmp_path / "third", exits=(1, 4)))
+    for fixed in ({"exits": (1, 4)}, {"merge_layer": 1}, {"head": "linear"}):
+        with pytest.raises(ValueError, match="exits, merge_layer and head are fixed in the checkpoint"):
+            finetune(settings(first, toy_file, tmp_path / "third", **fixed))
+
+
+def test_every_part_of_similarity_heads_is_trained(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
+    before, _ = from_pretrained_backbone(stock_encoder, head="similarity")
+    trained = checkpoint.load(finetune(settings(stock_encoder, toy_file, tmp_path / "out", head="similarity"))).model
+    for name, weight in before.heads.named_parameters():
+        assert not torch.equal(weight, trained.heads.get_parameter(name)), name
 
 
 def test_compensation_needs_a_re_ranker(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Score heads: each kind is the formula of its docstring, in float32 whatever the states' format."""
 
+import math
+
 import pytest
 import torch
 
-from mrr_model.heads import HeadKind, ScoreHead, soft_cap
+from mrr_model.heads import FIRST_SCALE, HeadKind, ScoreHead, soft_cap
 
-KINDS: tuple[HeadKind, ...] = ("linear", "classifier", "yes_no")
+KINDS: tuple[HeadKind, ...] = ("linear", "classifier", "yes_no", "similarity")
 STATES = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+MEANS = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(1))
 
 
 def test_linear_is_one_row() -> None:
@@ -33,11 +36,47 @@ def test_yes_no_is_the_difference_of_two_rows() -> None:
     torch.testing.assert_close(head(STATES), STATES @ yes - STATES @ no)
 
 
+def test_similarity_is_a_row_and_a_scaled_cosine() -> None:
+    head = ScoreHead(8, "similarity")
+    assert head.similarity is not None
+    torch.nn.init.normal_(head.similarity.projection.weight)
+    torch.nn.init.constant_(head.similarity.log_scale, 1.5)
+    rows = (STATES @ head.linear.weight[0]).tolist()
+    for row, (query, passage), logit in zip(rows, MEANS, head(STATES, MEANS).tolist(), strict=True):
+        query = head.similarity.projection.weight @ query
+        cosine = (query @ passage / query.norm() / passage.norm()).item()
+        assert logit == pytest.approx(row + math.exp(1.5) * cosine, abs=1e-5)
+
+
+def test_similarity_of_nothing_is_zero() -> None:
+    head = ScoreHead(8, "similarity")
+    empty = MEANS.clone()
+    empty[:, 1] = 0
+    torch.testing.assert_close(head(STATES, empty), STATES @ head.linear.weight[0])
+
+
+def test_similarity_needs_means() -> None:
+    with pytest.raises(ValueError, match="needs the mean states"):
+        ScoreHead(8, "similarity")(STATES)
+
+
+def test_fresh_heads_take_given_rows_and_start_from_a_plain_cosine() -> None:
+    head, rows = ScoreHead(8, "similarity"), torch.arange(8.0)[None]
+    assert head.similarity is not None
+    torch.nn.init.normal_(head.similarity.projection.weight)
+    head.initialize(rows)
+    assert torch.equal(head.linear.weight, rows)
+    cosine = torch.nn.functional.cosine_similarity(MEANS[:, 0], MEANS[:, 1])
+    torch.testing.assert_close(head(STATES, MEANS), STATES @ rows[0] + FIRST_SCALE * cosine)
+    head.initialize()
+    assert 0 < head.linear.weight.abs().max() < 0.2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_float32_whatever_comes(kind: HeadKind) -> None:
     head = ScoreHead(8, kind)
-    expected = head(STATES.bfloat16().float())
-    logits = head(STATES.bfloat16())
+    expected = head(STATES.bfloat16().float(), MEANS.bfloat16().float())
+    logits = head(STATES.bfloat16(), MEANS.bfloat16())
     assert logits.shape == (5,)
     assert logits.dtype == torch.float32
     assert torch.equal(logits, expected)
@@ -46,9 +85,9 @@ def test_logits_are_float32_whatever_comes(kind: HeadKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_does_not_reach_the_head(kind: HeadKind) -> None:
     head = ScoreHead(8, kind)
-    expected = head(STATES)
+    expected = head(STATES, MEANS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(head(STATES), expected)
+        assert torch.equal(head(STATES, MEANS), expected)
 
 
 def test_soft_cap_keeps_order_and_bounds() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mrr_model.merging import Spans, destinations, group_count, merge_tokens
+from mrr_model.merging import Spans, destinations, group_count, merge_tokens, span_means
 
 DIM = 3
 lengths = st.tuples(st.integers(1, 6), st.integers(0, 25), st.integers(0, 4))
@@ -149,3 +149,19 @@ def test_gradients_flow_to_states_and_weights() -> None:
     assert to_hidden.flatten().tolist() == [0.75, 0.25]  # the shares
     # d/dw_j of Σ w h / Σ w is (h_j − mean) / Σ w; the mean is 1.5.
     assert to_weights.flatten().tolist() == [-0.125, 0.375]
+
+
+@given(rows=batches, seed=seeds, padding=st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
+def test_span_means_equal_the_loop(rows: list[tuple[int, int, int]], seed: int, padding: int) -> None:
+    size = max(map(sum, rows)) + padding
+    hidden = torch.randn(len(rows), size, DIM, generator=torch.Generator().manual_seed(seed))
+    for row, states, found in zip(rows, hidden, span_means(hidden, spans_of(rows)), strict=True):
+        query, passage, _ = row
+        for members, mean in zip((states[1:query], states[query : query + passage]), found, strict=True):
+            expected = members.mean(0) if len(members) else torch.zeros(DIM)
+            torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_span_means_are_float32() -> None:
+    assert span_means(torch.ones(1, 4, DIM, dtype=torch.bfloat16), spans_of([(2, 2, 0)])).dtype == torch.float32

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 from mrr_model.backbones import FAMILIES, attention, is_decoder
 from mrr_model.compression import Compression, Plan
 from mrr_model.inputs import BERT_LAYOUT, EncodedPair, collate
-from mrr_model.model import MatryoshkaConfig, MatryoshkaModel, default_merge_layer
+from mrr_model.model import BatchReading, MatryoshkaConfig, MatryoshkaModel, default_merge_layer
 
 ModelFactory = Callable[..., MatryoshkaModel]
 PairFactory = Callable[..., list[EncodedPair]]
@@ -57,9 +57,10 @@ def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fra
         types = (torch.arange(ids.shape[1]) >= query).long()[None] * (config.type_vocab_size - 1)
         hidden = twin.embeddings(input_ids=ids, token_type_ids=types)
     for layer in range(1, model.num_layers + 1):
+        means = slow_means(hidden[0], query, passage) if model.matryoshka.head == "similarity" else None
         hidden, weights = slow_block(twin, layer, hidden)
         read = hidden[0, -1 if decoder else 0]
-        logit = model.heads[str(layer)]((twin.norm(read) if decoder else read)[None])[0].item()
+        logit = model.heads[str(layer)]((twin.norm(read) if decoder else read)[None], means)[0].item()
         cap = model.matryoshka.logit_softcap
         logits.append(logit if cap is None else cap * math.tanh(logit / cap))
         if layer in merges:
@@ -96,6 +97,12 @@ def slow_block(twin: Any, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return output[0] if isinstance(output, tuple) else output, caught[0][0, :, reading].sum(0)
 
 
+def slow_means(hidden: Tensor, query: int, passage: int) -> Tensor:
+    """What a similarity head compares, (1, 2, D): the query's tokens but the first, and the passage's."""
+    passage_states = hidden[query : query + passage] if passage else torch.zeros(1, hidden.shape[1])
+    return torch.stack([hidden[1:query].mean(0), passage_states.mean(0)])[None]
+
+
 def slow_merge(hidden: Tensor, weights: Tensor, query: int, passage: int, step: Fraction) -> Tensor:
     """(T, D) to (T', D): passage token j goes to group floor(j · step), which becomes its weighted average."""
     groups: dict[int, list[int]] = {}
@@ -123,6 +130,50 @@ def test_forward_equals_a_slow_walk(
             expected = slow_logits(model, pair, MERGES)
         for actual, logit in zip(row.tolist(), expected, strict=True):
             assert actual == pytest.approx(logit, abs=1e-5 * max(1.0, abs(logit)))
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, pairs = make_model(family, own={"head": "similarity"}, **no_dropout), make_pairs(SPANS)
+    for merges in ({}, MERGES):
+        expected = torch.tensor([slow_logits(model, pair, merges) for pair in pairs])
+        together = logits_of(model, pairs, Plan(exits=tuple(range(1, 7)), merges=merges))
+        torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+        for layer in range(1, 7):  # the last exit of a plan goes another way than those before it
+            alone = logits_of(model, pairs, Plan((layer,), {at: step for at, step in merges.items() if at < layer}))
+            torch.testing.assert_close(alone[:, 0], together[:, layer - 1], atol=1e-5, rtol=1e-5)
+        whole = model.train()(collate(pairs, 0), Plan(tuple(range(1, 7)), merges))
+        torch.testing.assert_close(whole.detach(), together, atol=1e-5, rtol=1e-5)
+        model.eval()
+
+
+def test_readings_of_similarity_heads_join_and_part(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    model, pairs = make_model("bert", own={"head": "similarity"}), make_pairs(SPANS)
+    plan = Plan((2, 5), {1: Fraction(1, 2)})
+    with torch.inference_mode():
+        first, second = (model.read(collate(part, 0), plan) for part in (pairs[:1], pairs[1:]))
+        both = BatchReading.joined([first, second])
+        expected = logits_of(model, pairs, plan)
+        torch.testing.assert_close(model.finish(both, plan), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.finish(both.part(slice(1, 3)), plan), expected[1:3], atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_both_sides_of_a_similarity(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    model = make_model("bert", own={"head": "similarity"}).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(collate(make_pairs(SPANS), 0), Plan((2, 6))).sum().backward()
+    for layer in ("2", "6"):
+        grads = [parameter.grad for parameter in model.heads[layer].parameters()]
+        assert len(grads) == 3
+        assert all(grad is not None and grad.isfinite().all() and grad.abs().max() > 0 for grad in grads)
+    assert model.model.encoder.layer[4].output.dense.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_causal_model_has_no_similarity_heads(make_model: ModelFactory, family: str) -> None:
+    with pytest.raises(ValueError, match="similarity heads compare states of an encoder"):
+        make_model(family, own={"head": "similarity"})
 
 
 def test_attention_weights_matter(make_model: ModelFactory, make_pairs: PairFactory) -> None:
@@ -173,7 +224,7 @@ def test_logits_are_float32_one_column_an_exit(make_model: ModelFactory, make_pa
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("head", ["linear", "classifier", "yes_no"])
+@pytest.mark.parametrize("head", ["linear", "classifier", "yes_no", "similarity"])
 def test_soft_cap_and_head_kinds(make_model: ModelFactory, make_pairs: PairFactory, head: str) -> None:
     plain = make_model("bert", own={"head": head, "head_bias": True})
     capped = make_model("bert", own={"head": head, "head_bias": True, "logit_softcap": 0.5})

@@ -5,7 +5,7 @@ re-ranker, with the head that it has.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mrr_model.backbones import is_decoder
 from mrr_model.checkpoint import native
 from mrr_model.checkpoint.blueprint import Blueprint
 from mrr_model.checkpoint.weights import assign_weights, read_weights
-from mrr_model.heads import HeadKind
+from mrr_model.heads import HeadKind, ScoreHead
 from mrr_model.inputs import BERT_LAYOUT, QWEN3_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, Layout
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel, default_merge_layer
 
@@ -46,6 +46,7 @@ def from_pretrained_backbone(
     exits: tuple[int, ...] | None = None,
     merge_layers: tuple[int, ...] | None = None,
     merge_layer: int | None = None,
+    head: HeadKind = "linear",
     dropout: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
@@ -64,15 +65,13 @@ def from_pretrained_backbone(
         merge_layers=merge_layers,
         merge_layer=merge_layer,
         layout=RELEASE_LAYOUT if decoder else LAYOUTS[backbone.model_type],
+        head=head,
     )
     stored, tokenizer = read_weights(folder), checkpoint.load_tokenizer(folder)
     model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
     rows = _language_model_rows(stored, tokenizer, ["Yes"]) if decoder else None
-    for name, weight in model.heads.named_parameters():
-        if rows is not None and name.endswith("linear.weight"):
-            weight.data.copy_(rows)
-        else:
-            torch.nn.init.normal_(weight, std=0.02)
+    for module in model.heads.values():
+        cast(ScoreHead, module).initialize(rows)
     return model, tokenizer
 
 

@@ -216,9 +216,9 @@ class Finetuning(Recipe):
         folder, dtype = locate(settings.model), DTYPES[settings.dtype]
         config = checkpoint.read_config(folder)
         if native.SECTION in config or config.get("model_type") in checkpoint.PUBLISHED:
-            if settings.exits is not None or settings.merge_layer is not None:
+            if any(given is not None for given in (settings.exits, settings.merge_layer, settings.head)):
                 raise ValueError(
-                    f"exits and merge_layer are fixed in the checkpoint {settings.model!r}; leave them out."
+                    f"exits, merge_layer and head are fixed in the checkpoint {settings.model!r}; leave them out."
                 )
             return checkpoint.load(folder, dtype=dtype)
         if "distill" not in settings.stages:
@@ -231,6 +231,7 @@ class Finetuning(Recipe):
             folder,
             exits=settings.exits,
             merge_layer=settings.merge_layer,
+            head=settings.head or "linear",
             dropout=settings.dropout,
             dtype=dtype,
         )
