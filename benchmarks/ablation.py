@@ -3,8 +3,9 @@
     python examples/mini_data.py --data ../shared/data --output runs/data
     python benchmarks/ablation.py --train runs/data --data ../shared/data --output runs/ablation
 
-All variants start from all-MiniLM-L6-v2 and see the same rows in the same order for the same number of steps, with
-hard labels (no external teacher, so that what the model teaches itself shows):
+All variants start from all-MiniLM-L6-v2 with similarity heads, which rank from the first step on, and see the same rows
+in the same order for the same number of steps, with hard labels (no external teacher, so that what the model teaches
+itself shows):
 
     full recipe         cascaded self-distillation, then vertical and horizontal compensation
     final exit only     the same, but the last exit teaches every other
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, default=Path("runs/data"), help="folder that examples/mini_data.py wrote")
     parser.add_argument("--kinds", nargs="+", default=["squad", "extra", "medquad"], help="files of it to train on")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--steps", type=int, default=400, help="of the first stage; each adapter takes a third of it")
+    parser.add_argument("--steps", type=int, default=200, help="of the first stage; each adapter takes a third of it")
     parser.add_argument("--passages", type=int, default=4, help="of a group; a step has 64 in all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -98,11 +99,12 @@ def main() -> None:
 def settings(arguments: argparse.Namespace, seed: int, name: str, **changes: Any) -> FinetuneSettings:
     adapter = {"max_steps": max(1, arguments.steps // 3), "learning_rate": 1e-3, "cascade_weight": 1.0, "lora": LORA}
     merges = {"merge_probability": 0.3, "default_merge_share": 0.8}
-    distill = {"max_steps": arguments.steps, "learning_rate": 5e-4, "teacher_weight": 0.0, "ratios": (1, 2, 4, 4)}
+    distill = {"max_steps": arguments.steps, "learning_rate": 1e-4, "teacher_weight": 0.0, "ratios": (1, 2, 4, 4)}
     fields: dict[str, Any] = {
         "model": str(get_model_path()), "output": arguments.output / f"{name}-{seed}", "seed": seed,
         "train": tuple(str(arguments.train / f"{kind}.jsonl.gz") for kind in arguments.kinds),
-        "exits": (2, 3, 4, 5, 6), "merge_layer": 1, "bf16": True, "length_parts": 4, "max_length": 128,
+        "exits": (2, 3, 4, 5, 6), "merge_layer": 1, "head": "similarity",
+        "bf16": True, "length_parts": 4, "max_length": 128,
         "passages": arguments.passages, "groups_per_step": 64 // arguments.passages,
         "vertical": {**adapter, **merges, **changes.pop("adapter", {})},
         "horizontal": {**adapter, **merges, "ratios": (2, 4), **changes.pop("adapter_again", {})},
