@@ -287,6 +287,7 @@ STAGE: dict[str, Any] = {
 }  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "model": "some/model", "train": ("a.jsonl", "b#dev"), "output": Path("out"), "exits": (2, 4), "merge_layer": 2,
+    "head": "similarity",
     "on_bad_row": "skip", "stream": True, "sample": 0.5, "passages": 4, "groups_per_step": 3, "length_parts": 2,
     "max_length": 64, "query_max_length": 16, "dtype": "bfloat16", "bf16": True, "save_steps": 10, "seed": 3,
     "stages": ("distill", "vertical"), "dropout": 0.1, "freeze_embeddings": False,
