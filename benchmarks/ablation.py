@@ -15,8 +15,8 @@ itself shows):
     one for each        a model of that depth trained at that width only
 
 nDCG@10 by ir_measures at depths 2, 3, 4, 6 and keep ratios 1, 0.5, 0.25 over the collections' given candidates (of the
-large ones a sample of queries, seed 0). Trained models are kept in --output; a second call goes on. Prints a Markdown
-table of means over collections and seeds, then one JSON line.
+large ones a sample of queries, seed 0). Trained models are kept in --output; a second call of the same sizes goes on.
+Prints a Markdown table of means over collections and seeds, then one JSON line.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100, help="of a collection, at most")
     arguments = parser.parse_args()
 
+    keep_to_the_same(arguments)
     collections = {
         name: open_collection(f"{arguments.data}/{name}", limit=arguments.queries) for name in arguments.collections
     }
@@ -94,6 +95,18 @@ def main() -> None:
             }
         )
     )
+
+
+def keep_to_the_same(arguments: argparse.Namespace) -> None:
+    """End where --output holds what a call with other sizes made: seeds and variants alone may differ."""
+    sizes = {
+        name: getattr(arguments, name) for name in ("steps", "passages", "kinds", "collections", "queries", "alone")
+    }
+    file = arguments.output / "sizes.json"
+    if file.exists() and (made := json.loads(file.read_text(encoding="utf-8"))) != sizes:
+        raise SystemExit(f"{arguments.output} was made with {made}; this call asks for {sizes}. Give another --output.")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(sizes), encoding="utf-8")
 
 
 def settings(arguments: argparse.Namespace, seed: int, name: str, **changes: Any) -> FinetuneSettings:
