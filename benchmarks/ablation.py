@@ -238,7 +238,7 @@ def table(grids: dict[str, list[Grid]]) -> str:
         if len(means[0]) == len(keys):
             overall = [statistics.mean(row.values()) for row in means]
             spread = (max(overall) - min(overall)) / 2
-            cells += [f"{100 * statistics.mean(overall):.1f}", f"{100 * spread:.1f}"]
+            cells += [f"{100 * statistics.mean(overall):.1f}", f"{100 * spread:.1f}" if len(seeds) > 1 else ""]
         else:
             cells += ["", ""]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
