@@ -13,8 +13,8 @@ from torch.nn.functional import cosine_similarity
 HeadKind = Literal["linear", "classifier", "yes_no", "similarity"]
 """``linear``: one row; ``classifier``: a dense layer, tanh, then one row (a BERT pooler and classifier, an XLM-R
 classification head); ``yes_no``: two rows of a language-model head, "yes" first, whose difference is the logit;
-``similarity``, for encoders: one row, plus the scaled cosine of a bi-encoder between the query's and the passage's mean
-states.
+``similarity``, for encoders: one row plus a bi-encoder's cosine, between the mean states of query and
+passage, both scaled.
 """
 FIRST_SCALE = 20.0
 """What an untrained similarity is multiplied with, as losses over cosines usually are."""
@@ -44,26 +44,31 @@ class ScoreHead(nn.Module):
             if self.similarity is not None:
                 if means is None:
                     raise ValueError("a similarity head needs the mean states of the query and of the passage")
-                logits = logits + self.similarity(means)
+                logits = self.similarity(logits, means)
         return logits
 
     @torch.no_grad()
     def initialize(self, rows: Tensor | None = None) -> None:
-        """Fresh weights: ``rows`` for the last layer where given, small noise elsewhere, and a plain cosine."""
+        """Fresh weights: ``rows`` for the last layer where given, small noise elsewhere; of the kind ``similarity`` a
+        plain cosine.
+        """
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)
         if rows is not None:
             self.linear.weight.copy_(rows)
         if self.similarity is not None:
+            for weight in self.linear.parameters():
+                nn.init.zeros_(weight)
             self.similarity.initialize()
 
 
 class Similarity(nn.Module):
-    """Cosine of the passage's mean state and the query's, projected, times a learned scale.
+    """Cosine of the passage's mean state and the query's, projected; it and what it is added to times a learned scale.
 
     A bi-encoder's score over the states of a cross-encoder. Where the backbone was trained as a bi-encoder, it ranks
-    from the first step on, while attention across both texts is yet to learn. ``forward`` takes mean states
-    (B, 2, D), the query's first, and gives (B,) in float32.
+    from the first step on, while attention across both texts is yet to learn. The scale is what lets the row over the
+    reading token's state grow beside it: at a learning rate that keeps a bi-encoder's knowledge, an unscaled row stays
+    near nothing. ``forward`` takes rows (B,) and mean states (B, 2, D), the query's first, and gives (B,) in float32.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -78,9 +83,10 @@ class Similarity(nn.Module):
         nn.init.eye_(self.projection.weight)
         nn.init.constant_(self.log_scale, math.log(FIRST_SCALE))
 
-    def forward(self, means: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, means: Tensor) -> Tensor:
         query, passage = means.to(self.projection.weight.dtype).unbind(1)
-        return self.log_scale.float().exp() * cosine_similarity(self.projection(query), passage).float()
+        cosine = cosine_similarity(self.projection(query), passage).float()
+        return self.log_scale.float().exp() * (rows + cosine)
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:

@@ -44,7 +44,7 @@ def group_count(length: Tensor, step: Fraction) -> Tensor:
 def span_means(hidden: Tensor, spans: Spans) -> Tensor:
     """The mean states of each pair's query, without its first token, and passage: (B, T, D) to (B, 2, D), in float32.
 
-    An encoder's first token is its reading token, which speaks for both texts. An empty span's mean is 0.
+    An encoder's first token, for classifiers, belongs to neither text. An empty span's mean is 0.
     """
     places = torch.arange(hidden.shape[1])[None]
     query, end = spans.query[:, None], (spans.query + spans.passage)[:, None]

@@ -107,7 +107,7 @@ class MatryoshkaModel(nn.Module):
         model.config._attn_implementation = attention.NAME
         self.model = model
         self.matryoshka = config
-        self._backbone = backbones.walk(model)
+        self._backbone = backbones.walk(model, reads_separator=config.head == "similarity")
         if config.exits[-1] > self.num_layers:
             raise ValueError(f"exit {config.exits[-1]} lies beyond the backbone's {self.num_layers} layers")
         if config.head == "similarity" and self._backbone.causal:

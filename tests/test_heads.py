@@ -36,7 +36,7 @@ def test_yes_no_is_the_difference_of_two_rows() -> None:
     torch.testing.assert_close(head(STATES), STATES @ yes - STATES @ no)
 
 
-def test_similarity_is_a_row_and_a_scaled_cosine() -> None:
+def test_similarity_is_a_row_and_a_cosine_both_scaled() -> None:
     head = ScoreHead(8, "similarity")
     assert head.similarity is not None
     torch.nn.init.normal_(head.similarity.projection.weight)
@@ -45,14 +45,14 @@ def test_similarity_is_a_row_and_a_scaled_cosine() -> None:
     for row, (query, passage), logit in zip(rows, MEANS, head(STATES, MEANS).tolist(), strict=True):
         query = head.similarity.projection.weight @ query
         cosine = (query @ passage / query.norm() / passage.norm()).item()
-        assert logit == pytest.approx(row + math.exp(1.5) * cosine, abs=1e-5)
+        assert logit == pytest.approx(math.exp(1.5) * (row + cosine), abs=1e-5)
 
 
 def test_similarity_of_nothing_is_zero() -> None:
     head = ScoreHead(8, "similarity")
     empty = MEANS.clone()
     empty[:, 1] = 0
-    torch.testing.assert_close(head(STATES, empty), STATES @ head.linear.weight[0])
+    torch.testing.assert_close(head(STATES, empty), FIRST_SCALE * (STATES @ head.linear.weight[0]))
 
 
 def test_similarity_needs_means() -> None:
@@ -60,16 +60,22 @@ def test_similarity_needs_means() -> None:
         ScoreHead(8, "similarity")(STATES)
 
 
-def test_fresh_heads_take_given_rows_and_start_from_a_plain_cosine() -> None:
-    head, rows = ScoreHead(8, "similarity"), torch.arange(8.0)[None]
-    assert head.similarity is not None
-    torch.nn.init.normal_(head.similarity.projection.weight)
+def test_fresh_heads_take_given_rows_or_small_noise() -> None:
+    head, rows = ScoreHead(8), torch.arange(8.0)[None]
     head.initialize(rows)
     assert torch.equal(head.linear.weight, rows)
-    cosine = torch.nn.functional.cosine_similarity(MEANS[:, 0], MEANS[:, 1])
-    torch.testing.assert_close(head(STATES, MEANS), STATES @ rows[0] + FIRST_SCALE * cosine)
     head.initialize()
     assert 0 < head.linear.weight.abs().max() < 0.2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fresh_similarity_is_a_plain_cosine(bias: bool) -> None:
+    head = ScoreHead(8, "similarity", bias=bias)
+    for weight in head.parameters():
+        torch.nn.init.normal_(weight)
+    head.initialize()
+    cosine = torch.nn.functional.cosine_similarity(MEANS[:, 0], MEANS[:, 1])
+    torch.testing.assert_close(head(STATES, MEANS), FIRST_SCALE * cosine)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -58,8 +58,9 @@ def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fra
         hidden = twin.embeddings(input_ids=ids, token_type_ids=types)
     for layer in range(1, model.num_layers + 1):
         means = slow_means(hidden[0], query, passage) if model.matryoshka.head == "similarity" else None
-        hidden, weights = slow_block(twin, layer, hidden)
-        read = hidden[0, -1 if decoder else 0]
+        reading = -1 if decoder else 0 if means is None else query - 1
+        hidden, weights = slow_block(twin, layer, hidden, reading)
+        read = hidden[0, reading]
         logit = model.heads[str(layer)]((twin.norm(read) if decoder else read)[None], means)[0].item()
         cap = model.matryoshka.logit_softcap
         logits.append(logit if cap is None else cap * math.tanh(logit / cap))
@@ -71,16 +72,16 @@ def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fra
     return logits
 
 
-def slow_block(twin: Any, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def slow_block(twin: Any, layer: int, hidden: Tensor, reading: int) -> tuple[Tensor, Tensor]:
     """One stock block, and its reading token's attention to each place summed over heads: (1, T, D) and (T,)."""
     size = hidden.shape[1]
     if not is_decoder(twin.config.model_type):
         block = twin.encoder.layer[layer - 1]
-        attending, reading = block.attention.self, 0
+        attending = block.attention.self
         seen: dict[str, Any] = {"attention_mask": None}
     else:
         block = twin.layers[layer - 1]
-        attending, reading = block.self_attn, -1
+        attending = block.self_attn
         window = getattr(twin.config, "sliding_window", None)
         if twin.config.model_type == "gemma2" and twin.config.layer_types[layer - 1] == "full_attention":
             window = None

@@ -18,8 +18,10 @@ def is_decoder(model_type: str | None) -> bool:
     return model_type in decoder.FAMILIES
 
 
-def walk(model: PreTrainedModel) -> Backbone:
-    """The walker for a stock base model (``MistralModel``, ``BertModel`` …). Raises ``ValueError`` for an unknown
-    family.
+def walk(model: PreTrainedModel, reads_separator: bool = False) -> Backbone:
+    """The walker for a stock base model (``MistralModel``, ``BertModel`` …). An encoder reads at its first token, or at
+    the separator behind the query. Raises ``ValueError`` for an unknown family.
     """
-    return decoder.Decoder(model) if is_decoder(model.config.model_type) else encoder.Encoder(model)
+    if is_decoder(model.config.model_type):
+        return decoder.Decoder(model)
+    return encoder.Encoder(model, reads_separator)

@@ -1,12 +1,14 @@
 """Bidirectional encoders: BERT (MiniLM) and XLM-RoBERTa. A new family of the same block is one entry in ``FAMILIES``.
 
-The reading token is the first. Letters: B pairs, T tokens, D hidden size, H heads, d head size.
+The reading token is the first, or the last of the query span. Letters: B pairs, T tokens, D hidden size, H heads, d
+head size.
 """
 
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mrr_model.backbones.attention import ReadingRow, row_attention
 from mrr_model.backbones.backbone import Backbone, Reading, Stage
@@ -18,9 +20,16 @@ FAMILIES = ("bert", "xlm-roberta")
 
 
 class Encoder(Backbone):
-    """Walks a stock encoder (the base model; a pooler, where a head needs one, lives in the head)."""
+    """Walks a stock encoder (the base model; a pooler, where a head needs one, lives in the head).
+
+    ``reads_separator``: the reading token is the separator that ends the query span, and not the first token.
+    """
 
     causal = False
+
+    def __init__(self, model: PreTrainedModel, reads_separator: bool = False) -> None:
+        super().__init__(model)
+        self._reads_separator = reads_separator
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -38,7 +47,7 @@ class Encoder(Backbone):
     def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:
         if prefix is not None:
             raise ValueError("an encoder's query sees the passage: pairs cannot share it.")
-        reading = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        reading = (spans.query - 1 if self._reads_separator else torch.zeros_like(spans.query)).to(hidden.device)
         valid = self.valid_places(spans, hidden)
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
         return Stage(reading, valid, {"attention_mask": mask})

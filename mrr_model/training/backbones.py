@@ -55,7 +55,7 @@ def from_pretrained_backbone(
     ``exits`` default to the deeper three quarters of the layers (from layer ceil(L / 4)), ``merge_layers`` to all but
     the last, ``merge_layer``, where a plain keep ratio merges, to the model's quarter. ``head``: the kind of fresh
     heads. ``dropout`` replaces the backbone's own where given. Heads start as the language-model head's row for "Yes"
-    (arXiv 2501.16302, cascaded self-distillation) where there is one, else as small noise, their similarity as a plain
+    (arXiv 2501.16302, cascaded self-distillation) where there is one, else as small noise; similarity heads as a plain
     cosine.
     """
     backbone = _backbone_config(folder, dropout)

@@ -164,8 +164,8 @@ class FinetuneSettings(RunSettings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of a stock model's layers."""
     head: Literal["linear", "similarity"] | None = None
-    """Fresh heads, linear where not given: linear reads the first or last token; similarity, for encoders, adds a
-    cosine of mean states, which suits bi-encoders. Only for a stock model."""
+    """Fresh heads, linear where not given: linear reads the first or last token; similarity, for encoders, the
+    separator behind the query, and adds a cosine of mean states, which suits bi-encoders. Only for a stock model."""
     freeze_embeddings: bool = True
     """Leave the word embeddings as they are."""
     distill: DistillSettings = DistillSettings()
