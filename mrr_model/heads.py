@@ -54,21 +54,21 @@ class ScoreHead(nn.Module):
         """
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)
-        if rows is not None:
-            self.linear.weight.copy_(rows)
         if self.similarity is not None:
             for weight in self.linear.parameters():
                 nn.init.zeros_(weight)
             self.similarity.initialize()
+        elif rows is not None:
+            self.linear.weight.copy_(rows)
 
 
 class Similarity(nn.Module):
     """Cosine of the passage's mean state and the query's, projected; it and what it is added to times a learned scale.
 
     A bi-encoder's score over the states of a cross-encoder. Where the backbone was trained as a bi-encoder, it ranks
-    from the first step on, while attention across both texts is yet to learn. The scale is what lets the row over the
-    reading token's state grow beside it: at a learning rate that keeps a bi-encoder's knowledge, an unscaled row stays
-    near nothing. ``forward`` takes rows (B,) and mean states (B, 2, D), the query's first, and gives (B,) in float32.
+    from the first step on, while attention across both texts is yet to learn. The scale lets the row over the reading
+    token's state grow beside it at the low learning rates that keep a bi-encoder's knowledge. ``forward`` takes rows
+    (B,) and mean states (B, 2, D), the query's first, and gives (B,) in float32.
     """
 
     def __init__(self, hidden_size: int) -> None:
