@@ -13,8 +13,8 @@ from torch.nn.functional import cosine_similarity
 HeadKind = Literal["linear", "classifier", "yes_no", "similarity"]
 """``linear``: one row; ``classifier``: a dense layer, tanh, then one row (a BERT pooler and classifier, an XLM-R
 classification head); ``yes_no``: two rows of a language-model head, "yes" first, whose difference is the logit;
-``similarity``, for encoders: one row plus a bi-encoder's cosine, between the mean states of query and
-passage, both scaled.
+``similarity``, for encoders: one row plus a bi-encoder's cosine, between the mean states of query and passage, both
+scaled.
 """
 FIRST_SCALE = 20.0
 """What an untrained similarity is multiplied with, as losses over cosines usually are."""
