@@ -77,7 +77,9 @@ def measure(stage: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows, model = Path(folder) / "rows.jsonl", Path(folder) / "model"
         write_groups(rows, made_up_groups(GROUPS * (steps + WARM + 1)))
-        start = from_pretrained_backbone(Path(get_model_path()), exits=(2, 3, 4, 5, 6), merge_layer=1, dropout=0.0)
+        start = from_pretrained_backbone(
+            Path(get_model_path()), exits=(2, 3, 4, 5, 6), merge_layer=1, dropout=0.0, head="similarity"
+        )
         checkpoint.save(checkpoint.Checkpoint(*start, {}), model)
         finetune(
             FinetuneSettings(
@@ -90,7 +92,7 @@ def measure(stage: str, steps: int) -> None:
                 passages=PASSAGES,
                 groups_per_step=GROUPS,
                 trainer={"save_strategy": "no"},
-                distill={**sizes, "ratios": (1, 2, 4, 4)},
+                distill={**sizes, "ratios": (1, 1, 1, 2, 4)},
                 vertical=adapter,
                 horizontal={**adapter, "ratios": (4,)},
             )

