@@ -259,7 +259,7 @@ def _validated_ratio(ratio: object, name: str) -> float:
 
 def _validated_merge_layer(layer: object) -> int:
     try:
-        value = int(layer) if isinstance(layer, str) else whole_number(layer)  # type: ignore[arg-type]
+        value = int(layer) if isinstance(layer, str) else whole_number(layer)  # type: ignore[arg-type]  # TypeError below
     except (TypeError, ValueError):
         raise TypeError(
             f"keep_ratio's merge layers must be whole numbers, got {layer!r} ({type(layer).__name__})."
