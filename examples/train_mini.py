@@ -44,9 +44,10 @@ VERTICAL_STRENGTH = 0.25
 gains 0.012 nDCG@10 at full width and exits 3 and 4 lose 0.013 and 0.008, at this one it gains 0.008 and they lose 0.001
 and 0.004 (means over 125, 80, 63 and 60 questions of mlquestions, selqa, wikiqa and squad).
 
-The shipped weights differ from this script's in three things: in the first two distillations the heads' rows read the
-first token, unscaled, and were set to zero afterwards; the third was the beginning of a schedule of 1,100 steps; and
-the adapters were begun over the fourth's weights (700 and 200 steps) and went on over the fifth's mean (450 and 250).
+The shipped weights differ from this script's in their seeds and in three things: in the first two distillations the
+heads' rows read the first token, unscaled, and were set to zero afterwards; the third was the beginning of a schedule
+of 1,100 steps; and the adapters were begun over the fourth's weights (700 and 200 steps) and went on over the fifth's
+mean (450 and 250).
 """
 
 
