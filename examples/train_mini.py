@@ -88,7 +88,7 @@ def main() -> None:
         seed=len(DISTILLATIONS),
         stages=("vertical", "horizontal"),
         vertical=CompensationSettings(
-            max_steps=1150, learning_rate=1.5e-3, teacher_weight=0.5, lora=lora(32), **SIGNALS
+            max_steps=1150, learning_rate=1.5e-3, warmup=0.05, teacher_weight=0.5, lora=lora(32), **SIGNALS
         ),
         horizontal=HorizontalSettings(
             max_steps=450, learning_rate=1e-3, teacher_weight=0.5, ratios=(2, 4), lora=lora(8), **MERGES, **SIGNALS
