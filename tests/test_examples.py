@@ -1,5 +1,6 @@
-"""The examples: fine-tuning on a toy model, and one for each framework."""
+"""The examples: fine-tuning on a toy model, one for each framework, and what made `mini`."""
 
+import random
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -7,21 +8,27 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from mrr_model import MatryoshkaReranker
+from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.training.groups import Group, write_groups
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture
-def finetuning() -> ModuleType:
-    spec = spec_from_file_location("finetune_example", EXAMPLES / "finetune.py")
+def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def finetuning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return example("finetune", monkeypatch)
 
 
 @pytest.fixture
@@ -65,3 +72,34 @@ def test_a_framework_s_example_shows_two_settings(name: str) -> None:
     assert len(scores) == 6
     assert scores[:3] == sorted(scores[:3], reverse=True)
     assert run.stderr == ""
+
+
+def test_the_mean_of_weights_is_written_once(
+    saved_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = example("train_mini", monkeypatch)
+    folders = [str(saved_encoder)]
+    for place in (1, 2):
+        other = checkpoint.load(saved_encoder, dtype=torch.float32)
+        for parameter in other.model.parameters():
+            parameter.data += 3 * place
+        checkpoint.save(other, tmp_path / str(place))
+        folders.append(str(tmp_path / str(place)))
+
+    own = checkpoint.load(saved_encoder, dtype=torch.float32).model
+    for given in (folders, folders[:1]):  # a run that goes on leaves the mean that is there
+        mean = checkpoint.load(Path(training.averaged(given, tmp_path / "mean")), dtype=torch.float32).model
+        for (name, before), after in zip(own.named_parameters(), mean.parameters(), strict=True):
+            torch.testing.assert_close(after, before + 3, msg=name, atol=1e-5, rtol=0)  # of +0, +3 and +6
+
+
+def test_made_questions_take_two_terms_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    making = example("mini_data", monkeypatch)
+    pool = [f"{animal} eats {food}" for animal in ("Horse", "Camel") for food in ("grass", "thorns", "oats")]
+    made = making.made_questions(pool, 40, random.Random(0))
+    assert len(made) == len(set(made)) == 40
+    assert made == making.made_questions(pool, 40, random.Random(0))
+    assert made != making.made_questions(pool, 40, random.Random(1))
+    for question in made:  # no window speaks of both animals, or of two foods
+        assert not ("Horse" in question and "Camel" in question)
+        assert sum(food in question for food in ("grass", "thorns", "oats")) <= 1
