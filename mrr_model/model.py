@@ -4,20 +4,22 @@ Letters: B pairs, T tokens, D hidden size, E exits. Layers, exits and merges are
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from typing_extensions import Self
 
 from mrr_model import backbones
 from mrr_model.backbones import attention
 from mrr_model.backbones.attention import ReadingRow
-from mrr_model.backbones.backbone import Reading
+from mrr_model.backbones.backbone import Reading, Stage
+from mrr_model.backbones.prefix import Prefix
 from mrr_model.compression import Compression, Plan, resolve
 from mrr_model.heads import HeadKind, ScoreHead, soft_cap
 from mrr_model.inputs import Batch, Layout
@@ -59,6 +61,51 @@ def default_merge_layer(num_layers: int) -> int:
 def pooler_off(model_type: str) -> dict[str, bool]:
     """What a stock base model is told so that it has no pooler: encoders have the switch, decoders have no pooler."""
     return {} if backbones.is_decoder(model_type) else {"add_pooling_layer": False}
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """A batch on its way: ``hidden`` (B, T, D) after ``layer`` layers, the tokens that ``spans`` counts and then
+    padding, and the logits of the exits so far, each float32 (B,). ``rounded`` and ``prefix`` are its Batch's.
+    """
+
+    layer: int
+    hidden: Tensor
+    spans: Spans
+    logits: list[Tensor]
+    rounded: bool = False
+    prefix: Prefix | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def width(self) -> int:
+        """T."""
+        return self.hidden.shape[1]
+
+    def part(self, pairs: slice) -> "BatchState":
+        """The same for some of the pairs."""
+        spans = Spans(self.spans.query[pairs], self.spans.passage[pairs], self.spans.prompt[pairs])
+        return replace(self, hidden=self.hidden[pairs], spans=spans, logits=[column[pairs] for column in self.logits])
+
+    @classmethod
+    def joined(cls, states: "Sequence[BatchState]") -> "BatchState":
+        """One batch after the other, of states after the same layer that share one prefix or none."""
+        if len(states) == 1:
+            return states[0]
+        width = max(state.width for state in states)
+        spans = [state.spans for state in states]
+        return replace(
+            states[0],
+            hidden=torch.cat([pad(state.hidden, (0, 0, 0, width - state.width)) for state in states]),
+            spans=Spans(
+                torch.cat([each.query for each in spans]),
+                torch.cat([each.passage for each in spans]),
+                torch.cat([each.prompt for each in spans]),
+            ),
+            logits=[torch.cat(columns) for columns in zip(*(state.logits for state in states), strict=True)],
+        )
 
 
 @dataclass(frozen=True)
@@ -178,14 +225,34 @@ class MatryoshkaModel(nn.Module):
         """
         if not self.training:
             return self.finish(self.read(batch, plan), plan)
-        logits, hidden, stage, means = self._layers(batch, plan)
-        read = stage.take(self._backbone.block(plan.last_layer, hidden, stage))
-        return torch.stack([*logits, self._score(plan.last_layer, read, means)], 1)
+        state = self.start(batch)
+        while (merge := _next_merge(state, plan)) is not None:
+            state = self._merge(state, plan, merge)
+        state, _, _ = self._through(state, plan, plan.last_layer)
+        return torch.stack(state.logits, 1)
 
     def read(self, batch: Batch, plan: Plan) -> BatchReading:
         """The first part of an evaluation's forward pass: all that is computed for every token."""
-        logits, hidden, stage, means = self._layers(batch, plan)
-        return BatchReading(logits, self._backbone.read(plan.last_layer, hidden, stage), means)
+        state: BatchState | BatchReading = self.start(batch)
+        while isinstance(state, BatchState):
+            state = self.advance(state, plan)
+        return state
+
+    def start(self, batch: Batch) -> BatchState:
+        """A batch before the first layer."""
+        hidden = self._backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
+        return BatchState(0, hidden, batch.spans, [], batch.rounded, batch.prefix)
+
+    def advance(self, state: BatchState, plan: Plan) -> BatchState | BatchReading:
+        """Go on to behind the next merge, or where none is left to the end of what is computed for every token.
+
+        Merged batches are small, and slow for that, so several can be joined before they go on.
+        """
+        if (merge := _next_merge(state, plan)) is not None:
+            return self._merge(state, plan, merge)
+        state, stage, _ = self._through(state, plan, plan.last_layer - 1)
+        means = self._means(state)
+        return BatchReading(state.logits, self._backbone.read(plan.last_layer, state.hidden, stage), means)
 
     def finish(self, reading: BatchReading, plan: Plan) -> Tensor:
         """The second part: logits of every exit, float32 (B, E).
@@ -197,27 +264,30 @@ class MatryoshkaModel(nn.Module):
         last = self._score(plan.last_layer, states, reading.means)
         return torch.stack([*reading.logits, last], 1)
 
-    def _layers(self, batch: Batch, plan: Plan) -> tuple[list[Tensor], Tensor, backbones.Stage, Tensor | None]:
-        """All layers but the plan's last: the logits of the exits on the way, each (B,), the last layer's input, and
-        its mean states where heads compare them.
+    def _merge(self, state: BatchState, plan: Plan, layer: int) -> BatchState:
+        """Run the layers up to ``layer``, then merge."""
+        state, _, weights = self._through(state, plan, layer)
+        step, device = plan.merges[layer], state.hidden.device
+        target = destinations(state.spans, step, state.width).to(device, non_blocking=True)
+        spans = state.spans.merged(step)
+        longest = int(spans.total.max())
+        size = min(state.width, padded_length(longest)) if state.rounded else longest
+        return replace(state, hidden=merge_tokens(state.hidden, target, size, weights), spans=spans)  # (B, T', D)
+
+    def _through(self, state: BatchState, plan: Plan, last: int) -> tuple[BatchState, Stage, Tensor | None]:
+        """Run the layers up to ``last`` at one width: the state behind it, what these layers shared, and the reading
+        tokens' attention (B, T) where a merge follows that weighs tokens by it.
         """
-        backbone, spans = self._backbone, batch.spans
-        merged, targets, sizes = _merge_layouts(batch, plan)
-        hidden = backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
-        stage = backbone.stage(hidden, batch.spans, batch.prefix)
-        logits = []
-        for layer in range(1, plan.last_layer):
+        stage = self._backbone.stage(state.hidden, state.spans, state.prefix)
+        weights = None
+        for layer in range(state.layer + 1, last + 1):
             row = self._reading_row(stage) if layer in plan.merges else None
-            means = self._means(hidden, spans) if layer in plan.exits else None
-            hidden = backbone.block(layer, hidden, stage, row)
-            if layer in plan.exits:
-                logits.append(self._score(layer, stage.take(hidden), means))
-            if layer in plan.merges:
-                weights = row.weights if row is not None else None
-                hidden = merge_tokens(hidden, targets[layer], sizes[layer], weights)  # (B, T', D)
-                spans = merged[layer]
-                stage = backbone.stage(hidden, spans, batch.prefix)
-        return logits, hidden, stage, self._means(hidden, spans)
+            means = self._means(state) if layer in plan.exits else None
+            hidden = self._backbone.block(layer, state.hidden, stage, row)
+            scored = [self._score(layer, stage.take(hidden), means)] if layer in plan.exits else []
+            state = replace(state, layer=layer, hidden=hidden, logits=[*state.logits, *scored])
+            weights = None if row is None else row.weights
+        return state, stage, weights
 
     def _score(self, layer: int, read: Tensor, means: Tensor | None) -> Tensor:
         """States of the reading tokens after ``layer`` (B, D), and mean states before it, to logits (B,), by that
@@ -226,23 +296,16 @@ class MatryoshkaModel(nn.Module):
         logits = self.heads[str(layer)](self._backbone.final_norm(read.float()), means)
         return soft_cap(logits, self.matryoshka.logit_softcap)
 
-    def _means(self, hidden: Tensor, spans: Spans) -> Tensor | None:
+    def _means(self, state: BatchState) -> Tensor | None:
         """What a similarity head compares, (B, 2, D): states before the exit's layer, since that layer itself runs for
         the reading token alone where it is the last.
         """
-        return span_means(hidden, spans) if self.matryoshka.head == "similarity" else None
+        return span_means(state.hidden, state.spans) if self.matryoshka.head == "similarity" else None
 
-    def _reading_row(self, stage: backbones.Stage) -> ReadingRow | None:
+    def _reading_row(self, stage: Stage) -> ReadingRow | None:
         return stage.row() if self.matryoshka.merge_weights == "attention" else None
 
 
-def _merge_layouts(batch: Batch, plan: Plan) -> tuple[dict[int, Spans], dict[int, Tensor], dict[int, int]]:
-    """For each merge, before any layer runs: the spans after it, where each token goes (on the batch's device), T'."""
-    after, targets, sizes = {}, {}, {}
-    spans, size = batch.spans, batch.input_ids.shape[1]
-    for layer in sorted(plan.merges):
-        targets[layer] = destinations(spans, plan.merges[layer], size).to(batch.input_ids.device, non_blocking=True)
-        after[layer] = spans = spans.merged(plan.merges[layer])
-        longest = int(spans.total.max())
-        sizes[layer] = size = min(size, padded_length(longest)) if batch.rounded else longest
-    return after, targets, sizes
+def _next_merge(state: BatchState, plan: Plan) -> int | None:
+    """The next layer after which tokens merge; what the last one leaves is read, and not merged."""
+    return min((layer for layer in plan.merges if state.layer < layer < plan.last_layer), default=None)

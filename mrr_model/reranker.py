@@ -9,7 +9,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Integral, Real
@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from mrr_model import checkpoint
-from mrr_model.backbones.prefix import Prefix
 from mrr_model.calibration import Calibration
 from mrr_model.checkpoint import Checkpoint, measured
 from mrr_model.checkpoint.source import locate
@@ -31,16 +30,13 @@ from mrr_model.choosing import Explanation, chosen_setting, explanation
 from mrr_model.compensation import Compensation
 from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.cost import call_operations, pair_operations
-from mrr_model.device import default_batch_tokens, out_of_memory, resolve_device, resolve_dtype
-from mrr_model.inputs import Batch, EncodedPair, PairEncoder, collate, length_sorted_batches, sharing_groups
-from mrr_model.model import BatchReading, MatryoshkaModel
+from mrr_model.device import default_batch_tokens, resolve_device, resolve_dtype
+from mrr_model.inputs import Batch, PairEncoder, collate
 from mrr_model.profile import Profile
+from mrr_model.scoring import Scoring
 from mrr_model.target import Choice, Target
 
 logger = logging.getLogger(__name__)
-
-FINISHED_TOGETHER = 256
-"""Batches wait until they have so many pairs, whose reading tokens then go through the last layer's MLP together."""
 
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
@@ -487,18 +483,12 @@ class MatryoshkaReranker:
     ) -> Tensor:
         """Raw logits of pairs at every exit, float32 (pairs, E), in input order; identical pairs are computed once."""
         distinct = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
-        logits = torch.empty(len(distinct), len(plan.exits))
         if not distinct:
-            return logits
+            return torch.empty(0, len(plan.exits))
         encoded = self._encoder.encode(list(distinct), prompt)
-        groups = sharing_groups(encoded) if self.model.backbone.causal else [(None, list(range(len(encoded))))]
-        places: list[int] = []
-        waiting: list[BatchReading] = []
-        parts: list[Tensor] = []
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
             self._compensation.applied(plan.adapters) as model,
-            torch.inference_mode(),
             tqdm(
                 total=len(encoded),
                 desc="Re-ranking",
@@ -510,17 +500,15 @@ class MatryoshkaReranker:
         ):
             if model.training:
                 model.eval()  # trained elsewhere, and left in training mode: scores must not hang on dropout
-            for prefix, group in groups:
-                for found, reading in self._readings(model, plan, encoded, group, prefix, batch_size):
-                    places += found
-                    waiting.append(reading)
-                    if sum(map(len, waiting)) >= FINISHED_TOGETHER:
-                        parts.append(_finished(model, BatchReading.joined(waiting), plan))
-                        waiting = []
-                    progress.update(len(found))
-            if waiting:
-                parts.append(_finished(model, BatchReading.joined(waiting), plan))
-        logits[places] = torch.cat(parts).to("cpu", torch.float32)
+            logits = Scoring(
+                model,
+                plan,
+                encoded,
+                batch_tokens=self._budget,
+                halve=self._halve_batches,
+                progress=progress.update,
+                batch_size=batch_size,
+            ).logits()
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
             index, place = (~logits.isfinite()).nonzero()[0].tolist()
@@ -530,38 +518,8 @@ class MatryoshkaReranker:
             )
         return logits
 
-    def _readings(
-        self,
-        model: MatryoshkaModel,
-        plan: Plan,
-        encoded: Sequence[EncodedPair],
-        group: list[int],
-        prefix: Prefix | None,
-        batch_size: int | None,
-    ) -> Iterator[tuple[list[int], BatchReading]]:
-        """The pairs' places and what was read of them, batch by batch, longest first. Where memory runs out, batches
-        are halved.
-        """
-        before = 0 if prefix is None else prefix.size
-        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
-        while group:
-            lengths = [len(encoded[place].input_ids) - before for place in group]
-            done: set[int] = set()
-            budget = self.batch_tokens or default_batch_tokens(self.device, self.model.config.hidden_size)
-            for batch in length_sorted_batches(lengths, budget, batch_size):
-                places = [group[index] for index in batch]
-                rows = [encoded[place] for place in places]
-                inputs = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix).to(self.device)
-                try:
-                    reading = model.read(inputs, plan)
-                except RuntimeError as error:
-                    if not out_of_memory(error) or len(batch) == 1:
-                        raise
-                    self._halve_batches(min(budget, len(batch) * max(lengths[index] for index in batch)))
-                    break
-                done.update(places)
-                yield places, reading
-            group = [place for place in group if place not in done]
+    def _budget(self) -> int:
+        return self.batch_tokens or default_batch_tokens(self.device, self.model.config.hidden_size)
 
     def _halve_batches(self, tokens: int) -> None:
         """Take half of a batch that did not fit in memory as the budget from here on."""
@@ -595,17 +553,6 @@ class MatryoshkaReranker:
         if card is None or not card.is_file():
             return None
         return measured.card_of(card.read_text(encoding="utf-8"), self._calibration, self._profile)
-
-
-def _finished(model: MatryoshkaModel, reading: BatchReading, plan: Plan) -> Tensor:
-    """Logits (pairs, E); where memory runs out, half of the pairs at a time."""
-    try:
-        return model.finish(reading, plan)
-    except RuntimeError as error:
-        if not out_of_memory(error) or len(reading) == 1:
-            raise
-    half = len(reading) // 2
-    return torch.cat([_finished(model, reading.part(pairs), plan) for pairs in (slice(half), slice(half, None))])
 
 
 def probability(logit: float) -> float:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 from mrr_model.backbones import FAMILIES, attention, is_decoder
 from mrr_model.compression import Compression, Plan
 from mrr_model.inputs import BERT_LAYOUT, EncodedPair, collate
-from mrr_model.model import BatchReading, MatryoshkaConfig, MatryoshkaModel, default_merge_layer
+from mrr_model.model import BatchReading, BatchState, MatryoshkaConfig, MatryoshkaModel, default_merge_layer
 
 ModelFactory = Callable[..., MatryoshkaModel]
 PairFactory = Callable[..., list[EncodedPair]]
@@ -158,6 +158,30 @@ def test_readings_of_similarity_heads_join_and_part(make_model: ModelFactory, ma
         expected = logits_of(model, pairs, plan)
         torch.testing.assert_close(model.finish(both, plan), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model.finish(both.part(slice(1, 3)), plan), expected[1:3], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_states_between_merges_join_and_part(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
+    model, pairs = make_model(family), make_pairs(SPANS)
+    plan = Plan((2, 4, 6), {1: Fraction(1, 2), 3: Fraction(1, 2)})
+    with torch.inference_mode():
+        expected = logits_of(model, pairs, plan)
+        states = [model.advance(model.start(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:])]
+        both = BatchState.joined([state for state in states if isinstance(state, BatchState)])
+        assert (both.layer, len(both), both.width) == (1, len(pairs), max(map(longest, states)))
+        for pairs_of in (slice(None), slice(1, 3)):
+            state: BatchState | BatchReading = both.part(pairs_of)
+            for _ in range(2):  # behind the second merge, then to its end; the same state can go on twice
+                assert isinstance(state, BatchState)
+                model.advance(state, plan)
+                state = model.advance(state, plan)
+            assert isinstance(state, BatchReading)
+            torch.testing.assert_close(model.finish(state, plan), expected[pairs_of], atol=1e-5, rtol=1e-5)
+
+
+def longest(state: BatchState | BatchReading) -> int:
+    assert isinstance(state, BatchState)
+    return int(state.spans.total.max())
 
 
 def test_gradients_reach_both_sides_of_a_similarity(make_model: ModelFactory, make_pairs: PairFactory) -> None:

@@ -455,15 +455,15 @@ OUT_OF_MEMORY = [
 
 
 def failing_above(pairs: int, error: Exception) -> Any:
-    """MatryoshkaModel.read, with ``error`` for every batch of more pairs than that."""
-    read = MatryoshkaModel.read
+    """MatryoshkaModel.advance, with ``error`` for every batch of more pairs than that."""
+    advance = MatryoshkaModel.advance
 
-    def limited(self: MatryoshkaModel, batch: Any, plan: Any) -> Any:
-        if len(batch.input_ids) > pairs:
+    def limited(self: MatryoshkaModel, state: Any, plan: Any) -> Any:
+        if len(state) > pairs:
             raise error
-        return read(self, batch, plan)
+        return advance(self, state, plan)
 
-    return patch.object(MatryoshkaModel, "read", limited)
+    return patch.object(MatryoshkaModel, "advance", limited)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
@@ -489,7 +489,7 @@ def test_logits_go_to_their_pairs_however_many_batches_are_finished_together(tog
     pairs = [(query, f"{text} {place}") for query in (QUERY, "bees") for place, text in enumerate(DOCUMENTS * 3)]
     plan = reranker.plan()
     each = torch.cat([reranker.logits([pair], plan) for pair in pairs])
-    with patch("mrr_model.reranker.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
+    with patch("mrr_model.scoring.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
         torch.testing.assert_close(reranker.logits(pairs, plan), each, atol=1e-5, rtol=1e-5)
 
 

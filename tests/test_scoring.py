@@ -1,0 +1,120 @@
+"""Encoded pairs to logits: batches that merging has made small are joined, within their limits, and nothing changes."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from mrr_model import scoring
+from mrr_model.compression import Plan
+from mrr_model.inputs import EncodedPair, collate
+from mrr_model.model import BatchState, MatryoshkaModel
+from mrr_model.scoring import Scoring
+
+HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
+BUDGET = 300
+TWICE = Plan((2, 4, 6), {1: HALF, 3: HALF})
+
+
+@pytest.fixture(params=["bert", "llama"])
+def model(request: pytest.FixtureRequest, make_model: Callable[..., MatryoshkaModel]) -> MatryoshkaModel:
+    return make_model(request.param).eval()
+
+
+@pytest.fixture
+def pairs(make_pairs: Callable[..., list[EncodedPair]]) -> list[EncodedPair]:
+    """24 pairs of two queries, 38 to 61 tokens long."""
+    made = make_pairs([(5, 30 + place, 3) for place in range(24)])
+    queries = [made[place].input_ids[:5] for place in (0, 1)]
+    return [
+        EncodedPair([*queries[place % 2], *pair.input_ids[5:]], 5, pair.passage_length, 3)
+        for place, pair in enumerate(made)
+    ]
+
+
+class Watched(Scoring):
+    """Scoring that keeps what each step was given: the layer it began behind, pairs and tokens."""
+
+    def __init__(self, *arguments: Any, budget: int, most: int | None = None, **limits: Any) -> None:
+        self.budget, self.halvings, self.steps = budget, 0, list[tuple[int, int, int]]()
+        self.most = most
+        super().__init__(*arguments, batch_tokens=lambda: self.budget, halve=self.shrink, progress=len_of, **limits)
+
+    def shrink(self, tokens: int) -> None:
+        self.halvings += 1
+        self.budget = min(self.budget, tokens // 2)
+
+    def logits(self) -> Tensor:
+        advance = MatryoshkaModel.advance
+
+        def watched(model: MatryoshkaModel, state: BatchState, plan: Plan) -> Any:
+            if self.most is not None and state.layer and len(state) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.steps.append((state.layer, len(state), len(state) * state.width))
+            return advance(model, state, plan)
+
+        with patch.object(MatryoshkaModel, "advance", watched):
+            return super().logits()
+
+    def behind(self, layer: int) -> list[tuple[int, int]]:
+        return [(pairs, tokens) for at, pairs, tokens in self.steps if at == layer]
+
+
+def len_of(pairs: int) -> None:
+    assert pairs > 0
+
+
+def expected(model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([model(collate([pair], 0), plan) for pair in pairs])
+
+
+@pytest.mark.parametrize("plan", [Plan((6,)), Plan((1,)), Plan((4,), {1: QUARTER}), Plan((3, 5), {2: HALF}), TWICE])
+@pytest.mark.parametrize("budget", [1, 100, 300, 10_000])
+def test_logits_are_those_of_single_pairs(
+    model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan, budget: int
+) -> None:
+    run = Watched(model, plan, pairs, budget=budget)
+    torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
+
+
+def test_batches_are_joined_after_each_merge_within_their_limits(
+    model: MatryoshkaModel, pairs: list[EncodedPair]
+) -> None:
+    run = Watched(model, TWICE, pairs, budget=BUDGET)
+    run.logits()
+    first, second, third = (run.behind(layer) for layer in (0, 1, 3))
+    assert len(first) > len(second) > len(third)
+    for step in (first, second, third):
+        assert sum(count for count, _ in step) == len(pairs)  # every pair once
+    for step in (second, third):
+        assert all(count == 1 or tokens <= scoring.JOINED_TOKENS * BUDGET for count, tokens in step)
+
+
+def test_what_differs_in_width_is_not_joined(
+    make_model: Callable[..., MatryoshkaModel], make_pairs: Callable[..., list[EncodedPair]]
+) -> None:
+    pairs = make_pairs([(5, 100, 1)] * 2 + [(5, 8, 1)] * 8)
+    run = Watched(make_model("bert").eval(), Plan((6,), {1: HALF}), pairs, budget=224)
+    run.logits()
+    assert [count for count, _ in run.behind(0)] == [2, 8]
+    assert [count for count, _ in run.behind(1)] == [2, 8]  # ten of 56 tokens fit nowhere near 2 · 56 + 8 · 12
+
+
+def test_a_batch_size_holds_for_joined_batches_too(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
+    run = Watched(model, TWICE, pairs, budget=10_000, batch_size=4)
+    run.logits()
+    assert max(count for _, count, _ in run.steps) == 4
+
+
+def test_a_joined_batch_that_does_not_fit_is_parted(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
+    run = Watched(model, TWICE, pairs, budget=10_000, most=3)
+    torch.testing.assert_close(run.logits(), expected(model, pairs, TWICE), atol=1e-5, rtol=1e-5)
+    assert run.halvings > 0
+    assert max(count for count, _ in run.behind(1)) <= 3
+    with pytest.raises(torch.OutOfMemoryError):
+        Watched(model, TWICE, pairs, budget=10_000, most=0).logits()
