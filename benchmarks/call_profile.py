@@ -38,7 +38,7 @@ def main() -> None:
     setting = {"depth": arguments.depth, "keep_ratio": arguments.keep_ratio}
 
     inside: list[float] = []
-    parts_of = {name: getattr(MatryoshkaModel, name) for name in ("read", "finish")}
+    parts_of = {name: getattr(MatryoshkaModel, name) for name in ("start", "advance", "finish")}
 
     def clocked(part: Callable[..., Any]) -> Callable[..., Any]:
         def run(*given: Any) -> Any:

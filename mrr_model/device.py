@@ -16,9 +16,10 @@ batches stay in cache.
 
 Measured on two cores with AMX in bfloat16, for 60 and 200 words, full size and small settings, budgets of 512 to 8192
 tokens: with 384 dimensions (22M parameters) 3072 was within 5 % of the quickest at 60 words and at full size, and
-within 16 % at 200 words (there small settings gain from 6144, which at 60 costs them up to half as much again); with
-768 dimensions (108M) 1024 and 1536 were alike and 2048 slower. In float32 2048 was the quickest, 1024 and 4096 up to
-30 % slower. On two cores without AMX 1024 was within 2 % for both models at full size.
+within 16 % at 200 words (there small settings, whose merged batches were not joined then, gained from 6144, which at
+60 cost them up to half as much again); with 768 dimensions (108M) 1024 and 1536 were alike and 2048 slower. In float32
+2048 was the quickest, 1024 and 4096 up to 30 % slower. On two cores without AMX 1024 was within 2 % for both
+models at full size.
 """
 
 CPU_FACTS = Path("/proc/cpuinfo")

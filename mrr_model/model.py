@@ -223,20 +223,10 @@ class MatryoshkaModel(nn.Module):
         In evaluation mode the last block runs for the reading tokens alone; in training every block runs whole, so
         that the hooks of FSDP and gradient checkpointing fire. Both give the same logits.
         """
-        if not self.training:
-            return self.finish(self.read(batch, plan), plan)
-        state = self.start(batch)
-        while (merge := _next_merge(state, plan)) is not None:
-            state = self._merge(state, plan, merge)
-        state, _, _ = self._through(state, plan, plan.last_layer)
-        return torch.stack(state.logits, 1)
-
-    def read(self, batch: Batch, plan: Plan) -> BatchReading:
-        """The first part of an evaluation's forward pass: all that is computed for every token."""
         state: BatchState | BatchReading = self.start(batch)
-        while isinstance(state, BatchState):
+        while isinstance(state, BatchState) and state.layer < plan.last_layer:
             state = self.advance(state, plan)
-        return state
+        return self.finish(state, plan) if isinstance(state, BatchReading) else torch.stack(state.logits, 1)
 
     def start(self, batch: Batch) -> BatchState:
         """A batch before the first layer."""
@@ -244,15 +234,28 @@ class MatryoshkaModel(nn.Module):
         return BatchState(0, hidden, batch.spans, [], batch.rounded, batch.prefix)
 
     def advance(self, state: BatchState, plan: Plan) -> BatchState | BatchReading:
-        """Go on to behind the next merge, or where none is left to the end of what is computed for every token.
+        """Go on to behind the next merge, or where none is left to the end of what is computed for every token (in
+        training: of all layers).
 
         Merged batches are small, and slow for that, so several can be joined before they go on.
         """
-        if (merge := _next_merge(state, plan)) is not None:
-            return self._merge(state, plan, merge)
-        state, stage, _ = self._through(state, plan, plan.last_layer - 1)
-        means = self._means(state)
-        return BatchReading(state.logits, self._backbone.read(plan.last_layer, state.hidden, stage), means)
+        backbone, spans = self._backbone, state.spans
+        merge = min((layer for layer in plan.merges if layer > state.layer), default=None)
+        last = plan.last_layer - (0 if self.training else 1) if merge is None else merge
+        stage = backbone.stage(state.hidden, spans, state.prefix)
+        row = None
+        for layer in range(state.layer + 1, last + 1):
+            row = self._reading_row(stage) if layer == merge else None
+            means = self._means(state) if layer in plan.exits else None
+            state = replace(state, layer=layer, hidden=backbone.block(layer, state.hidden, stage, row))
+            if layer in plan.exits:
+                logits = self._score(layer, stage.take(state.hidden), means)
+                state = replace(state, logits=[*state.logits, logits])
+        if merge is not None:
+            return _merged(state, plan.merges[merge], None if row is None else row.weights)
+        if self.training:
+            return state
+        return BatchReading(state.logits, backbone.read(plan.last_layer, state.hidden, stage), self._means(state))
 
     def finish(self, reading: BatchReading, plan: Plan) -> Tensor:
         """The second part: logits of every exit, float32 (B, E).
@@ -263,31 +266,6 @@ class MatryoshkaModel(nn.Module):
         states = self._backbone.finish(plan.last_layer, reading.reading)  # (B, D)
         last = self._score(plan.last_layer, states, reading.means)
         return torch.stack([*reading.logits, last], 1)
-
-    def _merge(self, state: BatchState, plan: Plan, layer: int) -> BatchState:
-        """Run the layers up to ``layer``, then merge."""
-        state, _, weights = self._through(state, plan, layer)
-        step, device = plan.merges[layer], state.hidden.device
-        target = destinations(state.spans, step, state.width).to(device, non_blocking=True)
-        spans = state.spans.merged(step)
-        longest = int(spans.total.max())
-        size = min(state.width, padded_length(longest)) if state.rounded else longest
-        return replace(state, hidden=merge_tokens(state.hidden, target, size, weights), spans=spans)  # (B, T', D)
-
-    def _through(self, state: BatchState, plan: Plan, last: int) -> tuple[BatchState, Stage, Tensor | None]:
-        """Run the layers up to ``last`` at one width: the state behind it, what these layers shared, and the reading
-        tokens' attention (B, T) where a merge follows that weighs tokens by it.
-        """
-        stage = self._backbone.stage(state.hidden, state.spans, state.prefix)
-        weights = None
-        for layer in range(state.layer + 1, last + 1):
-            row = self._reading_row(stage) if layer in plan.merges else None
-            means = self._means(state) if layer in plan.exits else None
-            hidden = self._backbone.block(layer, state.hidden, stage, row)
-            scored = [self._score(layer, stage.take(hidden), means)] if layer in plan.exits else []
-            state = replace(state, layer=layer, hidden=hidden, logits=[*state.logits, *scored])
-            weights = None if row is None else row.weights
-        return state, stage, weights
 
     def _score(self, layer: int, read: Tensor, means: Tensor | None) -> Tensor:
         """States of the reading tokens after ``layer`` (B, D), and mean states before it, to logits (B,), by that
@@ -306,6 +284,10 @@ class MatryoshkaModel(nn.Module):
         return stage.row() if self.matryoshka.merge_weights == "attention" else None
 
 
-def _next_merge(state: BatchState, plan: Plan) -> int | None:
-    """The next layer after which tokens merge; what the last one leaves is read, and not merged."""
-    return min((layer for layer in plan.merges if state.layer < layer < plan.last_layer), default=None)
+def _merged(state: BatchState, step: Fraction, weights: Tensor | None) -> BatchState:
+    """The batch after one merge, by the reading tokens' attention (B, T) where it is given."""
+    target = destinations(state.spans, step, state.width).to(state.hidden.device, non_blocking=True)
+    spans = state.spans.merged(step)
+    longest = int(spans.total.max())
+    size = min(state.width, padded_length(longest)) if state.rounded else longest
+    return replace(state, hidden=merge_tokens(state.hidden, target, size, weights), spans=spans)  # (B, T', D)

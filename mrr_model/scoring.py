@@ -5,7 +5,9 @@ Letters: E exits.
 
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,19 +15,20 @@ from torch import Tensor
 from mrr_model.backbones.prefix import Prefix
 from mrr_model.compression import Plan
 from mrr_model.device import out_of_memory
-from mrr_model.inputs import EncodedPair, collate, length_sorted_batches, sharing_groups
+from mrr_model.inputs import Batch, EncodedPair, collate, length_sorted_batches, sharing_groups
 from mrr_model.model import BatchReading, BatchState, MatryoshkaModel
 
 FINISHED_TOGETHER = 256
 """Batches wait until they have so many pairs, whose reading tokens then go through the last layer's MLP together."""
 
 JOINED_TOKENS = 5 / 4
-"""Batches that have merged are joined to at most this share of the budget, rounded widths counted."""
+"""Batches that have merged are joined to at most this share of the budget, counted as they are, with rounded widths."""
 
 JOINED_PADDING = 9 / 8
 """They are joined where the padding that this takes adds at most an eighth to their tokens."""
 
 
+Made = TypeVar("Made")
 Part = tuple[list[int], BatchState | BatchReading]
 """Pairs by their places, and how far they are."""
 
@@ -34,8 +37,8 @@ Part = tuple[list[int], BatchState | BatchReading]
 class Scoring:
     """One call's pairs at one Plan.
 
-    ``batch_tokens`` says how many tokens a batch may hold at present, ``halve`` is told of a batch of so many that did
-    not fit in memory, ``progress`` of pairs done. ``batch_size``: at most that many pairs in a batch.
+    ``batch_tokens`` says how many tokens a batch may hold when it starts, ``halve`` is told of a batch of so many that
+    did not fit in memory, ``progress`` of pairs done. ``batch_size``: at most that many pairs in a batch.
     """
 
     model: MatryoshkaModel
@@ -65,16 +68,15 @@ class Scoring:
     def _read(self, prefix: Prefix | None, group: list[int]) -> Iterator[tuple[list[int], BatchReading]]:
         """All that is computed for every token of pairs that share a prefix, or none."""
         parts = self._started(prefix, group)
-        for layer in self.plan.merges:
-            if layer < self.plan.last_layer:
-                parts = self._advanced(self._joined(parts))
+        for _ in self.plan.merges:
+            parts = self._advanced(parts)
         for places, reading in parts:
             assert isinstance(reading, BatchReading)
             yield places, reading
 
     def _started(self, prefix: Prefix | None, group: list[int]) -> Iterator[Part]:
-        """The pairs behind their first merge, batch by batch, longest first. Where memory runs out, batches are
-        halved.
+        """The pairs behind their first merge, or read where the plan has none, batch by batch, longest first. Where
+        memory runs out, here or later, batches are halved.
         """
         before = 0 if prefix is None else prefix.size
         pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
@@ -86,28 +88,30 @@ class Scoring:
                 places = [group[index] for index in batch]
                 rows = [self.encoded[place] for place in places]
                 inputs = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix).to(self.model.device)
-                try:
-                    part = self.model.advance(self.model.start(inputs), self.plan)
-                except RuntimeError as error:
-                    if not out_of_memory(error) or len(batch) == 1:
-                        raise
+                part = _unless_out_of_memory(partial(self._start, inputs), len(batch))
+                if part is None:
                     self.halve(min(budget, len(batch) * max(lengths[index] for index in batch)))
                     break
                 done.update(places)
                 yield places, part
+                if self.batch_tokens() < budget:
+                    break
             group = [place for place in group if place not in done]
 
-    def _joined(self, parts: Iterator[Part]) -> Iterator[tuple[list[int], BatchState]]:
-        """Neighbours that have become small, as one batch: wide enough products take less time a token."""
+    def _start(self, batch: Batch) -> BatchState | BatchReading:
+        return self.model.advance(self.model.start(batch), self.plan)
+
+    def _advanced(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """The pairs behind their next merge, or read. Neighbours that have become small go on as one batch: large
+        products take less time a token.
+        """
         waiting: list[tuple[list[int], BatchState]] = []
         for places, state in parts:
             assert isinstance(state, BatchState)
             if waiting and not self._fit([*(other for _, other in waiting), state]):
-                yield _as_one(waiting)
-                waiting = []
+                yield from self._together(waiting)
             waiting.append((places, state))
-        if waiting:
-            yield _as_one(waiting)
+        yield from self._together(waiting)
 
     def _fit(self, states: Sequence[BatchState]) -> bool:
         pairs = sum(map(len, states))
@@ -118,21 +122,27 @@ class Scoring:
             and tokens <= JOINED_PADDING * sum(len(state) * state.width for state in states)
         )
 
-    def _advanced(self, parts: Iterator[tuple[list[int], BatchState]]) -> Iterator[Part]:
-        for places, state in parts:
-            yield from self._advance(places, state)
+    def _together(self, waiting: list[tuple[list[int], BatchState]]) -> Iterator[Part]:
+        """Join what waits and let it go on; where memory runs out, apart. Leaves ``waiting`` empty, so that nothing
+        keeps what was joined alive.
+        """
+        one = _unless_out_of_memory(lambda: BatchState.joined([state for _, state in waiting]), len(waiting))
+        if one is None:
+            self.halve(sum(len(state) * state.width for _, state in waiting))
+        else:
+            waiting[:] = [([place for places, _ in waiting for place in places], one)]
+        del one
+        while waiting:
+            yield from self._advance(*waiting.pop(0))
 
     def _advance(self, places: list[int], state: BatchState) -> Iterator[Part]:
-        """The pairs behind their next merge, or read; where memory runs out, half of them at a time."""
-        try:
-            part = self.model.advance(state, self.plan)
-        except RuntimeError as error:
-            if not out_of_memory(error) or len(state) == 1:
-                raise
-            self.halve(len(state) * state.width)
-        else:
+        """One batch behind its next merge, or read; where memory runs out, half of its pairs at a time."""
+        part = _unless_out_of_memory(lambda: self.model.advance(state, self.plan), len(state))
+        if part is not None:
+            del state
             yield places, part
             return
+        self.halve(len(state) * state.width)
         for half in _halves(state):
             yield from self._advance(places[half], state.part(half))
 
@@ -143,16 +153,22 @@ class Scoring:
 
     def _finished(self, reading: BatchReading) -> Tensor:
         """Logits (pairs, E); where memory runs out, half of the pairs at a time."""
-        try:
-            return self.model.finish(reading, self.plan)
-        except RuntimeError as error:
-            if not out_of_memory(error) or len(reading) == 1:
-                raise
+        logits = _unless_out_of_memory(lambda: self.model.finish(reading, self.plan), len(reading))
+        if logits is not None:
+            return logits
         return torch.cat([self._finished(reading.part(half)) for half in _halves(reading)])
 
 
-def _as_one(waiting: Sequence[tuple[list[int], BatchState]]) -> tuple[list[int], BatchState]:
-    return [place for places, _ in waiting for place in places], BatchState.joined([state for _, state in waiting])
+def _unless_out_of_memory(run: Callable[[], Made], parts: int) -> Made | None:
+    """What ``run`` makes; None where memory runs out and the work has more than one part, so that it can be done in
+    smaller ones. The error is gone by then, and with it what it kept in memory.
+    """
+    try:
+        return run()
+    except RuntimeError as error:
+        if not out_of_memory(error) or parts == 1:
+            raise
+    return None
 
 
 def _halves(pairs: Sized) -> tuple[slice, slice]:

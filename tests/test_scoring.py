@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrr_model import scoring
 from mrr_model.compression import Plan
 from mrr_model.inputs import EncodedPair, collate
 from mrr_model.model import BatchState, MatryoshkaModel
@@ -37,35 +36,41 @@ def pairs(make_pairs: Callable[..., list[EncodedPair]]) -> list[EncodedPair]:
 
 
 class Watched(Scoring):
-    """Scoring that keeps what each step was given: the layer it began behind, pairs and tokens."""
+    """Scoring that keeps what each step was given: the layer it began behind, pairs and tokens.
+
+    ``most``: memory runs out where more pairs than that go on from a merge, after all has been computed.
+    """
 
     def __init__(self, *arguments: Any, budget: int, most: int | None = None, **limits: Any) -> None:
-        self.budget, self.halvings, self.steps = budget, 0, list[tuple[int, int, int]]()
-        self.most = most
-        super().__init__(*arguments, batch_tokens=lambda: self.budget, halve=self.shrink, progress=len_of, **limits)
+        self.budget, self.most, self.done = budget, most, 0
+        self.steps: list[tuple[int, int, int]] = []
+        self.halved: list[int] = []
+        super().__init__(*arguments, batch_tokens=lambda: self.budget, halve=self.shrink, progress=self.count, **limits)
 
     def shrink(self, tokens: int) -> None:
-        self.halvings += 1
+        self.halved.append(tokens)
         self.budget = min(self.budget, tokens // 2)
+
+    def count(self, pairs: int) -> None:
+        self.done += pairs
 
     def logits(self) -> Tensor:
         advance = MatryoshkaModel.advance
 
         def watched(model: MatryoshkaModel, state: BatchState, plan: Plan) -> Any:
+            made = advance(model, state, plan)
             if self.most is not None and state.layer and len(state) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             self.steps.append((state.layer, len(state), len(state) * state.width))
-            return advance(model, state, plan)
+            return made
 
         with patch.object(MatryoshkaModel, "advance", watched):
-            return super().logits()
+            found = super().logits()
+        assert self.done == len(found)
+        return found
 
     def behind(self, layer: int) -> list[tuple[int, int]]:
         return [(pairs, tokens) for at, pairs, tokens in self.steps if at == layer]
-
-
-def len_of(pairs: int) -> None:
-    assert pairs > 0
 
 
 def expected(model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan) -> Tensor:
@@ -92,17 +97,25 @@ def test_batches_are_joined_after_each_merge_within_their_limits(
     for step in (first, second, third):
         assert sum(count for count, _ in step) == len(pairs)  # every pair once
     for step in (second, third):
-        assert all(count == 1 or tokens <= scoring.JOINED_TOKENS * BUDGET for count, tokens in step)
+        assert all(count == 1 or tokens <= 1.25 * BUDGET for count, tokens in step)
 
 
 def test_what_differs_in_width_is_not_joined(
     make_model: Callable[..., MatryoshkaModel], make_pairs: Callable[..., list[EncodedPair]]
 ) -> None:
-    pairs = make_pairs([(5, 100, 1)] * 2 + [(5, 8, 1)] * 8)
+    pairs = make_pairs([(5, 100, 1)] * 2 + [(5, 8, 1)] * 2)
     run = Watched(make_model("bert").eval(), Plan((6,), {1: HALF}), pairs, budget=224)
     run.logits()
-    assert [count for count, _ in run.behind(0)] == [2, 8]
-    assert [count for count, _ in run.behind(1)] == [2, 8]  # ten of 56 tokens fit nowhere near 2 · 56 + 8 · 12
+    assert run.behind(0) == [(2, 224), (2, 32)]
+    assert run.behind(1) == [(2, 112), (2, 24)]  # four of 56 would fit the budget, but are 224 tokens and not 136
+
+
+def test_no_width_is_padded_beyond_the_positions(
+    make_model: Callable[..., MatryoshkaModel], make_pairs: Callable[..., list[EncodedPair]]
+) -> None:
+    model, pairs = make_model("bert").eval(), make_pairs([(5, 120, 4), (5, 119, 4)])  # 129 of 130 positions
+    run = Watched(model, TWICE, pairs, budget=1000)
+    torch.testing.assert_close(run.logits(), expected(model, pairs, TWICE), atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_size_holds_for_joined_batches_too(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
@@ -112,9 +125,29 @@ def test_a_batch_size_holds_for_joined_batches_too(model: MatryoshkaModel, pairs
 
 
 def test_a_joined_batch_that_does_not_fit_is_parted(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
-    run = Watched(model, TWICE, pairs, budget=10_000, most=3)
+    run = Watched(model, TWICE, pairs, budget=BUDGET, most=6)
     torch.testing.assert_close(run.logits(), expected(model, pairs, TWICE), atol=1e-5, rtol=1e-5)
-    assert run.halvings > 0
-    assert max(count for count, _ in run.behind(1)) <= 3
+    for layer in (1, 3):
+        assert max(count for count, _ in run.behind(layer)) <= 6
+    assert run.budget == min(run.halved) // 2 < BUDGET
+    assert min(run.halved) > 6 * 16  # tokens of batches of more than six pairs, each wider than 16
+    assert max(tokens for _, tokens in run.behind(0)[3:]) < 176 <= run.behind(0)[1][1]  # what starts later is smaller
     with pytest.raises(torch.OutOfMemoryError):
-        Watched(model, TWICE, pairs, budget=10_000, most=0).logits()
+        Watched(model, TWICE, pairs, budget=BUDGET, most=0).logits()
+
+
+def test_batches_that_cannot_be_joined_for_want_of_memory_go_on_apart(
+    model: MatryoshkaModel, pairs: list[EncodedPair]
+) -> None:
+    joined = BatchState.joined
+
+    def never(states: list[BatchState]) -> BatchState:
+        if len(states) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return joined(states)
+
+    run = Watched(model, TWICE, pairs, budget=BUDGET)
+    with patch.object(BatchState, "joined", never):
+        torch.testing.assert_close(run.logits(), expected(model, pairs, TWICE), atol=1e-5, rtol=1e-5)
+    assert run.budget < BUDGET
+    assert sorted(count for count, _ in run.behind(0)) == sorted(count for count, _ in run.behind(1))
