@@ -7,7 +7,9 @@ One process, the same weights, the same token counts, one query with 100 passage
 of depths and keep ratios; sentence-transformers' CrossEncoder over the same backbone at full depth, in float32 and
 bfloat16, at its default batch size and at its best of BATCH_SIZES; transformers' own forward pass over padded batches,
 in input order. The decoder is Mistral-shaped, of 108M parameters with random weights. Runs take turns, so that a
-machine whose speed drifts treats all alike; medians of --repeats. Prints tables, then one JSON line. Needs the `dev`
+machine whose speed drifts treats all alike: --repeats turns of the contenders, then SETTING_TURNS times as many of the
+settings, each of which is compared with full size, and full size with a large matrix product, in the same turn. Prints
+tables (pairs/s are of median times, ratios are medians of the turns' ratios), then one JSON line. Needs the `dev`
 extra.
 """
 
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,8 @@ GRID = {"mini": (2, 3, 4, 6), "decoder": (3, 6, 9, 12)}
 RATIOS = (1.0, 0.5, 0.25)
 BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 DEFAULT_BATCH_SIZE = 32
+SETTING_TURNS = 4
+MATRIX_SIZE = 2048
 MAX_LENGTH = 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -112,29 +117,75 @@ def compare(name: str, words: int, texts: list[str], folder: Path, arguments: ar
                 whole, batch_size=size, show_progress_bar=False
             )
         runs[f"transformers {dtype}"] = lambda stock=stock: padded_loop(stock, whole)
-    grid = {}
-    for depth in GRID[name]:
-        for ratio in RATIOS:
-            grid[f"depth {depth}, keep ratio {ratio:g}"] = (depth, ratio)
-    quick = ours["bfloat16"]
-    for label, (depth, ratio) in grid.items():
-        runs[label] = lambda depth=depth, ratio=ratio: quick.score(QUERY, texts, depth=depth, keep_ratio=ratio)
-    runs["tokenization"] = lambda: quick._encoder.encode(pairs)
-    seconds = in_turns(runs, arguments.repeats)
+    contenders = in_turns(runs, arguments.repeats)
 
+    quick = ours["bfloat16"]
     encoded = quick._encoder.encode(pairs)
-    operations = {
-        label: call_operations(quick.model, quick.plan(depth, ratio), encoded) for label, (depth, ratio) in grid.items()
+    left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE).bfloat16() for _ in range(2))
+    parts: dict[str, Callable[[], Any]] = {
+        "tokenization": lambda: quick._encoder.encode(pairs),
+        "warming up": lambda: left @ right,
+        "matrix product": lambda: left @ right,
     }
+    operations = {}
+    for depth, ratio in product(GRID[name], RATIOS):
+        label = setting(depth, ratio)
+        parts[label] = lambda depth=depth, ratio=ratio: quick.score(QUERY, texts, depth=depth, keep_ratio=ratio)
+        operations[label] = call_operations(quick.model, quick.plan(depth, ratio), encoded)
+    taken = in_turns(parts, SETTING_TURNS * arguments.repeats)
     return {
         "model": name,
         "words": words,
         "tokens": statistics.mean(len(pair.input_ids) for pair in encoded),
         "pairs": len(pairs),
-        "seconds": seconds,
-        "operations": operations,
-        "machine": matrix_rate(),
+        "seconds": {label: statistics.median(turns) for label, turns in (contenders | taken).items()},
+        "contenders": beside(contenders),
+        **shares(taken, operations, setting(GRID[name][-1], 1.0)),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+
+
+def setting(depth: int, ratio: float) -> str:
+    return f"depth {depth}, keep ratio {ratio:g}"
+
+
+def beside(contenders: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Each contender's time over ours in its own format and over ours in bfloat16: medians of the turns' own ratios."""
+    return {
+        label: [
+            statistics.median(a / b for a, b in zip(taken, contenders[ours], strict=True))
+            for ours in (f"ours {label.split()[1].rstrip(',')}", "ours bfloat16")
+        ]
+        for label, taken in contenders.items()
+    }
+
+
+def shares(taken: dict[str, list[float]], operations: dict[str, float], full: str) -> dict[str, Any]:
+    """What each setting takes of full size, and full size of the machine's rate: medians of the turns' own ratios."""
+
+    def median(ratio: Callable[..., float], *labels: str) -> float:
+        return statistics.median(ratio(*turn) for turn in zip(*(taken[label] for label in labels), strict=True))
+
+    rows = {
+        label: {
+            "operations": count / operations[full],
+            "time": median(lambda mine, whole: mine / whole, label, full),
+            "time_without_tokenization": median(
+                lambda mine, whole, cut: (mine - cut) / (whole - cut), label, full, "tokenization"
+            ),
+        }
+        for label, count in operations.items()
+    }
+    multiplied = 2 * MATRIX_SIZE**3
+    rate = median(
+        lambda whole, cut, matrix: operations[full] / (whole - cut) * matrix / multiplied,
+        full, "tokenization", "matrix product",
+    )  # fmt: skip
+    return {
+        "settings": rows,
+        "tokenization": median(lambda cut, whole: cut / whole, "tokenization", full),
+        "share_of_matrix_rate": rate,
+        "operations_per_second": median(lambda whole, cut: operations[full] / (whole - cut), full, "tokenization"),
     }
 
 
@@ -181,15 +232,15 @@ def padded_loop(stock: CrossEncoder, pairs: list[tuple[str, str]]) -> None:
         model(**inputs)
 
 
-def in_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each run, the runs taking turns, after one turn to warm up."""
+def in_turns(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each run in each turn, after one turn to warm up."""
     taken: dict[str, list[float]] = {label: [] for label in runs}
-    for turn in range(repeats + 1):
+    for turn in range(turns + 1):
         for label, run in runs.items():
             seconds = timed(run)
             if turn:
                 taken[label].append(seconds)
-    return {label: statistics.median(values) for label, values in taken.items()}
+    return taken
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -198,37 +249,26 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def matrix_rate() -> float:
-    """Floating-point operations a second of a large bfloat16 matrix product."""
-    size = 2048
-    a, b = (torch.randn(size, size).bfloat16() for _ in range(2))
-    a @ b
-    return 2 * size**3 / statistics.median(timed(lambda: a @ b) for _ in range(9))
-
-
 def show(result: dict[str, Any]) -> None:
     """The tables of one model and length."""
     seconds, pairs = result["seconds"], result["pairs"]
     print(f"\n{result['model']}, {pairs} passages of {result['words']} words ({result['tokens']:.0f} tokens a pair)\n")
     print("| contender | pairs/s | ours, same format | ours, bfloat16 |\n| --- | ---: | ---: | ---: |")
-    for label, taken in seconds.items():
-        if label.split()[0] in ("ours", "CrossEncoder", "transformers"):
-            dtype = label.split()[1].rstrip(",")
-            ratios = taken / seconds[f"ours {dtype}"], taken / seconds["ours bfloat16"]
-            print(f"| {label} | {pairs / taken:.1f} | {ratios[0]:.2f} × | {ratios[1]:.2f} × |")
-    tokenization, operations = seconds["tokenization"], result["operations"]
-    full = next(reversed([label for label in operations if label.endswith("ratio 1")]))
-    print(f"\ntokenization: {tokenization / seconds[full]:.1%} of full size's time\n")
+    for label, (same, quickest) in result["contenders"].items():
+        print(f"| {label} | {pairs / seconds[label]:.1f} | {same:.2f} × | {quickest:.2f} × |")
+    print(f"\ntokenization: {result['tokenization']:.1%} of full size's time\n")
     print("| setting | pairs/s | operations | time without tokenization | over its share | time in all |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for label, count in operations.items():
-        share, inner = count / operations[full], (seconds[label] - tokenization) / (seconds[full] - tokenization)
+    for label, row in result["settings"].items():
+        share, inner = row["operations"], row["time_without_tokenization"]
         print(
             f"| {label} | {pairs / seconds[label]:.1f} | {share:.1%} | {inner:.1%} | {inner / share:.2f} × "
-            f"| {seconds[label] / seconds[full]:.1%} |"
+            f"| {row['time']:.1%} |"
         )
-    rate = operations[full] / (seconds[full] - tokenization)
-    print(f"\nfull size runs at {rate / 1e9:.0f} GFLOPS, {rate / result['machine']:.0%} of a large bfloat16 product's")
+    print(
+        f"\nfull size runs at {result['operations_per_second'] / 1e9:.0f} GFLOPS, "
+        f"{result['share_of_matrix_rate']:.0%} of a large bfloat16 product's"
+    )
     print(f"peak memory of the whole run: {result['peak_mib']} MiB")
 
 
