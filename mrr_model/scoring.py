@@ -21,11 +21,8 @@ from mrr_model.model import BatchReading, BatchState, MatryoshkaModel
 FINISHED_TOGETHER = 256
 """Batches wait until they have so many pairs, whose reading tokens then go through the last layer's MLP together."""
 
-JOINED_TOKENS = 5 / 4
-"""Batches that have merged are joined to at most this share of the budget, counted as they are, with rounded widths."""
-
 JOINED_PADDING = 9 / 8
-"""They are joined where the padding that this takes adds at most an eighth to their tokens."""
+"""Batches that have merged are joined where the padding that this takes adds at most an eighth to their tokens."""
 
 
 Made = TypeVar("Made")
@@ -37,8 +34,8 @@ Part = tuple[list[int], BatchState | BatchReading]
 class Scoring:
     """One call's pairs at one Plan.
 
-    ``batch_tokens`` says how many tokens a batch may hold when it starts, ``halve`` is told of a batch of so many that
-    did not fit in memory, ``progress`` of pairs done. ``batch_size``: at most that many pairs in a batch.
+    ``batch_tokens`` says how many tokens a batch may hold, ``halve`` is told of a batch of so many that did not fit in
+    memory, ``progress`` of pairs done. ``batch_size``: at most that many pairs in a batch.
     """
 
     model: MatryoshkaModel
@@ -118,7 +115,7 @@ class Scoring:
         tokens = pairs * max(state.width for state in states)
         return (
             pairs <= (self.batch_size or pairs)
-            and tokens <= JOINED_TOKENS * self.batch_tokens()
+            and tokens <= self.batch_tokens()
             and tokens <= JOINED_PADDING * sum(len(state) * state.width for state in states)
         )
 

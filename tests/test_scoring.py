@@ -97,7 +97,7 @@ def test_batches_are_joined_after_each_merge_within_their_limits(
     for step in (first, second, third):
         assert sum(count for count, _ in step) == len(pairs)  # every pair once
     for step in (second, third):
-        assert all(count == 1 or tokens <= 1.25 * BUDGET for count, tokens in step)
+        assert all(count == 1 or tokens <= BUDGET for count, tokens in step)
 
 
 def test_what_differs_in_width_is_not_joined(
@@ -125,13 +125,16 @@ def test_a_batch_size_holds_for_joined_batches_too(model: MatryoshkaModel, pairs
 
 
 def test_a_joined_batch_that_does_not_fit_is_parted(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
-    run = Watched(model, TWICE, pairs, budget=BUDGET, most=6)
-    torch.testing.assert_close(run.logits(), expected(model, pairs, TWICE), atol=1e-5, rtol=1e-5)
+    plan = Plan((2, 4, 6), {1: QUARTER, 3: HALF})
+    run = Watched(model, plan, pairs, budget=BUDGET, most=6)
+    torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
     for layer in (1, 3):
         assert max(count for count, _ in run.behind(layer)) <= 6
     assert run.budget == min(run.halved) // 2 < BUDGET
-    assert min(run.halved) > 6 * 16  # tokens of batches of more than six pairs, each wider than 16
-    assert max(tokens for _, tokens in run.behind(0)[3:]) < 176 <= run.behind(0)[1][1]  # what starts later is smaller
+    assert min(run.halved) > 6 * 8  # tokens of batches of more than six pairs, each wider than 8
+    first, last = run.behind(0)[0], run.behind(0)[-3:]
+    assert all(count == 1 or tokens <= BUDGET / 2 for count, tokens in last)  # what starts later is smaller
+    assert first[1] > BUDGET / 2
     with pytest.raises(torch.OutOfMemoryError):
         Watched(model, TWICE, pairs, budget=BUDGET, most=0).logits()
 
