@@ -72,9 +72,8 @@ class MatryoshkaReranker:
     ``"float32"``, ``"bfloat16"``, ``"float16"``.
     ``max_length``, ``query_max_length``: tokens. ``prompt``: the instruction after the passage, for models whose
     layout has one.
-    ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: the most tokens with which a
-    batch starts, as many pairs times its longest; None: by device and model
-    (:func:`~mrr_model.device.default_batch_tokens`). Batches that merge are joined again, to a quarter more at most.
+    ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: the most tokens of a batch, as
+    many pairs times its longest; None: by device and model (:func:`~mrr_model.device.default_batch_tokens`).
     ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as everywhere in huggingface_hub.
     ``model_kwargs``: passed to the stock model's ``from_pretrained`` (``device_map``, ``quantization_config`` …).
     ``adapters``: published LoRA folders, ``{"vertical": folder, "horizontal": {0.5: folder}}``.
@@ -520,7 +519,7 @@ class MatryoshkaReranker:
         return logits
 
     def _budget(self) -> int:
-        return self.batch_tokens or default_batch_tokens(self.device, self.model.config.hidden_size)
+        return self.batch_tokens or default_batch_tokens(self.device, self.model.config.hidden_size, self.dtype)
 
     def _halve_batches(self, tokens: int) -> None:
         """Take half of a batch that did not fit in memory as the budget from here on."""
