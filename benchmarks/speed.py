@@ -4,7 +4,8 @@
     python benchmarks/speed.py --models mini --words 60
 
 One process, the same weights, the same token counts, one query with 100 passages of real text: this package at a grid
-of depths and keep ratios; sentence-transformers' CrossEncoder over the same backbone at full depth, in float32 and
+of depths and keep ratios, as it comes (in bfloat16 where the processor computes it, else in float32); sentence-
+transformers' CrossEncoder over the same backbone at full depth, in float32 and, where the processor computes it, in
 bfloat16, at its default batch size and at its best of BATCH_SIZES; transformers' own forward pass over padded batches,
 in input order. The decoder is Mistral-shaped, of 108M parameters with random weights. Runs take turns, so that a
 machine whose speed drifts treats all alike: --repeats turns of the contenders, then SETTING_TURNS times as many of the
@@ -34,6 +35,7 @@ from mrr_model import MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.source import SHIPPED
 from mrr_model.cost import call_operations
+from mrr_model.device import computes_bfloat16
 from mrr_model.inputs import RELEASE_LAYOUT
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
 
@@ -49,6 +51,7 @@ SETTING_TURNS = 4
 MATRIX_SIZE = 2048
 MAX_LENGTH = 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AS_IT_COMES = "bfloat16" if computes_bfloat16(torch.device("cpu")) else "float32"
 
 
 def main() -> None:
@@ -57,7 +60,13 @@ def main() -> None:
     parser.add_argument("--words", nargs="+", type=int, default=[60, 200], help="words of a passage")
     parser.add_argument("--passages", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--without-float32", action="store_true", help="leave out the peers in float32")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=list(DTYPES),
+        default=computed(),
+        help=f"formats to compare in, besides {AS_IT_COMES}",
+    )
     arguments = parser.parse_args()
     results = []
     for name in arguments.models:
@@ -67,6 +76,11 @@ def main() -> None:
                 results.append(compare(name, words, texts, Path(folder), arguments))
             show(results[-1])
     print(json.dumps({"benchmark": "speed", **environment(), "results": results}))
+
+
+def computed() -> list[str]:
+    """The formats that the processor computes natively: in the others a run takes a hundred times as long."""
+    return [name for name in DTYPES if name == "float32" or computes_bfloat16(torch.device("cpu"))]
 
 
 def texts_of(words: int, count: int) -> list[str]:
@@ -105,10 +119,9 @@ def compare(name: str, words: int, texts: list[str], folder: Path, arguments: ar
     # The peers get the decoder's whole input as a pair, so that all read the same tokens.
     prompt = RELEASE_LAYOUT.default_prompt
     whole = pairs if made is None else [(f"A: {QUERY}\nB: {text}", f"\n{prompt}") for text in texts]
-    dtypes = ["bfloat16"] if arguments.without_float32 else list(DTYPES)
 
     runs: dict[str, Callable[[], Any]] = {}
-    for dtype in dtypes:
+    for dtype in dict.fromkeys([*arguments.dtypes, AS_IT_COMES]):
         runs[f"ours {dtype}"] = lambda model=ours[dtype]: model.score(QUERY, texts, depth=None, keep_ratio=1.0)
         stock = CrossEncoder(str(folder), max_length=MAX_LENGTH, device="cpu", model_kwargs={"dtype": DTYPES[dtype]})
         best = best_batch_size(stock, whole)
@@ -119,9 +132,9 @@ def compare(name: str, words: int, texts: list[str], folder: Path, arguments: ar
         runs[f"transformers {dtype}"] = lambda stock=stock: padded_loop(stock, whole)
     contenders = in_turns(runs, arguments.repeats)
 
-    quick = ours["bfloat16"]
+    quick = ours[AS_IT_COMES]
     encoded = quick._encoder.encode(pairs)
-    left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE).bfloat16() for _ in range(2))
+    left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE).to(DTYPES[AS_IT_COMES]) for _ in range(2))
     parts: dict[str, Callable[[], Any]] = {
         "tokenization": lambda: quick._encoder.encode(pairs),
         "warming up": lambda: left @ right,
@@ -150,11 +163,11 @@ def setting(depth: int, ratio: float) -> str:
 
 
 def beside(contenders: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Each contender's time over ours in its own format and over ours in bfloat16: medians of the turns' own ratios."""
+    """Each contender's time over ours in its own format and over ours as it comes: medians of the turns' own ratios."""
     return {
         label: [
             statistics.median(a / b for a, b in zip(taken, contenders[ours], strict=True))
-            for ours in (f"ours {label.split()[1].rstrip(',')}", "ours bfloat16")
+            for ours in (f"ours {label.split()[1].rstrip(',')}", f"ours {AS_IT_COMES}")
         ]
         for label, taken in contenders.items()
     }
@@ -253,7 +266,7 @@ def show(result: dict[str, Any]) -> None:
     """The tables of one model and length."""
     seconds, pairs = result["seconds"], result["pairs"]
     print(f"\n{result['model']}, {pairs} passages of {result['words']} words ({result['tokens']:.0f} tokens a pair)\n")
-    print("| contender | pairs/s | ours, same format | ours, bfloat16 |\n| --- | ---: | ---: | ---: |")
+    print("| contender | pairs/s | ours, same format | ours, as it comes |\n| --- | ---: | ---: | ---: |")
     for label, (same, quickest) in result["contenders"].items():
         print(f"| {label} | {pairs / seconds[label]:.1f} | {same:.2f} × | {quickest:.2f} × |")
     print(f"\ntokenization: {result['tokenization']:.1%} of full size's time\n")
@@ -267,7 +280,7 @@ def show(result: dict[str, Any]) -> None:
         )
     print(
         f"\nfull size runs at {result['operations_per_second'] / 1e9:.0f} GFLOPS, "
-        f"{result['share_of_matrix_rate']:.0%} of a large bfloat16 product's"
+        f"{result['share_of_matrix_rate']:.0%} of a large {AS_IT_COMES} product's"
     )
     print(f"peak memory of the whole run: {result['peak_mib']} MiB")
 
@@ -277,6 +290,7 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "as_it_comes": AS_IT_COMES,
     }
 
 
