@@ -3,7 +3,7 @@
 Letters: B pairs, T tokens, D hidden size, E exits. Layers, exits and merges are counted from 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -123,21 +123,26 @@ class BatchReading:
         return len(self.reading.states)
 
     def part(self, pairs: slice) -> "BatchReading":
-        """The same for some of the pairs."""
-        reading = Reading(self.reading.attended[pairs], self.reading.states[pairs])
-        means = None if self.means is None else self.means[pairs]
-        return BatchReading([column[pairs] for column in self.logits], reading, means)
+        """The same for some of the pairs: views."""
+        return self._each(lambda values: values[pairs])
 
-    @classmethod
-    def joined(cls, readings: "Sequence[BatchReading]") -> "BatchReading":
-        """One batch after the other."""
-        reading = Reading(
-            torch.cat([each.reading.attended for each in readings]),
-            torch.cat([each.reading.states for each in readings]),
-        )
-        logits = [torch.cat(columns) for columns in zip(*(each.logits for each in readings), strict=True)]
-        means = [each.means for each in readings if each.means is not None]
-        return cls(logits, reading, torch.cat(means) if means else None)
+    def room(self, pairs: int) -> "BatchReading":
+        """Memory for what is known of so many pairs like these, with nothing in it yet."""
+        return self._each(lambda values: values.new_empty(pairs, *values.shape[1:]))
+
+    def copy_(self, other: "BatchReading") -> None:
+        """Take over what ``other``, of as many pairs and the same plan, holds."""
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(theirs)
+
+    def _tensors(self) -> list[Tensor]:
+        means = [] if self.means is None else [self.means]
+        return [*self.logits, self.reading.attended, self.reading.states, *means]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "BatchReading":
+        reading = Reading(change(self.reading.attended), change(self.reading.states))
+        means = None if self.means is None else change(self.means)
+        return BatchReading([change(column) for column in self.logits], reading, means)
 
 
 class MatryoshkaModel(nn.Module):
@@ -261,7 +266,7 @@ class MatryoshkaModel(nn.Module):
         """The second part: logits of every exit, float32 (B, E).
 
         What is computed for one token of a pair is slow for the few pairs of a batch, so readings of several can be
-        joined and finished at once.
+        copied to one and finished at once.
         """
         states = self._backbone.finish(plan.last_layer, reading.reading)  # (B, D)
         last = self._score(plan.last_layer, states, reading.means)

@@ -50,26 +50,24 @@ class Scoring:
         """Float32 (pairs, E) on the CPU, in the pairs' order."""
         groups = sharing_groups(self.encoded) if self.model.backbone.causal else [(None, [*range(len(self.encoded))])]
         logits = torch.empty(len(self.encoded), len(self.plan.exits))
-        waiting: list[tuple[list[int], BatchReading]] = []
+        waiting = _Waiting(min(FINISHED_TOGETHER, len(self.encoded)))
         with torch.inference_mode():
             for places, reading in chain.from_iterable(self._read(prefix, group) for prefix, group in groups):
-                waiting.append((places, reading))
-                if sum(len(places) for places, _ in waiting) >= FINISHED_TOGETHER:
+                assert isinstance(reading, BatchReading)
+                if len(waiting.places) + len(places) > waiting.most:
                     self._finish(waiting, logits)
-                    waiting = []
+                waiting.add(places, reading)
+                del reading
                 self.progress(len(places))
-            if waiting:
-                self._finish(waiting, logits)
+            self._finish(waiting, logits)
         return logits
 
-    def _read(self, prefix: Prefix | None, group: list[int]) -> Iterator[tuple[list[int], BatchReading]]:
+    def _read(self, prefix: Prefix | None, group: list[int]) -> Iterator[Part]:
         """All that is computed for every token of pairs that share a prefix, or none."""
         parts = self._started(prefix, group)
         for _ in self.plan.merges:
             parts = self._advanced(parts)
-        for places, reading in parts:
-            assert isinstance(reading, BatchReading)
-            yield places, reading
+        return parts
 
     def _started(self, prefix: Prefix | None, group: list[int]) -> Iterator[Part]:
         """The pairs behind their first merge, or read where the plan has none, batch by batch, longest first. Where
@@ -91,6 +89,7 @@ class Scoring:
                     break
                 done.update(places)
                 yield places, part
+                del part
                 if self.batch_tokens() < budget:
                     break
             group = [place for place in group if place not in done]
@@ -143,10 +142,11 @@ class Scoring:
         for half in _halves(state):
             yield from self._advance(places[half], state.part(half))
 
-    def _finish(self, waiting: Sequence[tuple[list[int], BatchReading]], logits: Tensor) -> None:
-        """Write what is read of these pairs to ``logits``."""
-        found = self._finished(BatchReading.joined([reading for _, reading in waiting]))
-        logits[[place for places, _ in waiting for place in places]] = found.to("cpu", torch.float32)
+    def _finish(self, waiting: "_Waiting", logits: Tensor) -> None:
+        """Write the logits of what waits to their places in ``logits``; nothing waits then."""
+        if waiting.places:
+            logits[waiting.places] = self._finished(waiting.reading()).to("cpu", torch.float32)
+            waiting.places = []
 
     def _finished(self, reading: BatchReading) -> Tensor:
         """Logits (pairs, E); where memory runs out, half of the pairs at a time."""
@@ -154,6 +154,32 @@ class Scoring:
         if logits is not None:
             return logits
         return torch.cat([self._finished(reading.part(half)) for half in _halves(reading)])
+
+
+class _Waiting:
+    """What is read of pairs at ``places``, until they are finished together: up to ``most`` of them, or one batch.
+
+    It is copied to one room. Where it was made it would, small as it is, keep the allocator from using the large
+    blocks around it again, and memory would grow with every batch.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.places: list[int] = []
+        self._room: BatchReading | None = None
+
+    def add(self, places: list[int], reading: BatchReading) -> None:
+        """``reading`` of the pairs at ``places``, which must fit where some wait already."""
+        if self._room is None or len(places) > self.most:
+            self.most = max(self.most, len(places))
+            self._room = reading.room(self.most)
+        self._room.part(slice(len(self.places), len(self.places) + len(places))).copy_(reading)
+        self.places = [*self.places, *places]
+
+    def reading(self) -> BatchReading:
+        """That of all places, a view of the room."""
+        assert self._room is not None
+        return self._room.part(slice(len(self.places)))
 
 
 def _unless_out_of_memory(run: Callable[[], Made], parts: int) -> Made | None:

@@ -149,7 +149,9 @@ def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs
         model.eval()
 
 
-def test_readings_of_similarity_heads_join_and_part(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+def test_readings_of_similarity_heads_go_to_one_room_and_part(
+    make_model: ModelFactory, make_pairs: PairFactory
+) -> None:
     model, pairs = make_model("bert", own={"head": "similarity"}), make_pairs(SPANS)
     plan = Plan((2, 5), {1: Fraction(1, 2)})
 
@@ -160,7 +162,10 @@ def test_readings_of_similarity_heads_join_and_part(make_model: ModelFactory, ma
         return state
 
     with torch.inference_mode():
-        both = BatchReading.joined([read(pairs[:1]), read(pairs[1:])])
+        first, others = read(pairs[:1]), read(pairs[1:])
+        both = first.room(len(pairs))
+        both.part(slice(1)).copy_(first)
+        both.part(slice(1, None)).copy_(others)
         expected = logits_of(model, pairs, plan)
         torch.testing.assert_close(model.finish(both, plan), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model.finish(both.part(slice(1, 3)), plan), expected[1:3], atol=1e-5, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Encoded pairs to logits: batches that merging has made small are joined, within their limits, and nothing changes."""
 
+import weakref
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mrr_model.compression import Plan
-from mrr_model.inputs import EncodedPair, collate
-from mrr_model.model import BatchState, MatryoshkaModel
+from mrr_model.inputs import Batch, EncodedPair, collate
+from mrr_model.model import BatchReading, BatchState, MatryoshkaModel
 from mrr_model.scoring import Scoring
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -154,3 +155,29 @@ def test_batches_that_cannot_be_joined_for_want_of_memory_go_on_apart(
         torch.testing.assert_close(run.logits(), expected(model, pairs, TWICE), atol=1e-5, rtol=1e-5)
     assert run.budget < BUDGET
     assert sorted(count for count, _ in run.behind(0)) == sorted(count for count, _ in run.behind(1))
+
+
+@pytest.mark.parametrize("plan", [Plan((2, 6)), TWICE])
+def test_readings_that_wait_do_not_stay_where_they_were_made(
+    model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    start, advance = MatryoshkaModel.start, MatryoshkaModel.advance
+
+    def watched_start(model: MatryoshkaModel, batch: Batch) -> BatchState:
+        assert not [reference for reference in made if reference() is not None]
+        return start(model, batch)
+
+    def watched_advance(model: MatryoshkaModel, state: BatchState, plan: Plan) -> BatchState | BatchReading:
+        part = advance(model, state, plan)
+        if isinstance(part, BatchReading):
+            made.extend(map(weakref.ref, (part.reading.attended, part.reading.states, *part.logits)))
+        return part
+
+    run = Watched(model, plan, pairs, budget=100)
+    with (
+        patch.object(MatryoshkaModel, "start", watched_start),
+        patch.object(MatryoshkaModel, "advance", watched_advance),
+    ):
+        torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
+    assert len(made) > 20
