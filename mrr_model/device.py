@@ -20,7 +20,8 @@ within 16 % at 200 words (there small settings, whose merged batches were not jo
 60 cost them up to half as much again); with 768 dimensions (108M) 1024 and 1536 were alike and 2048 slower. In float32
 2048 was the quickest there, 1024 and 4096 up to 30 % slower. On two cores with AVX2 alone, in float32 with 384
 dimensions, full size and four merging settings at both lengths took 5 to 17 % less time with 1536 than with 3072, and 2
-to 18 % less with 768.
+to 18 % less with 768; with 768 dimensions (108M, full size, 60 words) 768 and 1024 were alike, 512 and 1536 took 4 to
+7 % more.
 """
 
 CPU_FACTS = Path("/proc/cpuinfo")

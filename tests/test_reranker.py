@@ -483,6 +483,25 @@ def test_out_of_memory_halves_the_batches_and_is_logged_once(
     assert reranker.batch_tokens < 1024
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 3), ("bfloat16", 6)])
+def test_a_batch_holds_so_many_bytes_of_states_unless_told_otherwise(dtype: str, largest: int) -> None:
+    texts = [f"{number} " + "word " * 100 for number in range(8)]  # cut to 64 tokens with the query
+
+    def batches(**options: Any) -> list[int]:
+        reranker = MatryoshkaReranker("mini", dtype=dtype, max_length=64, depth=2, **options)
+        budget = patch("mrr_model.device.BATCH_BYTES", 6 * 64 * reranker.model.config.hidden_size * 2)
+        with (
+            budget,
+            patch("mrr_model.device.BATCH_TOKENS", 1),
+            patch.object(MatryoshkaModel, "start", autospec=True, side_effect=MatryoshkaModel.start) as started,
+        ):
+            reranker.score(QUERY, texts)
+        return [len(call.args[1].input_ids) for call in started.call_args_list]
+
+    assert max(batches()) == largest
+    assert max(batches(batch_tokens=128)) == 2
+
+
 @pytest.mark.parametrize("together", [1, 3, 256])
 def test_logits_go_to_their_pairs_however_many_batches_are_finished_together(together: int) -> None:
     reranker = MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
