@@ -108,11 +108,13 @@ def decoder() -> Checkpoint:
 def compare(name: str, words: int, texts: list[str], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every contender on one model and one length."""
     made = None if name == "mini" else decoder()
+    formats = list(dict.fromkeys([*arguments.dtypes, AS_IT_COMES]))
     ours = {
         dtype: MatryoshkaReranker(SHIPPED["mini"], dtype=dtype)
         if made is None
         else MatryoshkaReranker(Checkpoint(copied(made.model, value), made.tokenizer, {}))
         for dtype, value in DTYPES.items()
+        if dtype in ("float32", *formats)  # the peers' files are written in float32
     }
     write_stock(ours["float32"], folder)
     pairs = [(QUERY, text) for text in texts]
@@ -121,7 +123,7 @@ def compare(name: str, words: int, texts: list[str], folder: Path, arguments: ar
     whole = pairs if made is None else [(f"A: {QUERY}\nB: {text}", f"\n{prompt}") for text in texts]
 
     runs: dict[str, Callable[[], Any]] = {}
-    for dtype in dict.fromkeys([*arguments.dtypes, AS_IT_COMES]):
+    for dtype in formats:
         runs[f"ours {dtype}"] = lambda model=ours[dtype]: model.score(QUERY, texts, depth=None, keep_ratio=1.0)
         stock = CrossEncoder(str(folder), max_length=MAX_LENGTH, device="cpu", model_kwargs={"dtype": DTYPES[dtype]})
         best = best_batch_size(stock, whole)
