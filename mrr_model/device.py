@@ -93,10 +93,8 @@ def default_batch_tokens(device: torch.device, hidden_size: int, dtype: torch.dt
 
     >>> [default_batch_tokens(torch.device("cpu"), size, torch.bfloat16) for size in (384, 768, 4096)]
     [3072, 1536, 1024]
-    >>> default_batch_tokens(torch.device("cpu"), 384, torch.float32)
-    1536
-    >>> default_batch_tokens(torch.device("cuda"), 384, torch.bfloat16)
-    65536
+    >>> [default_batch_tokens(torch.device(name), 384, torch.float32) for name in ("cpu", "mps", "cuda")]
+    [1536, 1536, 65536]
     """
     if device.type == "cuda":
         return CUDA_BATCH_TOKENS

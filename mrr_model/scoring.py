@@ -24,7 +24,6 @@ FINISHED_TOGETHER = 256
 JOINED_PADDING = 9 / 8
 """Batches that have merged are joined where the padding that this takes adds at most an eighth to their tokens."""
 
-
 Made = TypeVar("Made")
 Part = tuple[list[int], BatchState | BatchReading]
 """Pairs by their places, and how far they are."""
@@ -57,7 +56,7 @@ class Scoring:
                 if len(waiting.places) + len(places) > waiting.most:
                     self._finish(waiting, logits)
                 waiting.add(places, reading)
-                del reading
+                del reading  # before the next batch starts
                 self.progress(len(places))
             self._finish(waiting, logits)
         return logits
@@ -89,7 +88,7 @@ class Scoring:
                     break
                 done.update(places)
                 yield places, part
-                del part
+                del part  # before the next batch starts
                 if self.batch_tokens() < budget:
                     break
             group = [place for place in group if place not in done]
@@ -174,7 +173,7 @@ class _Waiting:
             self.most = max(self.most, len(places))
             self._room = reading.room(self.most)
         self._room.part(slice(len(self.places), len(self.places) + len(places))).copy_(reading)
-        self.places = [*self.places, *places]
+        self.places += places
 
     def reading(self) -> BatchReading:
         """That of all places, a view of the room."""
