@@ -232,16 +232,19 @@ class MatryoshkaReranker:
         keep_ratio: KeepRatio | Default = DEFAULT,
         normalize: bool | Default = DEFAULT,
         prompt: str | Default | None = DEFAULT,
+        show_progress: bool | None = None,
     ) -> list[float]:
         """One score per document, in input order; an empty list for none.
 
         ``depth``, ``keep_ratio``, ``normalize``, ``prompt`` override this object's own for this call (``depth=None``:
-        all layers). Raises ``ValueError`` or ``TypeError`` that names the argument for bad input.
+        all layers). ``show_progress``: True or False for a progress bar or none; None shows one on long work, in a
+        terminal. Raises ``ValueError`` or ``TypeError`` that names the argument for bad input.
         """
         texts = checked_documents(documents)
         _check_query(query, "query")
         plan = self.plan(depth, keep_ratio)
-        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))[:, -1].tolist()
+        pairs = [(query, text) for text in texts]
+        logits = self._logits(pairs, plan, self._prompt(prompt), show_progress=show_progress)[:, -1].tolist()
         return self._scores(logits, plan, normalize)
 
     def score_pairs(
@@ -257,8 +260,7 @@ class MatryoshkaReranker:
     ) -> list[float]:
         """One score per (query, document) pair, in input order. Arguments and errors as in :meth:`score`.
 
-        ``batch_size``: at most that many pairs in a batch, within ``batch_tokens``. ``show_progress``: True or False
-        for a progress bar or none; None shows one on long work, in a terminal.
+        ``batch_size``: at most that many pairs in a batch, within ``batch_tokens``.
         """
         if batch_size is not None:
             _whole_number("batch_size", batch_size)
@@ -292,6 +294,7 @@ class MatryoshkaReranker:
         keep_ratio: KeepRatio | Default = DEFAULT,
         normalize: bool | Default = DEFAULT,
         prompt: str | Default | None = DEFAULT,
+        show_progress: bool | None = None,
     ) -> list[RankedDocument]:
         """The documents from best to worst; equal logits keep their input order.
 
@@ -307,7 +310,8 @@ class MatryoshkaReranker:
         texts = checked_documents(documents)
         _check_query(query, "query")
         plan = self.plan(depth, keep_ratio)
-        logits = self._logits([(query, text) for text in texts], plan, self._prompt(prompt))[:, -1].tolist()
+        pairs = [(query, text) for text in texts]
+        logits = self._logits(pairs, plan, self._prompt(prompt), show_progress=show_progress)[:, -1].tolist()
         scores = self._scores(logits, plan, normalize)
         best_first = sorted(range(len(texts)), key=lambda index: -logits[index])
         kept = [index for index in best_first if min_score is None or scores[index] >= min_score]

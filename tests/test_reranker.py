@@ -66,6 +66,21 @@ def test_normalize_false_gives_the_logits_behind_the_probabilities(reranker: Mat
     assert reranker.score(QUERY, DOCUMENTS) == [probability(logit) for logit in calibrated]
 
 
+@pytest.mark.parametrize("shown", [True, False, None])
+def test_progress_shows_where_it_is_asked_for(
+    mini: MatryoshkaReranker, shown: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for call in (
+        lambda: mini.rank(QUERY, DOCUMENTS[:1], show_progress=shown),
+        lambda: mini.score(QUERY, DOCUMENTS[:1], show_progress=shown),
+        lambda: mini.score_pairs([(QUERY, DOCUMENTS[0])], show_progress=shown),
+        lambda: asyncio.run(mini.arank(QUERY, DOCUMENTS[:1], show_progress=shown)),
+        lambda: asyncio.run(mini.ascore(QUERY, DOCUMENTS[:1], show_progress=shown)),
+    ):
+        call()
+        assert ("Re-ranking" in capsys.readouterr().err) is (shown is True)
+
+
 def test_rank_sorts_by_logit_and_ties_keep_input_order(reranker: MatryoshkaReranker) -> None:
     ranking = reranker.rank(QUERY, DOCUMENTS)
     scores = reranker.score(QUERY, DOCUMENTS)
