@@ -9,7 +9,7 @@ Letters: B pairs, T tokens, E exits.
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -354,11 +354,12 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         if kwargs:
             raise TypeError(f"predict got unexpected keyword arguments: {', '.join(sorted(kwargs))}.")
         setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio}
+        rows = _rows(inputs)
         device = device or None  # an empty list of devices is none
         if pool is not None or isinstance(device, list) or getattr(self, "_distributed_inference", None) is not None:
             # Other processes: the library hands out the pairs, and each worker comes back to this class.
             return super().predict(
-                inputs,
+                rows,
                 prompt_name=prompt_name,
                 prompt=prompt,
                 batch_size=batch_size,
@@ -372,10 +373,9 @@ class MatryoshkaCrossEncoder(CrossEncoder):
                 chunk_size=chunk_size,
                 **setting,
             )
-        singular = self.is_singular_input(inputs)
-        pairs = [inputs] if singular else inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+        singular = self.is_singular_input(rows)
         scores: Any = self._inference(
-            pairs,
+            [rows] if singular else rows,
             prompt=self._resolve_prompt(prompt, prompt_name),
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -554,6 +554,21 @@ def _loaded(reranker: CoreReranker | None, modules: Any) -> CoreReranker | None:
     if len(found) != 1 or not isinstance(found[0], MatryoshkaModule):
         raise TypeError(f"modules must be one MatryoshkaModule, got {found!r:.200}.")
     return found[0].reranker
+
+
+def _rows(inputs: Any) -> list[Any]:
+    """A pair, or pairs in any iterable, as a list; arrays as lists too. What is neither is for the core to name, but a
+    table: it would be read as the names of its columns.
+    """
+    if hasattr(inputs, "columns"):
+        raise TypeError(
+            f"inputs must be a (query, document) pair or a list of pairs, got a {type(inputs).__name__}. "
+            "Write list(zip(table.query, table.document)), for example."
+        )
+    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable):
+        return [inputs]
+    rows = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+    return [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
 
 
 def _pair(pair: Any) -> Any:

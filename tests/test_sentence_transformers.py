@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -76,6 +77,28 @@ def test_outputs_take_every_form_of_crossencoder(mini: MatryoshkaCrossEncoder) -
     assert logits == pytest.approx(core_scores(mini, normalize=False), abs=1e-5)
     assert mini.predict([]).shape == (0,)
     assert mini.predict(sentences=PAIRS) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        tuple,
+        iter,
+        pandas.Series,
+        lambda pairs: (pair for pair in pairs),
+        lambda pairs: zip(*zip(*pairs, strict=True), strict=True),
+        lambda pairs: [np.array(pair) for pair in pairs],
+        lambda pairs: np.array(pairs, dtype=object),
+    ],
+    ids=["tuple", "iterator", "series", "generator", "zip", "arrays", "array"],
+)
+def test_pairs_come_in_any_iterable(mini: MatryoshkaCrossEncoder, wrapped: Callable[[Any], Any]) -> None:
+    assert mini.predict(wrapped(PAIRS)) == pytest.approx(core_scores(mini), abs=1e-6)
+
+
+def test_a_table_is_named_and_not_read_as_its_columns(mini: MatryoshkaCrossEncoder) -> None:
+    with pytest.raises(TypeError, match=r"inputs must be .* got a DataFrame"):
+        mini.predict(pandas.DataFrame(PAIRS, columns=["query", "document"]))
 
 
 def test_a_call_s_setting_counts_for_that_call(mini: MatryoshkaCrossEncoder) -> None:
