@@ -1,4 +1,4 @@
-"""A LlamaIndex query engine over the standard library's documentation, with a fast and a precise postprocessor.
+"""A LlamaIndex query engine over the standard library's documentation: one engine, a fast and a precise query.
 
     pip install "matryoshka-reranker[llama-index,eval]"
     python examples/llama_index_query_engine.py
@@ -18,8 +18,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
 from stdlib_docs import passages
 
-from mrr_integrations.llama_index import MatryoshkaReranker
-from mrr_model import MatryoshkaReranker as CoreReranker
+from mrr_integrations.llama_index import MatryoshkaReranker, RerankQuery
 
 QUESTION = "how do I remove a folder together with everything inside it?"
 SETTINGS: dict[str, dict[str, Any]] = {"precise": {}, "fast": {"depth": 3, "keep_ratio": 0.5}}
@@ -39,26 +38,23 @@ class StdlibRetriever(BaseRetriever):
 
 
 def main() -> None:
-    """One set of weights, two engines."""
+    """Build the engine once, ask it twice."""
     nodes = [
         TextNode(text=text, id_=name, metadata={"name": name}, excluded_embed_metadata_keys=["name"])
         for name, text in passages().items()
     ]
-    retriever, shared = StdlibRetriever(nodes), CoreReranker()
-    engines = {
-        name: RetrieverQueryEngine.from_args(
-            retriever,
-            llm=MockLLM(max_tokens=8),
-            node_postprocessors=[MatryoshkaReranker(reranker=shared, top_n=3, keep_retrieval_score=True, **setting)],
-        )
-        for name, setting in SETTINGS.items()
-    }
+    engine = RetrieverQueryEngine.from_args(
+        StdlibRetriever(nodes),
+        llm=MockLLM(max_tokens=8),
+        node_postprocessors=[MatryoshkaReranker(top_n=3, keep_retrieval_score=True)],
+    )
     print(f"{len(nodes)} passages; {QUESTION}\n")
-    for name, engine in engines.items():
-        engine.query(QUESTION)  # the first call also compiles kernels
+    for name, setting in SETTINGS.items():
+        query = RerankQuery(QUESTION, **setting)
+        engine.query(query)  # the first call also compiles kernels
         begin = time.perf_counter()
-        answer = engine.query(QUESTION)
-        print(f"{name} {SETTINGS[name] or 'full size'}: {1000 * (time.perf_counter() - begin):.0f} ms")
+        answer = engine.query(query)
+        print(f"{name} {setting or 'full size'}: {1000 * (time.perf_counter() - begin):.0f} ms")
         for scored in answer.source_nodes:
             before = scored.node.metadata["retrieval_score"]
             print(f"  {scored.score:.3f} (BM25 {before:4.1f})  {scored.node_id:<24} {scored.text[:50]}")

@@ -1,16 +1,19 @@
 """LangChain: a document compressor whose depth and width are chosen per object, per chain or per call."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on only
 
-from mrr_integrations.options import Depth, Ratio, RerankOptions, TopN, missing
+from mrr_integrations.options import RerankOptions, copied, listed, missing
+from mrr_integrations.request import CHECKS
 
 try:
     from langchain_core.callbacks import Callbacks
     from langchain_core.documents import BaseDocumentCompressor, Document
-    from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableSerializable
+    from langchain_core.runnables import ConfigurableFieldSpec, RunnableConfig, RunnableSerializable
     from langchain_core.runnables.config import (
         ensure_config,
         get_async_callback_manager_for_config,
@@ -22,6 +25,9 @@ except ImportError as error:
 from mrr_model.reranker import RankedDocument
 
 SCORE_KEY = "relevance_score"
+
+NOT_OURS = {"top_k", "top_p"}
+"""Names like this step's that chat models and retrievers take."""
 
 
 class RerankInput(TypedDict):
@@ -35,7 +41,17 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
     """Re-rank documents for a query at a depth and width of choice, and keep the best.
 
     The documents that come back are copies, best first, with the score as a plain float under
-    ``metadata["relevance_score"]``; equal scores keep their order. Safe to share among threads and event loops.
+    ``metadata["relevance_score"]``; equal scores keep their order. Their metadata's dicts and lists are copies; what
+    else they hold, a client or a lock, is shared. Safe to share among threads and event loops.
+
+    A document's ``page_content`` is scored, without its metadata (LlamaIndex's way is to score both);
+    ``metadata_keys=("title",)`` puts a title before it.
+
+    ``ContextualCompressionRetriever`` calls :meth:`compress_documents` and passes no ``config`` on, so every request
+    runs at this object's settings. Where requests choose for themselves, put the retriever and :meth:`as_runnable` in a
+    chain, which takes the retriever's place::
+
+        {"query": RunnablePassthrough(), "documents": retriever} | reranker.as_runnable()
 
     >>> from langchain_core.documents import Document
     >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5, top_n=1)
@@ -45,43 +61,48 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
     'Goethe is the author of Faust.'
     """
 
+    metadata_keys: tuple[str, ...] = ()
+    """Metadata that is scored before a document's text, joined by spaces, ``("title",)`` for example. A document that
+    lacks a key is scored without it.
+    """
+
     def compress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Callbacks = None
+        self, documents: Iterable[Document], query: str, callbacks: Callbacks = None
     ) -> list[Document]:
         """The best ``top_n`` documents, best first; an empty list for none."""
-        return self._compress(documents, query, _config(callbacks), _setting(self))
+        return self._compress(documents, query, _config(callbacks), {})
 
     async def acompress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Callbacks = None
+        self, documents: Iterable[Document], query: str, callbacks: Callbacks = None
     ) -> list[Document]:
         """:meth:`compress_documents` in a worker thread, so that the event loop goes on."""
-        return await self._acompress(documents, query, _config(callbacks), _setting(self))
+        return await self._acompress(documents, query, _config(callbacks), {})
 
-    def as_runnable(self) -> RunnableSerializable[RerankInput, list[Document]]:
+    def as_runnable(self, *, prefix: str = "") -> RunnableSerializable[RerankInput, list[Document]]:
         """A runnable from ``{"query": …, "documents": …}`` to documents, for LCEL chains.
 
-        ``depth``, ``keep_ratio`` and ``top_n`` can be set per call, over the one loaded model:
-        ``chain.invoke(x, config={"configurable": {"depth": 3}})``.
+        ``depth``, ``keep_ratio``, ``target``, ``top_n``, ``min_score``, ``prompt`` and ``normalize`` can be set per
+        call, over the one loaded model: ``chain.invoke(x, config={"configurable": {"depth": 3}})``. A key that looks
+        like a misspelt one of these brings a warning.
+
+        ``prefix``: goes before their names, so that two steps of one chain are told apart. A key that begins with the
+        prefix and is none of the step's is an error. ``{"first_depth": 2}`` goes to the first step of this chain::
+
+            first = MatryoshkaReranker(depth=3, top_n=20).as_runnable(prefix="first_")
+            second = MatryoshkaReranker(top_n=3).as_runnable(prefix="second_")
+            chain = RunnablePassthrough.assign(documents=first) | second
         """
-        described = {
-            "depth": "Run at most this many layers; None runs all.",
-            "keep_ratio": "The part of the passage tokens that is left.",
-            "top_n": "How many documents to return; None for all.",
-        }
-        step = Rerank(compressor=self, depth=self.depth, keep_ratio=self.keep_ratio, top_n=self.top_n)
-        return step.configurable_fields(
-            **{name: ConfigurableField(id=name, description=text) for name, text in described.items()}
-        )
+        return Rerank(compressor=self, prefix=prefix)
 
     def _compress(
-        self, documents: Sequence[Document], query: str, config: RunnableConfig, setting: dict[str, Any]
+        self, documents: Iterable[Document], query: str, config: RunnableConfig, changes: Mapping[str, Any]
     ) -> list[Document]:
-        documents = _listed(documents)
+        found, arguments = listed(documents, Document, "documents", "LangChain Document"), self._rank_arguments(changes)
         manager = get_callback_manager_for_config(config)
-        run = manager.on_chain_start(None, _traced_input(query, documents, setting), **self._run(config))
+        run = manager.on_chain_start(None, _traced_input(query, found, arguments), **self._run(config))
         try:
-            ranked = self.core.rank(query, _texts(documents), min_score=self.min_score, prompt=self.prompt, **setting)
-            kept = _copies(documents, ranked)
+            ranked = self.core.rank(query, self._texts(found), **arguments)
+            kept = _copies(found, ranked)
         except BaseException as error:
             run.on_chain_error(error)
             raise
@@ -89,21 +110,28 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         return kept
 
     async def _acompress(
-        self, documents: Sequence[Document], query: str, config: RunnableConfig, setting: dict[str, Any]
+        self, documents: Iterable[Document], query: str, config: RunnableConfig, changes: Mapping[str, Any]
     ) -> list[Document]:
-        documents = _listed(documents)
+        found = listed(documents, Document, "documents", "LangChain Document")
+        arguments = await self._awaited_rank_arguments(changes)
         manager = get_async_callback_manager_for_config(config)
-        run = await manager.on_chain_start(None, _traced_input(query, documents, setting), **self._run(config))
+        run = await manager.on_chain_start(None, _traced_input(query, found, arguments), **self._run(config))
         try:
-            ranked = await self.core.arank(
-                query, _texts(documents), min_score=self.min_score, prompt=self.prompt, **setting
-            )
-            kept = _copies(documents, ranked)
+            ranked = await self.core.arank(query, self._texts(found), **arguments)
+            kept = _copies(found, ranked)
         except BaseException as error:
             await run.on_chain_error(error)
             raise
         await run.on_chain_end(_traced_output(ranked))
         return kept
+
+    def _texts(self, documents: Sequence[Document]) -> list[str]:
+        return [self._text(document) for document in documents]
+
+    def _text(self, document: Document) -> str:
+        before = [document.metadata.get(key) for key in self.metadata_keys]
+        parts = [*(str(value) for value in before if value is not None), document.page_content]
+        return " ".join(part for part in parts if part)
 
     def _run(self, config: RunnableConfig) -> dict[str, Any]:
         """What a trace calls this step."""
@@ -114,28 +142,61 @@ class Rerank(RunnableSerializable[RerankInput, list[Document]]):
     """A re-ranking step of a chain; see :meth:`MatryoshkaReranker.as_runnable`."""
 
     compressor: MatryoshkaReranker
-    """Holds the loaded model."""
-    depth: Depth = None
-    """Run at most this many layers; None runs all of them."""
-    keep_ratio: Ratio = 1.0
-    """The part of the passage tokens that is left."""
-    top_n: TopN = 3
-    """How many of the best to return; None for all."""
+    """Holds the loaded model and the settings of a call that names none."""
+    prefix: str = ""
+    """Goes before the names that a call's ``configurable`` may set."""
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """What a call's ``configurable`` may set."""
+        fields = MatryoshkaReranker.model_fields
+        return [
+            ConfigurableFieldSpec(
+                id=self.prefix + name,
+                annotation=fields[name].annotation,
+                description=fields[name].description,
+                default=None if name == "target" else getattr(self.compressor, name),  # what it chose is in the others
+            )
+            for name in CHECKS
+        ]
 
     def invoke(self, input: RerankInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002  # the base's name
-        """The best documents, best first."""
+        """The best documents, best first. Keyword arguments, :meth:`bind`'s too, set what ``configurable`` may set,
+        without the prefix.
+        """
         query, documents = _unpacked(input)
-        return self.compressor._compress(documents, query, ensure_config(config), _setting(self))
+        config = ensure_config(config)
+        return self.compressor._compress(documents, query, config, {**self._changes(config), **kwargs})
 
     async def ainvoke(self, input: RerankInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002
         """:meth:`invoke`, with the event loop going on."""
         query, documents = _unpacked(input)
-        return await self.compressor._acompress(documents, query, ensure_config(config), _setting(self))
+        config = ensure_config(config)
+        return await self.compressor._acompress(documents, query, config, {**self._changes(config), **kwargs})
 
+    def _changes(self, config: RunnableConfig) -> dict[str, Any]:
+        """What a call's ``configurable`` sets of this step, by the names of the arguments."""
+        given, names = config.get("configurable") or {}, {self.prefix + name: name for name in CHECKS}
+        for key in given.keys() - names.keys():
+            self._suspect(str(key), names)
+        changes = {names[key]: value for key, value in given.items() if key in names}
+        if changes.get("target") is not None:  # a form filled in by config_schema sends the defaults along
+            own = {"depth": self.compressor.depth, "keep_ratio": self.compressor.keep_ratio}
+            changes = {name: value for name, value in changes.items() if name not in own or value != own[name]}
+        return changes
 
-def _setting(step: MatryoshkaReranker | Rerank) -> dict[str, Any]:
-    """What a call may set, as the compressor or the chain's step has it."""
-    return {"depth": step.depth, "keep_ratio": step.keep_ratio, "top_n": step.top_n}
+    def _suspect(self, key: str, names: Collection[str]) -> None:
+        """Tell of a key that no step may take. Other steps' keys come here too, and are left alone where they can be
+        told: with a known name after another prefix, or unlike all of this step's.
+        """
+        if key in NOT_OURS or key.endswith(tuple(CHECKS)):
+            return
+        near = get_close_matches(key, names, n=1, cutoff=0.8)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        if self.prefix and key.startswith(self.prefix):
+            raise ValueError(f"configurable has {key!r}; this re-ranking step takes {', '.join(names)}.{hint}")
+        if near:
+            warnings.warn(f"configurable has {key!r}, which no re-ranking step takes.{hint}", UserWarning, stacklevel=4)
 
 
 def _config(callbacks: Callbacks) -> RunnableConfig:
@@ -149,30 +210,18 @@ def _unpacked(value: RerankInput) -> tuple[str, Sequence[Document]]:
     return value["query"], value["documents"]
 
 
-def _listed(documents: Sequence[Document]) -> list[Document]:
-    if documents is None or isinstance(documents, Document | str):
-        raise TypeError(f"documents must be a list of LangChain Documents, got a single {type(documents).__name__}.")
-    return list(documents)
-
-
-def _texts(documents: Sequence[Document]) -> list[str]:
-    for index, document in enumerate(documents):
-        if not isinstance(document, Document):
-            raise TypeError(f"documents[{index}] must be a LangChain Document, got {type(document).__name__}.")
-    return [document.page_content for document in documents]
-
-
 def _copies(documents: Sequence[Document], ranked: Sequence[RankedDocument]) -> list[Document]:
-    kept = []
-    for item in ranked:
-        document = documents[item.index].model_copy(deep=True)
-        document.metadata[SCORE_KEY] = item.score
-        kept.append(document)
-    return kept
+    found = [(documents[item.index], item.score) for item in ranked]
+    return [
+        document.model_copy(update={"metadata": {**copied(document.metadata), SCORE_KEY: score}})
+        for document, score in found
+    ]
 
 
-def _traced_input(query: str, documents: Sequence[Document], setting: dict[str, Any]) -> dict[str, Any]:
-    return {"query": query, "documents": len(documents), **setting}
+def _traced_input(query: str, documents: Sequence[Document], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    always = {name: arguments[name] for name in ("depth", "keep_ratio", "top_n")}
+    asked = {name: arguments[name] for name in ("min_score", "prompt") if arguments[name] is not None}
+    return {"query": query, "documents": len(documents), **always, **asked}
 
 
 def _traced_output(ranked: Sequence[RankedDocument]) -> dict[str, Any]:

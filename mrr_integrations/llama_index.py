@@ -1,17 +1,19 @@
 """LlamaIndex: a node postprocessor whose depth and width are chosen per object."""
 
-import copy
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
+from typing_extensions import Self
 
-from mrr_integrations.options import RerankOptions, missing
+from mrr_integrations.options import RerankOptions, copied, listed, missing
+from mrr_integrations.request import CHECKS, checked_request
 
 try:
-    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
     from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # not in its __all__
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -19,19 +21,73 @@ try:
 except ImportError as error:
     raise missing("LlamaIndex", "llama-index", error) from error
 
-from mrr_model.reranker import RankedDocument
+from mrr_model.compression import KeepRatio
+from mrr_model.reranker import DEFAULT, Default, RankedDocument
+from mrr_model.target import Target
 
 RETRIEVAL_SCORE = "retrieval_score"
 
 dispatcher = get_dispatcher(__name__)
 
 
+@dataclass
+class RerankQuery(QueryBundle):
+    """A query that brings its own re-ranking settings, in place of the postprocessor's.
+
+    It goes where a ``QueryBundle`` does: into ``query_engine.query(…)``, a router's too, and
+    ``postprocess_nodes(nodes, query)``. What makes another query of it (a query transform such as HyDE, a sub-question
+    engine, a chat engine or a tool, which take texts) leaves the settings behind. There, build two postprocessors over
+    one ``reranker=``, a fast and a precise one, and an engine for each.
+
+    Raises ``ValueError`` that names the argument.
+
+    >>> from llama_index.core.schema import NodeWithScore, TextNode
+    >>> reranker = MatryoshkaReranker(top_n=1)
+    >>> texts = ["Bees make honey.", "Goethe is the author of Faust."]
+    >>> nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+    >>> len(reranker.postprocess_nodes(nodes, RerankQuery("who wrote Faust?", depth=3, keep_ratio=0.5, top_n=2)))
+    2
+    """
+
+    depth: int | Default | None = DEFAULT
+    keep_ratio: KeepRatio | Default = DEFAULT
+    target: Target | Mapping[str, Any] | Default | None = DEFAULT
+    top_n: int | Default | None = DEFAULT
+    min_score: float | Default | None = DEFAULT
+    prompt: str | Default | None = DEFAULT
+    normalize: bool | Default = DEFAULT
+
+    def __post_init__(self) -> None:
+        for name, value in checked_request(self.changes).items():
+            setattr(self, name, value)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings that this query brings."""
+        return {name: value for name in CHECKS if not isinstance(value := getattr(self, name), Default)}
+
+    def to_dict(self, encode_json: bool = False) -> dict[str, Any]:
+        """The query, and the settings that it brings."""
+        written = super().to_dict(encode_json)
+        return {name: value for name, value in written.items() if not isinstance(getattr(self, name), Default)}
+
+    @classmethod
+    def from_dict(cls, kvs: Any, *, infer_missing: bool = False) -> Self:
+        """What :meth:`to_dict` wrote."""
+        return cls(**kvs)
+
+
 class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
     """Re-rank nodes for a query at a depth and width of choice, and keep the best.
 
     The nodes that come back are new objects, best first, with the score as a plain float; equal scores keep their
-    order. Safe to share among threads and event loops. ``to_dict`` and ``from_dict`` carry the settings, not the
-    weights.
+    order. Their metadata's dicts and lists are copies; what else they hold, a client or a lock, is shared. Safe to
+    share among threads and event loops. ``to_dict`` and ``from_dict`` carry the settings, not the weights.
+
+    A node's text is scored with the metadata that an embedding model gets to see, as LlamaIndex's own re-rankers do
+    (LangChain's way is the text alone); ``metadata_mode=MetadataMode.NONE`` scores the text alone.
+
+    A :class:`RerankQuery` brings its own depth, keep ratio, ``top_n`` and so on.
 
     >>> from llama_index.core.schema import NodeWithScore, TextNode
     >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5, top_n=1)
@@ -64,41 +120,53 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
             del state["__dict__"]["callback_manager"]
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The base's own calls the constructor, which would choose a target's setting again."""
+        BaseModel.__setstate__(self, state)
+        self.__dict__.setdefault("callback_manager", CallbackManager())
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Under the name of the base's own, which it replaces."""
+        return {**self._written(handler(self)), "class_name": self.class_name()}
+
     def _postprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+        self, nodes: Iterable[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
-        if not nodes:
+        found, query = listed(nodes, NodeWithScore, "nodes", "NodeWithScore"), _asked(query_bundle)
+        if not found:
             return []
-        with self._announced(nodes, query) as done:
-            ranked = self.core.rank(query, self._texts(nodes), **self._setting())
-            done.extend(self._ranked_nodes(nodes, ranked))
+        arguments = self._rank_arguments(_changes(query))
+        with self._announced(found, query.query_str, arguments["top_n"]) as done:
+            ranked = self.core.rank(query.query_str, self._texts(found), **arguments)
+            done.extend(self._ranked_nodes(found, ranked))
         return done
 
     async def _apostprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+        self, nodes: Iterable[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
-        if not nodes:
+        found, query = listed(nodes, NodeWithScore, "nodes", "NodeWithScore"), _asked(query_bundle)
+        if not found:
             return []
-        with self._announced(nodes, query) as done:
-            ranked = await self.core.arank(query, self._texts(nodes), **self._setting())
-            done.extend(self._ranked_nodes(nodes, ranked))
+        arguments = await self._awaited_rank_arguments(_changes(query))
+        with self._announced(found, query.query_str, arguments["top_n"]) as done:
+            ranked = await self.core.arank(query.query_str, self._texts(found), **arguments)
+            done.extend(self._ranked_nodes(found, ranked))
         return done
 
     @contextmanager
-    def _announced(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:
+    def _announced(self, nodes: list[NodeWithScore], query: str, top_n: int | None) -> Iterator[list[NodeWithScore]]:
         """Tell listeners that a re-ranking starts and, whatever comes of it, that it ended; yields the list that the
         result goes to.
         """
         result: list[NodeWithScore] = []
-        top_n = len(nodes) if self.top_n is None else self.top_n
-        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.model))
+        most = len(nodes) if top_n is None else top_n
+        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=most, model_name=self.model))
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
             EventPayload.QUERY_STR: query,
-            EventPayload.TOP_K: top_n,
+            EventPayload.TOP_K: most,
         }
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
@@ -106,15 +174,6 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
                 event.on_end(payload={EventPayload.NODES: result})
         finally:
             dispatcher.event(ReRankEndEvent(nodes=result))
-
-    def _setting(self) -> dict[str, Any]:
-        return {
-            "depth": self.depth,
-            "keep_ratio": self.keep_ratio,
-            "top_n": self.top_n,
-            "min_score": self.min_score,
-            "prompt": self.prompt,
-        }
 
     def _texts(self, nodes: Sequence[NodeWithScore]) -> list[str]:
         return [scored.node.get_content(metadata_mode=self.metadata_mode) for scored in nodes]
@@ -124,12 +183,12 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
 
     def _copy(self, scored: NodeWithScore, score: float) -> NodeWithScore:
         node = scored.node
-        metadata = copy.deepcopy(node.metadata)
+        metadata = copied(dict(node.metadata))
         unseen = []
         if self.keep_retrieval_score:
             metadata[RETRIEVAL_SCORE] = scored.score
             unseen = [RETRIEVAL_SCORE]
-        copied = node.model_copy(
+        new = node.model_copy(
             update={
                 "metadata": metadata,
                 "excluded_llm_metadata_keys": _with(node.excluded_llm_metadata_keys, unseen),
@@ -137,13 +196,17 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
                 "relationships": dict(node.relationships),
             }
         )
-        return scored.model_copy(update={"node": copied, "score": score})
+        return scored.model_copy(update={"node": new, "score": score})
 
 
-def _query(query_bundle: QueryBundle | None) -> str:
+def _asked(query_bundle: QueryBundle | None) -> QueryBundle:
     if query_bundle is None:
         raise ValueError("re-ranking needs the query: pass query_bundle or query_str.")
-    return query_bundle.query_str
+    return query_bundle
+
+
+def _changes(query: QueryBundle) -> dict[str, Any]:
+    return query.changes if isinstance(query, RerankQuery) else {}
 
 
 def _with(keys: Sequence[str], more: Sequence[str]) -> list[str]:

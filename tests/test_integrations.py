@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
@@ -19,7 +20,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from mrr_integrations.langchain import MatryoshkaReranker as LangChainReranker
 from mrr_integrations.llama_index import MatryoshkaReranker as LlamaIndexReranker
 from mrr_integrations.sentence_transformers import MatryoshkaCrossEncoder
-from mrr_model import MatryoshkaReranker
+from mrr_model import MatryoshkaReranker, Target
 
 QUERY = "how do plants make food?"
 TEXTS = [
@@ -229,6 +230,134 @@ def test_what_loads_a_model_cannot_be_given_beside_a_loaded_one(name: str, core:
     with pytest.raises(ValueError, match="max_length=128 was given beside reranker, which is loaded with 512"):
         built(reranker=core, max_length=128)
     assert built(reranker=core, depth=3).core is core
+
+
+TWO: dict[str, Any] = {"langchain": LangChainReranker, "llama_index": LlamaIndexReranker}
+
+
+class Client:
+    """Cannot be copied, as a lock or an open file."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("a client cannot be copied")
+
+    __copy__ = __reduce_ex__ = __deepcopy__
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_what_metadata_holds_is_shared_and_its_mappings_are_copies(name: str, core: MatryoshkaReranker) -> None:
+    client, adapter = Client(), ADAPTERS[name]
+    [given] = adapter.wrap(TEXTS[:1])
+    metadata = given.metadata if isinstance(given, Document) else given.node.metadata
+    metadata |= {"client": client, "lock": threading.Lock(), "history": [{"client": client}]}
+    metadata["source"]["again"] = metadata["source"]  # a structure that holds itself
+    before = {**metadata, "history": [{"client": client}]}
+    [kept] = adapter.rank(adapter.build(core), QUERY, [given])
+    found = kept.metadata if isinstance(kept, Document) else kept.node.metadata
+    assert found["client"] is client
+    assert found["lock"] is metadata["lock"]
+    found["history"][0]["client"] = found["history"] = found["client"] = None
+    assert metadata == before
+
+
+@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize(
+    "wrapped",
+    [tuple, iter, lambda items: (item for item in items), lambda items: np.array(items, dtype=object)],
+    ids=["tuple", "iterator", "generator", "array"],
+)
+def test_any_iterable_is_ranked(name: str, core: MatryoshkaReranker, wrapped: Callable[[Any], Any]) -> None:
+    adapter, wanted = ADAPTERS[name], expected(core, TEXTS[:3])
+    built = adapter.build(core)
+    assert close(adapter.read(adapter.rank(built, QUERY, wrapped(adapter.wrap(TEXTS[:3])))), wanted)
+    assert close(adapter.read(asyncio.run(adapter.arank(built, QUERY, wrapped(adapter.wrap(TEXTS[:3]))))), wanted)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_numpy_s_numbers_are_numbers(name: str, core: MatryoshkaReranker) -> None:
+    built = TWO[name](
+        reranker=core,
+        depth=np.int64(3),
+        keep_ratio=np.float32(0.5),
+        top_n=np.int32(2),
+        min_score=np.float32(0.25),
+        normalize=np.True_,
+    )
+    shown = {field: getattr(built, field) for field in ("depth", "keep_ratio", "top_n", "min_score", "normalize")}
+    assert shown == {"depth": 3, "keep_ratio": 0.5, "top_n": 2, "min_score": 0.25, "normalize": True}
+    assert [type(value) for value in shown.values()] == [int, float, int, float, bool]
+
+
+@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("target", [Target(keep_quality=0.95), {"keep_quality": 0.95}], ids=str)
+def test_a_target_chooses_as_in_the_core(name: str, core: MatryoshkaReranker, target: Any) -> None:
+    chosen = MatryoshkaReranker(target=Target(keep_quality=0.95)).compression
+    assert chosen.depth not in (None, 6)
+    for built in (TWO[name](target=target), TWO[name](target=target, reranker=core)):
+        assert (built.depth, built.keep_ratio) == (chosen.depth, chosen.keep_ratio)
+        again = TWO[name](**{key: value for key, value in built.model_dump().items() if key != "class_name"})
+        assert again.model_dump() == built.model_dump()
+    adapter = ADAPTERS[name]
+    ranking = adapter.read(adapter.rank(adapter.build(core, target=target), QUERY, adapter.wrap(TEXTS)))
+    assert close(ranking, expected(core, TEXTS, depth=chosen.depth, keep_ratio=chosen.keep_ratio))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target": 3},
+        {"target": {"sped": 3}},
+        {"target": {"speedup": 0.5}},
+        {"target": {"speedup": 1000}},
+        {"target": {"speedup": 3}, "depth": 3},
+        {"target": Target(speedup=3), "keep_ratio": 0.5},
+        {"min_score": "low"},
+        {"min_score": True},
+        {"normalize": "yes"},
+        {"show_progress": "yes, please"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_wrong_need_is_named(name: str, core: MatryoshkaReranker, wrong: dict[str, Any], shared: bool) -> None:
+    named = next(iter(wrong))
+    with pytest.raises((ValueError, TypeError), match="target|speedup" if named == "target" else named):
+        TWO[name](**wrong, reranker=core if shared else None)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_only_what_was_given_reaches_the_core_and_what_runs_is_shown(
+    name: str, make_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    own = MatryoshkaReranker(
+        make_checkpoint("gemma2"), depth=3, keep_ratio={1: 0.5}, max_length=64, prompt="Predict.", normalize=False
+    )
+
+    def build(model: str, **arguments: Any) -> MatryoshkaReranker:
+        calls.append(arguments)
+        return own
+
+    monkeypatch.setattr("mrr_integrations.options.CoreReranker", build)
+    built = TWO[name](top_n=2)
+    TWO[name](depth=None, dtype="float32", max_length=None, batch_tokens=None, prompt=None)
+    assert calls == [{}, {"depth": None, "dtype": "float32", "batch_tokens": None, "prompt": None}]
+    shown = {field: getattr(built, field) for field in ("depth", "keep_ratio", "max_length", "prompt", "normalize")}
+    assert shown == {"depth": 3, "keep_ratio": {1: 0.5}, "max_length": 64, "prompt": "Predict.", "normalize": False}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("shown", [True, False, None])
+def test_a_progress_bar_shows_where_it_is_asked_for(
+    name: str, core: MatryoshkaReranker, shown: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = ADAPTERS[name]
+    if name in TWO:
+        adapter.rank(adapter.build(core, show_progress=shown), QUERY, adapter.wrap(TEXTS))
+    else:
+        adapter.build(core).rank(QUERY, TEXTS, show_progress_bar=shown)
+    assert ("Re-ranking" in capsys.readouterr().err) is (shown is True)
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)

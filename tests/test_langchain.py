@@ -1,8 +1,10 @@
 """The LangChain adapter in LangChain's own hands: retrievers, chains, callbacks, the standard tests."""
 
 import asyncio
+import pickle
 import threading
 import time
+import warnings
 from typing import Any
 from unittest.mock import patch
 
@@ -11,13 +13,15 @@ from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.load import dumps
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnablePassthrough
+from langchain_core.runnables import ConfigurableField, Runnable, RunnableParallel, RunnablePassthrough
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 
 from mrr_integrations.langchain import MatryoshkaReranker
 from mrr_model import MatryoshkaReranker as CoreReranker
+from mrr_model import Target
 
 QUERY = "how do plants make food?"
 DOCUMENTS = [
@@ -190,7 +194,199 @@ def test_the_step_says_what_it_takes(reranker: MatryoshkaReranker) -> None:
         reranker.as_runnable().invoke(QUERY)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="depth must be at least 1"):
         reranker.as_runnable().invoke({"query": QUERY, "documents": DOCUMENTS}, config={"configurable": {"depth": 0}})
-    assert {spec.id for spec in reranker.as_runnable().config_specs} == {"depth", "keep_ratio", "top_n"}
+    assert {spec.id for spec in reranker.as_runnable().config_specs} == {
+        "depth", "keep_ratio", "target", "top_n", "min_score", "prompt", "normalize",
+    }  # fmt: skip
+
+
+REQUEST: Any = {"query": QUERY, "documents": DOCUMENTS}
+
+
+def configured(setting: dict[str, Any]) -> Any:
+    return {"configurable": setting}
+
+
+@pytest.mark.parametrize(
+    "setting", [{"min_score": 0.01}, {"normalize": False, "min_score": -5.0}, {"depth": 3, "keep_ratio": {"1": 0.5}}]
+)
+def test_a_request_may_set_what_the_core_takes_per_call(core: CoreReranker, setting: dict[str, Any]) -> None:
+    step = MatryoshkaReranker(reranker=core, top_n=None).as_runnable()
+    wanted = core.rank(QUERY, [document.page_content for document in DOCUMENTS], **setting)
+    for kept in (step.invoke(REQUEST, configured(setting)), asyncio.run(step.ainvoke(REQUEST, configured(setting)))):
+        assert ids_and_scores(kept) == [(DOCUMENTS[item.index].id, item.score) for item in wanted]
+
+
+@pytest.mark.parametrize("target", [{"speedup": 3}, Target(speedup=3)], ids=str)
+def test_a_request_may_set_a_target(core: CoreReranker, target: Any) -> None:
+    chosen = CoreReranker(target=Target(speedup=3)).compression
+    step, recorder = MatryoshkaReranker(reranker=core, depth=6).as_runnable(), Recorder()
+    step.invoke(REQUEST, {"callbacks": [recorder], **configured({"target": target})})
+    step.invoke(REQUEST, {"callbacks": [recorder]})
+    seen = [(given["depth"], given["keep_ratio"]) for kind, _, given in recorder.events if kind == "start"]
+    assert seen == [(chosen.depth, chosen.keep_ratio), (6, 1.0)]
+
+
+def test_a_request_may_set_a_prompt(make_checkpoint: Any) -> None:
+    core = CoreReranker(make_checkpoint("gemma2"), prompt="Predict.", max_length=64)
+    step = MatryoshkaReranker(reranker=core, top_n=None).as_runnable()
+    texts = [document.page_content for document in DOCUMENTS]
+    for setting in ({"prompt": "Is it relevant?"}, {"prompt": None}, {}):
+        wanted = core.rank(QUERY, texts, **setting)
+        kept = step.invoke(REQUEST, configured(setting))
+        assert ids_and_scores(kept) == [(DOCUMENTS[item.index].id, item.score) for item in wanted]
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"depth": "three"}, "depth"),
+        ({"depth": 1}, "depth"),
+        ({"keep_ratio": 7}, "keep_ratio"),
+        ({"top_n": "all"}, "top_n"),
+        ({"top_n": 0}, "top_n"),
+        ({"min_score": "low"}, "min_score"),
+        ({"min_score": float("nan")}, "min_score"),
+        ({"normalize": "no"}, "normalize"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": "mini has none"}, "prompt"),
+        ({"target": 3}, "target"),
+        ({"target": {"sped": 3}}, "target"),
+        ({"target": {"speedup": 0.5}}, "speedup"),
+        ({"target": {"speedup": 3}, "depth": 3}, "target"),
+    ],
+    ids=str,
+)
+def test_a_bad_value_of_a_request_is_a_value_error_that_names_it(
+    reranker: MatryoshkaReranker, setting: dict[str, Any], named: str
+) -> None:
+    step = reranker.as_runnable()
+    with pytest.raises(ValueError, match=named) as caught:
+        step.invoke(REQUEST, configured(setting))
+    assert "pydantic" not in str(caught.value)
+    with pytest.raises(ValueError, match=named):
+        asyncio.run(step.ainvoke(REQUEST, configured(setting)))
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("dept", "depth"), ("topn", "top_n"), ("keep_ration", "keep_ratio"), ("detph", "depth")]
+)
+def test_a_misspelt_key_brings_a_warning(reranker: MatryoshkaReranker, typo: str, meant: str) -> None:
+    with pytest.warns(UserWarning, match=f"{typo!r}.*Did you mean {meant!r}"):
+        reranker.as_runnable().invoke(REQUEST, configured({typo: 3}))
+    with pytest.raises(ValueError, match=f"'first_{typo}'.*first_{meant}"):
+        reranker.as_runnable(prefix="first_").invoke(REQUEST, configured({f"first_{typo}": 3}))
+
+
+@pytest.mark.parametrize("prefix", ["", "step1_"])
+def test_keys_of_other_steps_are_left_alone(reranker: MatryoshkaReranker, prefix: str) -> None:
+    others = {"thread_id": "7", "temperature": 0.2, "top_k": 5, "top_p": 0.9, "step2_depth": 2, "step1_b_top_n": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept = reranker.as_runnable(prefix=prefix).invoke(REQUEST, configured({**others, "model==fast/depth": 3}))
+    assert len(kept) == 2
+
+
+@pytest.fixture
+def shallow_then_deep(core: CoreReranker) -> Runnable[Any, list[Document]]:
+    first = MatryoshkaReranker(reranker=core, depth=3, top_n=3).as_runnable(prefix="first_")
+    second = MatryoshkaReranker(reranker=core, target={"speedup": 2}, top_n=1).as_runnable(prefix="second_")
+    return RunnablePassthrough.assign(documents=first) | second
+
+
+def test_two_steps_of_one_chain_have_settings_of_their_own(shallow_then_deep: Runnable[Any, Any]) -> None:
+    recorder = Recorder()
+    setting = {"first_depth": 2, "first_top_n": 2, "second_keep_ratio": 0.5, "second_top_n": None}
+    kept = shallow_then_deep.invoke(REQUEST, {"callbacks": [recorder], **configured(setting)})
+    seen = [given for _, name, given in recorder.events if name == "MatryoshkaReranker"]
+    chosen = CoreReranker(target=Target(speedup=2)).compression.depth
+    assert [(given["documents"], given["depth"], given["top_n"]) for given in seen] == [(4, 2, 2), (2, chosen, None)]
+    assert [given["keep_ratio"] for given in seen] == [1.0, 0.5]
+    assert len(kept) == 2
+    assert len(shallow_then_deep.invoke(REQUEST)) == 1
+
+
+def test_a_chain_of_two_steps_has_schemas_and_a_graph(shallow_then_deep: Runnable[Any, Any]) -> None:
+    schema = shallow_then_deep.config_schema()
+    given = {"first_depth": 2, "first_keep_ratio": {"1": 0.5}, "second_target": {"speedup": 3}, "second_top_n": None}
+    read = schema.model_validate(configured(given)).configurable  # type: ignore[attr-defined]
+    assert (read.first_depth, read.first_keep_ratio, read.second_top_n) == (2, {1: 0.5}, None)
+    assert read.first_top_n == 3
+    described = shallow_then_deep.get_config_jsonschema()["$defs"]["Configurable"]["properties"]
+    names = ("depth", "keep_ratio", "target", "top_n", "min_score", "prompt", "normalize")
+    assert set(described) == {f"{prefix}_{name}" for prefix in ("first", "second") for name in names}
+    assert all(each["description"] for each in described.values())
+    for form in (shallow_then_deep.get_input_schema(), shallow_then_deep.get_output_schema()):
+        assert form.model_json_schema()
+    assert shallow_then_deep.get_graph().draw_mermaid().count("(Rerank)") == 2
+    # A form filled in by the schema sends every default along, and runs.
+    filled = dict(read)
+    assert len(shallow_then_deep.invoke(REQUEST, configured(filled))) == 3
+
+
+def test_a_chain_streams_and_a_batch_takes_a_setting_each(shallow_then_deep: Runnable[Any, Any]) -> None:
+    two = configured({"second_top_n": 2})
+    wanted = ids_and_scores(shallow_then_deep.invoke(REQUEST, two))
+
+    async def streamed() -> list[Any]:
+        return [part async for part in shallow_then_deep.astream(REQUEST, two)]
+
+    for parts in (list(shallow_then_deep.stream(REQUEST, two)), asyncio.run(streamed())):
+        assert [ids_and_scores(part) for part in parts] == [wanted]
+    batches = (
+        shallow_then_deep.batch([REQUEST, REQUEST], [two, {}]),
+        asyncio.run(shallow_then_deep.abatch([REQUEST, REQUEST], [two, {}])),
+    )
+    for batch in batches:
+        assert [len(kept) for kept in batch] == [2, 1]
+
+
+def test_the_step_goes_wherever_langchain_takes_one(reranker: MatryoshkaReranker, core: CoreReranker) -> None:
+    step, one = reranker.as_runnable(), configured({"top_n": 1})
+    assert len(step.with_config(one).invoke(REQUEST)) == 1
+    assert len(step.bind(top_n=1).invoke(REQUEST)) == 1
+    with pytest.raises(ValueError, match="got dept"):
+        step.bind(dept=3).invoke(REQUEST)
+    side_by_side = RunnableParallel(first=reranker.as_runnable(prefix="first_"), second=step)
+    kept = side_by_side.invoke(REQUEST, configured({"first_top_n": 3}))
+    assert {name: len(documents) for name, documents in kept.items()} == {"first": 3, "second": 2}
+    fast = MatryoshkaReranker(reranker=core, depth=3, top_n=1).as_runnable()
+    either = step.configurable_alternatives(
+        ConfigurableField(id="speed"), default_key="precise", prefix_keys=True, fast=fast
+    )
+    assert [len(either.invoke(REQUEST, configured(given))) for given in ({}, {"speed": "fast"})] == [2, 1]
+    assert len(either.invoke(REQUEST, configured({"speed": "fast", "speed==fast/top_n": 3}))) == 3
+    assert "speed==fast/depth" in {spec.id for spec in either.config_specs}
+    assert '"Rerank"' in dumps(step)
+    again = pickle.loads(pickle.dumps(step)).invoke(REQUEST)
+    assert ids_and_scores(again) == [(each.id, each.metadata["relevance_score"]) for each in step.invoke(REQUEST)]
+
+
+def test_a_retriever_passes_no_setting_on_and_a_chain_in_its_place_does(reranker: MatryoshkaReranker) -> None:
+    one = configured({"top_n": 1})
+    retriever = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=Everything())
+    assert len(retriever.invoke(QUERY, one)) == 2
+    chain: Runnable[str, Any] = {  # type: ignore[assignment]
+        "query": RunnablePassthrough(), "documents": Everything(),
+    } | reranker.as_runnable()  # fmt: skip
+    assert len(chain.invoke(QUERY, one)) == 1
+    assert len(asyncio.run(chain.ainvoke(QUERY, one))) == 1
+
+
+def test_metadata_is_scored_where_it_is_asked_for(core: CoreReranker) -> None:
+    documents = [
+        Document("It turns light into sugar.", metadata={"title": "Photosynthesis", "year": 1779}),
+        Document("Bees make honey.", metadata={"title": None}),
+        Document("", metadata={"title": "Chlorophyll"}),
+    ]
+    plain = MatryoshkaReranker(reranker=core, top_n=None).compress_documents(documents, QUERY)
+    assert [each.metadata["relevance_score"] for each in plain] == pytest.approx(
+        [item.score for item in core.rank(QUERY, [each.page_content for each in documents])], abs=1e-6
+    )
+    titled = MatryoshkaReranker(reranker=core, top_n=None, metadata_keys=("title", "year"))
+    texts = ["Photosynthesis 1779 It turns light into sugar.", "Bees make honey.", "Chlorophyll"]
+    assert [each.metadata["relevance_score"] for each in titled.compress_documents(documents, QUERY)] == pytest.approx(
+        [item.score for item in core.rank(QUERY, texts)], abs=1e-6
+    )
 
 
 def test_a_batch_runs_in_threads_over_one_model(reranker: MatryoshkaReranker) -> None:
@@ -208,7 +404,7 @@ def test_schemas_and_graphs_can_be_drawn(reranker: MatryoshkaReranker) -> None:
     assert "reranker" not in MatryoshkaReranker.model_json_schema()["properties"]
 
 
-@pytest.mark.parametrize("given", [DOCUMENTS[0], None, "text"])
+@pytest.mark.parametrize("given", [DOCUMENTS[0], None, "text", {"text": 1}, 3])
 def test_what_is_no_list_of_documents_is_named(reranker: MatryoshkaReranker, given: Any) -> None:
     with pytest.raises(TypeError, match="documents must be a list of LangChain Documents, got a single"):
         reranker.compress_documents(given, QUERY)

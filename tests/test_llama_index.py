@@ -15,12 +15,15 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.llms import MockLLM
-from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.query_engine import RetrieverQueryEngine, RouterQueryEngine
 from llama_index.core.schema import IndexNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.selectors import EmbeddingSingleSelector
+from llama_index.core.tools import QueryEngineTool
 from pydantic import Field
 
-from mrr_integrations.llama_index import MatryoshkaReranker
+from mrr_integrations.llama_index import MatryoshkaReranker, RerankQuery
 from mrr_model import MatryoshkaReranker as CoreReranker
+from mrr_model import Target
 
 QUERY = "how do plants make food?"
 TEXTS = ["The committee met.", "Photosynthesis turns light into sugar that plants use as food.", "Bees make honey."]
@@ -224,6 +227,107 @@ def test_it_works_in_a_query_engine_over_a_local_index(core: CoreReranker) -> No
     assert "retrieval_score" not in str(answer)
     again = asyncio.run(engine.aquery(QUERY))
     assert again.source_nodes[0].score == pytest.approx(answer.source_nodes[0].score, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"depth": 3, "keep_ratio": {"1": 0.5}, "top_n": 1},
+        {"min_score": -5.0, "normalize": False, "top_n": None},
+        {"target": {"speedup": 3}},
+        {"target": Target(speedup=3)},
+    ],
+    ids=str,
+)
+def test_a_query_brings_its_own_setting(core: CoreReranker, heard: list[Any], setting: dict[str, Any]) -> None:
+    reranker, query = MatryoshkaReranker(reranker=core, top_n=2, depth=5), RerankQuery(QUERY, **setting)
+    own = {"depth": 5, "top_n": 2, **setting}
+    if own.pop("target", None):
+        chosen = CoreReranker(target=Target(speedup=3)).compression
+        own |= {"depth": chosen.depth, "keep_ratio": chosen.keep_ratio}
+    texts = [scored.node.get_content(metadata_mode=MetadataMode.EMBED) for scored in nodes()]
+    wanted = [(str(item.index), pytest.approx(item.score, abs=1e-6)) for item in core.rank(QUERY, texts, **own)]
+    for kept in (
+        reranker.postprocess_nodes(nodes(), query),
+        asyncio.run(reranker.apostprocess_nodes(nodes(), query)),
+        reranker.postprocess_nodes(nodes(), RerankQuery.from_json(query.to_json())),
+    ):
+        assert [(scored.node_id, scored.score) for scored in kept] == wanted
+    assert {event.top_n for event in heard if isinstance(event, ReRankStartEvent)} == {own["top_n"] or 3}
+    assert len(reranker.postprocess_nodes(nodes(), QueryBundle(QUERY))) == 2
+
+
+def test_a_query_is_a_plain_one_in_json() -> None:
+    query = RerankQuery(QUERY, keep_ratio={1: 0.5}, top_n=None)
+    assert RerankQuery.from_json(query.to_json()) == query
+    assert set(query.to_dict()) - set(QueryBundle(QUERY).to_dict()) == {"keep_ratio", "top_n"}
+    assert query.embedding_strs == [QUERY]
+    assert str(query) == QUERY
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"depth": 0}, "depth"),
+        ({"top_n": "all"}, "top_n"),
+        ({"keep_ratio": 7}, "keep_ratio"),
+        ({"min_score": "low"}, "min_score"),
+        ({"target": {"speedup": 3}, "depth": 3}, "target"),
+    ],
+    ids=str,
+)
+def test_a_query_with_a_bad_setting_is_refused_where_it_is_made(setting: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        RerankQuery(QUERY, **setting)
+
+
+def test_a_query_s_setting_reaches_the_re_ranker_through_engines(core: CoreReranker) -> None:
+    embedding = MockEmbedding(embed_dim=8)
+    index = VectorStoreIndex.from_documents([Document(text=text) for text in TEXTS], embed_model=embedding)
+    engine = RetrieverQueryEngine.from_args(
+        index.as_retriever(similarity_top_k=3),
+        llm=MockLLM(),
+        node_postprocessors=[MatryoshkaReranker(reranker=core, top_n=1)],
+    )
+    router = RouterQueryEngine(
+        EmbeddingSingleSelector.from_defaults(embed_model=embedding),
+        [QueryEngineTool.from_defaults(engine, description="facts")],
+        llm=MockLLM(),
+    )
+    for asked in (engine, router):
+        assert len(asked.query(RerankQuery(QUERY, top_n=3)).source_nodes) == 3
+        assert len(asyncio.run(asked.aquery(RerankQuery(QUERY, top_n=2))).source_nodes) == 2
+        assert len(asked.query(QUERY).source_nodes) == 1
+
+
+def test_a_target_travels_and_not_what_it_chose(core: CoreReranker) -> None:
+    reranker = MatryoshkaReranker(target=Target(speedup=3), dtype="float32")
+    chosen = CoreReranker(target=Target(speedup=3)).compression
+    assert (reranker.depth, reranker.keep_ratio) == (chosen.depth, chosen.keep_ratio)
+    written = json.loads(reranker.to_json())
+    assert written["target"] == {"speedup": 3.0}
+    assert not {"depth", "keep_ratio"} & set(written)
+    for again in (
+        MatryoshkaReranker.from_dict(reranker.to_dict()),
+        MatryoshkaReranker.from_json(reranker.to_json()),
+        pickle.loads(pickle.dumps(reranker)),
+    ):
+        assert again.to_dict() == reranker.to_dict()
+        assert (again.depth, again.keep_ratio) == (chosen.depth, chosen.keep_ratio)
+    reranker.depth = 5  # by hand: what runs is what travels
+    again = MatryoshkaReranker.from_dict(reranker.to_dict())
+    assert (again.depth, again.target) == (5, None)
+
+
+@pytest.mark.parametrize("given", [nodes()[0], None, "text", {"node": 1}])
+def test_what_is_no_list_of_nodes_is_named(core: CoreReranker, given: Any) -> None:
+    with pytest.raises(TypeError, match="nodes must be a list of NodeWithScores, got a single"):
+        MatryoshkaReranker(reranker=core).postprocess_nodes(given, query_str=QUERY)
+
+
+def test_a_node_without_a_score_s_place_is_named(core: CoreReranker) -> None:
+    with pytest.raises(TypeError, match=r"nodes\[1\] must be a NodeWithScore, got TextNode"):
+        MatryoshkaReranker(reranker=core).postprocess_nodes([nodes()[0], TextNode(text="x")], query_str=QUERY)  # type: ignore[list-item]
 
 
 def test_every_field_says_what_it_is_for() -> None:
