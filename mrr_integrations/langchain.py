@@ -85,8 +85,10 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         call, over the one loaded model: ``chain.invoke(x, config={"configurable": {"depth": 3}})``. A key that looks
         like a misspelt one of these brings a warning.
 
-        ``prefix``: goes before their names, so that two steps of one chain are told apart. A key that begins with the
-        prefix and is none of the step's is an error. ``{"first_depth": 2}`` goes to the first step of this chain::
+        ``prefix``: goes before their names, so that two steps of one chain are told apart: without it one key sets
+        both, and LangChain's ``config_schema()`` refuses a chain whose steps share names and differ in defaults. A key
+        that begins with the prefix and is none of the step's is an error. ``{"first_depth": 2}`` goes to the first step
+        of this chain::
 
             first = MatryoshkaReranker(depth=3, top_n=20).as_runnable(prefix="first_")
             second = MatryoshkaReranker(top_n=3).as_runnable(prefix="second_")
