@@ -94,6 +94,17 @@ def test_probabilities_add_up_to_the_relevant_pairs(
             assert [ranked.text for ranked in best] == [answer], (query, setting)
 
 
+def test_a_querys_own_document_is_not_fitted_on(
+    settings_of: Callable[..., EvaluateSettings], facts_beir: Path, make_beir: Callable[..., Path], tmp_path: Path
+) -> None:
+    facts = Collection.load(facts_beir, "test")
+    corpus = {**facts.queries, **facts.corpus}
+    candidates = {query: list(corpus) for query in facts.queries}
+    folder = make_beir(tmp_path / "twins", facts.queries, corpus, facts.qrels, candidates)
+    made = calibrate_model(settings_of(collections=(str(folder),))).calibration
+    assert (made.pairs, made.relevant) == (8 * 15, 1 / 15)
+
+
 def test_settings_that_are_one_plan_get_one_map(settings_of: Callable[..., EvaluateSettings]) -> None:
     made = calibrate_model(settings_of(keep_ratios=(1.0, "5:0.5")))
     assert [str(each) for each in made.calibration.settings] == [

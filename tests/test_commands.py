@@ -75,14 +75,14 @@ def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
             "1:0.5,2:0.25", "--measure", "AP,RBP(p=0.8, rel=1),R@5", "--first-stage", "bm25", "--candidates", 7,
             "--limit-queries", 3, "--seed", 5, "--max-length", 99, "--query-max-length", 9, "--prompt", "p", "--dtype",
             "float32", "--device", "cpu", "--batch-tokens", 77, "--timing-pairs", 4, "--timing-repeats", 2,
-            "--without-compensation", "--local-files-only", "--preset", "beir",
+            "--without-compensation", "--local-files-only", "--preset", "beir", "--keep-identical-ids",
         )  # fmt: skip
     assert error_of(result) == "error: seen"
     assert run.call_args.args[0] == evaluating.EvaluateSettings(
         model="m", collections=("a",), output=tmp_path, depths=(4, 2), keep_ratios=("1", "0.5", "1:0.5,2:0.25"),
         measures=("AP", "RBP(p=0.8, rel=1)", "R@5"), first_stage="bm25", candidates=7, limit_queries=3, seed=5,
         max_length=99, query_max_length=9, prompt="p", dtype="float32", device="cpu", batch_tokens=77, timing_pairs=4,
-        timing_repeats=2, without_compensation=True, local_files_only=True, preset="beir",
+        timing_repeats=2, without_compensation=True, local_files_only=True, preset="beir", ignore_identical_ids=False,
     )  # fmt: skip
 
 

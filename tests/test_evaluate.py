@@ -350,6 +350,35 @@ def test_a_preset_sets_lengths_prompt_and_measures(
     assert json.loads(kept.read_text(encoding="utf-8").splitlines()[0])["prompt"] == "Mine?"
 
 
+TWINS = {
+    "how do I bake bread?": "what is a good way of baking bread?",
+    "where do penguins live?": "in which places do penguins live?",
+    "how tall is the Eiffel tower?": "what is the height of the Eiffel tower?",
+    "who wrote Faust?": "who is the author of Faust?",
+}
+"""Questions and their duplicates."""
+
+
+def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., Path], tmp_path: Path) -> None:
+    queries = {f"q{number}": text for number, text in enumerate(TWINS)}
+    corpus = {**queries, **{f"d{number}": text for number, text in enumerate(TWINS.values())}}
+    qrels = {f"q{number}": {f"d{number}": 1} for number in range(len(TWINS))}
+    folder = make_beir(tmp_path / "twins", queries, corpus, qrels, {query: list(corpus) for query in queries})
+    given = {**QUICK, "max_length": 64, "depths": (6,), "keep_ratios": (1.0,), "collections": (str(folder),)}
+    kept = evaluate(EvaluateSettings(**given, ignore_identical_ids=False, output=tmp_path / "kept"))
+    assert kept.profile.full.quality == pytest.approx(1 / math.log2(3))  # the query itself comes first
+    assert results_of(tmp_path / "kept")["ignore_identical_ids"] is False
+    assert "left out" not in kept.markdown()
+    for preset in (None, "beir"):
+        made = evaluate(EvaluateSettings(**given, preset=preset, output=tmp_path / f"{preset}"))
+        assert made.profile.full.quality == 1.0
+        assert made.markdown().endswith("left out because their id is the query's own, as in BEIR: twins 4")
+        [stored] = results_of(tmp_path / f"{preset}")["collections"]
+        assert stored["identical_ids_left_out"] == 4
+        for query, found in read_run(next((tmp_path / f"{preset}" / "runs").rglob("*.run"))).items():
+            assert query not in found
+
+
 def test_what_comes_next_is_reported(
     settings_of: Callable[..., EvaluateSettings], toy_beir: Path, tmp_path: Path
 ) -> None:

@@ -166,3 +166,66 @@ def test_what_is_not_there_is_named(tmp_path: Path, folder: Path) -> None:
 def test_bad_arguments_are_named(folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_collection(str(folder), **arguments)
+
+
+# Queries that are documents of the corpus
+
+TWINS: dict[str, Any] = {
+    "corpus.jsonl": [
+        {"_id": "q1", "text": "how does rain fall?"},
+        {"_id": "q2", "text": "why do stones sink?"},
+        {"_id": "d1", "text": "how does the rain fall down?"},
+        {"_id": "d2", "text": "why do stones sink in water?"},
+        {"_id": "d3", "text": "how do stones fall?"},
+    ],
+    "queries.jsonl": [{"_id": "q1", "text": "how does rain fall?"}, {"_id": "q2", "text": "why do stones sink?"}],
+    "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t1\n",
+}
+TWINS_RUN = "q1 Q0 q1 1 9 x\nq1 Q0 d1 2 8 x\nq1 Q0 d3 3 7 x\nq2 Q0 d2 1 9 x\nq2 Q0 q2 2 8 x\n"
+
+
+@pytest.fixture(params=["bm25", "given", "the folder's own", "trec"])
+def twins(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
+    """A source whose queries are in its corpus, and the arguments that its candidates take."""
+    folder = write(tmp_path / "twins", TWINS)
+    (tmp_path / "other.run").write_text(TWINS_RUN)
+    if request.param == "given":
+        return str(folder), {"run": tmp_path / "other.run"}
+    if request.param == "the folder's own":
+        write(folder, {"candidates/test.run": TWINS_RUN})
+    elif request.param == "trec":
+        write(tmp_path, {"qrels.txt": "q1 0 d1 1\nq2 0 d2 1\n"})
+        files = f"qrels={tmp_path}/qrels.txt,queries={folder}/queries.jsonl,corpus={folder}/corpus.jsonl"
+        return f"{files},run={tmp_path}/other.run", {}
+    return str(folder), {}
+
+
+def test_a_querys_own_document_is_no_candidate(twins: tuple[str, dict[str, Any]]) -> None:
+    source, given = twins
+    kept = open_collection(source, **given, ignore_identical_ids=False)
+    assert all(query in kept.candidates[query] for query in ("q1", "q2"))
+    assert kept.identical_ids == 0
+    made = open_collection(source, **given)
+    assert made.identical_ids == 2
+    assert made.candidates == {
+        query: [document for document in kept.candidates[query] if document != query] for query in ("q1", "q2")
+    }
+
+
+def test_a_querys_own_document_takes_no_place_among_the_candidates(twins: tuple[str, dict[str, Any]]) -> None:
+    source, given = twins
+    assert open_collection(source, **given, candidates=1).candidates == {"q1": ["d1"], "q2": ["d2"]}
+    assert open_collection(source, **given, candidates=1, ignore_identical_ids=False).candidates["q1"] == ["q1"]
+
+
+def test_a_folder_loads_without_the_querys_own_documents_too(tmp_path: Path) -> None:
+    folder = write(tmp_path / "twins", {**TWINS, "candidates/test.run": TWINS_RUN})
+    assert Collection.load(folder, "test") == open_collection(str(folder))
+
+
+def test_a_judged_identical_id_is_warned_of(tmp_path: Path) -> None:
+    folder = write(tmp_path / "twins", {**TWINS, "qrels/test.tsv": TWINS["qrels/test.tsv"] + "q2\tq2\t1\nq1\tq1\t0\n"})
+    with pytest.warns(UserWarning, match=r"twins: 1 queries, 'q2' for one, .*own id judged relevant.*--keep-identical"):
+        made = open_collection(str(folder))
+    assert made.qrels["q2"] == {"d2": 1, "q2": 1}  # BEIR leaves judgements as they are
+    assert open_collection(str(folder), ignore_identical_ids=False).candidates["q2"][0] == "q2"

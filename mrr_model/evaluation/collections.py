@@ -35,6 +35,8 @@ class Collection:
     """Query id -> document id -> relevance; 0 means judged and not relevant."""
     candidates: dict[str, list[str]]
     """Query id -> document ids in the run's order; an empty list where the first stage found nothing."""
+    identical_ids: int = 0
+    """How many candidates were left out because their id is their query's own (:func:`pop_identical_ids`)."""
 
     @classmethod
     def load(cls, folder: str | Path, split: str) -> Collection:
@@ -61,13 +63,29 @@ class Collection:
                         f"{folder}: document {document!r}, a candidate of query {query!r} in candidates/{split}.run,"
                         " is not in corpus.jsonl; make the run from this corpus"
                     )
+        judged = {query: run.get(query, {}) for query in qrels}
+        identical = pop_identical_ids(judged)
         return cls(
             name=folder.resolve().name,
             corpus=corpus,
             queries={query: queries[query] for query in qrels},
             qrels=qrels,
-            candidates={query: list(run.get(query, ())) for query in qrels},
+            candidates={query: list(scores) for query, scores in judged.items()},
+            identical_ids=identical,
         )
+
+
+def pop_identical_ids(run: Mapping[str, dict[str, float]]) -> int:
+    """Drop each query's document of the same id from a run, and return how many there were.
+
+    Where queries are documents of the corpus themselves (ArguAna, Quora) that document is the query. BEIR's
+    ``EvaluateRetrieval.evaluate`` drops it too (``ignore_identical_ids``), and leaves the judgements as they are.
+
+    >>> run = {"q": {"q": 9.0, "d": 1.0}, "r": {"d": 2.0}}
+    >>> pop_identical_ids(run), run
+    (1, {'q': {'d': 1.0}, 'r': {'d': 2.0}})
+    """
+    return sum(scores.pop(query, None) is not None for query, scores in run.items())
 
 
 def list_splits(folder: str | Path) -> list[str]:

@@ -50,6 +50,10 @@ Candidates = Annotated[int | None, typer.Option(help="The best so many of each q
 Limit = Annotated[
     int | None, typer.Option(help="So many queries of each collection, drawn by the seed.", show_default="all")
 ]
+KeepIdentical = Annotated[
+    bool,
+    typer.Option("--keep-identical-ids", help="Keep a candidate whose id is its query's own; BEIR leaves it out."),
+]
 Seed = Annotated[int, typer.Option(help="Decides the draws.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of a pair.", show_default="512")]
 QueryMaxLength = Annotated[int | None, typer.Option(help="Tokens of a query.", show_default="the layout's rule")]
@@ -84,6 +88,7 @@ def evaluate(
     run: GivenRun = None,
     candidates: Candidates = None,
     limit_queries: Limit = None,
+    keep_identical_ids: KeepIdentical = False,
     seed: Seed = 0,
     keep: Annotated[
         float | None, typer.Option(help="Recommend a setting that keeps this share of quality.", show_default=False)
@@ -128,6 +133,7 @@ def evaluate(
             max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
             batch_tokens=batch_tokens, timing_pairs=timing_pairs, timing_repeats=timing_repeats,
             without_compensation=without_compensation, local_files_only=local_files_only,
+            ignore_identical_ids=not keep_identical_ids,
         )  # fmt: skip
         folder = checkpoint_folder(model) if save_profile or save_calibration else None
         if folder is not None and without_compensation:
@@ -176,6 +182,7 @@ def calibrate(
     run: GivenRun = None,
     candidates: Candidates = None,
     limit_queries: Limit = None,
+    keep_identical_ids: KeepIdentical = False,
     seed: Seed = 0,
     max_length: MaxLength = None,
     query_max_length: QueryMaxLength = None,
@@ -202,6 +209,7 @@ def calibrate(
             first_stage=first_stage, run=run, candidates=candidates, limit_queries=limit_queries, seed=seed,
             max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
             batch_tokens=batch_tokens, local_files_only=local_files_only,
+            ignore_identical_ids=not keep_identical_ids,
         )  # fmt: skip
         try:
             _calibrate(asked, folder, texts, tuple(held_out or ()))

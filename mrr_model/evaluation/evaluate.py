@@ -56,6 +56,8 @@ class CollectionResult:
     """As the user named it."""
     queries: int
     pairs: int
+    identical_ids: int
+    """How many candidates were left out because their id is their query's own."""
     first_stage: Measured
     settings: dict[Compression, Measured]
     against_full: dict[Compression, dict[str, Comparison]]
@@ -71,7 +73,8 @@ class Evaluation:
 
     def markdown(self) -> str:
         """A table with a row a setting: the profile's measure on each collection and in the mean, what it keeps of full
-        size, the milliseconds of a pair, the shares of full size's time and operations; and what a star means.
+        size, the milliseconds of a pair, the shares of full size's time and operations; what a star means; and how many
+        queries met their own document among the candidates, which was left out.
         """
         profile = self.profile
         names = [result.name for result in self.collections]
@@ -88,7 +91,11 @@ class Evaluation:
             cells += [f"{point.quality:.3f}", f"{point.kept:.1%}", f"{point.seconds * 1000:.2f}"]
             cells += [f"{point.seconds / full.seconds:.0%}", f"{point.operations / full.operations:.0%}"]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        return "\n".join([*lines, "", STAR])
+        lines += ["", STAR]
+        if any(result.identical_ids for result in self.collections):
+            counts = ", ".join(f"{result.name} {result.identical_ids}" for result in self.collections)
+            lines += ["", f"Candidates left out because their id is the query's own, as in BEIR: {counts}"]
+        return "\n".join(lines)
 
 
 def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambda _: None) -> Evaluation:
@@ -149,6 +156,7 @@ def open_collections(
             candidates=settings.candidates or (protocol.candidates if protocol else 100),
             limit=settings.limit_queries,
             seed=settings.seed,
+            ignore_identical_ids=settings.ignore_identical_ids,
         )
         if not any(collection.candidates.values()):
             raise ValueError(f"{source} has no candidates to re-rank: its first stage found nothing.")
@@ -219,6 +227,7 @@ def _result(source: str, collection: Collection, runs: Runs, settings: EvaluateS
         source=source,
         queries=len(collection.queries),
         pairs=sum(map(len, collection.candidates.values())),
+        identical_ids=collection.identical_ids,
         first_stage=first_stage,
         settings=measured,
         against_full={
@@ -349,6 +358,7 @@ def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: Evalu
     results = {
         "model": str(reranker.name),
         "seed": settings.seed,
+        "ignore_identical_ids": settings.ignore_identical_ids,
         "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "profile": profile.model_dump(mode="json"),
         "collections": [
@@ -357,6 +367,7 @@ def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: Evalu
                 "source": result.source,
                 "queries": result.queries,
                 "pairs": result.pairs,
+                "identical_ids_left_out": result.identical_ids,
                 "first_stage": result.first_stage.mean,
                 "settings": {run_name(setting): each.mean for setting, each in result.settings.items()},
                 "against_full": {

@@ -9,12 +9,21 @@ BeIR/scifact, BeIR/scifact#test      a dataset on the Hugging Face hub, or a loc
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from mrr_model.evaluation.collections import Collection, list_splits, read_corpus, read_qrels, read_queries, read_run
+from mrr_model.evaluation.collections import (
+    Collection,
+    list_splits,
+    pop_identical_ids,
+    read_corpus,
+    read_qrels,
+    read_queries,
+    read_run,
+)
 from mrr_model.evaluation.first_stage import bm25_run
 from mrr_model.evaluation.hub import read_hub
 from mrr_model.evaluation.irds import knows, read_irds
@@ -33,11 +42,13 @@ def open_collection(
     candidates: int = 100,
     limit: int | None = None,
     seed: int = 0,
+    ignore_identical_ids: bool = True,
 ) -> Collection:
     """The judged queries of a source, each with its best candidates, best first.
 
     ``run``: a TREC run that takes the place of the source's own. ``candidates``: so many of each query. ``limit``: so
-    many queries, drawn with ``seed``; without one, all that are judged.
+    many queries, drawn with ``seed``; without one, all that are judged. ``ignore_identical_ids``: leave out a candidate
+    that has its query's own id, as BEIR does: where queries are documents themselves (ArguAna, Quora), it is the query.
 
     Candidates of equal score keep the order of a given run, and stand by id, descending, where BM25 found them. A query
     for which the first stage found nothing has none. Raises ValueError for arguments that contradict each other and for
@@ -47,12 +58,18 @@ def open_collection(
     _check(first_stage, candidates, limit, run)
     judged = _read(source)
     queries = _judged_queries(judged, limit, seed)
-    found = _given(judged, queries, run, first_stage)
-    if found is None:
-        corpus = judged.texts(None)
-        chosen = {query: list(scores) for query, scores in bm25_run(queries, corpus, candidates).items()}
+    given = _given(judged, queries, run, first_stage)
+    corpus = judged.texts(None) if given is None else {}
+    found = bm25_run(queries, corpus, candidates + int(ignore_identical_ids)) if given is None else given
+    ranked = {query: dict(found.get(query, {})) for query in queries}
+    identical = 0
+    if ignore_identical_ids:
+        identical = pop_identical_ids(ranked)
+        _warn_of_judged_identical_ids(judged, queries)
+    if given is None:
+        chosen = {query: list(scores)[:candidates] for query, scores in ranked.items()}
     else:
-        chosen = {query: _best(query, found.get(query, {}), candidates) for query in queries}
+        chosen = {query: _best(query, scores, candidates) for query, scores in ranked.items()}
         corpus = judged.texts({document for documents in chosen.values() for document in documents})
         _check_texts(judged.name, chosen, corpus)
     return Collection(
@@ -61,7 +78,22 @@ def open_collection(
         queries=queries,
         qrels={query: judged.qrels[query] for query in queries},
         candidates=chosen,
+        identical_ids=identical,
     )
+
+
+def _warn_of_judged_identical_ids(judged: Judged, queries: Mapping[str, str]) -> None:
+    """Judged relevant, a document of the query's own id is either judged by mistake or not the query at all."""
+    relevant = [query for query in queries if judged.qrels[query].get(query, 0) > 0]
+    if relevant:
+        warnings.warn(
+            f"{judged.name}: {len(relevant)} queries, {relevant[0]!r} for one, have a document with the query's own id "
+            "judged relevant. It is left out as the query itself and counts as not found, as in BEIR. If the ids of "
+            "queries and documents only happen to be equal, keep it: ignore_identical_ids=False, "
+            "--keep-identical-ids.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _read(source: str) -> Judged:

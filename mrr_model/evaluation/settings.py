@@ -46,6 +46,8 @@ class EvaluateSettings(BaseModel):
     """A TREC run that takes the place of the collection's own candidates."""
     candidates: int | None = Field(default=None, ge=1)
     """The best so many of each query are re-ranked."""
+    ignore_identical_ids: bool = True
+    """Leave out a candidate that has its query's own id, as BEIR does."""
     limit_queries: int | None = Field(default=None, ge=1)
     """So many queries of each collection, drawn with the seed."""
     seed: int = 0
