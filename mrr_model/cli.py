@@ -221,6 +221,12 @@ def mine(
         float, typer.Option(help="Leave out passages whose cosine is above this part of the positive's.")
     ] = 0.95,
     scores: Annotated[bool, typer.Option("--scores", help="Write the bi-encoder's cosines as teacher scores.")] = False,
+    keep_identical: Annotated[
+        bool,
+        typer.Option(
+            "--keep-identical", help="Let a query's own text, or its own id in a BEIR folder, be its negative."
+        ),
+    ] = False,
     on_bad_row: Annotated[
         str, typer.Option(metavar="fail|skip", help="What to do with a row that cannot be read.")
     ] = "fail",
@@ -238,7 +244,7 @@ def mine(
         from mrr_model.training.groups import write_groups
         from mrr_model.training.mining import MiningSettings, mine_sources
 
-        settings = MiningSettings(encoder, negatives, depth, margin, scores, seed)
+        settings = MiningSettings(encoder, negatives, depth, margin, scores, seed, keep_identical)
         mined = mine_sources(sources, settings, on_bad_row="skip" if on_bad_row == "skip" else "fail")
         unfinished = output.with_name(f"unfinished-{output.name}")
         try:
@@ -246,7 +252,8 @@ def mine(
             unfinished.replace(output)
         finally:
             unfinished.unlink(missing_ok=True)
-        typer.echo(f"{written} rows with {negatives} mined negatives each are in {output}")
+        left_out = f"; the query itself was left out for {mined.identical} of them" if mined.identical else ""
+        typer.echo(f"{written} rows with {negatives} mined negatives each are in {output}{left_out}")
 
 
 @app.command()

@@ -531,6 +531,19 @@ def rows_file(tmp_path: Path) -> Path:
     return tmp_path / "rows.jsonl"
 
 
+def test_mine_says_how_often_the_query_itself_was_left_out(mrr: Mrr, tmp_path: Path) -> None:
+    rows = [{"query": "what flows?", "pos": ["It flows."], "neg": ["It falls.", "It stands."]}]
+    rows.append({"query": "It Falls.", "pos": ["Rain falls."], "neg": ["It flies."]})
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = mrr("mine", source, "--output", tmp_path / "a.jsonl", "--negatives", 3)
+    assert result.stdout.endswith("a.jsonl; the query itself was left out for 1 of them\n"), result.output
+    assert "It falls." not in list(read_groups(tmp_path / "a.jsonl"))[1].negatives
+    result = mrr("mine", source, "--output", tmp_path / "b.jsonl", "--negatives", 4, "--keep-identical")
+    assert result.stdout.endswith("b.jsonl\n"), result.output
+    assert "It falls." in list(read_groups(tmp_path / "b.jsonl"))[1].negatives
+
+
 @pytest.mark.parametrize("name", ["mined.jsonl", "mined.jsonl.gz"])
 def test_mine_writes_what_mining_gives(mrr: Mrr, rows_file: Path, tmp_path: Path, name: str) -> None:
     output = tmp_path / "out" / name

@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,13 @@ def embed(texts: list[str]) -> Tensor:
     return counts + 1e-3
 
 
-def dense(queries: list[str], positives: list[list[str]], corpus: list[str], **options: float) -> list[list[str]]:
-    return mine_dense(embed(queries), embed(corpus), positives, corpus, **options)  # type: ignore[arg-type]
+def dense(queries: list[str], positives: list[list[str]], corpus: list[str], **options: Any) -> list[list[str]]:
+    return mine_dense(embed(queries), embed(corpus), positives, corpus, **options)
 
 
-def uniform(queries: list[str], positives: list[list[str]], corpus: list[str], **options: int) -> list[list[str]]:
-    return mine_random(positives, corpus, **{key: options[key] for key in ("negatives", "seed") if key in options})
+def uniform(queries: list[str], positives: list[list[str]], corpus: list[str], **options: Any) -> list[list[str]]:
+    taken = {key: value for key, value in options.items() if key != "depth"}
+    return mine_random(positives, corpus, **taken)
 
 
 MINERS = pytest.mark.parametrize("mine", [mine_bm25, dense, uniform])
@@ -269,6 +271,64 @@ def test_bad_rows_of_a_source_can_be_left_out(tmp_path: Path) -> None:
     assert len(list(mine_sources([source], MiningSettings(negatives=2), on_bad_row="skip"))) == 2
     with pytest.raises(ValueError, match=r"rows\.jsonl:3"):
         list(mine_sources([source], MiningSettings(negatives=2)))
+
+
+# Queries that are passages of the corpus
+
+QUESTIONS = [
+    Group("rain river cloud", ("cloud river rain rain",)),
+    Group("stone apple train", ("train stone apple apple",)),
+]
+DUPLICATES = [
+    "Rain  river CLOUD",
+    "stone apple train",
+    *(text for group in QUESTIONS for text in group.positives),
+    *CORPUS,
+]
+"""Both queries, one of them written otherwise."""
+
+
+@pytest.mark.parametrize("encoder", [None, "some/encoder"])
+@pytest.mark.parametrize("depth", [0, 1, 5, 80])
+@pytest.mark.usefixtures("fake_encoder")
+def test_a_query_is_not_its_own_negative(encoder: str | None, depth: int) -> None:
+    asked = {"encoder": encoder, "negatives": 60, "depth": depth, "margin": 1.0}
+    for group in mining.mine(QUESTIONS, DUPLICATES, MiningSettings(**asked)):  # type: ignore[arg-type]
+        assert group.query not in {" ".join(text.lower().split()) for text in group.negatives}
+
+
+@MINERS
+def test_excluded_passages_are_never_drawn_and_take_no_place(mine: Miner) -> None:
+    corpus = ["rain river", "RAIN river ", "rain", "stone"]
+    for seed in range(8):
+        [drawn] = mine(["rain river"], [["stone"]], corpus, negatives=1, depth=1, seed=seed, excluded=[["Rain River"]])
+        assert drawn == ["rain"]
+    with pytest.raises(ValueError, match=r"excluded has 2 entries for 1 queries"):
+        mine(["rain"], [["rain"]], corpus, negatives=1, excluded=[[], []])
+    with pytest.raises(ValueError, match=r"only 1 different passages besides the positives of query 0 and the query"):
+        mine(["rain"], [["stone"]], corpus, negatives=2, excluded=[["rain river"]])
+
+
+@pytest.mark.parametrize("depth", [0, 30])
+def test_a_beir_folders_own_document_is_no_negative(make_beir: Callable[..., Path], tmp_path: Path, depth: int) -> None:
+    corpus = {
+        "q": "Title rain river",
+        "d": "river rain cloud",
+        **{f"w{place}": word for place, word in enumerate(WORDS)},
+    }
+    folder = make_beir(
+        tmp_path / "arguments", {"q": "rain river", "r": "stone"}, corpus, {"q": {"d": 1}, "r": {"d": 1}}
+    )
+    settings = MiningSettings(negatives=8, depth=depth)
+    mined = mine_sources([f"{folder}#test"], settings)
+    first, second = mined
+    assert set(first.negatives) == set(WORDS)
+    assert "Title rain river" in second.negatives  # which is another query's own
+    assert mined.identical == 2  # "rain river" by its id, "stone" by its text
+    with_own = mine_sources([f"{folder}#test"], MiningSettings(negatives=9, depth=depth, keep_identical=True))
+    assert {"Title rain river"} < set(next(with_own).negatives)
+    assert "stone" in next(with_own).negatives
+    assert (list(with_own), with_own.identical) == ([], 0)
 
 
 def test_without_sentence_transformers_the_command_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

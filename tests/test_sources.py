@@ -221,11 +221,21 @@ def test_bad_line_of_a_beir_folder_is_named(tmp_path: Path, name: str, content: 
             read(tmp_path, on_bad_row)
 
 
+def test_a_querys_own_document_is_no_negative_of_it(tmp_path: Path) -> None:
+    content = "q1 Q0 q1 1 9 x\nq1 Q0 d2 2 8 x\n"
+    corpus = [*BEIR["corpus.jsonl"], {"_id": "q1", "text": "what falls?"}]
+    write(tmp_path, {**BEIR, "corpus.jsonl": corpus, "candidates/train.run": content})
+    negatives = {group.query: group.negatives for group in read_source(str(tmp_path))}
+    assert negatives["what falls?"] == ("It stands.", "It flows.")
+
+
 @ENDINGS
 def test_corpus_of(tmp_path: Path, ending: str) -> None:
     write(tmp_path / "beir", BEIR, ending)
     write(tmp_path / "ms", PASSAGES, ending)
-    assert corpus_of(f"{tmp_path}/beir#dev") == ["Rain It falls.", "It flows.", "It stands.", "It flies."]
+    corpus = corpus_of(f"{tmp_path}/beir#dev")
+    assert corpus is not None
+    assert list(corpus.values()) == ["Rain It falls.", "It flows.", "It stands.", "It flies."]
     assert corpus_of(f"{tmp_path}/ms") is None
     assert corpus_of(f"{tmp_path}/rows.jsonl") is None
 

@@ -52,15 +52,24 @@ def read_source(source: str, *, on_bad_row: OnBadRow = "fail") -> Iterator[Group
     return read_dataset(name, split, on_bad_row)
 
 
-def corpus_of(source: str) -> list[str] | None:
-    """All passages of a BEIR folder; None for other sources, whose rows are all there is."""
+def corpus_of(source: str) -> dict[str, str] | None:
+    """All passages of a BEIR folder by their ids; None for other sources, whose rows are all there is."""
     folder = Path(source.partition("#")[0]).expanduser()
-    return list(read_corpus(folder).values()) if _holds(folder, "corpus.jsonl") else None
+    return read_corpus(folder) if _holds(folder, "corpus.jsonl") else None
+
+
+def own_documents(source: str, corpus: Mapping[str, str]) -> dict[str, list[str]]:
+    """Query text -> the passages that have its id, for the queries of a BEIR folder that are documents themselves."""
+    own: dict[str, list[str]] = {}
+    for identifier, text in read_queries(Path(source.partition("#")[0]).expanduser()).items():
+        if identifier in corpus:
+            own.setdefault(text, []).append(corpus[identifier])
+    return own
 
 
 def read_beir(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
     """A group for each judged query of a split: what is judged relevant; then what is judged not to be, and the other
-    candidates of candidates/SPLIT.run where there is one.
+    candidates of candidates/SPLIT.run where there is one, but for the document of the query's own id: it is the query.
 
     ``on_bad_row`` is about queries; a line that cannot be read is a ValueError, as in evaluation.
     """
@@ -70,7 +79,7 @@ def read_beir(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail")
 
     def make(query: str) -> Group:
         judged = qrels[query]
-        others = [document for document in run.get(query, ()) if document not in judged]
+        others = [document for document in run.get(query, ()) if document not in judged and document != query]
         ids = [document for document, relevance in judged.items() if relevance < 1] + others
         missing = [document for document in (*judged, *others) if document not in corpus]
         if query not in queries or missing:
