@@ -19,6 +19,13 @@ from mrr_model.compression import Plan
 MIN_SLOPE, MAX_SLOPE = 1e-6, 1e6
 """No map is flatter or steeper on the whole, so that float64 keeps float32 logits apart and none overflows."""
 
+FEW_RELEVANT = 100
+"""With fewer relevant pairs the odds of every probability are off by more than a tenth: the log odds of a share of n
+pairs have the standard error 1/√n.
+"""
+FEW_QUERIES = 100
+"""Pairs of one query are alike; of fewer queries than this a few decide what a logit means."""
+
 Slope = Annotated[float, Field(ge=MIN_SLOPE, le=MAX_SLOPE)]
 Finite = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Knots and intercepts: far beyond any logit that a model gives."""
@@ -184,6 +191,8 @@ class Calibration(BaseModel):
     """Whether pairs were judged, or full size's own probabilities stood in for judgements."""
     pairs: int = Field(ge=1)
     """How many (query, document) pairs that was, for each setting."""
+    queries: int | None = Field(default=None, ge=1)
+    """How many queries the pairs are of; None where it was not counted."""
     relevant: float = Field(gt=0, lt=1)
     """The share of them that was relevant. Where candidates are richer or poorer in relevant ones than that,
     probabilities are too low or too high.
@@ -195,6 +204,22 @@ class Calibration(BaseModel):
         if len(set(known)) < len(known):
             raise ValueError(f"settings must differ from each other, got {', '.join(map(str, self.settings))}")
         return self
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What speaks against relying on it, a sentence each."""
+        found, relevant = [], round(self.pairs * self.relevant)
+        if self.queries is not None and self.queries < FEW_QUERIES:
+            found.append(
+                f"The maps are fitted on {self.queries} queries only: with fewer than {FEW_QUERIES}, a few queries "
+                "decide what a probability means. Fit them on more."
+            )
+        if relevant < FEW_RELEVANT:
+            found.append(
+                f"The maps are fitted on {relevant} relevant pairs only: with fewer than {FEW_RELEVANT}, probabilities "
+                "are off by chance. Fit them on more."
+            )
+        return tuple(found)
 
     def nearest(self, exit_layer: int, merges: Mapping[int, Fraction]) -> CalibratedSetting:
         """The setting itself where it has a map (:meth:`CalibratedSetting.matches` tells), else the nearest that has.

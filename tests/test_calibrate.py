@@ -56,6 +56,7 @@ def test_each_setting_gets_the_map_of_its_own_logits(
     settings = settings_of()
     made = calibrate_model(settings).calibration
     assert (made.data, made.targets, made.pairs, made.relevant) == ("facts (8 queries)", "labels", 64, 8 / 64)
+    assert made.queries == 8
     reranker = open_reranker(settings)
     targets = [float(document == query) for query in range(8) for document in range(8)]
     for setting in GRID:

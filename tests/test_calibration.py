@@ -227,3 +227,19 @@ def test_a_distance_is_symmetric_and_nought_to_oneself(one: Plan, other: Plan) -
 def test_a_name_says_exit_and_merges() -> None:
     assert setting_name(6, {2: QUARTER, 1: HALF}) == "exit 6, merges 1:1/2,2:1/4"
     assert str(setting(6)) == "exit 6, no merges"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({}, ["1 relevant pairs only"]),
+        ({"pairs": 10_000}, []),
+        ({"pairs": 9_900, "queries": 100}, ["99 relevant pairs only"]),
+        ({"pairs": 10_000, "queries": 99}, ["99 queries only"]),
+        ({"queries": 8}, ["8 queries only", "1 relevant pairs only"]),
+    ],
+)
+def test_maps_of_little_say_so(changes: dict[str, Any], parts: list[str]) -> None:
+    cautions = calibration(setting(6), **changes).cautions
+    assert len(cautions) == len(parts)
+    assert all(part in caution for part, caution in zip(parts, cautions, strict=True))

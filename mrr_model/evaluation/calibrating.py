@@ -165,7 +165,7 @@ def calibrate(
     the pairs. ``data`` says in words what they are. Raises ``ValueError`` that names the setting that cannot be fitted.
     """
     maps = {plan: fit_setting(plan, z, targets, groups, weights, seed) for plan, z in logits.items()}
-    return _calibration(maps, targets, weights, data, "labels")
+    return _calibration(maps, targets, groups, weights, data, "labels")
 
 
 def self_calibrate(
@@ -189,7 +189,7 @@ def self_calibrate(
         plan: full_map or IDENTITY if plan == full else fit_setting(plan, z, targets, groups, weights, seed)
         for plan, z in logits.items()
     }
-    return _calibration(maps, targets, weights, data, "full size")
+    return _calibration(maps, targets, groups, weights, data, "full size")
 
 
 def self_labels(full_logits: Numbers, full_map: CalibrationMap | None = None) -> Array:
@@ -229,6 +229,7 @@ def fit_setting(
 def _calibration(
     maps: Mapping[Plan, CalibrationMap],
     targets: Numbers,
+    groups: Sequence[object],
     weights: Numbers | None,
     data: str,
     kind: Literal["labels", "full size"],
@@ -237,7 +238,14 @@ def _calibration(
         CalibratedSetting(exit_layer=plan.last_layer, merges=plan.merges, map=fitted) for plan, fitted in maps.items()
     )
     relevant = float(np.average(np.asarray(targets, dtype=np.float64), weights=weights))
-    return Calibration(settings=settings, data=data, targets=kind, pairs=len(targets), relevant=relevant)
+    return Calibration(
+        settings=settings,
+        data=data,
+        targets=kind,
+        pairs=len(targets),
+        queries=len(set(groups)),
+        relevant=relevant,
+    )
 
 
 def _equal_bins(z: Array, information: Array) -> npt.NDArray[np.intp]:
