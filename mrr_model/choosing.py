@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mrr_model.compression import Compression, Plan
 from mrr_model.target import Choice, Target, choose, choose_by_operations
-from mrr_model.timing import Request, request_seconds
+from mrr_model.timing import Request, moment, request_timings
 
 if TYPE_CHECKING:
     from mrr_model.reranker import MatryoshkaReranker
@@ -67,12 +67,13 @@ def chosen_setting(reranker: MatryoshkaReranker, target: Target) -> Choice:
             setting: reranker.cost(depth=setting.depth, keep_ratio=setting.keep_ratio) / full
             for setting in grid.values()
         }
-        return choose_by_operations(target.speedup, shares)
+        return choose_by_operations(target.speedup, shares, target.if_unreachable)
     if target.max_latency_ms is None:
         return choose(target, profile)
     request = Request(target.documents, profile.query_tokens, profile.passage_tokens)
     settings_of_profile = [point.setting for point in profile.points]
-    return choose(target, profile, request_seconds(reranker, settings_of_profile, request))
+    timings = request_timings(reranker, settings_of_profile, request, refresh=target.refresh)
+    return choose(target, profile, timings.of(settings_of_profile), timed=str(timings))
 
 
 def explanation(reranker: MatryoshkaReranker, plan: Plan, setting: Compression, choice: Choice | None) -> Explanation:
@@ -95,7 +96,8 @@ def _calibration(reranker: MatryoshkaReranker, plan: Plan) -> str:
     whose = (
         "this setting's own map" if used.matches(plan.last_layer, plan.merges) else f"the map of {used}, the nearest"
     )
-    return f"by {whose}, fitted on {calibration.data}"
+    size = f"{calibration.pairs} pairs, {calibration.relevant:.1%} of them relevant"
+    return f"by {whose}, fitted on {calibration.data}, {size}"
 
 
 def _measured(reranker: MatryoshkaReranker, plan: Plan) -> str:
@@ -104,10 +106,11 @@ def _measured(reranker: MatryoshkaReranker, plan: Plan) -> str:
         return "nothing: the checkpoint has no profile"
     same = (point for point in profile.points if reranker.plan(point.depth, point.keep_ratio) == plan)
     point = next(same, None)
-    on = f"{', '.join(profile.collections)} ({profile.queries} queries)"
     if point is None:
-        return f"not at this setting; others on {on}"
+        return f"not at this setting; others on {profile.data}"
+    when = "" if profile.measured_at is None else f", {moment(profile.measured_at)}"
+    noise = f" ({profile.noise})" if profile.noise is not None and profile.noise.noisy else ""
     return (
-        f"kept {point.kept:.1%} of full size's {profile.measure} on {on}, {profile.speedup(point):.2f} times as quick "
-        f"on {profile.device} in {profile.dtype}"
+        f"kept {point.kept:.1%} of full size's {profile.measure} on {profile.data}, {profile.speedup(point):.2f} times "
+        f"as quick on {profile.device} in {profile.dtype}{when}{noise}"
     )

@@ -117,6 +117,9 @@ def rerank(
         float | None,
         typer.Option(help="In place of a setting: the best that is done in time, on this device.", show_default=False),
     ] = None,
+    refresh_timings: Annotated[
+        bool, typer.Option("--refresh-timings", help="With --max-latency-ms: measure this device again.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say on stderr which setting runs, and why.")] = False,
     top_n: Annotated[int | None, typer.Option(help="Give at most this many.", show_default="all")] = None,
     min_score: Annotated[
@@ -151,8 +154,10 @@ def rerank(
         from mrr_model.target import Target
 
         target = None
-        if (keep_quality, speedup, max_latency_ms) != (None, None, None):
-            of_request = {} if max_latency_ms is None else {"documents": max(1, len(documents))}
+        if refresh_timings or (keep_quality, speedup, max_latency_ms) != (None, None, None):
+            of_request: dict[str, Any] = {"refresh": refresh_timings}
+            if max_latency_ms is not None:
+                of_request["documents"] = max(1, len(documents))
             target = Target(keep_quality, speedup, max_latency_ms, **of_request)
         reranker = MatryoshkaReranker(
             model,

@@ -4,10 +4,18 @@
 chooses from it.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from mrr_model.compression import Compression
+from mrr_model.stopwatch import Noise
+
+FEW_QUERIES = 100
+"""With fewer, the mean of a measure such as nDCG@10, whose values differ by about 0.3 from query to query, has a
+standard error above 0.03: more than neighbouring settings differ by.
+"""
+FEW_RELEVANT = 100
+"""Of fewer relevant documents each one decides more than a hundredth of the mean."""
 
 
 class ProfilePoint(BaseModel):
@@ -73,6 +81,12 @@ class Profile(BaseModel):
     """What the times were measured on."""
     dtype: str
     threads: int = Field(ge=1)
+    relevant: int | None = Field(default=None, ge=0)
+    """How many of the candidates are relevant; None where it was not counted."""
+    measured_at: AwareDatetime | None = None
+    """When the times were measured."""
+    noise: Noise | None = None
+    """How much other work disturbed them."""
     points: tuple[ProfilePoint, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -89,6 +103,30 @@ class Profile(BaseModel):
     def full(self) -> ProfilePoint:
         """Full size."""
         return self.points[0]
+
+    @property
+    def data(self) -> str:
+        """What it was measured on, with its size, in words."""
+        relevant = "" if self.relevant is None else f", {self.relevant} relevant documents"
+        return f"{', '.join(self.collections)} ({self.queries} queries{relevant})"
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What speaks against relying on it, a sentence each."""
+        found = []
+        if self.queries < FEW_QUERIES:
+            found.append(
+                f"The profile is of {self.queries} queries only: with fewer than {FEW_QUERIES}, settings differ by "
+                "chance. Measure it on more."
+            )
+        if self.relevant is not None and self.relevant < FEW_RELEVANT:
+            found.append(
+                f"The profile is of {self.relevant} relevant documents only: with fewer than {FEW_RELEVANT}, settings "
+                "differ by chance. Measure it on more."
+            )
+        if self.noise is not None and self.noise.noisy:
+            found.append(f"The profile's times are {self.noise}. Time them again on a quiet machine with --retime.")
+        return tuple(found)
 
     def speedup(self, point: ProfilePoint) -> float:
         """How many times as quick as full size a setting was."""

@@ -404,10 +404,15 @@ class MatryoshkaReranker:
         *,
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
+        target: Target | None = None,
         max_length: int | None = None,
         compensated: bool = True,
     ) -> Self:
-        """The same weights under other defaults; ``compensated=False`` leaves the compensation adapters out."""
+        """The same weights under other defaults; ``compensated=False`` leaves the compensation adapters out.
+
+        ``target`` chooses the setting, as in the constructor. With ``refresh=True`` it measures this device again, so
+        that a running service can choose anew.
+        """
         other = copy.copy(self)
         other.compression = self._setting(depth, keep_ratio)
         if other.compression != self.compression:
@@ -420,6 +425,11 @@ class MatryoshkaReranker:
         if not compensated:
             other._compensation = Compensation(self.model, {})
             other._calibration = other._profile = None  # measured with the adapters
+        if target is not None:
+            given = [value for value in (depth, keep_ratio) if not isinstance(value, Default)]
+            _check_target(target, other.compression if given else Compression())
+            other._choice = chosen_setting(other, target)
+            other.compression = other._choice.setting
         other.plan()
         return other
 

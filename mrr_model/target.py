@@ -3,15 +3,23 @@ or so many milliseconds.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from typing import Literal, get_args
 
 from mrr_model.compression import Compression
 from mrr_model.profile import Profile
 
 DOCUMENTS = 20
 """How many documents a request has, where a latency is asked for and nothing is said of them."""
+
+
+IfUnreachable = Literal["raise", "fastest"]
+"""What to do where no setting is fast enough. An error is the default, as for every argument that cannot be honoured:
+whoever sets the service up sees it at once, where a warning in a log goes unseen.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,9 @@ class Target:
     collection of the profile.
     ``speedup``: how many times as quick as full size, from 1: the best setting that is. ``max_latency_ms``: the most
     milliseconds of a request with ``documents`` documents: the best setting that takes no more on this device.
+    ``if_unreachable``: if no setting is fast enough, ``"raise"`` a ``ValueError``, or take the ``"fastest"`` there is
+    with a ``UserWarning``, for a service that should rather be slow than down. ``refresh``: measure this device's times
+    again, even if they are in the cache; goes with ``max_latency_ms``.
 
     Raises ``TypeError`` or ``ValueError`` that names the argument.
 
@@ -33,6 +44,8 @@ class Target:
     speedup: float | None = None
     max_latency_ms: float | None = None
     documents: int = DOCUMENTS
+    if_unreachable: IfUnreachable = "raise"
+    refresh: bool = False
 
     def __post_init__(self) -> None:
         given = {need: value for need in NEEDS if (value := getattr(self, need)) is not None}
@@ -55,12 +68,20 @@ class Target:
         object.__setattr__(self, "documents", int(self.documents))
         if self.max_latency_ms is None and self.documents != DOCUMENTS:
             raise ValueError("documents goes with max_latency_ms: the other needs don't depend on it. Leave it out.")
+        if self.if_unreachable not in get_args(IfUnreachable):
+            raise ValueError(f"if_unreachable must be 'raise' or 'fastest', got {self.if_unreachable!r}.")
+        if not isinstance(self.refresh, bool):
+            raise TypeError(f"refresh must be True or False, got {self.refresh!r}.")
+        if self.refresh and self.max_latency_ms is None:
+            raise ValueError("refresh goes with max_latency_ms: nothing is timed for the other needs. Leave it out.")
 
     def __repr__(self) -> str:
-        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        shown = [f"{name}={value!r}" for name, value in values if value is not None and name != "documents"]
-        if self.max_latency_ms is not None:
-            shown.append(f"documents={self.documents}")
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        shown = [
+            f"{name}={value!r}"
+            for name, (value, default) in values.items()
+            if value != default or (name == "documents" and self.max_latency_ms is not None)
+        ]
         return f"Target({', '.join(shown)})"
 
 
@@ -80,11 +101,13 @@ class Choice:
     reason: str
 
 
-def choose(target: Target, profile: Profile, seconds: Mapping[Compression, float] | None = None) -> Choice:
+def choose(
+    target: Target, profile: Profile, seconds: Mapping[Compression, float] | None = None, timed: str = ""
+) -> Choice:
     """The setting of a profile that a target asks for. ``seconds``: a request's time at each setting on this device,
-    where a latency is asked for.
+    where a latency is asked for; ``timed``: when and where that was measured, in words.
 
-    Raises ``ValueError`` where no setting is quick enough.
+    Raises ``ValueError`` where no setting is fast enough, or warns and takes the fastest, as the target says.
     """
     if target.keep_quality is not None:
         enough = [point for point in profile.points if point.least >= target.keep_quality]
@@ -93,7 +116,7 @@ def choose(target: Target, profile: Profile, seconds: Mapping[Compression, float
             quickest.setting,
             f"the quickest setting that kept at least {target.keep_quality:.1%} of full size's {profile.measure} on "
             f"every collection: {quickest.kept:.1%} on average, {quickest.least:.1%} at least, at "
-            f"{profile.speedup(quickest):.2f} times its speed",
+            f"{profile.speedup(quickest):.2f} times its speed, measured on {profile.data}",
         )
     if target.speedup is not None:
         times = {point.setting: point.seconds for point in profile.points}
@@ -104,12 +127,17 @@ def choose(target: Target, profile: Profile, seconds: Mapping[Compression, float
         times, limit = dict(seconds), target.max_latency_ms / 1000
         wanted = f"done with {target.documents} documents in {target.max_latency_ms:g} ms"
     quick = [point for point in profile.points if times[point.setting] <= limit]
+    timed = f" ({timed})" if timed else ""
     if not quick:
         setting, least = min(times.items(), key=lambda item: item[1])
-        at_best = f"{profile.full.seconds / least:.2f} times" if target.speedup else f"{least * 1000:.0f} ms"
-        raise ValueError(
-            f"no setting of the profile is {wanted}: the quickest, {setting}, comes to {at_best}. Ask for less, or "
-            "profile smaller settings with `mrr evaluate MODEL COLLECTION --depth … --keep-ratio … --save-profile`."
+        at_best = f"{profile.full.seconds / least:.2f} times" if target.speedup else f"{least * 1000:.0f} ms{timed}"
+        again = "measure again with refresh=True, " if target.max_latency_ms else ""
+        return _fastest(
+            target.if_unreachable,
+            setting,
+            f"no setting of the profile is {wanted}: the quickest, {setting}, comes to {at_best}",
+            f"Ask for less, {again}profile smaller settings with `mrr evaluate MODEL COLLECTION --depth … "
+            "--keep-ratio … --save-profile`",
         )
     best = max(quick, key=lambda point: (point.kept, -times[point.setting]))
     measured = (
@@ -119,11 +147,22 @@ def choose(target: Target, profile: Profile, seconds: Mapping[Compression, float
     )
     return Choice(
         best.setting,
-        f"the best setting that is {wanted}: {measured}, and kept {best.kept:.1%} of full size's {profile.measure}",
+        f"the best setting that is {wanted}: {measured}, and kept {best.kept:.1%} of full size's {profile.measure} on "
+        f"{profile.data}{timed}",
     )
 
 
-def choose_by_operations(speedup: float, shares: Mapping[Compression, float]) -> Choice:
+def _fastest(if_unreachable: IfUnreachable, setting: Compression, fault: str, advice: str) -> Choice:
+    """The fastest setting with a warning, where the target takes it; else the error."""
+    if if_unreachable == "raise":
+        raise ValueError(f'{fault}. {advice}, or take the fastest there is with if_unreachable="fastest".')
+    warnings.warn(f"{fault}. It is used all the same.", UserWarning, stacklevel=5)  # of who makes a reranker
+    return Choice(setting, f"the fastest there is, because {fault}")
+
+
+def choose_by_operations(
+    speedup: float, shares: Mapping[Compression, float], if_unreachable: IfUnreachable = "raise"
+) -> Choice:
     """The setting that computes most within full size's operations over ``speedup``; ``shares`` of full size's.
 
     What stands in for a profile: more computation is taken for better quality; of equal ones the deeper is chosen.
@@ -135,9 +174,12 @@ def choose_by_operations(speedup: float, shares: Mapping[Compression, float]) ->
     within = [setting for setting, share in shares.items() if share <= 1 / speedup]
     if not within:
         setting, least = min(shares.items(), key=lambda item: item[1])
-        raise ValueError(
+        return _fastest(
+            if_unreachable,
+            setting,
             f"speedup={speedup:g} is out of reach: the smallest setting, {setting}, takes {least:.1%} of full size's "
-            f"operations, {1 / least:.2f} times as quick at best. Ask for less."
+            f"operations, {1 / least:.2f} times as quick at best",
+            "Ask for less",
         )
     chosen = max(within, key=lambda setting: (round(shares[setting], 9), setting.depth or 0))
     return Choice(

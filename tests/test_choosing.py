@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +14,10 @@ from mrr_model import Compression, MatryoshkaReranker, Target, choosing
 from mrr_model.calibration import CalibratedSetting, Calibration, PlattMap
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.profile import Profile, ProfilePoint
+from mrr_model.stopwatch import Noise, Timed
+from mrr_model.timing import Timings
 
+QUIET = Noise(spread=0.01, contention=0.0)
 QUERY, TEXTS = "what is the panda?", ["the panda is eating", "what", "panda panda panda"]
 
 
@@ -97,25 +101,94 @@ def test_a_target_chooses_from_the_profile(measured: Checkpoint, target: Target,
     assert reranker.score(QUERY, TEXTS) == own.score(QUERY, TEXTS)
 
 
+def timings_of(times: dict[Compression, float], noise: Noise = QUIET) -> Timings:
+    return Timings(
+        seconds={str(setting): seconds for setting, seconds in times.items()},
+        measured_at=datetime(2026, 3, 1, 9, 5, tzinfo=timezone.utc),
+        device="a processor",
+        dtype="float32",
+        threads=2,
+        versions={"torch": "2.9"},
+        noise=noise,
+        process="this one",
+    )
+
+
+TIMES = {point.setting: 0.001 * point.depth for point in PROFILE.points}
+TIMES[Compression(6, 0.5)] = 0.5  # here it is slow
+
+
 def test_a_latency_is_timed_on_this_device_and_once(measured: Checkpoint) -> None:
-    times = {point.setting: 0.001 * point.depth for point in PROFILE.points}
-    times[Compression(6, 0.5)] = 0.5  # here it is slow
-    with patch.object(choosing, "request_seconds", return_value=times) as timed:
+    with patch.object(choosing, "request_timings", return_value=timings_of(TIMES)) as timed:
         reranker = opened(measured, target=Target(max_latency_ms=5, documents=7))
     assert reranker.compression == Compression(4, 0.5)
     [call] = timed.mock_calls
     assert call.args[1] == [point.setting for point in PROFILE.points]
     assert call.args[2] == choosing.Request(documents=7, query_tokens=6, passage_tokens=15)
+    assert call.kwargs == {"refresh": False}
     assert "4 ms on this device, and kept 97.0%" in str(reranker.explain())
-    with patch("mrr_model.timing.in_turns", return_value=times) as timed:
+    with patch("mrr_model.timing.timed", return_value=Timed(TIMES, QUIET)) as timed:
         for _ in range(2):
             assert opened(measured, target=Target(max_latency_ms=5)).compression == Compression(4, 0.5)
-    timed.assert_called_once()  # then it is in the cache
+        timed.assert_called_once()  # then it is in the cache
+        opened(measured, target=Target(max_latency_ms=5, refresh=True))
+        assert timed.call_count == 2
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [(QUIET, "quiet"), (Noise(spread=0.3), "noisy: repeated runs differ by 30%")],
+)
+def test_an_explanation_says_when_and_where_a_latency_was_measured(
+    measured: Checkpoint, noise: Noise, said: str
+) -> None:
+    where = f"(measured 2026-03-01 09:05 UTC on a processor, 2 threads, float32, torch 2.9; {said})"
+    with patch.object(choosing, "request_timings", return_value=timings_of(TIMES, noise)):
+        reranker = opened(measured, target=Target(max_latency_ms=5))
+        assert reranker.explain().reason.endswith(f"on toy (19 queries) {where}")
+        with pytest.raises(
+            ValueError, match=r"comes to 3 ms \(measured 2026-03-01 .*Ask for less, measure again with ref"
+        ):
+            opened(measured, target=Target(max_latency_ms=1))
 
 
 def test_what_the_profile_cannot_reach_is_an_error(measured: Checkpoint) -> None:
     with pytest.raises(ValueError, match=r"no setting of the profile is 6 times as quick .*comes to 5.00 times"):
         opened(measured, target=Target(speedup=6))
+
+
+def test_a_service_may_take_the_fastest_with_a_warning(measured: Checkpoint, bare: Checkpoint) -> None:
+    fastest = Compression(3, {1: 0.25})
+    with (
+        patch.object(choosing, "request_timings", return_value=timings_of(TIMES)),
+        pytest.warns(
+            UserWarning, match=r"no setting .* in 1 ms: the quickest, .*3 ms .*It is used all the same"
+        ) as caught,
+    ):
+        reranker = opened(measured, target=Target(max_latency_ms=1, if_unreachable="fastest"))
+    assert caught[0].filename == __file__
+    assert reranker.compression == fastest
+    assert reranker.explain().reason.startswith("the fastest there is, because no setting of the profile is done with")
+    with pytest.warns(UserWarning, match=r"no setting of the profile is 6 times as quick"):
+        assert opened(measured, target=Target(speedup=6, if_unreachable="fastest")).compression == fastest
+    with pytest.warns(UserWarning, match=r"speedup=1000 is out of reach: the smallest setting, depth 1, keep ratio 1,"):
+        made = opened(bare, target=Target(speedup=1000, if_unreachable="fastest"))
+    assert made.compression == Compression(1, 1.0)
+    assert opened(measured, target=Target(speedup=2, if_unreachable="fastest")).compression == Compression(4, 0.5)
+
+
+def test_a_running_service_can_choose_anew(measured: Checkpoint) -> None:
+    faster = {setting: seconds / 2 for setting, seconds in TIMES.items()}
+    with patch("mrr_model.timing.timed", side_effect=[Timed(TIMES, QUIET), Timed(faster, QUIET)]):
+        reranker = opened(measured, target=Target(max_latency_ms=5))
+        again = reranker.replaced(target=Target(max_latency_ms=5, refresh=True))
+    assert (reranker.compression, again.compression) == (Compression(4, 0.5), Compression(6, 1.0))
+    assert again.model is reranker.model
+    assert "best setting that is done with 20 documents" in again.explain().reason
+    with pytest.raises(ValueError, match="chooses depth and keep_ratio: give it or them"):
+        reranker.replaced(target=Target(speedup=2), depth=3)
+    with pytest.raises(TypeError, match="target must be a Target, got 3"):
+        reranker.replaced(target=3)  # type: ignore[arg-type]
 
 
 # Without one
@@ -191,13 +264,13 @@ def test_an_explanation_says_what_runs_and_what_is_known_of_it(measured: Checkpo
     assert said.setting == Compression(4, 0.5)
     assert str(said).splitlines() == [
         "setting       depth 4, keep ratio 0.5: the best setting that is 2 times as quick as full size: 2.50 times as "
-        "quick, and kept 97.0% of full size's nDCG@10",
+        "quick, and kept 97.0% of full size's nDCG@10 on toy (19 queries)",
         "does          runs 4 layers, merges passage tokens after layer 1 to 0.5",
         "adapters      vertical, horizontal_1_2",
         f"operations    {said.operations:.1%} of full size's",
         "measured      kept 97.0% of full size's nDCG@10 on toy (19 queries), 2.50 times as quick on a processor in "
         "float32",
-        "probabilities by this setting's own map, fitted on toy (19 queries)",
+        "probabilities by this setting's own map, fitted on toy (19 queries), 108 pairs, 20.0% of them relevant",
     ]
     reranker = opened(measured)
     assert said.operations == reranker.cost(depth=4, keep_ratio=0.5) / reranker.cost()
@@ -205,6 +278,15 @@ def test_an_explanation_says_what_runs_and_what_is_known_of_it(measured: Checkpo
     assert (full.operations, full.reason, full.plan) == (1.0, "as asked", reranker.plan())
     assert "merges passage tokens nowhere" in str(full)
     assert "adapters      none" in str(full)
+
+
+def test_an_explanation_says_when_the_profile_was_measured_and_how_large_it_is(measured: Checkpoint) -> None:
+    facts = {"measured_at": datetime(2026, 3, 1, tzinfo=timezone.utc), "relevant": 12, "noise": Noise(spread=0.3)}
+    made = replace(measured, profile=PROFILE.model_copy(update=facts))
+    assert opened(made).explain().measured == (
+        "kept 100.0% of full size's nDCG@10 on toy (19 queries, 12 relevant documents), 1.00 times as quick on a "
+        "processor in float32, 2026-03-01 00:00 UTC (noisy: repeated runs differ by 30%)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 from typer.testing import CliRunner, Result
 
-from mrr_model import Compression, MatryoshkaReranker, Target, cli
+from mrr_model import Compression, MatryoshkaReranker, Target, cli, stopwatch
 from mrr_model.evaluation import commands
 from mrr_model.evaluation import evaluate as evaluating
 from mrr_model.target import choose
@@ -22,6 +22,7 @@ SMALL = ("--depth", "3,6", "--keep-ratio", "1,0.5")
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stopwatch, "PROCESSOR_TIMES", tmp_path / "nowhere")  # whatever else this machine does
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
             "1:0.5,2:0.25", "--measure", "AP,RBP(p=0.8, rel=1),R@5", "--first-stage", "bm25", "--candidates", 7,
             "--limit-queries", 3, "--seed", 5, "--max-length", 99, "--query-max-length", 9, "--prompt", "p", "--dtype",
             "float32", "--device", "cpu", "--batch-tokens", 77, "--timing-pairs", 4, "--timing-repeats", 2,
-            "--without-compensation", "--local-files-only", "--preset", "beir", "--keep-identical-ids",
+            "--without-compensation", "--local-files-only", "--preset", "beir", "--keep-identical-ids", "--retime",
         )  # fmt: skip
     assert error_of(result) == "error: seen"
     assert run.call_args.args[0] == evaluating.EvaluateSettings(
@@ -83,6 +84,7 @@ def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
         measures=("AP", "RBP(p=0.8, rel=1)", "R@5"), first_stage="bm25", candidates=7, limit_queries=3, seed=5,
         max_length=99, query_max_length=9, prompt="p", dtype="float32", device="cpu", batch_tokens=77, timing_pairs=4,
         timing_repeats=2, without_compensation=True, local_files_only=True, preset="beir", ignore_identical_ids=False,
+        retime=True,
     )  # fmt: skip
 
 
@@ -166,6 +168,11 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
     assert result.exit_code == 0, result.output
     assert f"the profile is stored in {own_mini}" in result.stdout
     assert f"4 maps are stored in {own_mini}" in result.stdout
+    profile_is_small, *_, maps_are_small = (line for line in result.stderr.splitlines() if "only: with fewer" in line)
+    assert profile_is_small.startswith(
+        "warning: The profile is of 8 queries only: with fewer than 100, settings differ"
+    )
+    assert maps_are_small.startswith("warning: The maps are fitted on 8 relevant pairs only: with fewer than 100,")
     reranker = MatryoshkaReranker(own_mini, dtype="float32")
     assert reranker.profile is not None
     assert reranker.calibration is not None

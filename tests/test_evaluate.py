@@ -12,11 +12,14 @@ import pytest
 import scipy.stats
 
 from mrr_model import Compression, MatryoshkaReranker
+from mrr_model.evaluation import evaluate as evaluating
 from mrr_model.evaluation.collections import read_qrels, read_run
 from mrr_model.evaluation.evaluate import STAR, Evaluation, evaluate, open_collections, open_reranker, run_name
 from mrr_model.evaluation.grid import passes
 from mrr_model.evaluation.measures import measure
 from mrr_model.evaluation.settings import EvaluateSettings
+from mrr_model.stopwatch import Noise, Timed
+from mrr_model.timing import Timings, timings_of
 
 MEASURES = ("nDCG@10", "RR@10", "Compat(p=0.8)")
 QUICK: dict[str, Any] = {
@@ -28,6 +31,13 @@ QUICK: dict[str, Any] = {
     "timing_pairs": 1,
     "timing_repeats": 1,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """What else this machine does changes no test."""
+    with patch("mrr_model.stopwatch.PROCESSOR_TIMES", Path("/nowhere")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,7 @@ def results_of(output: Path) -> dict[str, Any]:
 
 def without_times(results: dict[str, Any]) -> dict[str, Any]:
     points = [{**point, "seconds": None} for point in results["profile"]["points"]]
-    return {**results, "profile": {**results["profile"], "points": points}}
+    return {**results, "profile": {**results["profile"], "points": points, "measured_at": None, "noise": None}}
 
 
 def files_of(output: Path) -> dict[str, bytes]:
@@ -140,11 +150,19 @@ def test_differences_are_tested_query_by_query_against_full_size(both: tuple[Eva
     assert small["against_full"]["depth-3_keep-ratio-1"]["RR@10"]["p_value"] is None  # one query is no sample
 
 
-def test_the_profile_is_the_mean_over_collections(both: tuple[Evaluation, Path], saved_encoder: Path) -> None:
+def test_the_profile_is_the_mean_over_collections(
+    both: tuple[Evaluation, Path], saved_encoder: Path, toy_beir: Path, small_beir: Path
+) -> None:
     evaluation, output = both
     profile = evaluation.profile
     assert results_of(output)["profile"] == json.loads(profile.model_dump_json())
     assert (profile.collections, profile.queries, profile.measure) == (("toy", "small"), 20, "nDCG@10")
+    assert profile.relevant == sum(
+        grade > 0 and document in read_run(output / "runs" / folder.name / "depth-6_keep-ratio-1.run").get(query, {})
+        for folder in (toy_beir, small_beir)
+        for query, judged in read_qrels(folder, "test").items()
+        for document, grade in judged.items()
+    )
     toy, small = evaluation.collections
     for point in profile.points:
         means = [result.settings[point.setting].mean["nDCG@10"] for result in (toy, small)]
@@ -246,6 +264,104 @@ def test_the_same_call_again_computes_nothing_and_another_measure_is_added(
     again = evaluate(settings_of(output=tmp_path, measures=("AP",)))
     assert again.profile.measure == "AP"
     assert all("AP" in means for means in results_of(tmp_path)["collections"][0]["settings"].values())
+
+
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than all else."""
+    monkeypatch.setattr(evaluating, "draw", lambda *_: None)
+
+
+def everything_in(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+
+
+def test_the_same_call_again_times_nothing_and_writes_the_same(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+) -> None:
+    made, before = evaluate(settings_of(output=tmp_path)), everything_in(tmp_path)
+    assert [name for name in before if name.startswith("timings/")]
+    lines: list[str] = []
+    with patch.object(MatryoshkaReranker, "score", side_effect=AssertionError("timed again")):
+        again = evaluate(settings_of(output=tmp_path), lines.append)
+    assert again == made
+    assert everything_in(tmp_path) == before
+    assert made.profile.measured_at is not None
+    assert lines[1:] == [f"times are those of {made.profile.measured_at:%Y-%m-%d %H:%M} UTC"]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_an_evaluation_that_stopped_after_timing_does_not_time_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+) -> None:
+    with (
+        patch("mrr_model.evaluation.evaluate._write", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        evaluate(settings_of(output=tmp_path))
+    with patch.object(MatryoshkaReranker, "score", side_effect=AssertionError("timed again")):
+        evaluate(settings_of(output=tmp_path))
+
+
+@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"retime": True},
+        {"depths": (6,)},
+        {"timing_repeats": 2},
+        {"timing_pairs": 30},
+        {"batch_tokens": 64},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_what_times_depend_on_is_timed_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
+        evaluate(settings_of(output=tmp_path, **changes))
+    timed.assert_called_once()
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_other_threads_and_other_weights_are_timed_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
+        with patch("mrr_model.timing.torch.get_num_threads", return_value=64):
+            evaluate(settings_of(output=tmp_path))
+        with patch("mrr_model.timing.device_name", return_value="another processor"):
+            evaluate(settings_of(output=tmp_path))
+    assert timed.call_count == 2
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_damaged_times_are_a_warning_and_timed_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    [file] = (tmp_path / "timings").iterdir()
+    file.write_text("{")
+    evaluate(settings_of(output=tmp_path))
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert str(file) in record.message
+    assert Timings.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_noisy_times_are_kept_and_said(settings_of: Callable[..., EvaluateSettings], tmp_path: Path) -> None:
+    grid = settings_of().grid((1, 2, 3, 4, 5, 6), merges=True)
+    noisy = Timed(dict.fromkeys(grid, 0.5), Noise(spread=0.4))
+    with patch("mrr_model.timing.timed", return_value=noisy) as timed:
+        for _ in range(2):
+            made = evaluate(settings_of(output=tmp_path))
+    timed.assert_called_once()
+    said = "Times are noisy: repeated runs differ by 40%; `--retime` measures them again"
+    assert made.markdown().splitlines()[-1] == said
+    assert results_of(tmp_path)["profile"]["noise"] == {"spread": 0.4, "contention": None}
 
 
 @pytest.mark.parametrize("changes", [{"max_length": 32}, {"candidates": 3}, {"without_compensation": True}])

@@ -85,3 +85,27 @@ def test_facts_are_checked(changes: dict[str, Any]) -> None:
 def test_a_point_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         ProfilePoint(**FULL).depth = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({}, ["19 queries only"]),
+        ({"queries": 100}, []),
+        ({"queries": 100, "relevant": 99}, ["99 relevant documents only"]),
+        ({"queries": 100, "relevant": 100, "noise": {"spread": 0.01}}, []),
+        (
+            {"queries": 99, "relevant": 3, "noise": {"spread": 0.5}},
+            ["99 queries", "3 relevant", "noisy: repeated runs"],
+        ),
+    ],
+)
+def test_a_profile_of_little_says_so(changes: dict[str, Any], parts: list[str]) -> None:
+    cautions = profile_of(FULL, HALF, **changes).cautions
+    assert len(cautions) == len(parts)
+    assert all(part in caution for part, caution in zip(parts, cautions, strict=True))
+
+
+def test_its_size_is_said() -> None:
+    assert profile_of(FULL).data == "toy (19 queries)"
+    assert profile_of(FULL, relevant=25, collections=("a", "b")).data == "a, b (19 queries, 25 relevant documents)"

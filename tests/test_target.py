@@ -146,6 +146,13 @@ def test_without_a_profile_most_computation_within_the_budget_is_chosen(
         ({"max_latency_ms": 5, "documents": 2.0}, TypeError, "documents must be a whole number"),
         ({"max_latency_ms": 5, "documents": True}, TypeError, "documents must be a whole number"),
         ({"speedup": 5, "documents": 50}, ValueError, "documents goes with max_latency_ms"),
+        (
+            {"speedup": 5, "if_unreachable": "warn"},
+            ValueError,
+            "if_unreachable must be 'raise' or 'fastest', got 'warn'",
+        ),
+        ({"max_latency_ms": 5, "refresh": 1}, TypeError, "refresh must be True or False, got 1"),
+        ({"speedup": 5, "refresh": True}, ValueError, "refresh goes with max_latency_ms"),
     ],
 )
 def test_wrong_needs_are_refused_by_name(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -160,6 +167,8 @@ def test_wrong_needs_are_refused_by_name(arguments: dict[str, Any], error: type[
         (Target(keep_quality=1), "Target(keep_quality=1.0)"),
         (Target(max_latency_ms=50), f"Target(max_latency_ms=50.0, documents={DOCUMENTS})"),
         (Target(max_latency_ms=50, documents=7), "Target(max_latency_ms=50.0, documents=7)"),
+        (Target(speedup=2, if_unreachable="fastest"), "Target(speedup=2.0, if_unreachable='fastest')"),
+        (Target(max_latency_ms=5, refresh=True), f"Target(max_latency_ms=5.0, documents={DOCUMENTS}, refresh=True)"),
     ],
 )
 def test_targets_are_values(target: Target, text: str) -> None:

@@ -110,6 +110,9 @@ def evaluate(
     batch_tokens: BatchTokens = None,
     timing_pairs: Annotated[int, typer.Option(help="Time each setting on at least so many pairs.")] = 200,
     timing_repeats: Annotated[int, typer.Option(help="Medians of so many runs.")] = 5,
+    retime: Annotated[
+        bool, typer.Option("--retime", help="Time again, even if the output folder has the settings' times.")
+    ] = False,
     without_compensation: Annotated[
         bool, typer.Option("--without-compensation", help="Leave the adapters off.")
     ] = False,
@@ -133,7 +136,7 @@ def evaluate(
             max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
             batch_tokens=batch_tokens, timing_pairs=timing_pairs, timing_repeats=timing_repeats,
             without_compensation=without_compensation, local_files_only=local_files_only,
-            ignore_identical_ids=not keep_identical_ids,
+            ignore_identical_ids=not keep_identical_ids, retime=retime,
         )  # fmt: skip
         folder = checkpoint_folder(model) if save_profile or save_calibration else None
         if folder is not None and without_compensation:
@@ -150,6 +153,7 @@ def evaluate(
         typer.echo(f"runs, queries, results.json, table.md and frontier.png are in {output}")
         if save_profile and folder is not None:
             store_profile(folder, result.profile, result.markdown())
+            _warn(result.profile.cautions)
             typer.echo(f"the profile is stored in {folder}")
         if save_calibration:
             _calibrate(asked, folder, None, ())
@@ -230,7 +234,13 @@ def _calibrate(asked: "EvaluateSettings", folder: Path | None, texts: Path | Non
         typer.echo("\nbefore / full size's map for all / own map; in brackets how many pairs reach the threshold")
     if folder is not None:
         save_calibration(folder, made.calibration, error_table(made.reports) if made.reports else "")
+        _warn(made.calibration.cautions)
         typer.echo(f"{len(made.calibration.settings)} maps are stored in {folder}")
+
+
+def _warn(cautions: tuple[str, ...]) -> None:
+    for caution in cautions:
+        say("warning", caution)
 
 
 def _settings(**given: Any) -> "EvaluateSettings":

@@ -3,6 +3,7 @@
 In the output folder:
 
     kept/COLLECTION/             logits as they come; what a stopped evaluation goes on from
+    timings/                     each setting's times, which the same call takes again
     runs/COLLECTION/SETTING.run  TREC runs
     queries/COLLECTION.jsonl     each query's measures at each setting
     results.json, table.md       all numbers, and the same to read
@@ -11,10 +12,11 @@ In the output folder:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,17 +29,17 @@ from tqdm import tqdm
 
 from mrr_model import __version__
 from mrr_model.compression import Compression
-from mrr_model.device import device_name
 from mrr_model.evaluation.collections import Collection
 from mrr_model.evaluation.frontier import draw
-from mrr_model.evaluation.grid import Logits, facts_of, passes, scored
+from mrr_model.evaluation.grid import Logits, passes, scored
+from mrr_model.evaluation.grid import facts_of as logit_facts_of
 from mrr_model.evaluation.measures import Comparison, Measured, compare, measure, parsed, write_run
 from mrr_model.evaluation.opening import open_collection
 from mrr_model.evaluation.presets import Preset, preset
 from mrr_model.evaluation.settings import EvaluateSettings
 from mrr_model.profile import Profile, ProfilePoint
 from mrr_model.reranker import DEFAULT, Default, MatryoshkaReranker
-from mrr_model.timing import in_turns
+from mrr_model.timing import Timings, facts_of, keep_timings, key_of, moment, read_timings, timings_of
 
 FIRST_STAGE = "first stage"
 SIGNIFICANT = 0.05
@@ -73,8 +75,8 @@ class Evaluation:
 
     def markdown(self) -> str:
         """A table with a row a setting: the profile's measure on each collection and in the mean, what it keeps of full
-        size, the milliseconds of a pair, the shares of full size's time and operations; what a star means; and how many
-        queries met their own document among the candidates, which was left out.
+        size, the milliseconds of a pair, the shares of full size's time and operations; what a star means; how many
+        queries met their own document among the candidates, which was left out; and whether times are noisy.
         """
         profile = self.profile
         names = [result.name for result in self.collections]
@@ -95,6 +97,8 @@ class Evaluation:
         if any(result.identical_ids for result in self.collections):
             counts = ", ".join(f"{result.name} {result.identical_ids}" for result in self.collections)
             lines += ["", f"Candidates left out because their id is the query's own, as in BEIR: {counts}"]
+        if profile.noise is not None and profile.noise.noisy:
+            lines += ["", f"Times are {profile.noise}; `--retime` measures them again"]
         return "\n".join(lines)
 
 
@@ -115,8 +119,9 @@ def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambd
         _result(source, collection, runs, settings)
         for source, collection, runs in score_grid(reranker, grid, collections, settings)
     ]
-    report(f"timing {len(grid)} settings, {settings.timing_repeats} times each")
-    profile = _profile(reranker, grid, list(collections.values()), results, settings)
+    sample = _timing_sample(list(collections.values()), settings)
+    timings = _timings(reranker, grid, sample, settings, report)
+    profile = _profile(reranker, grid, results, sample, timings, _relevant(collections.values()), settings)
     evaluation = Evaluation(tuple(results), profile)
     _write(evaluation, reranker, settings)
     return evaluation
@@ -186,7 +191,7 @@ def score_grid(
         for source, collection in collections.items():
             progress.set_description(collection.name)
             prompt, kept = _prompt(reranker, source, settings), settings.output / "kept" / collection.name
-            facts = facts_of(reranker, collection, prompt)
+            facts = logit_facts_of(reranker, collection, prompt)
             runs: Runs = {}
             for one_pass in planned:
                 runs |= scored(reranker, collection, one_pass, kept, prompt=prompt, facts=facts, done=progress.update)
@@ -248,21 +253,58 @@ def run_name(setting: Compression) -> str:
     return f"depth-{setting.depth}_keep-ratio-{ratio}"
 
 
+def _timings(
+    reranker: MatryoshkaReranker,
+    grid: Sequence[Compression],
+    sample: Sequence[tuple[str, list[str]]],
+    settings: EvaluateSettings,
+    report: Callable[[str], object],
+) -> Timings:
+    """Each setting's time, alone and on the same whole queries, since the grid's own passes are shared and tell nothing
+    of a setting. What was timed for the same call before is taken again, even if it was noisy.
+    """
+    facts = {
+        **facts_of(reranker),
+        "weights": reranker.fingerprint,
+        "settings": list(map(str, grid)),
+        "repeats": settings.timing_repeats,
+        "sample": hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
+    }
+    file = settings.output / "timings" / f"{key_of(facts)}.json"
+    known = None if settings.retime else read_timings(file, grid)
+    if known is not None:
+        report(f"times are those of {moment(known.measured_at)}")
+        return known
+    report(f"timing {len(grid)} settings, {settings.timing_repeats} times each")
+    runs = {setting: _timed_run(reranker, setting, sample) for setting in grid}
+    timings = timings_of(reranker, runs, settings.timing_repeats)
+    keep_timings(file, timings)
+    return timings
+
+
+def _relevant(collections: Iterable[Collection]) -> int:
+    """How many of the candidates are relevant."""
+    return sum(
+        collection.qrels[query].get(document, 0) > 0
+        for collection in collections
+        for query, documents in collection.candidates.items()
+        for document in documents
+    )
+
+
 def _profile(
     reranker: MatryoshkaReranker,
     grid: Sequence[Compression],
-    collections: Sequence[Collection],
     results: Sequence[CollectionResult],
+    sample: Sequence[tuple[str, list[str]]],
+    timings: Timings,
+    relevant: int,
     settings: EvaluateSettings,
 ) -> Profile:
-    """Every setting's quality, time and operations. Times are taken of each setting alone, on the same whole queries:
-    the grid's own passes are shared and tell nothing of a setting.
-    """
+    """Every setting's quality, time and operations."""
     name = settings.all_measures[0]
-    sample = _timing_sample(collections, settings)
     pairs = [(query, text) for query, texts in sample for text in texts]
-    runs = {setting: _timed_run(reranker, setting, sample) for setting in grid}
-    seconds = in_turns(runs, settings.timing_repeats)
+    seconds = timings.of(grid)
     operations = {setting: _operations(reranker, setting, sample) for setting in grid}
     quality = {setting: mean(result.settings[setting].mean[name] for result in results) for setting in grid}
     full = quality[grid[0]]
@@ -273,9 +315,12 @@ def _profile(
         queries=sum(result.queries for result in results),
         query_tokens=max(1, round(mean(query for query, _ in lengths))),
         passage_tokens=round(mean(passage for _, passage in lengths)),
-        device=device_name(reranker.device),
-        dtype=str(reranker.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
+        device=timings.device,
+        dtype=timings.dtype,
+        threads=timings.threads,
+        relevant=relevant,
+        measured_at=timings.measured_at,
+        noise=timings.noise,
         points=tuple(
             ProfilePoint(
                 depth=setting.depth,

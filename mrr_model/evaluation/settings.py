@@ -65,6 +65,8 @@ class EvaluateSettings(BaseModel):
     """Times are measured on whole queries of at least so many pairs together."""
     timing_repeats: int = Field(default=5, ge=1)
     """Medians of so many runs."""
+    retime: bool = False
+    """Time the settings again, even if the output folder has their times."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
