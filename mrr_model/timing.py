@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -222,17 +222,12 @@ def _alone(file: Path) -> Iterator[None]:
     """Keep others that hold the same file's lock out: workers that start together would time each other. The system
     frees a dead process's lock; without locks, or a folder to put one in, nobody waits.
     """
-    try:
-        import fcntl
-
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_suffix(".lock").open("wb")
-    except (ImportError, OSError):
-        yield
-        return
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems lock nothing
-            logger.debug("%s cannot be locked: %s", lock.name, error)
+            import fcntl
+
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(file.with_suffix(".lock").open("wb")), fcntl.LOCK_EX)
+        except (ImportError, OSError) as error:
+            logger.debug("%s is not locked: %s", file, error)
         yield

@@ -326,7 +326,7 @@ def test_what_times_depend_on_is_timed_again(
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_other_threads_and_other_weights_are_timed_again(
+def test_other_threads_and_another_device_are_timed_again(
     settings_of: Callable[..., EvaluateSettings], tmp_path: Path
 ) -> None:
     evaluate(settings_of(output=tmp_path))
