@@ -85,6 +85,8 @@ class Profile(BaseModel):
     """How many of the candidates are relevant; None where it was not counted."""
     measured_at: AwareDatetime | None = None
     """When the times were measured."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of this package, torch and transformers, when they were."""
     noise: Noise | None = None
     """How much other work disturbed them."""
     points: tuple[ProfilePoint, ...] = Field(min_length=1)

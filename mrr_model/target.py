@@ -27,7 +27,7 @@ class Target:
     """One need, in place of a depth and a keep ratio.
 
     ``keep_quality``: the share of full size's quality to keep, in (0, 1]: the quickest setting that kept it on every
-    collection of the profile.
+    collection of the profile; full size always did.
     ``speedup``: how many times as quick as full size, from 1: the best setting that is. ``max_latency_ms``: the most
     milliseconds of a request with ``documents`` documents: the best setting that takes no more on this device.
     ``if_unreachable``: if no setting is fast enough, ``"raise"`` a ``ValueError``, or take the ``"fastest"`` there is

@@ -37,6 +37,7 @@ from mrr_model.evaluation.measures import Comparison, Measured, compare, measure
 from mrr_model.evaluation.opening import open_collection
 from mrr_model.evaluation.presets import Preset, preset
 from mrr_model.evaluation.settings import EvaluateSettings
+from mrr_model.files import write_file
 from mrr_model.profile import Profile, ProfilePoint
 from mrr_model.reranker import DEFAULT, Default, MatryoshkaReranker
 from mrr_model.timing import Timings, facts_of, keep_timings, key_of, moment, read_timings, timings_of
@@ -320,6 +321,7 @@ def _profile(
         threads=timings.threads,
         relevant=relevant,
         measured_at=timings.measured_at,
+        versions=timings.versions,
         noise=timings.noise,
         points=tuple(
             ProfilePoint(
@@ -385,11 +387,16 @@ def _cell(result: CollectionResult, setting: Compression, name: str) -> str:
 
 def _write_queries(path: Path, measured: Mapping[Compression, Measured]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for setting, each in measured.items():
-            for query in next(iter(each.by_query.values())):
-                values = {name: by_query[query] for name, by_query in each.by_query.items()}
-                file.write(json.dumps({"setting": run_name(setting), "query": query, **values}) + "\n")
+    rows = [
+        {
+            "setting": run_name(setting),
+            "query": query,
+            **{name: by_query[query] for name, by_query in each.by_query.items()},
+        }
+        for setting, each in measured.items()
+        for query in next(iter(each.by_query.values()))
+    ]
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _without_nan(numbers: Mapping[str, float]) -> dict[str, float | None]:
@@ -423,7 +430,7 @@ def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: Evalu
             for result in evaluation.collections
         ],
     }
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (output / "table.md").write_text(evaluation.markdown() + "\n", encoding="utf-8")
+    write_file(output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_file(output / "table.md", evaluation.markdown() + "\n")
     title = f"{reranker.name}: {', '.join(profile.collections)} ({profile.queries} queries)"
     draw(profile, title, [output / "frontier.png", output / "frontier.svg"])
