@@ -42,7 +42,7 @@ from mrr_model.evaluation.opening import open_collection
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
 from mrr_model.training.finetune import Finetuning, finetune, objective
 from mrr_model.training.settings import DistillSettings, FinetuneSettings
-from mrr_model.training.trainer import RankingTrainer
+from mrr_model.training.trainer import FULL_WIDTH, NARROW, RankingTrainer
 
 DEPTHS, RATIOS = (2, 3, 4, 6), (1.0, 0.5, 0.25)
 COLLECTIONS = ("squad#dev500", "selqa#dev", "mlquestions#dev500", "wikiqa#dev")
@@ -180,7 +180,8 @@ class OneSettingTrainer(RankingTrainer):
     def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         exits = self.core(model).matryoshka.exits
         merges = {1: as_step(1 / self.ratio)} if self.ratio > 1 else {}
-        return self.supervised("exit", self.logits(model, inputs, Plan(exits, merges)), exits, inputs)
+        width = NARROW if merges else FULL_WIDTH
+        return self.supervised(width, self.logits(model, inputs, Plan(exits, merges)), exits, inputs)
 
 
 class OneSetting(Finetuning):

@@ -35,6 +35,8 @@ from mrr_model.training.settings import FinetuneSettings
 
 SETTINGS: tuple[tuple[int | None, float], ...] = ((None, 1.0), (3, 1.0), (2, 1.0), (None, 0.5), (3, 0.5), (2, 0.25))
 NEGATIVES = 7
+SHOWN = "labels/full width/exit "
+"""How training logs each exit's loss that is shown, before the number of its layer."""
 
 
 def main() -> None:
@@ -91,12 +93,12 @@ def main() -> None:
     logged = json.loads((arguments.output / "losses.json").read_text(encoding="utf-8"))
     tenth = max(1, len(logged) // 10)
     steps = sorted(logged, key=int)
-    names = sorted(name for name in logged[steps[-1]] if name.startswith("full_"))
+    names = sorted(name for name in logged[steps[-1]] if name.startswith(SHOWN))
     print("| exit | loss at first | loss at last |\n| --- | ---: | ---: |")
     fall = {}
     for name in names:
         ends = [statistics.mean(logged[step][name] for step in part) for part in (steps[:tenth], steps[-tenth:])]
-        fall[name.removeprefix("full_")] = [round(end, 3) for end in ends]
+        fall[name.removeprefix(SHOWN)] = [round(end, 3) for end in ends]
         print(f"| {name.removeprefix('full_')} | {ends[0]:.3f} | {ends[1]:.3f} |")
     print("\n| setting | nDCG@10 |\n| --- | ---: |")
     print("\n".join(f"| {label} | {value:.3f} |" for label, value in quality.items()))
@@ -165,7 +167,7 @@ def note_losses(losses: dict[int, dict[str, float]], file: Path) -> None:
     def noting(self: trainers_of.RankingTrainer, logs: dict[str, float], start_time: Any = None) -> None:
         whole(self, logs, start_time)
         entry = self.state.log_history[-1]
-        if "full_1" in entry:
+        if f"{SHOWN}1" in entry:
             known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             file.write_text(json.dumps({**known, str(entry["step"]): entry}), encoding="utf-8")
 

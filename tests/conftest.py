@@ -22,6 +22,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -382,3 +383,15 @@ def own_mini(tmp_path: Path) -> Path:
     for name in ("calibration.json", "profile.json"):
         (tmp_path / "own-mini" / name).unlink(missing_ok=True)
     return tmp_path / "own-mini"
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stock BERT of four layers over the toy rows' words, with a classifier of one label."""
+    folder = tmp_path_factory.mktemp("stock") / "cross-encoder"
+    config = stock_config("bert", vocab_size=20, num_hidden_layers=4, pad_token_id=0, num_labels=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    word_tokenizer(cls_token="[CLS]", sep_token="[SEP]").save_pretrained(folder)
+    return folder

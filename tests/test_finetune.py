@@ -199,7 +199,7 @@ def test_losses_fall_at_every_exit_and_width(
     finetune(settings(request.getfixturevalue(family), toy_file, tmp_path / "out", **changes))
     lines = [line for line in logged if "loss" in line]
     assert len(lines) == 6
-    for name in (f"{width}_{exit_layer}" for width in ("full", "narrow") for exit_layer in (1, 2, 3, 4)):
+    for name in (f"labels/{width}/exit {layer}" for width in ("full width", "narrow") for layer in (1, 2, 3, 4)):
         assert lines[-1][name] < 0.8 * lines[0][name], name
 
 

@@ -96,6 +96,7 @@ class Recipe(ABC):
             self.arguments(name, stage, seed),
             **self.data(start),
             objective=objective(stage),
+            title=self.title(name),
             ratio=ratio,
             widths=Widths((ratio or 1,), stage.merge_probability, stage.default_merge_share),
             vertical=None if ratio is None else {**start.adapters, **self._adapters()}.get(VERTICAL),
@@ -156,6 +157,14 @@ class Recipe(ABC):
         written.write_text(self.settings.model_dump_json(indent=1), encoding="utf-8")
         written.replace(noted)  # at once: another process of this run may be reading it
 
+    def title(self, name: str) -> str:
+        """How a stage is called in what training shows: its name and its place among the run's."""
+        stages: list[str] = [stage for stage in self.settings.run_stages if stage != "horizontal"]
+        if "horizontal" in self.settings.run_stages:
+            stages += [horizontal_name(Fraction(1, ratio)) for ratio in self.settings.horizontal.ratios]
+        shown = name.replace("_", " ", 1).replace("_", "/")
+        return f"{shown}, {stages.index(name) + 1} of {len(stages)}"
+
     def arguments(self, name: str, stage: StageSettings, seed: int) -> TrainingArguments:
         """The Trainer's arguments for a stage: the recipe's, then whatever the settings' ``trainer`` says."""
         settings = self.settings
@@ -172,6 +181,7 @@ class Recipe(ABC):
             "save_steps": settings.save_steps,
             "save_total_limit": 1,
             "logging_steps": 20,
+            "logging_nan_inf_filter": False,  # such a loss stops the run
             "report_to": "none",
             "disable_tqdm": not sys.stderr.isatty(),
             "ddp_broadcast_buffers": False,
@@ -252,6 +262,7 @@ class Finetuning(Recipe):
             self.arguments("distill", stage, settings.seed),
             **self.data(start),
             objective=objective(stage, anchors=stage.cascade),
+            title=self.title("distill"),
             widths=Widths(stage.ratios, stage.merge_probability, stage.default_merge_share),
         )
         state = self.train(trainer)

@@ -36,15 +36,16 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0)
     groups and exits.
 
     ``logits`` (G, N, E); ``teacher`` (G, N, E), detached here; ``temperature`` τ divides the teacher's scores alone:
-    logits take on the scale of teacher / τ. A group whose teacher's scores hold a NaN has none and counts as zero.
+    logits take on the scale of teacher / τ. A group whose teacher's scores hold a NaN has none and counts as zero; an
+    infinite score makes the loss NaN.
 
     >>> z = torch.tensor([[[0.0], [1.0]]])
     >>> bool(distillation_loss(z, z) <= distillation_loss(-z, z))
     True
     """
     known = ~teacher.isnan().any(1)  # (G, E)
-    targets = (teacher.detach() / temperature).softmax(1)
-    losses = cross_entropy(logits, targets.nan_to_num(), reduction="none")  # (G, E)
+    scores = teacher.detach().masked_fill(~known[:, None], 0.0)
+    losses = cross_entropy(logits, (scores / temperature).softmax(1), reduction="none")  # (G, E)
     return (losses * known).mean()
 
 

@@ -3,22 +3,29 @@
 Letters: G groups (queries), N passages of a group with the positive first, E exits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from mrr_model.compensation import Adapter
 from mrr_model.compression import Plan
 from mrr_model.model import MatryoshkaModel
+from mrr_model.training.dataset import GroupDataset
+from mrr_model.training.divergence import DivergenceGuard
 from mrr_model.training.losses import Cascade, cascade_loss, distillation_loss, ranking_loss, teaching_exits
 from mrr_model.training.low_rank import FrozenAdapter
+from mrr_model.training.progress import StageProgress
 from mrr_model.training.sampling import draw_merges, draw_shallow
+
+FULL_WIDTH, NARROW = "full width", "narrow"
+"""How a pass that merges nothing and one that merges are called in the log."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +65,52 @@ class _Sums:
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        means = {name: round(float(total) / self.counts[name], 4) for name, total in sorted(self.totals.items())}
+        names = sorted(self.totals, key=_order)
+        means = {name: round(float(self.totals[name]) / self.counts[name], 4) for name in names}
         self.totals, self.counts = {}, {}
         return means
 
 
-class RankingTrainer(Trainer):
-    """The transformers Trainer over groups of passages (:class:`~mrr_model.training.dataset.GroupCollator`)."""
+def _order(name: str) -> tuple[str, int]:
+    """Exits of one name stand together, shallow ones first."""
+    shared, _, exit_layer = name.rpartition("/exit ")
+    return shared, int(exit_layer)
 
-    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
+
+class RankingTrainer(Trainer):
+    """The transformers Trainer over groups of passages (:class:`~mrr_model.training.dataset.GroupCollator`).
+
+    ``title`` names the stage in what is shown; without one, it is the name of the folder of its saves. Training stops
+    with :class:`~mrr_model.training.divergence.DivergenceError` where it leaves the finite numbers.
+    """
+
+    def __init__(self, *args: Any, objective: Objective, title: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
+        self.title = title or Path(str(self.args.output_dir)).name
+        groups = getattr(self.train_dataset, "groups", None)  # None where rows are streamed
+        self._labelled = groups is None or any(group.positives for group in groups)
+        self._taught = groups is None or any(group.negative_scores is not None for group in groups)
         self._sums = _Sums()
+        self._guard = DivergenceGuard(self)
+        self._progress = StageProgress(self.title, _described(self.train_dataset))
+        for replaced in (PrinterCallback, ProgressCallback):
+            self.remove_callback(replaced)
+        for callback in (self._guard, self._progress):
+            self.add_callback(callback)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the progress bar goes whatever happens."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress.close()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One batch, forward and backward; its loss is noted for the check before the update."""
+        loss = super().training_step(*args, **kwargs)
+        self._guard.note(loss)
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -110,22 +151,31 @@ class RankingTrainer(Trainer):
             default_share=widths.default_share,
         )
 
-    def supervised(self, name: str, logits: Tensor, exits: Sequence[int], inputs: dict[str, Any]) -> Tensor:
-        """Labels and the external teacher, weighted; each exit's part is logged as ``name_exit``."""
+    def supervised(self, width: str, logits: Tensor, exits: Sequence[int], inputs: dict[str, Any]) -> Tensor:
+        """Labels and the external teacher, weighted; each exit's part is logged, as ``labels/WIDTH/exit N`` and
+        ``teacher/WIDTH/exit N``, where the rows have such.
+        """
         labelled, teacher = inputs["labelled"].to(logits.device), inputs["teacher"].to(logits.device)
-        for place, exit_layer in enumerate(exits):
-            with torch.no_grad():
-                self._sums.add(f"{name}_{exit_layer}", ranking_loss(logits[..., place : place + 1], labelled))
+        if self.objective.labels and self._labelled:
+            self.note_exits(f"labels/{width}", exits, logits, lambda one: ranking_loss(one, labelled))
         loss = self.objective.labels * ranking_loss(logits, labelled)
         if self.objective.teacher:
-            targets = teacher[..., None].expand_as(logits)
-            loss = loss + self.objective.teacher * distillation_loss(
-                logits, targets, self.objective.teacher_temperature
-            )
+            scores, temperature = teacher[..., None], self.objective.teacher_temperature
+            if self._taught:
+                self.note_exits(
+                    f"teacher/{width}", exits, logits, lambda one: distillation_loss(one, scores, temperature)
+                )
+            loss = loss + self.objective.teacher * distillation_loss(logits, scores.expand_as(logits), temperature)
         return loss
 
+    @torch.no_grad()
+    def note_exits(self, name: str, exits: Sequence[int], logits: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
+        """Keep the loss of each exit's logits, (G, N, 1) of (G, N, E), for the next log line."""
+        for exit_layer, one in zip(exits, torch.split(logits, 1, dim=-1), strict=True):
+            self._sums.add(f"{name}/exit {exit_layer}", loss(one))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the labels' loss at each exit to the Trainer's own log lines."""
+        """Adds each exit's losses to the Trainer's own log lines."""
         super().log({**logs, **self._sums.means()} if "loss" in logs else logs, start_time)
 
 
@@ -148,11 +198,11 @@ class DistillTrainer(RankingTrainer):
         exits = core.matryoshka.exits
         merges = self.drawn_merges(self.widths, core, exits)
         full = self.full(model, inputs)  # (G, N, E)
-        loss = self.supervised("full", full, exits, inputs)
+        loss = self.supervised(FULL_WIDTH, full, exits, inputs)
         narrow = None
         if merges:
             narrow = self.logits(model, inputs, Plan(exits, merges))
-            loss = loss + self.supervised("narrow", narrow, exits, inputs)
+            loss = loss + self.supervised(NARROW, narrow, exits, inputs)
         if self.objective.cascade:
             teachers = teaching_exits(exits, core.num_layers, self.objective.anchors)
             loss = loss + self.objective.cascade * cascade_loss(full, narrow, exits, teachers)
@@ -190,10 +240,12 @@ class CompensationTrainer(RankingTrainer):
         exits = self._exits()
         plan = Plan(exits, {} if self.ratio is None else self.drawn_merges(self.widths, core, exits))
         logits = self.logits(model, inputs, plan)  # (G, N, E)
-        loss = self.supervised("exit", logits, exits, inputs)
+        width = NARROW if plan.merges else FULL_WIDTH
+        loss = self.supervised(width, logits, exits, inputs)
         if self.objective.cascade:
-            targets = self._full_size(model, inputs).expand_as(logits)
-            loss = loss + self.objective.cascade * distillation_loss(logits, targets)
+            full_size = self._full_size(model, inputs)  # (G, N, 1)
+            self.note_exits(f"own full size/{width}", exits, logits, lambda one: distillation_loss(one, full_size))
+            loss = loss + self.objective.cascade * distillation_loss(logits, full_size.expand_as(logits))
         return loss
 
     def _exits(self) -> tuple[int, ...]:
@@ -212,3 +264,11 @@ class CompensationTrainer(RankingTrainer):
         plan = Plan(self.core(model).matryoshka.exits[-1:])
         with peft_model.disable_adapter(), self._vertical.switched(False):
             return self.logits(model, inputs, plan)
+
+
+def _described(dataset: object) -> str:
+    """What a stage trains on, in words."""
+    if not isinstance(dataset, GroupDataset):
+        return "streamed rows"
+    left_out = f" ({dataset.skipped} with too few passages left out)" if dataset.skipped else ""
+    return f"{len(dataset)} rows{left_out}"

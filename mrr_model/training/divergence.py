@@ -1,0 +1,106 @@
+"""Stop a run whose loss, gradients or weights are no longer finite, before anything of it is saved."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from mrr_model.training.trainer import RankingTrainer
+
+PARTS = ("loss", "gradients")
+
+
+class DivergenceError(ValueError):
+    """Training left the finite numbers. Says at which step of which stage, and what to try."""
+
+
+class DivergenceGuard(TrainerCallback):
+    """Checks a trainer's losses and gradients before each update, and its weights before each save and at the end.
+
+    Losses are noted on their device; an update waits once for one pair of flags. The flags are summed over the
+    processes, so that all of them stop at the same step.
+    """
+
+    def __init__(self, trainer: "RankingTrainer") -> None:
+        self.trainer = trainer
+        self._bad_losses: list[Tensor] = []
+
+    def note(self, loss: Tensor) -> None:
+        """Take in the loss of one batch of an update."""
+        self._bad_losses.append(~loss.detach().isfinite().all())
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop before an update that would spoil the weights."""
+        bad_loss = torch.stack(self._bad_losses).any()
+        self._bad_losses = []
+        gradients = [weight.grad for weight in self._trained(kwargs["model"]) if weight.grad is not None]
+        if self.trainer.accelerator.scaler is not None:  # in float16 it leaves such updates out by itself
+            gradients = []
+        flags = torch.stack([bad_loss, _not_finite(gradients).to(bad_loss.device)])
+        found = [part for part, bad in zip(PARTS, self._over_processes(flags), strict=True) if bad]
+        if found:
+            raise DivergenceError(self._message(found[0], state.global_step + 1, state, args))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Check the weights that the Trainer is about to save; its own callback decides that before this one runs."""
+        if control.should_save:
+            self._check_weights(args, state, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """As at the end of a step."""
+        self.on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the weights that the stage leaves."""
+        self._check_weights(args, state, kwargs["model"])
+
+    def _check_weights(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        if any(self._over_processes(_not_finite(self._trained(model))[None])):
+            raise DivergenceError(self._message("weights", state.global_step, state, args))
+
+    def _trained(self, model: nn.Module) -> list[nn.Parameter]:
+        return [weight for weight in model.parameters() if weight.requires_grad]
+
+    def _over_processes(self, flags: Tensor) -> list[bool]:
+        summed: Tensor = self.trainer.accelerator.reduce(flags.float(), "sum")
+        return (summed > 0).tolist()
+
+    def _message(self, part: str, step: int, state: TrainerState, args: TrainingArguments) -> str:
+        became = "is not finite" if part == "loss" else "are not finite"
+        folder = Path(str(args.output_dir))
+        steps = [save.name.removeprefix("checkpoint-") for save in folder.glob("checkpoint-*")]
+        saves = sorted(int(number) for number in steps if number.isdigit())
+        kept = f"the last good state is {folder}/checkpoint-{saves[-1]}" if saves else "the stage had saved nothing yet"
+        if step == 1:
+            advice = (
+                "No update came before it: look at the model's weights and the rows' teacher scores, or train in "
+                "float32, without --bf16 and --dtype bfloat16."
+            )
+        else:
+            advice = (
+                "Train again in another output folder with a lower "
+                f"--{folder.name.partition('_')[0]}-learning-rate (now {args.learning_rate:g}), or in float32, "
+                "without --bf16 and --dtype bfloat16."
+            )
+        return (
+            f"{self.trainer.title}: training diverged at step {step} of {state.max_steps}: the {part} {became}. "
+            f"Nothing of it was saved; {kept}. {advice}"
+        )
+
+
+def _not_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether any number of ``tensors`` is NaN or infinite, as a bool scalar on their device."""
+    largest = get_total_norm([tensor.detach() for tensor in tensors], norm_type=torch.inf)
+    whole = largest.full_tensor() if hasattr(largest, "full_tensor") else largest  # sharded weights
+    return ~whole.isfinite()
