@@ -96,7 +96,8 @@ def test_rows_stream(tmp_path: Path) -> None:
         ({"pos": [], "neg": []}, r'"pos" and "neg" are both empty; expected at least one passage'),
         ({"pos": "p"}, r"expected a list of strings under \"pos\", got str 'p'"),
         ({"pos": ["p", None]}, r'expected strings in "pos", got NoneType None at index 1'),
-        ({"neg": None}, r'expected a list of strings under "neg", got NoneType None; write "neg": \[\] where there'),
+        ({"neg": "n"}, r"expected a list of strings under \"neg\", got str 'n'; write \"neg\": \[\] where there"),
+        ({"pos": [], "neg": None}, r'expected a list of strings under "neg", got NoneType None'),
         ({"pos_scores": [1.0]}, r'"pos_scores" came without "neg_scores"; expected both lists or neither'),
         ({"neg_scores": [1, 1]}, r'"neg_scores" came without "pos_scores"'),
         (
@@ -124,7 +125,13 @@ def test_bad_row_names_its_line(tmp_path: Path, change: dict[str, object], messa
         list(read_groups(tmp_path / "rows.jsonl"))
 
 
-@pytest.mark.parametrize("key", ["query", "pos", "neg"])
+@pytest.mark.parametrize("neg", [{}, {"neg": None}, {"neg": []}])
+def test_a_row_to_be_mined_needs_no_negatives(tmp_path: Path, neg: dict[str, object]) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "q", "pos": ["p"], **neg}))
+    assert list(read_groups(tmp_path / "rows.jsonl")) == [Group("q", ("p",))]
+
+
+@pytest.mark.parametrize("key", ["query", "pos"])
 def test_missing_key_is_named(tmp_path: Path, key: str) -> None:
     row = {"query": "q", "pos": ["p"], "neg": ["n"]}
     del row[key]

@@ -263,6 +263,14 @@ def test_negatives_of_another_source_come_from_its_own_passages(tmp_path: Path) 
     assert set(mined[2].negatives) == {"paper", "train", "cloud"}
 
 
+def test_rows_without_negatives_are_what_mining_is_for(tmp_path: Path) -> None:
+    rows = [{"query": word, "pos": [f"{word} {word}"]} for word in WORDS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mined = list(mine_sources([str(tmp_path / "rows.jsonl")], MiningSettings(negatives=3)))
+    assert [(group.query, group.positives) for group in mined] == [(word, (f"{word} {word}",)) for word in WORDS]
+    assert all(len(group.negatives) == 3 for group in mined)
+
+
 def test_bad_rows_of_a_source_can_be_left_out(tmp_path: Path) -> None:
     write_groups(tmp_path / "rows.jsonl", GROUPS)
     with (tmp_path / "rows.jsonl").open("a") as file:

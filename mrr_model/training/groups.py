@@ -3,8 +3,8 @@
     {"query": str, "pos": [str, ...], "neg": [str, ...],
      "pos_scores": [float, ...], "neg_scores": [float, ...], "prompt": str}
 
-The score lists, a teacher's, and the prompt may be left out or null; other keys are ignored. A row without positives
-is unlabelled: it teaches by scores alone.
+The score lists, a teacher's, and the prompt may be left out or null, and so may "neg" where there are positives: such
+a row is there to be mined. Other keys are ignored. A row without positives is unlabelled: it teaches by scores alone.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def group_of(row: Mapping[str, Any]) -> Group:
     return Group(
         query=query,
         positives=positives,
-        negatives=_texts(row, "neg"),
+        negatives=() if positives and row.get("neg") is None else _texts(row, "neg"),
         positive_scores=() if unlabelled else _scores(row, "pos_scores"),
         negative_scores=_scores(row, "neg_scores"),
         prompt=prompt,
