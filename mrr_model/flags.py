@@ -97,7 +97,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _parameter(path: tuple[str, ...], field: FieldInfo, repeated: str) -> inspect.Parameter:
     kind, metavar = _kind(field.annotation)
-    if path == (repeated,):
+    if path == (repeated,) or field.annotation == tuple[str, ...]:
         kind, metavar = list[str], "SOURCE"
     default = "[required, here or in the file]" if field.is_required() else _shown(field.get_default())
     option = typer.Option(

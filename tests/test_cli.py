@@ -287,7 +287,7 @@ STAGE: dict[str, Any] = {
 }  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "model": "some/model", "train": ("a.jsonl", "b#dev"), "output": Path("out"), "exits": (2, 4), "merge_layer": 2,
-    "head": "similarity",
+    "head": "similarity", "dev": ("c", "d#dev"), "dev_queries": 5,
     "on_bad_row": "skip", "stream": True, "sample": 0.5, "passages": 4, "groups_per_step": 3, "length_parts": 2,
     "max_length": 64, "query_max_length": 16, "dtype": "bfloat16", "bf16": True, "save_steps": 10, "seed": 3,
     "stages": ("distill", "vertical"), "dropout": 0.1, "freeze_embeddings": False,
@@ -333,8 +333,8 @@ def test_every_setting_of_a_run_is_a_flag(mrr: Mrr, asked: Asked) -> None:
     for flag, value in given.items():
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif flag == "train":
-            arguments += [word for source in value for word in ("--train", source)]
+        elif flag in ("train", "dev"):
+            arguments += [word for source in value for word in (f"--{flag}", source)]
         elif flag == "trainer":
             arguments += [f"--trainer={key}={of_key}" for key, of_key in value.items()]
         else:
@@ -411,7 +411,7 @@ def test_help_is_that_of_the_settings(mrr: Mrr, command: str) -> None:
     ("flags", "told"),
     [
         (("--passages", 1), ["--passages: Input should be greater than or equal to 2, got 1"]),
-        (("--trainer", "seed=1"), ["--trainer: Value error, the recipe sets seed itself, got {'seed': 1}"]),
+        (("--trainer", "seed=1"), ["--trainer: Value error, seed has a flag of its own: --seed, got {'seed': 1}"]),
         (("--trainer", "seed"), ["--trainer takes KEY=VALUE, got 'seed'"]),
         (("--stream",), ["Value error, a streamed run has no epochs: give max_steps in "]),
         (("missing.yaml",), ["there is no configuration file 'missing.yaml'."]),

@@ -285,7 +285,13 @@ def test_dropout_is_what_the_settings_say(stock_encoder: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"trainer": {"seed": 3}}, "the recipe sets seed itself"),
+        ({"trainer": {"seed": 3}}, "seed has a flag of its own: --seed"),
+        ({"trainer": {"per_device_train_batch_size": 3}}, "flag of its own: --groups-per-step"),
+        ({"trainer": {"learning_rate": 1}}, "in each stage: --distill-learning-rate, --vertical-learning-rate"),
+        ({"trainer": {"max_steps": 1}}, "--horizontal-max-steps"),
+        ({"trainer": {"label_names": []}}, "the recipe sets label_names itself"),
+        ({"trainer": {"eval_strategy": "steps"}}, "--dev measures after it"),
+        ({"trainer": {"save_strategy": "best"}}, "--dev measures after it"),
         ({"lr": 1}, "Extra inputs are not permitted"),
         ({"distill": {"learning_rate": -1}}, "learning_rate"),
         ({"distill": {"ratios": ()}}, "at least one"),

@@ -138,6 +138,22 @@ def test_what_is_not_given_is_left_to_the_settings() -> None:
     assert run.model_fields_set == {"model", "data"}
 
 
+class Sources(Settings):
+    data: tuple[str, ...]
+    """Where it comes from."""
+    dev: tuple[str, ...] = ()
+    """Where it is measured."""
+
+
+def test_every_list_of_texts_is_given_once_for_each_since_a_text_may_hold_commas() -> None:
+    ran: list[Sources] = []
+    app = typer.Typer()
+    app.command()(flags_of(Sources, ran.append, lambda _: None, "data"))
+    result = CliRunner().invoke(app, ["--data", "a", "--dev", "qrels=q,corpus=c", "--dev", "d"])
+    assert result.exit_code == 0, result.output
+    assert ran == [Sources(data=("a",), dev=("qrels=q,corpus=c", "d"))]
+
+
 @pytest.mark.parametrize(
     ("flags", "given"),
     [

@@ -182,14 +182,14 @@ def test_the_qwen3_layout_gives_the_ids_of_the_whole_text() -> None:
 
 
 def test_flattening_refuses_what_it_cannot_take_in(
-    save_classifier: Callable[..., Path], causal: Path, stock_encoder: Path, tmp_path: Path
+    save_classifier: Callable[..., Path], causal: Path, stock_encoder: Path, texts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="has 3 labels"):
         from_reranker(save_classifier("bert", num_labels=3))
     with pytest.raises(ValueError, match="A model to flatten is"):
         from_reranker(stock_encoder)
     with pytest.raises(ValueError, match="exits must end with the model's last layer, 4"):
-        from_reranker(causal, exits=(2, 3))
+        flatten(settings(causal, texts, tmp_path / "out", exits=(2, 3)))
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}', "utf-8")
     with pytest.raises(ValueError, match="'deberta-v2' is not a known backbone"):
         from_reranker(tmp_path)

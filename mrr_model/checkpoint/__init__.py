@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from mrr_model.backbones import FAMILIES
 from mrr_model.calibration import Calibration
 from mrr_model.checkpoint import gemma2, lora, measured, minicpm, mistral, native
 from mrr_model.checkpoint.blueprint import Blueprint
@@ -128,15 +129,44 @@ def read_blueprint(folder: Path) -> Blueprint:
         return native.read(config)
     model_type = config.get("model_type")
     if model_type not in PUBLISHED:
-        raise ValueError(
-            f"{folder} holds model_type {model_type!r} and no {native.SECTION!r} section. A re-ranker is either "
-            f"a checkpoint that this project saved or of a published format ({', '.join(PUBLISHED)}); to train one "
-            "from a plain model use `mrr finetune`."
-        )
+        raise ValueError(_foreign(folder, config))
     try:
         return cast(Blueprint, PUBLISHED[model_type](config))
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} lacks {error}, which the {model_type} format needs.") from None
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a sequence-classification model, such as a trained cross-encoder."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else ""
+    return str(first).endswith("ForSequenceClassification")
+
+
+def _foreign(folder: Path, config: Mapping[str, Any]) -> str:
+    """What to do with a stock model, which does not open as it is."""
+    model_type, labels = config.get("model_type"), config.get("id2label")
+    what = f"{folder} holds model_type {model_type!r} and no {native.SECTION!r} section"
+    train = "`mrr finetune --model FOLDER --train ROWS --output OUTPUT`"
+    if model_type not in FAMILIES:
+        return (
+            f"{what}, and is of no known family. A re-ranker is a checkpoint that this project saved or of a published "
+            f"format ({', '.join(PUBLISHED)}); `mrr finetune` makes one from these families: {', '.join(FAMILIES)}."
+        )
+    if not is_classifier(config):
+        return (
+            f"{what}: it is a plain model. Train a re-ranker from it: {train}. If it is a causal re-ranker that "
+            "answers yes or no, `mrr flatten --model FOLDER --texts TEXTS --output OUTPUT` takes it as it is."
+        )
+    if isinstance(labels, dict) and len(labels) > 1:
+        return (
+            f"{what}: it is a classifier of {len(labels)} labels ({', '.join(map(str, labels.values()))}), and a "
+            f"re-ranker has one, the relevance. Train fresh heads in its place: {train} --head linear."
+        )
+    return (
+        f"{what}: it is a trained cross-encoder. `mrr flatten --model FOLDER --texts TEXTS --output OUTPUT` gives it "
+        f"every smaller size and leaves its full-size scores as they are; {train} trains it further. Then open OUTPUT."
+    )
 
 
 def build(blueprint: Blueprint, dtype: torch.dtype) -> MatryoshkaModel:

@@ -2,7 +2,7 @@
 re-ranker, with the head that it has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -84,17 +84,18 @@ def from_reranker(
     layout: Layout | None = None,
     yes: str = "yes",
     no: str | None = "no",
+    dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
     """Take in a sequence-classification cross-encoder or a yes/no causal re-ranker, and load its tokenizer.
 
-    At full size it scores exactly as before: it keeps its head, of which each shallower exit gets a copy, and its
-    ``layout``, which is the family's where none is given. A causal model's logit is that of the token ``yes`` minus
-    that of ``no``, or that of ``yes`` alone where ``no`` is None.
+    At full size it scores exactly as before: it keeps its head, of which each exit gets a copy, and its ``layout``,
+    which is the family's where none is given. A causal model's logit is that of the token ``yes`` minus that of ``no``,
+    or that of ``yes`` alone where ``no`` is None. ``dropout`` replaces the backbone's own.
 
     Raises ``ValueError`` for an architecture, a number of labels or a family that cannot be taken in.
     """
-    backbone = _backbone_config(folder, 0.0)
+    backbone = _backbone_config(folder, dropout)
     if layout is None and backbone.model_type not in RERANKER_LAYOUTS:
         raise ValueError(
             f"how a {backbone.model_type} re-ranker reads a query and a passage differs from model to model: give its "
@@ -111,11 +112,6 @@ def from_reranker(
         head_bias=head.bias,
         logit_softcap=getattr(backbone, "final_logit_softcapping", None),
     )
-    if matryoshka.exits[-1] != backbone.num_hidden_layers:
-        raise ValueError(
-            f"exits must end with the model's last layer, {backbone.num_hidden_layers}, whose scores teach the "
-            f"others; got {matryoshka.exits}."
-        )
     model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
     for module in model.heads.values():
         module.load_state_dict({name: weight.float() for name, weight in head.weights.items()})
@@ -159,9 +155,15 @@ def _stock_head(
     labels = len(weights.get("linear.weight", ()))
     if labels != 1:
         raise ValueError(
-            f"{folder} has {labels} labels ({places['linear']}.weight); a re-ranker has one, the relevance."
+            f"{folder} has {labels} labels ({places['linear']}.weight{_label_names(config)}); a re-ranker has one, the "
+            "relevance. `mrr finetune --head linear` trains fresh heads in the classifier's place."
         )
     return Head("classifier" if "dense" in places else "linear", weights)
+
+
+def _label_names(config: Mapping[str, Any]) -> str:
+    names = config.get("id2label")
+    return f": {', '.join(map(str, names.values()))}" if isinstance(names, dict) and names else ""
 
 
 def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:

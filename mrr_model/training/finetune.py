@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -22,18 +22,25 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint import lora, native
+from mrr_model.backbones import is_decoder
+from mrr_model.checkpoint import is_classifier, lora, native
 from mrr_model.checkpoint.source import locate
 from mrr_model.compensation import Adapter, fold
 from mrr_model.compression import VERTICAL, horizontal_name
-from mrr_model.inputs import PairEncoder
-from mrr_model.training.backbones import from_pretrained_backbone
+from mrr_model.inputs import RELEASE_LAYOUT, PairEncoder
+from mrr_model.model import MatryoshkaModel
+from mrr_model.training.arguments import check_trainer
+from mrr_model.training.backbones import RERANKER_LAYOUTS, from_pretrained_backbone, from_reranker
 from mrr_model.training.dataset import GroupCollator, GroupDataset, StreamedGroups
 from mrr_model.training.groups import Group
 from mrr_model.training.low_rank import adapter_of, with_lora
+from mrr_model.training.progress import is_main_process, tell
 from mrr_model.training.settings import CompensationSettings, FinetuneSettings, RunSettings, StageSettings
 from mrr_model.training.sources import read_source
 from mrr_model.training.trainer import CompensationTrainer, DistillTrainer, Objective, RankingTrainer, Widths
+
+if TYPE_CHECKING:
+    from mrr_model.training.held_out import HeldOut
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,7 +52,28 @@ def finetune(settings: FinetuneSettings) -> Path:
     would have without the break. Raises ``FileExistsError`` where the folder holds a finished checkpoint, and
     ``ValueError`` where it holds an unfinished run with other settings.
     """
-    return Finetuning(settings).run()
+    return run_whole(Finetuning(settings))
+
+
+def run_whole(recipe: "Recipe") -> Path:
+    """Check what training does not need to load, run the recipe, and measure on the development collections."""
+    settings = recipe.settings
+    first = settings.run_stages[0]
+    check_trainer(settings.trainer, lambda: recipe.arguments(first, getattr(settings, first), settings.seed))
+    held_out = _held_out(settings)
+    folder = recipe.run()
+    if held_out is not None:
+        tell(f"on held-out queries:\n\n{held_out.table(folder)}\n")
+    return folder
+
+
+def _held_out(settings: RunSettings) -> "HeldOut | None":
+    """The development collections; of several processes, the one that speaks measures."""
+    if not settings.dev or not is_main_process():
+        return None
+    from mrr_model.training.held_out import HeldOut
+
+    return HeldOut(settings)
 
 
 class Recipe(ABC):
@@ -217,12 +245,14 @@ class Finetuning(Recipe):
     def __init__(self, settings: FinetuneSettings) -> None:
         super().__init__(settings)
         self.settings: FinetuneSettings = settings
+        self._told = False
 
     def base(self) -> checkpoint.Checkpoint:
         """The checkpoint or stock model that the settings name; compensation that it brings goes with it only as long
         as the weights that it repairs stay as they are.
         """
         settings = self.settings
+        set_seed(settings.seed)  # fresh heads, and a LoRA over any, are drawn before the Trainer sets it
         folder, dtype = locate(settings.model), DTYPES[settings.dtype]
         config = checkpoint.read_config(folder)
         if native.SECTION in config or config.get("model_type") in checkpoint.PUBLISHED:
@@ -231,12 +261,13 @@ class Finetuning(Recipe):
                     f"exits, merge_layer and head are fixed in the checkpoint {settings.model!r}; leave them out."
                 )
             return checkpoint.load(folder, dtype=dtype)
+        if is_classifier(config) and settings.head is None:
+            return self._over_classifier(folder)
         if "distill" not in settings.stages:
             raise ValueError(
                 f"{settings.model!r} is no re-ranker yet: the stages {', '.join(settings.stages)} need one. Add the "
                 "stage distill, or give a checkpoint that it made."
             )
-        set_seed(settings.seed)  # fresh heads, and a LoRA over them, are drawn before the Trainer sets it
         model, tokenizer = from_pretrained_backbone(
             folder,
             exits=settings.exits,
@@ -245,7 +276,28 @@ class Finetuning(Recipe):
             dropout=settings.dropout,
             dtype=dtype,
         )
+        self._tell_heads(_fresh_heads(model, config))
         return checkpoint.Checkpoint(model, tokenizer, {})
+
+    def _over_classifier(self, folder: Path) -> checkpoint.Checkpoint:
+        """A trained cross-encoder: it is a re-ranker already, and each exit starts from its classifier."""
+        settings = self.settings
+        family = checkpoint.read_config(folder).get("model_type")
+        model, tokenizer = from_reranker(
+            folder,
+            exits=settings.exits,
+            merge_layer=settings.merge_layer,
+            layout=RERANKER_LAYOUTS.get(str(family), RELEASE_LAYOUT),
+            dropout=settings.dropout,
+            dtype=DTYPES[settings.dtype],
+        )
+        self._tell_heads("the model's own classifier")
+        return checkpoint.Checkpoint(model, tokenizer, {})
+
+    def _tell_heads(self, origin: str) -> None:
+        if not self._told:  # the model is read again for the next stage
+            tell(f"exits start from {origin}")
+        self._told = True
 
     def groups(self) -> Iterator[Group]:
         for source in self.settings.train:
@@ -294,6 +346,14 @@ def objective(stage: StageSettings, **fields: Any) -> Objective:
         cascade=stage.cascade_weight,
         **fields,
     )
+
+
+def _fresh_heads(model: MatryoshkaModel, config: dict[str, Any]) -> str:
+    """What the heads of a stock model start from, in words."""
+    if is_decoder(model.config.model_type):
+        return 'its language model\'s row for "Yes"'
+    instead = ", not from the model's own classifier" if is_classifier(config) else ""
+    return f"fresh {model.matryoshka.head} heads{instead}"
 
 
 def _no_accelerator() -> bool:

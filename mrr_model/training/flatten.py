@@ -17,7 +17,7 @@ from mrr_model.checkpoint.source import locate
 from mrr_model.evaluation.collections import json_object, numbered_lines
 from mrr_model.inputs import Layout
 from mrr_model.training.backbones import from_reranker
-from mrr_model.training.finetune import DTYPES, Recipe, sampled
+from mrr_model.training.finetune import DTYPES, Recipe, run_whole, sampled
 from mrr_model.training.groups import Group, OnBadRow, checked, group_of
 from mrr_model.training.settings import FlattenSettings
 from mrr_model.training.sources import read_source
@@ -32,7 +32,7 @@ def flatten(settings: FlattenSettings) -> Path:
     Resumes as :func:`~mrr_model.training.finetune.finetune` does. Raises ``ValueError`` for a model that cannot be
     taken in (:func:`~mrr_model.training.backbones.from_reranker`).
     """
-    return Flattening(settings).run()
+    return run_whole(Flattening(settings))
 
 
 class Flattening(Recipe):
@@ -56,6 +56,11 @@ class Flattening(Recipe):
             no=settings.no or None,
             dtype=DTYPES[settings.dtype],
         )
+        if model.matryoshka.exits[-1] != model.num_layers:
+            raise ValueError(
+                f"exits must end with the model's last layer, {model.num_layers}, whose scores teach the others; got "
+                f"{model.matryoshka.exits}."
+            )
         return checkpoint.Checkpoint(model, tokenizer, {})
 
     def groups(self) -> Iterator[Group]:

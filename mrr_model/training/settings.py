@@ -12,8 +12,34 @@ from mrr_model.training.low_rank import LoraSettings
 
 Stage = Literal["distill", "vertical", "horizontal"]
 STAGES: tuple[Stage, ...] = ("distill", "vertical", "horizontal")
-RESERVED = ("output_dir", "seed", "remove_unused_columns", "label_names")
-"""Training arguments that the recipe sets itself."""
+RUN_FLAGS = {
+    "output_dir": "output",
+    "seed": "seed",
+    "per_device_train_batch_size": "groups-per-step",
+    "bf16": "bf16",
+    "save_steps": "save-steps",
+}
+"""Training arguments that are settings of a run, and their flags."""
+STAGE_FLAGS = {
+    "num_train_epochs": "epochs",
+    "max_steps": "max-steps",
+    "learning_rate": "learning-rate",
+    "warmup_steps": "warmup",
+    "warmup_ratio": "warmup",
+    "weight_decay": "weight-decay",
+}
+"""Training arguments that are settings of each stage, and the ends of their flags."""
+OWN = (
+    "remove_unused_columns",
+    "label_names",
+    "save_only_model",
+    "resume_from_checkpoint",
+    "ignore_data_skip",
+    "logging_nan_inf_filter",
+)
+"""Training arguments that the recipe relies on: how rows reach the model, how a run resumes and when it stops."""
+EVALUATION = ("do_eval", "eval_strategy", "eval_on_start", "load_best_model_at_end", "metric_for_best_model")
+"""Training arguments that need an evaluation during training."""
 
 
 class StageSettings(BaseModel):
@@ -125,18 +151,34 @@ class RunSettings(BaseModel):
     """Steps between two saves that a run can resume from."""
     seed: int = 0
     """Decides the draws of data, fresh heads and sub-networks."""
+    dev: tuple[str, ...] = ()
+    """Print nDCG@10 on this collection after training, at full size and at smaller sizes; in any form that mrr evaluate
+    takes. Repeatable."""
+    dev_queries: int | None = Field(default=None, ge=1)
+    """Measure on at most this many queries of each such collection, drawn by the seed."""
     vertical: CompensationSettings = CompensationSettings()
     """Vertical compensation, for depth."""
     horizontal: HorizontalSettings = HorizontalSettings()
     """Horizontal compensation, for width."""
     trainer: dict[str, Any] = {}
-    """Any other of transformers' TrainingArguments: gradient_accumulation_steps, fsdp, deepspeed, report_to …"""
+    """Set any other of transformers' TrainingArguments: gradient_accumulation_steps, fsdp, deepspeed, report_to …"""
 
     @field_validator("trainer")
     @classmethod
     def _check_trainer(cls, trainer: dict[str, Any]) -> dict[str, Any]:
-        if taken := [name for name in RESERVED if name in trainer]:
-            raise ValueError(f"the recipe sets {', '.join(taken)} itself")
+        stages = [stage for stage in STAGES if stage in cls.model_fields]
+        for name in trainer:
+            if name in RUN_FLAGS:
+                raise ValueError(f"{name} has a flag of its own: --{RUN_FLAGS[name]}")
+            if name in STAGE_FLAGS:
+                flags = ", ".join(f"--{stage}-{STAGE_FLAGS[name]}" for stage in stages)
+                raise ValueError(f"{name} has a flag of its own in each stage: {flags}")
+            if name in OWN:
+                raise ValueError(f"the recipe sets {name} itself")
+            if name in EVALUATION or (name, trainer[name]) == ("save_strategy", "best"):
+                raise ValueError(
+                    f"{name} needs an evaluation during training, which there is not; --dev measures after it"
+                )
         return trainer
 
     @model_validator(mode="after")
@@ -156,7 +198,8 @@ class FinetuneSettings(RunSettings):
     """The settings of a training run. Each is a flag of ``mrr finetune``, and a key of its YAML file."""
 
     model: str
-    """A checkpoint of this project to go on from, or a stock encoder or causal model: a local folder or a hub id."""
+    """Start from a checkpoint of this project, a trained cross-encoder with one label, or a stock encoder or causal
+    model: a local folder or a hub id."""
     train: tuple[str, ...] = Field(min_length=1)
     """Training data: JSON lines, a BEIR or MS MARCO folder, or a Hugging Face dataset; #SPLIT chooses a split."""
     stages: tuple[Stage, ...] = STAGES
@@ -164,8 +207,9 @@ class FinetuneSettings(RunSettings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of a stock model's layers."""
     head: Literal["linear", "similarity"] | None = None
-    """Fresh heads, linear where not given: linear reads the first or last token; similarity, for encoders, the
-    separator behind the query, and adds a cosine of mean states, which suits bi-encoders. Only for a stock model."""
+    """Start fresh heads of this kind: linear reads the first or last token; similarity, for encoders, reads the
+    separator after the query and adds a cosine of mean states, which suits bi-encoders. Without it, exits start from a
+    cross-encoder's own classifier, else from fresh linear heads. Only for a stock model."""
     freeze_embeddings: bool = True
     """Leave the word embeddings as they are."""
     distill: DistillSettings = DistillSettings()
