@@ -1,11 +1,16 @@
 """A run whose numbers stop being finite ends with an error, and leaves its last good state."""
 
 import json
+import multiprocessing
+import os
+import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -163,3 +168,39 @@ def test_an_infinite_teacher_is_not_taken_for_none() -> None:
     logits, teacher = torch.zeros(1, 2, 1), torch.tensor([[[torch.inf], [0.0]]])
     assert distillation_loss(logits, teacher).isnan()
     assert distillation_loss(logits, teacher.masked_fill(teacher.isinf(), torch.nan)) == 0
+
+
+def train_as(rank: int, port: int, chosen: FinetuneSettings, told: Path) -> None:
+    """Be one of two processes of a run, whose loss is lost in the second one alone."""
+    warnings.simplefilter("default")  # torch and accelerate warn of what they do to each other
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    whole = trainers.RankingTrainer.compute_loss
+
+    def spoiled(self: trainers.RankingTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = whole(self, *args, **kwargs)
+        return loss * torch.nan if rank == 1 and self.state.global_step == 1 else loss
+
+    trainers.RankingTrainer.compute_loss = spoiled  # type: ignore[method-assign]
+    try:
+        finetune(chosen)
+    except DivergenceError as error:
+        told.write_text(str(error), "utf-8")
+
+
+def test_all_processes_stop_where_one_diverges(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    chosen = settings(stock_encoder, toy_file, tmp_path / "out", groups_per_step=4, trainer={"ddp_backend": "gloo"})
+    context = multiprocessing.get_context("fork")
+    told = [tmp_path / f"told-{rank}" for rank in (0, 1)]
+    processes = [context.Process(target=train_as, args=(rank, port, chosen, file)) for rank, file in enumerate(told)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [file.read_text("utf-8").partition(". ")[0] for file in told] == [
+        "distill, 1 of 1: training diverged at step 2 of 6: the loss is not finite"
+    ] * 2
