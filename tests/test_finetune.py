@@ -17,7 +17,7 @@ from mrr_model.training.settings import FinetuneSettings
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 STAGE = {"learning_rate": 3e-3, "lora": LORA}
-SGD = {"optim": "sgd", "learning_rate": 0.1}
+SGD: dict[str, Any] = {"trainer": {"optim": "sgd"}, "distill": {"learning_rate": 0.1}}
 """An optimizer whose steps are as close as the gradients are; Adam divides small ones by their own size."""
 
 
@@ -151,9 +151,10 @@ def test_checkpointing_and_accumulation_give_the_same_model(
     model = request.getfixturevalue(family)
     changes: dict[str, Any] = {"stages": ("distill", "vertical", "horizontal"), "save_steps": 100}
     changes |= {stage: {**STAGE, "learning_rate": 0.1} for stage in ("vertical", "horizontal")}
-    plain = finetune(settings(model, toy_file, tmp_path / "plain", trainer=SGD, **changes))
-    switches = {**SGD, "activation_checkpointing": True, "gradient_accumulation_steps": 2}
-    switched = finetune(settings(model, toy_file, tmp_path / "on", groups_per_step=4, trainer=switches, **changes))
+    plain = finetune(settings(model, toy_file, tmp_path / "plain", **SGD, **changes))
+    switches = {**SGD["trainer"], "activation_checkpointing": True, "gradient_accumulation_steps": 2}
+    on = {**SGD, "trainer": switches}
+    switched = finetune(settings(model, toy_file, tmp_path / "on", groups_per_step=4, **on, **changes))
     one, other = checkpoint.load(plain), checkpoint.load(switched)
     for name, weight in one.model.state_dict().items():
         torch.testing.assert_close(other.model.state_dict()[name], weight, atol=2e-4, rtol=0, msg=name)
@@ -164,9 +165,7 @@ def test_checkpointing_and_accumulation_give_the_same_model(
 
 def test_batches_of_like_lengths_give_the_same_model(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
     whole, parted = (
-        checkpoint.load(
-            finetune(settings(stock_encoder, toy_file, tmp_path / str(parts), length_parts=parts, trainer=SGD))
-        )
+        checkpoint.load(finetune(settings(stock_encoder, toy_file, tmp_path / str(parts), length_parts=parts, **SGD)))
         for parts in (1, 3)
     )
     for name, weight in whole.model.state_dict().items():
