@@ -6,12 +6,13 @@ Stored with the checkpoint as JSON. How maps are fitted is :mod:`mrr_model.evalu
 
 import itertools
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 from typing_extensions import Self
 
 from mrr_model.compression import Plan
@@ -25,6 +26,10 @@ pairs have the standard error 1/√n.
 """
 FEW_QUERIES = 100
 """Pairs of one query are alike; of fewer queries than this a few decide what a logit means."""
+MAX_EXIT = 10_000
+"""Far beyond any model's layers."""
+MAX_SETTINGS = 1_000
+"""More than all exits of a large model at a dozen ratios each; a setting without a map looks at all of them."""
 
 Slope = Annotated[float, Field(ge=MIN_SLOPE, le=MAX_SLOPE)]
 Finite = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -42,7 +47,7 @@ class PlattMap(BaseModel):
     5.0
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["platt"] = "platt"
     slope: Slope
@@ -63,7 +68,7 @@ class KnotMap(BaseModel):
     [-2.0, 1.5, 3.5, 6.0]
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["isotonic"] = "isotonic"
     logits: tuple[Finite, ...] = Field(min_length=2)
@@ -117,11 +122,18 @@ def _as_merges(merges: object) -> tuple[tuple[int, Fraction], ...]:
     """``{layer: step}`` or pairs of them, layers and steps as numbers or texts, in ascending order of layers."""
     pairs = merges.items() if isinstance(merges, Mapping) else merges
     try:
-        return tuple(sorted((int(layer), Fraction(step)) for layer, step in pairs))  # type: ignore[attr-defined]  # TypeError below
-    except (TypeError, ValueError, ZeroDivisionError):
+        return tuple(sorted((int(layer), _as_fraction(step)) for layer, step in pairs))  # type: ignore[attr-defined]  # TypeError below
+    except (TypeError, ValueError, ArithmeticError):
         raise ValueError(
             f'merges must be a mapping such as {{1: "1/2"}}, layer to step ratio; got {merges!r}'
         ) from None
+
+
+def _as_fraction(step: Any) -> Fraction:
+    """A step as a number, or as a text of a few digits: 1e999999999 is a fraction too, of a gigabyte."""
+    if isinstance(step, str) and not re.fullmatch(r"\d{1,9}(/\d{1,9}|\.\d{1,20})?", step):
+        raise ValueError
+    return Fraction(step)
 
 
 Merges = Annotated[
@@ -149,9 +161,9 @@ class CalibratedSetting(BaseModel):
     ('exit 4, merges 1:1/2', ((1, Fraction(1, 2)),))
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    exit_layer: int = Field(ge=1)
+    exit_layer: int = Field(ge=1, le=MAX_EXIT)
     """The layer that is read last, from 1."""
     merges: Merges = ()
     """(layer, step ratio) of each merge before that exit, ascending; in JSON ``{"1": "1/2"}``."""
@@ -181,9 +193,9 @@ class CalibratedSetting(BaseModel):
 class Calibration(BaseModel):
     """The maps of a checkpoint and what they were fitted on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    settings: tuple[CalibratedSetting, ...] = Field(min_length=1)
+    settings: tuple[CalibratedSetting, ...] = Field(min_length=1, max_length=MAX_SETTINGS)
     """Each setting once."""
     data: str
     """What the maps were fitted on, in words."""
@@ -198,11 +210,14 @@ class Calibration(BaseModel):
     probabilities are too low or too high.
     """
 
+    _places: dict[tuple[int, tuple[tuple[int, Fraction], ...]], int] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         known = [(setting.exit_layer, setting.merges) for setting in self.settings]
         if len(set(known)) < len(known):
             raise ValueError(f"settings must differ from each other, got {', '.join(map(str, self.settings))}")
+        self._places.update({name: place for place, name in enumerate(known)})
         return self
 
     @property
@@ -227,9 +242,9 @@ class Calibration(BaseModel):
         Near is what is near in :func:`distance`; among equally near ones the deeper, then the wider, then the one
         whose merges come first.
         """
-        own = next((setting for setting in self.settings if setting.matches(exit_layer, merges)), None)
+        own = self._places.get((exit_layer, tuple(sorted(merges.items()))))
         if own is not None:
-            return own
+            return self.settings[own]
         plan = Plan((exit_layer,), merges)
 
         def rank(setting: CalibratedSetting) -> tuple[float, int, float, Sequence[object]]:

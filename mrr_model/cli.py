@@ -270,10 +270,11 @@ def info(
     with reported():
         from rich.console import Console
 
+        from mrr_model import checkpoint
         from mrr_model.checkpoint.source import locate
 
         folder = locate(model, local_files_only=local_files_only)
-        loaded = _load_without_weights(folder)
+        loaded = checkpoint.load_outline(folder)
         console = Console()
         console.print(_facts(model, folder, loaded))
         console.print()
@@ -395,25 +396,6 @@ def _run_settings(
     raise typer.Exit(command(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
 
 
-def _load_without_weights(folder: Path) -> "Checkpoint":
-    import torch
-
-    from mrr_model import checkpoint
-    from mrr_model.calibration import Calibration
-    from mrr_model.checkpoint import lora, measured, native
-    from mrr_model.profile import Profile
-
-    with torch.device("meta"):
-        model = checkpoint.build(checkpoint.read_blueprint(folder), torch.float32)
-    return checkpoint.Checkpoint(
-        model,
-        checkpoint.load_tokenizer(folder),
-        lora.read_own(folder / native.COMPENSATION),
-        measured.read(folder, Calibration),
-        measured.read(folder, Profile),
-    )
-
-
 def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
     from rich.table import Table
     from rich.text import Text
@@ -461,15 +443,12 @@ def _stored_weights(folder: Path) -> str:
     """How many numbers of which format the checkpoint's files hold, by their headers."""
     from math import prod
 
-    from safetensors import safe_open
+    from mrr_model.checkpoint.weights import read_headers
 
     counts: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            for key in stored.keys():  # noqa: SIM118  # no mapping: it has no iterator
-                part = stored.get_slice(key)
-                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + prod(part.get_shape())
-    return ", ".join(f"{count:,} in {dtype}" for dtype, count in counts.items()) or "none here"
+    for stored in read_headers(folder).values():
+        counts[stored.format] = counts.get(stored.format, 0) + prod(stored.shape)
+    return ", ".join(f"{count:,} in {dtype}" for dtype, count in counts.items())
 
 
 def _listed(layers: Sequence[int]) -> str:

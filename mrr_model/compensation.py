@@ -174,11 +174,23 @@ def _linear(module: nn.Module) -> nn.Linear:
     return cast(nn.Linear, getattr(module, "base_layer", module))
 
 
+def check_adapter(name: str, adapter: Adapter, model: MatryoshkaModel) -> None:
+    """Raise ``ValueError`` for an adapter that does not fit the model's linear modules."""
+    _check(name, adapter, dict(model.named_modules()))
+
+
 def _check(adapter_name: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
     for name, low in adapter.items():
         module = modules.get(name)
         if not isinstance(module, nn.Linear):
             raise ValueError(f"the {adapter_name} adapter changes {name!r}, which is no linear module of this model.")
+        if low.a.ndim != 2 or low.b.ndim != 2 or low.a.shape[0] != low.b.shape[1]:
+            raise ValueError(
+                f"the {adapter_name} adapter's matrices for {name} are of different ranks: {tuple(low.a.shape)} and "
+                f"{tuple(low.b.shape)}."
+            )
+        if not (low.a.is_floating_point() and low.b.is_floating_point()):
+            raise ValueError(f"the {adapter_name} adapter's matrices for {name} are {low.a.dtype} and {low.b.dtype}.")
         if (low.b.shape[0], low.a.shape[1]) != tuple(module.weight.shape):
             raise ValueError(
                 f"the {adapter_name} adapter's delta for {name} has shape ({low.b.shape[0]}, {low.a.shape[1]}), "

@@ -110,7 +110,11 @@ class Plan:
         >>> Plan(exits=(4,), merges={2: Fraction(1, 2)}).mean_width
         0.75
         """
-        return float(sum(map(self.width, range(1, self.last_layer + 1)), Fraction(0)) / self.last_layer)
+        total, width, after = Fraction(0), Fraction(1), 0
+        for layer, step in sorted(self.merges.items()):
+            total += width * (layer - after)
+            width, after = width * step, layer
+        return float((total + width * (self.last_layer - after)) / self.last_layer)
 
 
 def resolve(

@@ -21,7 +21,7 @@ FEW_RELEVANT = 100
 class ProfilePoint(BaseModel):
     """One setting, as measured."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     depth: int = Field(ge=1)
     """The exit that was read."""
@@ -66,7 +66,7 @@ class Profile(BaseModel):
     2.5
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     measure: str
     """By ir_measures' name."""

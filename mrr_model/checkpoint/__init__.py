@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
@@ -19,8 +19,18 @@ from mrr_model.backbones import FAMILIES
 from mrr_model.calibration import Calibration
 from mrr_model.checkpoint import gemma2, lora, measured, minicpm, mistral, native
 from mrr_model.checkpoint.blueprint import Blueprint
-from mrr_model.checkpoint.weights import assign_weights, read_weights, write_weights
+from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
+from mrr_model.checkpoint.weights import (
+    Stored,
+    assign_weights,
+    check_layers,
+    check_weights,
+    read_headers,
+    read_weights,
+    write_weights,
+)
 from mrr_model.compensation import Adapter
+from mrr_model.faults import read_json, reading
 from mrr_model.model import MatryoshkaModel, pooler_off
 from mrr_model.profile import Profile
 
@@ -60,18 +70,35 @@ def load(
     weights that do not fit.
     """
     blueprint = read_blueprint(folder)
+    outlined = _outlined(folder, blueprint, adapters or {})
     model = build(blueprint, dtype)
     assign_weights(model, read_weights(folder), blueprint.rename, source=str(folder), dtype=dtype)
-    deltas = lora.read_own(folder / native.COMPENSATION)
-    if adapters:
-        deltas |= lora.read_published(adapters, folder, blueprint.rename)
     if model_kwargs:
         model = _replaced(model, dtype, model_kwargs)
         model.heads.to(device)
     else:
         model = model.to(device)
+    return replace(outlined, model=model.eval())
+
+
+def load_outline(folder: Path) -> Checkpoint:
+    """What a folder holds, checked as :func:`load` does, with a model on the meta device in place of its weights: those
+    are checked by their files' headers alone. Raises as :func:`load` does.
+    """
+    return _outlined(folder, read_blueprint(folder), {})
+
+
+def _outlined(folder: Path, blueprint: Blueprint, published: Mapping[str, Any]) -> Checkpoint:
+    """All but the weights of a folder, each part checked against the model."""
+    model = outline(blueprint, read_headers(folder), folder)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, model, folder)
+    adapters = lora.read_own(folder / native.COMPENSATION, model)
+    if published:
+        adapters |= lora.read_published(published, folder, blueprint.rename, model)
     calibration, profile = measured.read(folder, Calibration), measured.read(folder, Profile)
-    return Checkpoint(model.eval(), load_tokenizer(folder), deltas, calibration, profile)
+    measured.check(folder, model, calibration, profile)
+    return Checkpoint(model, tokenizer, adapters, calibration, profile)
 
 
 def save(
@@ -113,18 +140,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it is no checkpoint folder.")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a JSON object, got {type(config).__name__}.")
-    return config
+    return read_json(file)
 
 
 def read_blueprint(folder: Path) -> Blueprint:
-    """What a checkpoint folder holds. Raises ``ValueError`` for a format that is not known."""
+    """What a checkpoint folder holds. Raises ``ValueError`` for a format that is not known, or a configuration of which
+    no model can be built.
+    """
     config = read_config(folder)
+    with reading(folder / "config.json"):
+        return _blueprint_of(config, folder)
+
+
+def _blueprint_of(config: dict[str, Any], folder: Path) -> Blueprint:
     if native.SECTION in config:
         return native.read(config)
     model_type = config.get("model_type")
@@ -169,6 +197,20 @@ def _foreign(folder: Path, config: Mapping[str, Any]) -> str:
     )
 
 
+def outline(
+    blueprint: Blueprint, stored: Mapping[str, Stored], folder: Path, allow_missing: tuple[str, ...] = ()
+) -> MatryoshkaModel:
+    """The model of a blueprint on the meta device, for which the stored weights are known to fit: nothing large is made
+    of a configuration that no weights belong to.
+    """
+    with reading(folder / "config.json"):
+        check_layers(stored, blueprint.backbone.num_hidden_layers)
+        with torch.device("meta"):
+            model = build(blueprint, torch.float32)
+    check_weights(model, stored, blueprint.rename, source=str(folder), allow_missing=allow_missing)
+    return model
+
+
 def build(blueprint: Blueprint, dtype: torch.dtype) -> MatryoshkaModel:
     """The model of a blueprint in ``dtype``, its weights not yet set; score heads are float32."""
     blueprint.backbone.dtype = dtype
@@ -195,12 +237,3 @@ def _replaced(model: MatryoshkaModel, dtype: torch.dtype, model_kwargs: Mapping[
     placed = MatryoshkaModel(stock, model.matryoshka)
     placed.heads = model.heads
     return placed
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, by its files alone: a tokenizer.json is read without asking what class the config
-    names.
-    """
-    if (folder / "tokenizer.json").is_file():
-        return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast.from_pretrained(folder))
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

@@ -2,12 +2,14 @@
 weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from mrr_model.backbones import is_decoder
+from mrr_model.checkpoint.fields import check_fields, checked_config
 from mrr_model.model import MatryoshkaConfig, default_merge_layer
 
 PUBLISHED_MERGE_LAYER = 8
@@ -26,25 +28,34 @@ class Blueprint:
     rename: Callable[[str], str | None]
 
 
-def stock_config(model_type: str, fields: dict[str, Any]) -> PreTrainedConfig:
-    """A stock configuration of ``model_type`` from published fields; those that would lead to remote code are left
-    out.
+FOREIGN = {
+    "model_type",
+    "architectures",
+    "auto_map",
+    "matryoshka",
+    "start_layer",
+    "layer_sep",
+    "layer_wise",
+    "head_multi",
+    "head_type",
+}
+"""Fields that a stock base model has no use for, those that would lead to remote code among them."""
+
+
+def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """A stock configuration of ``model_type`` from the fields of a config.json.
+
+    Raises ``ValueError`` for a family that is not known, and for numbers and names of which no model can be built.
     """
-    foreign = {
-        "model_type",
-        "architectures",
-        "auto_map",
-        "start_layer",
-        "layer_sep",
-        "layer_wise",
-        "head_multi",
-        "head_type",
-    }
-    return CONFIG_MAPPING[model_type].from_dict({key: value for key, value in fields.items() if key not in foreign})
+    is_decoder(model_type)  # an error that lists the known families where this is none
+    check_fields(fields)
+    known = {key: value for key, value in fields.items() if key not in FOREIGN}
+    return checked_config(CONFIG_MAPPING[str(model_type)].from_dict(known))
 
 
 def published_exits(config: dict[str, Any]) -> tuple[int, ...]:
     """The exits of a published layer-wise checkpoint: every ``layer_sep`` layers from ``start_layer`` on."""
+    check_fields(config)
     return tuple(range(config["start_layer"], config["num_hidden_layers"] + 1, config.get("layer_sep", 1)))
 
 

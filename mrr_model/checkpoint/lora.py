@@ -1,51 +1,71 @@
 """Adapter files: the published LoRA folders (PEFT form) and this project's own compensation files."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mrr_model.compensation import Adapter, LowRank
+from mrr_model.compensation import Adapter, LowRank, check_adapter
 from mrr_model.compression import VERTICAL, as_step, horizontal_name
+from mrr_model.faults import read_json, reading, short
+from mrr_model.model import MatryoshkaModel
 
 UNSUPPORTED = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication", "modules_to_save")
 
 
-def read_peft(folder: Path, rename: Callable[[str], str | None]) -> Adapter:
-    """Read a LoRA that PEFT saved. ``rename`` maps its module names to the model's.
+def read_peft(folder: Path, rename: Callable[[str], str | None], name: str, model: MatryoshkaModel) -> Adapter:
+    """Read a LoRA that PEFT saved as ``model``'s adapter ``name``. ``rename`` maps its module names to the model's.
 
     Raises ``FileNotFoundError`` where the folder holds none and ``ValueError`` for a kind of LoRA that is not
-    supported.
+    supported, or one of another model.
     """
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for file in (config_file, weights_file):
         if not file.is_file():
             raise FileNotFoundError(f"{folder} holds no {file.name}: give the folder of a LoRA that PEFT saved.")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    unsupported = [key for key in UNSUPPORTED if config.get(key)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
-        raise ValueError(
-            f"{config_file}: only plain LoRA is supported, got {', '.join(unsupported) or config.get('peft_type')}."
-        )
-    scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-
-    tensors = load_file(weights_file)
-    adapter = {}
-    for key in sorted(tensors):
-        stem = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_[AB]\.weight", key)
-        a, b = (tensors.get(re.sub(r"\.lora_[AB]\.", f".lora_{side}.", key)) for side in "AB")
-        name = rename(stem[1] + ".weight") if stem else None
-        if a is None or b is None or name is None:
-            raise ValueError(f"{weights_file}: {key} is not one of a pair lora_A.weight, lora_B.weight of this model.")
-        adapter[name.removesuffix(".weight")] = LowRank(a, b, scaling)
+    with reading(config_file):
+        scaling = _peft_scaling(read_json(config_file))
+    with reading(weights_file):
+        tensors = load_file(weights_file)
+        adapter = {}
+        for key in sorted(tensors):
+            stem = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_[AB]\.weight", key)
+            a, b = (tensors.get(re.sub(r"\.lora_[AB]\.", f".lora_{side}.", key)) for side in "AB")
+            module = rename(stem[1] + ".weight") if stem else None
+            if a is None or b is None or module is None:
+                raise ValueError(f"{key} is not one of a pair lora_A.weight, lora_B.weight of this model.")
+            adapter[module.removesuffix(".weight")] = LowRank(a, b, scaling)
+        check_adapter(name, adapter, model)
     return adapter
 
 
-def read_published(adapters: Mapping[str, Any], base: Path, rename: Callable[[str], str | None]) -> dict[str, Adapter]:
+def _peft_scaling(config: Mapping[str, Any]) -> float:
+    """What an adapter_config.json's delta is multiplied with."""
+    unsupported = [key for key in UNSUPPORTED if config.get(key)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
+        raise ValueError(f"only plain LoRA is supported, got {', '.join(unsupported) or config.get('peft_type')}.")
+    rank, alpha = config["r"], config["lora_alpha"]
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"r must be a whole number from 1, got {rank!r}.")
+    return finite(alpha, "lora_alpha") / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def finite(value: object, name: str) -> float:
+    """A number of a file as a float. Raises ``ValueError`` where it is none, or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {short(value, 60)!r}.")
+    return float(value)
+
+
+def read_published(
+    adapters: Mapping[str, Any], base: Path, rename: Callable[[str], str | None], model: MatryoshkaModel
+) -> dict[str, Adapter]:
     """Read the ``adapters`` argument of the re-ranker: ``{"vertical": dir, "horizontal": {0.5: dir}}``.
 
     A relative folder that does not exist is looked for beside the checkpoint's own files.
@@ -61,7 +81,10 @@ def read_published(adapters: Mapping[str, Any], base: Path, rename: Callable[[st
         if not 0 < float(ratio) < 1:
             raise ValueError(f"adapters['horizontal'] is keyed by step ratios in (0, 1), such as 0.5; got {ratio!r}.")
         folders[horizontal_name(as_step(float(ratio)))] = folder
-    return {name: read_peft(_existing(Path(folder).expanduser(), base), rename) for name, folder in folders.items()}
+    return {
+        name: read_peft(_existing(Path(folder).expanduser(), base), rename, name, model)
+        for name, folder in folders.items()
+    }
 
 
 def write_own(adapters: Mapping[str, Adapter], folder: Path) -> None:
@@ -80,25 +103,49 @@ def write_own(adapters: Mapping[str, Adapter], folder: Path) -> None:
         save_file(tensors, folder / f"{name}.safetensors", metadata={"scaling": scalings})
 
 
-def read_own(folder: Path) -> dict[str, Adapter]:
-    """Read what :func:`write_own` wrote; an absent folder holds no adapters."""
+def read_own(folder: Path, model: MatryoshkaModel | None = None) -> dict[str, Adapter]:
+    """Read what :func:`write_own` wrote; an absent folder holds no adapters.
+
+    Raises ``ValueError``, naming the file, for one that is no adapter, and for one that is not ``model``'s.
+    """
     adapters: dict[str, Adapter] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        if file.stem != VERTICAL and not re.fullmatch(r"horizontal_\d+_\d+", file.stem):
+        if file.stem != VERTICAL and not _is_horizontal(file.stem):
             raise ValueError(f"{file} is no compensation adapter: its name must be vertical or horizontal_N_M.")
-        with safe_open(file, "pt") as stored:
-            scalings = json.loads((stored.metadata() or {}).get("scaling", "{}"))
-        tensors = load_file(file)
-        modules = sorted({key.rsplit(".lora_", 1)[0] for key in tensors})
-        adapters[file.stem] = {
-            module: LowRank(
-                tensors[f"{module}.lora_A.weight"],
-                tensors[f"{module}.lora_B.weight"],
-                float(scalings.get(module, 1.0)),
-            )
-            for module in modules
-        }
+        with reading(file):
+            adapters[file.stem] = _read_one(file)
+            if model is not None:
+                check_adapter(file.stem, adapters[file.stem], model)
     return adapters
+
+
+def _read_one(file: Path) -> Adapter:
+    with safe_open(file, "pt") as stored:
+        scalings = json.loads((stored.metadata() or {}).get("scaling", "{}"))
+    if not isinstance(scalings, dict):
+        raise ValueError(f"its scaling must be a JSON object, got {type(scalings).__name__}.")
+    tensors = load_file(file)
+    adapter = {}
+    for key in sorted(tensors):
+        module, _, side = key.rpartition(".lora_")
+        a, b = (tensors.get(f"{module}.lora_{other}.weight") for other in "AB")
+        if side not in ("A.weight", "B.weight") or a is None or b is None:
+            raise ValueError(f"{key} is not one of a pair lora_A.weight, lora_B.weight.")
+        adapter[module] = LowRank(a, b, finite(scalings.get(module, 1.0), f"the scaling of {module}"))
+    return adapter
+
+
+def _is_horizontal(name: str) -> bool:
+    """Whether a name is an adapter's for a step ratio between 0 and 1, in lowest terms.
+
+    >>> [_is_horizontal(name) for name in ("horizontal_1_2", "horizontal_1_0", "horizontal_2_4", "horizontal_3_2")]
+    [True, False, False, False]
+    """
+    numbers = re.fullmatch(r"horizontal_([1-9]\d{0,5})_([1-9]\d{0,5})", name)
+    if numbers is None:
+        return False
+    step = Fraction(int(numbers[1]), int(numbers[2]))
+    return step < 1 and horizontal_name(step) == name
 
 
 def _existing(folder: Path, base: Path) -> Path:

@@ -4,14 +4,15 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from mrr_model.calibration import Calibration
+from mrr_model.faults import reading
+from mrr_model.model import MatryoshkaModel
 from mrr_model.profile import Profile
 
 Measured = TypeVar("Measured", Calibration, Profile)
 
 FILES = {Calibration: "calibration.json", Profile: "profile.json"}
+REMEASURE = "Make it anew, or remove it."
 SECTIONS = {Calibration: "calibration", Profile: "profile"}
 """The model card's section of each, between ``<!-- name -->`` and ``<!-- /name -->``."""
 
@@ -21,10 +22,22 @@ def read(folder: Path, kind: type[Measured]) -> Measured | None:
     file = folder / FILES[kind]
     if not file.is_file():
         return None
-    try:
+    with reading(file, REMEASURE):
         return kind.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{file} cannot be read: {error}. Make it anew, or remove it.") from None
+
+
+def check(folder: Path, model: MatryoshkaModel, calibration: Calibration | None, profile: Profile | None) -> None:
+    """Raise ``ValueError``, naming the file, for a measured setting that the model does not have."""
+    exits, merge_layers = set(model.matryoshka.exits), set(model.matryoshka.merge_layers)
+    for setting in calibration.settings if calibration else ():
+        if setting.exit_layer not in exits or not merge_layers.issuperset(dict(setting.merges)):
+            raise ValueError(
+                f"{folder / FILES[Calibration]} has a map for {setting}, which this model lacks. {REMEASURE}"
+            )
+    for point in profile.points if profile else ():
+        merges = dict(point.setting.keep_ratio) if isinstance(point.setting.keep_ratio, tuple) else {}
+        if point.depth not in exits or not merge_layers.issuperset(merges):
+            raise ValueError(f"{folder / FILES[Profile]} has {point.setting}, which this model lacks. {REMEASURE}")
 
 
 def write(folder: Path, calibration: Calibration | None, profile: Profile | None) -> None:

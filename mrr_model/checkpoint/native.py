@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from transformers import CONFIG_MAPPING
 
-from mrr_model.backbones import is_decoder
-from mrr_model.checkpoint.blueprint import Blueprint
+from mrr_model.checkpoint.blueprint import Blueprint, stock_config
+from mrr_model.faults import faults_of
 from mrr_model.model import MatryoshkaConfig
 
 SECTION = "matryoshka"
@@ -20,6 +19,8 @@ COMPENSATION = Path("compensation")
 
 def read(config: dict[str, Any]) -> Blueprint:
     """The blueprint of an own checkpoint. Raises ``ValueError`` for a section that cannot be read or a newer format."""
+    if not isinstance(config[SECTION], dict):
+        raise ValueError(f"the {SECTION!r} section must be a JSON object, got {type(config[SECTION]).__name__}.")
     section = dict(config[SECTION])
     version = section.pop("format", None)
     if version != FORMAT:
@@ -30,12 +31,8 @@ def read(config: dict[str, Any]) -> Blueprint:
     try:
         matryoshka = MatryoshkaConfig(**section)
     except ValidationError as error:
-        raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {error}") from None
-    fields = {
-        key: value for key, value in config.items() if key not in (SECTION, "model_type", "auto_map", "architectures")
-    }
-    is_decoder(config.get("model_type"))  # an error that lists the known families where this is none
-    return Blueprint(CONFIG_MAPPING[config["model_type"]].from_dict(fields), matryoshka, lambda name: name)
+        raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {faults_of(error)}") from None
+    return Blueprint(stock_config(config.get("model_type"), config), matryoshka, lambda name: name)
 
 
 def write(blueprint: Blueprint) -> dict[str, Any]:

@@ -1,12 +1,18 @@
 """Safetensors into a model: every weight named, checked and assigned; nothing missing, nothing left over."""
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from mrr_model.faults import AGAIN, read_json, reading, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -16,21 +22,84 @@ heads.
 """
 
 
+FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+"""The number formats that weights may be stored in, by safetensors' names. Others are quantized or no weights; their
+numbers alone do not say what they stand for. float64 is rounded as it loads, as float32 is to a narrower format.
+"""
+
+QUANTIZED = (
+    f"Weights are read as {', '.join(FORMATS)}. Of a quantized checkpoint take the one that it was made from, and "
+    "quantize it as it loads: model_kwargs={'quantization_config': …}."
+)
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored tensor as its file's header describes it; ``format`` by safetensors' name."""
+
+    shape: tuple[int, ...]
+    format: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Stored":
+        """The same of a tensor in memory."""
+        names = {dtype: name for name, dtype in FORMATS.items()}
+        return cls(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")))
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors file or shards. Raises ``FileNotFoundError`` that says what is there
-    instead.
+    instead, ``ValueError`` for a file that is damaged.
     """
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        with reading(file):
+            tensors |= load_file(file)
+    return tensors
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """What :func:`read_weights` would give, by the files' headers alone; with its errors."""
+    stored: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        with reading(file), safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  # no mapping: it has no iterator
+                if name in stored:
+                    raise ValueError(f"{file} holds {name}, which another file of {folder} holds too. {AGAIN}")
+                part = opened.get_slice(name)
+                stored[name] = Stored(tuple(part.get_shape()), part.get_dtype())
+    return stored
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or the shards that an index names, each a file of the folder itself."""
+    files = [folder / SINGLE]
     if (folder / INDEX).is_file():
-        shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / shard for shard in sorted(set(shards))]
-    else:
-        files = [folder / SINGLE]
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError(f"{folder / INDEX} holds no weight_map from weights to file names. {AGAIN}")
+        files = [_shard(folder, name) for name in sorted(set(names.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         others = sorted(file.name for file in folder.glob("*.bin"))
         hint = f" It holds {', '.join(others)}; convert it to safetensors, pickles are not read." if others else ""
         raise FileNotFoundError(f"{folder} lacks the weights {', '.join(missing)}.{hint}")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return files
+
+
+def _shard(folder: Path, name: str) -> Path:
+    """A shard by its name in an index, which must not lead out of the folder; the hub's cache links to its blobs."""
+    file = folder / name
+    if name in ("", ".", "..") or {"/", "\\", "\0", ":"} & set(name):
+        raise ValueError(
+            f"{folder / INDEX} names {short(name, 80)!r}, which is no name of a file in its folder. {AGAIN}"
+        )
+    home, real = folder.resolve(), file.resolve()
+    if real.parent not in (home, home.parents[min(1, len(home.parents) - 1)] / "blobs"):
+        raise ValueError(f"{folder / INDEX} names {name!r}, a link that leaves its folder. {AGAIN}")
+    return file
 
 
 def write_weights(state: dict[str, Tensor], folder: Path, apart: Iterable[str] = ()) -> None:
@@ -53,6 +122,50 @@ def write_weights(state: dict[str, Tensor], folder: Path, apart: Iterable[str] =
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
+def check_layers(stored: Mapping[str, Stored], num_layers: int) -> None:
+    """Raise ``ValueError`` where weights hold fewer layers than a configuration asks for, before one is made."""
+    numbers = [int(found[1]) for name in stored if (found := re.search(r"(?:^|\.)layers?\.(\d+)\.", name))]
+    if num_layers > max(numbers, default=-1) + 1:
+        raise ValueError(
+            f"num_hidden_layers is {num_layers}, and the weights hold {max(numbers, default=-1) + 1} layers. {AGAIN}"
+        )
+
+
+def check_weights(
+    model: nn.Module,
+    stored: Mapping[str, Stored],
+    rename: Callable[[str], str | None],
+    *,
+    source: str,
+    allow_missing: tuple[str, ...] = (),
+) -> None:
+    """Raise ``ValueError`` that names stored weights that are missing, unexpected, misshapen or of a format that is not
+    read. Weights whose name starts with one of ``allow_missing`` may be absent.
+    """
+    expected, found = model.state_dict(), _used(stored, rename)
+    buffers = {name for name, _ in model.named_buffers()}
+    problems = {
+        "missing": sorted(
+            name for name in expected.keys() - found.keys() if not name.startswith(allow_missing or ("\0",))
+        ),
+        "unexpected": sorted(found.keys() - expected.keys() - buffers),
+        "misshapen": [
+            f"{name} {each.shape} instead of {tuple(expected[name].shape)}"
+            for name, each in sorted(found.items())
+            if name in expected and each.shape != tuple(expected[name].shape)
+        ],
+        "not of a format that is read": [
+            f"{name} in {each.format}"
+            for name, each in sorted(found.items())
+            if name in expected and each.format not in FORMATS
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
+        quantized = f" {QUANTIZED}" if problems["not of a format that is read"] else ""
+        raise ValueError(f"the weights in {source} do not fit its config.json. {listed}.{quantized}")
+
+
 def assign_weights(
     model: nn.Module,
     stored: dict[str, Tensor],
@@ -64,34 +177,28 @@ def assign_weights(
 ) -> None:
     """Give ``model`` its weights in ``dtype``; score heads stay float32.
 
-    Raises ``ValueError`` that names weights that are missing, unexpected or of the wrong shape. Weights whose name
-    starts with one of
-    ``allow_missing`` may be absent and keep their initial values.
+    Raises as :func:`check_weights` does. Weights that ``allow_missing`` lets be absent keep their initial values.
     """
+    check_weights(
+        model,
+        {name: Stored.of(tensor) for name, tensor in stored.items()},
+        rename,
+        source=source,
+        allow_missing=allow_missing,
+    )
     expected = model.state_dict()
-    renamed = {rename(name): tensor for name, tensor in stored.items() if not name.startswith(UNUSED)}
-    found = {name: tensor for name, tensor in renamed.items() if name is not None}
-    buffers = {name for name, _ in model.named_buffers()}
-    problems = {
-        "missing": sorted(
-            name for name in expected.keys() - found.keys() if not name.startswith(allow_missing or ("\0",))
-        ),
-        "unexpected": sorted(found.keys() - expected.keys() - buffers),
-        "misshapen": [
-            f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            for name, tensor in sorted(found.items())
-            if name in expected and tensor.shape != expected[name].shape
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"the weights in {source} do not fit its config.json. {listed}.")
     ready = {
         name: tensor.to(torch.float32 if name.startswith("heads.") else dtype)
-        for name, tensor in found.items()
+        for name, tensor in _used(stored, rename).items()
         if name in expected
     }
     model.load_state_dict(ready, strict=False, assign=True)
+
+
+def _used(stored: Mapping[str, Kept], rename: Callable[[str], str | None]) -> dict[str, Kept]:
+    """What of a checkpoint's weights a model uses, by its own names."""
+    renamed = {rename(name): each for name, each in stored.items() if not name.startswith(UNUSED)}
+    return {name: each for name, each in renamed.items() if name is not None}
 
 
 def _few(names: list[str], most: int = 5) -> str:

@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mrr_model import checkpoint
 from mrr_model.backbones import is_decoder
 from mrr_model.checkpoint import native
-from mrr_model.checkpoint.blueprint import Blueprint
-from mrr_model.checkpoint.weights import assign_weights, read_weights
+from mrr_model.checkpoint.blueprint import Blueprint, stock_config
+from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
+from mrr_model.checkpoint.weights import (
+    FORMATS,
+    QUANTIZED,
+    Stored,
+    assign_weights,
+    check_layers,
+    read_headers,
+    read_weights,
+)
+from mrr_model.faults import faults_of, reading
 from mrr_model.heads import HeadKind, ScoreHead
 from mrr_model.inputs import BERT_LAYOUT, QWEN3_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, Layout
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel, default_merge_layer
@@ -68,8 +79,9 @@ def from_pretrained_backbone(
         layout=RELEASE_LAYOUT if decoder else LAYOUTS[backbone.model_type],
         head=head,
     )
-    stored, tokenizer = read_weights(folder), checkpoint.load_tokenizer(folder)
+    stored, tokenizer = read_weights(folder), load_tokenizer(folder)
     model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
+    check_tokenizer(tokenizer, model, folder)
     rows = _language_model_rows(stored, tokenizer, ["Yes"]) if decoder else None
     for module in model.heads.values():
         cast(ScoreHead, module).initialize(rows)
@@ -101,7 +113,7 @@ def from_reranker(
             f"how a {backbone.model_type} re-ranker reads a query and a passage differs from model to model: give its "
             "layout."
         )
-    stored, tokenizer = read_weights(folder), checkpoint.load_tokenizer(folder)
+    stored, tokenizer = read_weights(folder), load_tokenizer(folder)
     head = _stock_head(folder, backbone, stored, tokenizer, [yes] if no is None else [yes, no])
     matryoshka = _matryoshka(
         backbone,
@@ -113,6 +125,7 @@ def from_reranker(
         logit_softcap=getattr(backbone, "final_logit_softcapping", None),
     )
     model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
+    check_tokenizer(tokenizer, model, folder)
     for module in model.heads.values():
         module.load_state_dict({name: weight.float() for name, weight in head.weights.items()})
     return model.eval(), tokenizer
@@ -152,6 +165,10 @@ def _stock_head(
         for kind in ("weight", "bias")
         if f"{place}.{kind}" in stored
     }
+    if strange := [name for name, weight in weights.items() if Stored.of(weight).format not in FORMATS]:
+        raise ValueError(
+            f"{folder} holds its head's {strange[0]} in {Stored.of(weights[strange[0]]).format}. {QUANTIZED}"
+        )
     labels = len(weights.get("linear.weight", ()))
     if labels != 1:
         raise ValueError(
@@ -168,12 +185,13 @@ def _label_names(config: Mapping[str, Any]) -> str:
 
 def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:
     config = checkpoint.read_config(folder)
-    is_decoder(config.get("model_type"))  # an error that lists the known families where this is none
-    foreign = ("model_type", "architectures", "auto_map", "id2label", "label2id")
-    fields = {key: value for key, value in config.items() if key not in foreign}
+    fields = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
     if dropout is not None:
         fields |= {key: dropout for key in fields if key.endswith("dropout") or key.endswith("dropout_prob")}
-    return CONFIG_MAPPING[config["model_type"]].from_dict(fields)
+    with reading(folder / "config.json"):
+        backbone = stock_config(config.get("model_type"), fields)
+        check_layers(read_headers(folder), backbone.num_hidden_layers)
+    return backbone
 
 
 def _matryoshka(
@@ -185,12 +203,21 @@ def _matryoshka(
     **fields: Any,
 ) -> MatryoshkaConfig:
     layers = backbone.num_hidden_layers
-    return MatryoshkaConfig(
-        exits=exits or tuple(range(max(1, -(-layers // 4)), layers + 1)),
-        merge_layers=tuple(range(1, layers)) if merge_layers is None else merge_layers,
-        default_merge_layer=merge_layer or default_merge_layer(layers),
-        **fields,
-    )
+    default_exits, default_merges = tuple(range(max(1, -(-layers // 4)), layers + 1)), tuple(range(1, layers))
+    try:
+        matryoshka = MatryoshkaConfig(
+            exits=default_exits if exits is None else exits,
+            merge_layers=default_merges if merge_layers is None else merge_layers,
+            default_merge_layer=default_merge_layer(layers) if merge_layer is None else merge_layer,
+            **fields,
+        )
+        matryoshka.check_layers(layers)
+    except ValueError as error:
+        faults = faults_of(error) if isinstance(error, ValidationError) else error
+        raise ValueError(
+            f"exits={exits} and merge_layer={merge_layer} do not fit a model of {layers} layers: {faults}."
+        ) from None
+    return matryoshka
 
 
 def _over_stock_weights(
@@ -205,10 +232,11 @@ def _over_stock_weights(
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in stored)), "")
     weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
-    model = checkpoint.build(Blueprint(backbone, matryoshka, lambda name: name), dtype)
-    assign_weights(
-        model, weights, lambda name: f"model.{name}", source=str(folder), dtype=dtype, allow_missing=("heads.",)
-    )
+    blueprint = Blueprint(backbone, matryoshka, lambda name: f"model.{name}")
+    headers = {name: Stored.of(tensor) for name, tensor in weights.items()}
+    checkpoint.outline(blueprint, headers, folder, allow_missing=("heads.",))
+    model = checkpoint.build(blueprint, dtype)
+    assign_weights(model, weights, blueprint.rename, source=str(folder), dtype=dtype, allow_missing=("heads.",))
     return model
 
 
