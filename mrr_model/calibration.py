@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 from typing_extensions import Self
 
-from mrr_model.compression import Plan
+from mrr_model.compression import MAX_LAYERS, Plan
 
 MIN_SLOPE, MAX_SLOPE = 1e-6, 1e6
 """No map is flatter or steeper on the whole, so that float64 keeps float32 logits apart and none overflows."""
@@ -26,8 +26,6 @@ pairs have the standard error 1/√n.
 """
 FEW_QUERIES = 100
 """Pairs of one query are alike; of fewer queries than this a few decide what a logit means."""
-MAX_EXIT = 10_000
-"""Far beyond any model's layers."""
 MAX_SETTINGS = 1_000
 """More than all exits of a large model at a dozen ratios each; a setting without a map looks at all of them."""
 
@@ -163,7 +161,7 @@ class CalibratedSetting(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    exit_layer: int = Field(ge=1, le=MAX_EXIT)
+    exit_layer: int = Field(ge=1, le=MAX_LAYERS)
     """The layer that is read last, from 1."""
     merges: Merges = ()
     """(layer, step ratio) of each merge before that exit, ascending; in JSON ``{"1": "1/2"}``."""

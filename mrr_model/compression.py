@@ -20,6 +20,9 @@ KeepRatio = float | str | Mapping[int, float] | Mapping[str, float] | Sequence[t
 MAX_DENOMINATOR = 1024
 """Step ratios are exact fractions with at most this denominator; narrower steps are rounded up to 1/1024."""
 
+MAX_LAYERS = 10_000
+"""More than any model has: what a file says beyond it is refused before anything is made of it."""
+
 VERTICAL = "vertical"
 
 

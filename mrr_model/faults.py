@@ -100,7 +100,8 @@ def _by_library(error: BaseException) -> str | None:
     if isinstance(error, SafetensorError):
         return f"is no whole safetensors file: {error}"
     if isinstance(error, YAMLError):
-        return f"is not valid YAML: {short(error)}"
+        encoding = getattr(error, "encoding", None)
+        return f"is not valid YAML: {short(error)}" + (f", read as {encoding}" if encoding else "")
     # The tokenizers library raises plain Exception and panics at some inputs; torch raises RuntimeError for sizes.
     if isinstance(error, StrictDataclassError) or type(error) in (Exception, RuntimeError) or _is_panic(error):
         return f"cannot be used: {short(error)}"

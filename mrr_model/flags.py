@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
+from mrr_model.faults import reading
+
 Settings = TypeVar("Settings", bound=BaseModel)
 
 LISTED = "A,B,…"
@@ -73,10 +75,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {str(file)!r}.")
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _loader())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from None
+    with reading(file, advice=""):
+        content = yaml.load(file.read_bytes(), _loader())
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a mapping of settings, got {type(content).__name__}.")
     return content

@@ -14,8 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from typing_extensions import Self
 
-MAX_LAYERS = 10_000
-"""Far beyond any model; what a folder's weights really hold is checked against their headers."""
+from mrr_model.compression import MAX_LAYERS
 
 ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS)
 

@@ -1,8 +1,8 @@
 """Adapter files: the published LoRA folders (PEFT form) and this project's own compensation files."""
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -58,7 +58,7 @@ def _peft_scaling(config: Mapping[str, Any]) -> float:
 
 def finite(value: object, name: str) -> float:
     """A number of a file as a float. Raises ``ValueError`` where it is none, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number, got {short(value, 60)!r}.")
     return float(value)
 

@@ -12,12 +12,25 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, Literal
 
+from mrr_model.faults import reading, short
+
+logger = logging.getLogger(__name__)
+
+OnBadRow = Literal["fail", "skip"]
+"""What to do with a row that cannot be read: raise, or log a warning and go on."""
+BOM = b"\xef\xbb\xbf"
+"""The byte-order mark that some programs write in front of UTF-8."""
+FIRST_LINES = 100
+"""A file is no text at all where none of so many lines is."""
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -94,23 +107,30 @@ def list_splits(folder: str | Path) -> list[str]:
     return sorted({path.name.removesuffix(".gz").removesuffix(".tsv") for path in paths})
 
 
-def read_corpus(folder: str | Path) -> dict[str, str]:
-    """Document id -> "title text" joined by one space; the one alone where the other is empty, "" where both are."""
+def read_corpus(folder: str | Path, on_bad_row: OnBadRow = "fail") -> dict[str, str]:
+    """Document id -> "title text" joined by one space; the one alone where the other is empty, "" where both are.
+
+    ``on_bad_row`` is about texts that no UTF-8 can hold.
+    """
     corpus: dict[str, str] = {}
-    for place, row in read_json_lines(_existing(Path(folder) / "corpus.jsonl")):
-        title, text = string_field(place, row, "title", default=""), string_field(place, row, "text")
-        corpus[_new_id(place, row, corpus)] = title_and_text(title, text)
+    for place, line in raw_lines(_existing(Path(folder) / "corpus.jsonl")):
+        with tolerating(on_bad_row, NoTextError):
+            row = placed_object(place, line)
+            title, text = string_field(place, row, "title", default=""), string_field(place, row, "text")
+            corpus[_new_id(place, row, corpus)] = title_and_text(title, text)
     return corpus
 
 
-def read_queries(folder: str | Path) -> dict[str, str]:
-    """Query id -> text."""
+def read_queries(folder: str | Path, on_bad_row: OnBadRow = "fail") -> dict[str, str]:
+    """Query id -> text. ``on_bad_row`` is about texts that no UTF-8 can hold."""
     queries: dict[str, str] = {}
-    for place, row in read_json_lines(_existing(Path(folder) / "queries.jsonl")):
-        text = string_field(place, row, "text")
-        if not text.strip():
-            raise ValueError(f'{place}: "text" is empty; expected a query')
-        queries[_new_id(place, row, queries)] = text
+    for place, line in raw_lines(_existing(Path(folder) / "queries.jsonl")):
+        with tolerating(on_bad_row, NoTextError):
+            row = placed_object(place, line)
+            text = string_field(place, row, "text")
+            if not text.strip():
+                raise ValueError(f'{place}: "text" is empty; expected a query')
+            queries[_new_id(place, row, queries)] = text
     return queries
 
 
@@ -122,70 +142,87 @@ def read_qrels(folder: str | Path, split: str) -> dict[str, dict[str, int]]:
     except FileNotFoundError as error:
         found = ", ".join(list_splits(folder)) or "none"
         raise FileNotFoundError(f"no split {split!r}: {error}; splits in {folder}: {found}") from None
+    lines = numbered_lines(path)
+    place, first = next(lines, (f"{path}:1", ""))
+    header = first.split("\t")
+    if header != QRELS_HEADER:
+        got = short("<tab>".join(header))
+        raise ValueError(f"{place}: expected the header {'<tab>'.join(QRELS_HEADER)}, got {got!r}")
     qrels: dict[str, dict[str, int]] = {}
-    with open_text(path) as lines:
-        header = next(lines, "").rstrip("\r\n").split("\t")
-        if header != QRELS_HEADER:
+    for place, line in lines:
+        fields = line.split("\t")
+        if len(fields) != 3 or (relevance := whole(fields[2])) is None:
             raise ValueError(
-                f"{path}:1: expected the header {'<tab>'.join(QRELS_HEADER)}, got {'<tab>'.join(header)!r}"
+                f"{place}: expected query-id<tab>corpus-id<tab>score with a whole number as score, got {short(line)!r}"
             )
-        for number, line in enumerate(lines, start=2):
-            if not line.strip():
-                continue
-            fields = line.rstrip("\r\n").split("\t")
-            if len(fields) != 3 or not _is_whole(fields[2]):
-                raise ValueError(
-                    f"{path}:{number}: expected query-id<tab>corpus-id<tab>score with a whole number as score,"
-                    f" got {line.strip()!r}"
-                )
-            judged, relevance = qrels.setdefault(fields[0], {}), int(fields[2])
-            if judged.setdefault(fields[1], relevance) != relevance:
-                raise ValueError(
-                    f"{path}:{number}: query {fields[0]!r} and document {fields[1]!r} were judged"
-                    f" {judged[fields[1]]} before and are {relevance} here; keep one of the two rows"
-                )
+        judge(qrels, place, fields[0], fields[1], relevance)
     return qrels
+
+
+def judge(qrels: dict[str, dict[str, int]], place: str, query: str, document: str, relevance: int) -> None:
+    """Note a judgement. Raises ValueError where the same pair was judged otherwise before."""
+    judged = qrels.setdefault(query, {})
+    if judged.setdefault(document, relevance) != relevance:
+        raise ValueError(
+            f"{place}: query {query!r} and document {document!r} were judged {judged[document]} before and are"
+            f" {relevance} here; keep one of the two rows"
+        )
 
 
 def read_run(path: str | Path) -> dict[str, dict[str, float]]:
     """Query id -> document id -> score, from a TREC run; queries and documents keep the file's order."""
     run: dict[str, dict[str, float]] = {}
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            fields = line.split()
-            if not fields:
-                continue
-            if len(fields) != 6 or (score := _finite(fields[4])) is None:
-                raise ValueError(
-                    f"{path}:{number}: expected six fields, qid Q0 docid rank score tag, with a finite number as score,"
-                    f" got {line.strip()!r}"
-                )
-            scores = run.setdefault(fields[0], {})
-            if fields[2] in scores:
-                raise ValueError(
-                    f"{path}:{number}: document {fields[2]!r} came before for query {fields[0]!r};"
-                    " expected each document once"
-                )
-            scores[fields[2]] = score
+    for place, line in numbered_lines(path):
+        fields = line.split()
+        if len(fields) != 6 or (score := _finite(fields[4])) is None:
+            raise ValueError(
+                f"{place}: expected six fields, qid Q0 docid rank score tag, with a finite number as score,"
+                f" got {short(line)!r}"
+            )
+        scores = run.setdefault(fields[0], {})
+        if fields[2] in scores:
+            raise ValueError(
+                f"{place}: document {fields[2]!r} came before for query {fields[0]!r}; expected each document once"
+            )
+        scores[fields[2]] = score
     return run
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of a JSON-lines file with its place, "file:line", for messages; empty lines are skipped."""
-    for place, line in numbered_lines(path):
-        try:
-            row = json_object(line)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        yield place, row
+    for place, line in raw_lines(path):
+        yield place, placed_object(place, line)
+
+
+def placed_object(place: str, line: str) -> dict[str, Any]:
+    """A line's JSON object. Raises ValueError that names its place where it is none."""
+    try:
+        return json_object(line)
+    except ValueError as error:
+        raise type(error)(f"{place}: {error}") from None
+
+
+@contextmanager
+def tolerating(on_bad_row: OnBadRow, fault: type[ValueError] = ValueError) -> Iterator[None]:
+    """A block that reads one row. Where it raises a fault, which names the row's place, the same is raised or, with
+    ``on_bad_row="skip"``, logged as a warning.
+    """
+    try:
+        yield
+    except fault as error:
+        if on_bad_row == "fail":
+            raise
+        logger.warning("%s; the row is left out", error)
 
 
 def json_object(line: str) -> dict[str, Any]:
     """A line's JSON object. Raises ValueError where it is none."""
     try:
-        row = json.loads(line)
+        row = json.loads(whole_text(line))
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object a line, but this is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("expected one JSON object a line, but this is nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected one JSON object a line, got {type(row).__name__}")
     return row
@@ -206,28 +243,75 @@ def string_field(place: str, row: dict[str, Any], key: str, default: str | None 
     if value is None:  # a null counts as missing
         value = default
     if not isinstance(value, str):
-        got = "nothing" if value is None else f"{type(value).__name__} {value!r}"
+        got = "nothing" if value is None else f"{type(value).__name__} {short(repr(value))}"
         raise ValueError(f'{place}: expected a string under "{key}", got {got}')
-    return value
+    try:
+        return whole_text(value)
+    except NoTextError as error:
+        raise NoTextError(f'{place}: "{key}" {error}') from None
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Each line of a text file that is not blank, with its place, "file:line"."""
-    with open_text(path) as lines:
+    """Each line of a UTF-8 text file that is not blank, with its place, "file:line"; gunzipped where the name ends in
+    .gz, without a byte-order mark. Only line feeds end lines.
+
+    Raises ValueError that names the line of bytes that are no UTF-8, and how far a damaged .gz could be read.
+    """
+    for place, line in raw_lines(path):
         try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line.rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text: {error}") from None
+            whole_text(line)
+        except NoTextError as error:
+            raise NoTextError(f"{place}: {error}") from None
+        yield place, line
 
 
-def open_text(path: str | Path) -> TextIO:
-    """Open a UTF-8 text file for reading, gunzipped where its name ends in .gz; only line feeds end its lines."""
+def raw_lines(path: str | Path) -> Iterator[tuple[str, str]]:
+    """The same for a reader that can leave lines out: bytes that are no UTF-8 become surrogates, which
+    :func:`whole_text` refuses.
+    """
     path = Path(path)
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline="\n"))
-    return path.open(encoding="utf-8", newline="\n")
+    with reading(path, advice="") as progress, gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        first = list(islice(file, FIRST_LINES))
+        if first and not any(map(_is_utf8, first)):
+            raise ValueError(f"{path} is no UTF-8 text: none of its first lines is.")
+        for number, content in enumerate(chain(first, file), start=1):
+            line = content.removeprefix(BOM if number == 1 else b"").decode("utf-8", "surrogateescape").rstrip("\r\n")
+            progress.progress = f", after line {number}"
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class NoTextError(ValueError):
+    """A text that holds what no UTF-8 can hold."""
+
+
+def whole_text(text: str) -> str:
+    r"""The text itself. Raises NoTextError for one with half of a surrogate pair, which no UTF-8 can hold.
+
+    >>> whole_text("caf\u00e9")
+    'café'
+    >>> whole_text("\ud83d")
+    Traceback (most recent call last):
+    mrr_model.evaluation.collections.NoTextError: holds the lone surrogate '\ud83d' at character 0, which is no text
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        at = error.start
+        if "\udc80" <= text[at] <= "\udcff":
+            raise NoTextError(f"is no UTF-8 text: byte 0x{ord(text[at]) - 0xDC00:x} at character {at}") from None
+        raise NoTextError(f"holds the lone surrogate {text[at]!r} at character {at}, which is no text") from None
+    return text
 
 
 def _existing(path: Path) -> Path:
@@ -247,8 +331,14 @@ def _new_id(place: str, row: dict[str, Any], known: dict[str, str]) -> str:
     return identifier
 
 
-def _is_whole(text: str) -> bool:
-    return text.strip().removeprefix("-").isdecimal()
+def whole(text: str) -> int | None:
+    """A judgement's whole number; None for another text, or for a number beyond any judgement.
+
+    >>> whole("-1"), whole("0.5"), whole("9" * 5000)
+    (-1, None, None)
+    """
+    text = text.strip()
+    return int(text) if len(text) <= 9 and text.removeprefix("-").isdecimal() else None
 
 
 def _finite(text: str) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mrr_model.evaluation.collections import title_and_text
+from mrr_model.evaluation.collections import title_and_text, whole_text
 from mrr_model.evaluation.judged import Judged, StoredTexts, chosen_split, only_in_a_terminal
 
 
@@ -33,7 +33,7 @@ def read_hub(name: str, split: str = "") -> Judged:
     for number, row in enumerate(judgements[split], 1):
         place = f"{name}#{split}:{number}"
         score = _field(place, row, "score")
-        if not isinstance(score, int | float) or score != score or score != int(score):
+        if not isinstance(score, int | float) or not abs(score) < 1e9 or score != int(score):
             raise ValueError(f'{place}: expected a whole number under "score", got {score!r}')
         query, document = (str(_field(place, row, key)) for key in ("query-id", "corpus-id"))
         qrels.setdefault(query, {})[document] = int(score)
@@ -135,4 +135,7 @@ def _text(place: str, row: Mapping[str, Any]) -> str:
     text = _field(place, row, "text")
     if not isinstance(text, str):
         raise ValueError(f'{place}: expected a string under "text", got {type(text).__name__} {text!r}')
-    return text
+    try:
+        return whole_text(text)
+    except ValueError as error:
+        raise ValueError(f'{place}: "text" {error}') from None

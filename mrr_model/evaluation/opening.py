@@ -28,6 +28,7 @@ from mrr_model.evaluation.first_stage import bm25_run
 from mrr_model.evaluation.hub import read_hub
 from mrr_model.evaluation.irds import knows, read_irds
 from mrr_model.evaluation.judged import Judged, Run, chosen_split
+from mrr_model.evaluation.naming import looks_like_a_path, split_name
 from mrr_model.evaluation.trec import is_trec, read_trec
 
 FirstStage: TypeAlias = Literal["given", "bm25", "auto"]
@@ -100,22 +101,25 @@ def _read(source: str) -> Judged:
     """The reader of a source, told by what is on the disk and then by the name."""
     if is_trec(source):
         return read_trec(source)
-    name, _, split = source.partition("#")
+    name, split = split_name(source)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return read_hub(str(folder), split) if _in_hub_layout(folder) else _read_folder(folder, split)
-    if not name or folder.exists() or name.startswith((".", "/", "~")):
+    known = bool(name) and not folder.exists() and not name.startswith((".", "/", "~")) and knows(name)
+    if not known and (not name or folder.exists() or looks_like_a_path(name)):
         raise FileNotFoundError(
             f"{name!r} is no folder. Give a folder in BEIR's form, TREC files as qrels=FILE,queries=FILE,corpus=FILE, "
             "an id of ir_datasets such as beir/scifact/test, or a hub name such as BeIR/scifact."
         )
-    return read_irds(name, split) if knows(name) else read_hub(name, split)
+    return read_irds(name, split) if known else read_hub(name, split)
 
 
 def _in_hub_layout(folder: Path) -> bool:
     """Whether a folder without BEIR's judgements has a dataset card that names configurations."""
     card = folder / "README.md"
-    return not list_splits(folder) and card.is_file() and "config_name:" in card.read_text(encoding="utf-8")
+    if list_splits(folder) or not card.is_file():
+        return False
+    return "config_name:" in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _read_folder(folder: Path, split: str) -> Judged:

@@ -12,9 +12,12 @@ from typing_extensions import Self
 from mrr_model.compression import Compression
 from mrr_model.evaluation.opening import FirstStage
 from mrr_model.evaluation.presets import PresetName, preset
+from mrr_model.faults import reading
 
 RATIOS = (1.0, 0.5, 0.25)
 """Keep ratios of the grid where none are given."""
+MANY = 10_000_000
+"""More than anything that is counted here."""
 DEPTHS = 5
 """So many exits at most where no depths are given, evenly spread."""
 
@@ -22,7 +25,7 @@ DEPTHS = 5
 class EvaluateSettings(BaseModel):
     """The settings of `mrr evaluate`; what a preset says holds where a field is left out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     model: str = "mini"
     """mini (shipped), a local folder or a hub id."""
@@ -51,19 +54,19 @@ class EvaluateSettings(BaseModel):
     limit_queries: int | None = Field(default=None, ge=1)
     """So many queries of each collection, drawn with the seed."""
     seed: int = 0
-    max_length: int | None = Field(default=None, ge=1)
-    query_max_length: int | None = Field(default=None, ge=1)
+    max_length: int | None = Field(default=None, ge=1, le=MANY)
+    query_max_length: int | None = Field(default=None, ge=1, le=MANY)
     prompt: str | None = None
     """Instruction after the passage, for every collection."""
     dtype: str = "auto"
     device: str = "auto"
-    batch_tokens: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1, lt=2**63)
     local_files_only: bool = False
     without_compensation: bool = False
     """Leave the compensation adapters off."""
-    timing_pairs: int = Field(default=200, ge=1)
+    timing_pairs: int = Field(default=200, ge=1, le=MANY)
     """Times are measured on whole queries of at least so many pairs together."""
-    timing_repeats: int = Field(default=5, ge=1)
+    timing_repeats: int = Field(default=5, ge=1, le=10_000)
     """Medians of so many runs."""
     retime: bool = False
     """Time the settings again, even if the output folder has their times."""
@@ -76,6 +79,15 @@ class EvaluateSettings(BaseModel):
             raise ValueError("name a collection to evaluate on, or a preset")
         if self.run is not None and len(self.collections) != 1:
             raise ValueError("run is one collection's: give exactly one collection with it")
+        if self.query_max_length is not None and self.max_length and self.query_max_length >= self.max_length:
+            raise ValueError(
+                f"query_max_length must lie below max_length, else no passage is read; got {self.query_max_length} and "
+                f"{self.max_length}"
+            )
+        for depth in self.depths or ():
+            Compression(depth)
+        for ratio in self.keep_ratios or ():
+            Compression(keep_ratio=ratio)
         return self
 
     @property
@@ -119,10 +131,8 @@ def _spread(exits: Sequence[int], count: int) -> list[int]:
 def _read_settings(file: Path) -> list[Compression]:
     import yaml
 
-    try:
-        rows = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no YAML: {error}") from None
+    with reading(file, advice=""):
+        rows = yaml.safe_load(file.read_bytes())
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file} must hold a list of settings such as {{depth: 4, keep_ratio: 0.5}}, got {rows!r}.")
     settings = []

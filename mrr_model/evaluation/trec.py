@@ -15,8 +15,17 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mrr_model.evaluation.collections import numbered_lines, read_json_lines, read_run, string_field, title_and_text
+from mrr_model.evaluation.collections import (
+    judge,
+    numbered_lines,
+    read_json_lines,
+    read_run,
+    string_field,
+    title_and_text,
+    whole,
+)
 from mrr_model.evaluation.judged import Judged, Run
+from mrr_model.faults import short
 
 KEYS = ("run", "qrels", "queries", "corpus")
 REQUIRED = ("qrels", "queries", "corpus")
@@ -56,17 +65,12 @@ def read_trec_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for place, line in numbered_lines(path):
         fields = line.split()
-        if len(fields) != 4 or not fields[3].removeprefix("-").isdecimal():
+        if len(fields) != 4 or (relevance := whole(fields[3])) is None:
             raise ValueError(
-                f"{place}: expected four fields, qid 0 docid relevance, with a whole number as relevance, got {line!r}"
+                f"{place}: expected four fields, qid 0 docid relevance, with a whole number as relevance, got "
+                f"{short(line)!r}"
             )
-        query, _, document, relevance = fields
-        judged = qrels.setdefault(query, {})
-        if judged.setdefault(document, int(relevance)) != int(relevance):
-            raise ValueError(
-                f"{place}: query {query!r} and document {document!r} were judged {judged[document]} before and are"
-                f" {relevance} here; keep one of the two rows"
-            )
+        judge(qrels, place, fields[0], fields[2], relevance)
     return qrels
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from mrr_model import checkpoint
 from mrr_model.checkpoint.source import locate
-from mrr_model.evaluation.collections import json_object, numbered_lines
+from mrr_model.evaluation.collections import json_object, raw_lines
+from mrr_model.faults import reading
 from mrr_model.inputs import Layout
 from mrr_model.training.backbones import from_reranker
 from mrr_model.training.finetune import DTYPES, Recipe, run_whole, sampled
@@ -46,7 +47,8 @@ class Flattening(Recipe):
         settings = self.settings
         layout = None
         if settings.layout is not None:
-            layout = Layout.model_validate_json(settings.layout.read_text(encoding="utf-8"))
+            with reading(settings.layout, "See Layout in mrr_model.inputs for its fields."):
+                layout = Layout.model_validate_json(settings.layout.read_text(encoding="utf-8-sig"))
         model, tokenizer = from_reranker(
             locate(settings.model),
             exits=settings.exits,
@@ -117,7 +119,7 @@ def _filled(group: Group, passages: int, earlier: list[str], generator: random.R
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Callable[[], Group]]]:
-    return ((place, partial(_text_row, line)) for place, line in numbered_lines(path))
+    return ((place, partial(_text_row, line)) for place, line in raw_lines(path))
 
 
 def _text_row(line: str) -> Group:

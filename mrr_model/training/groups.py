@@ -12,21 +12,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import logging
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
-from mrr_model.evaluation.collections import json_object, numbered_lines
-
-logger = logging.getLogger(__name__)
-
-OnBadRow = Literal["fail", "skip"]
-"""What to do with a row that cannot be read: raise, or log a warning and go on."""
+from mrr_model.evaluation.collections import OnBadRow as OnBadRow
+from mrr_model.evaluation.collections import json_object, raw_lines, tolerating, whole_text
+from mrr_model.faults import short
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,9 @@ class Group:
 
     def __post_init__(self) -> None:
         """Raise ValueError, in the words of the JSON form, for a row that cannot be trained on."""
+        for key, texts in (("query", (self.query,)), ("pos", self.positives), ("neg", self.negatives)):
+            _check_whole(key, texts)
+        _check_whole("prompt", (self.prompt or "",))
         if not self.query.strip():
             raise ValueError('"query" is empty; expected a text')
         if not self.positives and not self.negatives:
@@ -73,7 +72,7 @@ def read_groups(path: str | Path, on_bad_row: OnBadRow = "fail") -> Iterator[Gro
     A row that cannot be read is a ValueError that names the file and line, what is wrong with it and what is allowed;
     with ``on_bad_row="skip"`` the same is logged as a warning, and reading goes on.
     """
-    return checked(((place, partial(_read, line)) for place, line in numbered_lines(path)), on_bad_row)
+    return checked(((place, partial(_read, line)) for place, line in raw_lines(path)), on_bad_row)
 
 
 def checked(rows: Iterable[tuple[str, Callable[[], Group]]], on_bad_row: OnBadRow) -> Iterator[Group]:
@@ -89,9 +88,8 @@ def checked(rows: Iterable[tuple[str, Callable[[], Group]]], on_bad_row: OnBadRo
 
 def refuse(place: str, fault: object, on_bad_row: OnBadRow) -> None:
     """Raise ValueError for a row that cannot be read, or log that it is left out."""
-    if on_bad_row == "fail":
+    with tolerating(on_bad_row):
         raise ValueError(f"{place}: {fault}") from None
-    logger.warning("%s: %s; the row is left out", place, fault)
 
 
 def group_of(row: Mapping[str, Any]) -> Group:
@@ -111,6 +109,23 @@ def group_of(row: Mapping[str, Any]) -> Group:
         negative_scores=_scores(row, "neg_scores"),
         prompt=prompt,
     )
+
+
+def _check_whole(key: str, texts: Iterable[str]) -> None:
+    for text in texts:
+        try:
+            whole_text(text)
+        except ValueError as error:
+            raise ValueError(f'a text of "{key}" {error}') from None
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold.
+
+    >>> is_finite(10**400), is_finite(float("nan")), is_finite(True), is_finite(2)
+    (False, False, False, True)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
@@ -147,7 +162,8 @@ def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
         raise ValueError(f'expected a list of strings under "{key}", got {_described(row, key)}{hint}')
     for index, value in enumerate(values):
         if not isinstance(value, str):
-            raise ValueError(f'expected strings in "{key}", got {type(value).__name__} {value!r} at index {index}')
+            got = f"{type(value).__name__} {short(repr(value))}"
+            raise ValueError(f'expected strings in "{key}", got {got} at index {index}')
     return tuple(values)
 
 
@@ -158,7 +174,7 @@ def _scores(row: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
     if not isinstance(values, list):
         raise ValueError(f'expected a list of numbers or null under "{key}", got {_described(row, key)}')
     for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_finite(value):
             raise ValueError(
                 f'expected finite numbers in "{key}", got {type(value).__name__} {value!r} at index {index}'
             )
@@ -166,7 +182,7 @@ def _scores(row: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
 
 
 def _described(row: Mapping[str, Any], key: str) -> str:
-    return f"{type(row[key]).__name__} {row[key]!r}" if key in row else "nothing"
+    return f"{type(row[key]).__name__} {short(repr(row[key]))}" if key in row else "nothing"
 
 
 def _open_for_writing(path: Path, stack: ExitStack) -> TextIO:

@@ -18,9 +18,9 @@ from mrr_model.model import MatryoshkaModel
 class LoraSettings(BaseModel):
     """The size of a LoRA. The defaults are the paper's (arXiv 2501.16302, implementation details)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    rank: int = Field(default=32, ge=1)
+    rank: int = Field(default=32, ge=1, le=65_536)
     """Rank of the LoRA."""
     alpha: float = Field(default=64.0, gt=0)
     """The LoRA's delta counts alpha / rank."""

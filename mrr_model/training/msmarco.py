@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mrr_model.evaluation.collections import numbered_lines
+from mrr_model.evaluation.collections import BOM, raw_lines, whole, whole_text
+from mrr_model.faults import reading, short
 from mrr_model.training.groups import Group, OnBadRow, checked, refuse
 
 PASSAGES, DOCUMENTS = "collection.tsv", "msmarco-docs.tsv"
@@ -39,13 +40,13 @@ def read_text_triples(path: Path, on_bad_row: OnBadRow = "fail") -> Iterator[Gro
     """Rows of query, relevant passage and other passage, tab-separated: a group of two passages each."""
 
     def make(line: str) -> Group:
-        fields = line.split("\t")
+        fields = whole_text(line).split("\t")
         if len(fields) != 3:
             raise ValueError(f"expected 3 tab-separated columns, got {len(fields)}")
         query, positive, negative = fields
         return Group(query, (positive,), (negative,))
 
-    return checked(((place, partial(make, line)) for place, line in numbered_lines(path)), on_bad_row)
+    return checked(((place, partial(make, line)) for place, line in raw_lines(path)), on_bad_row)
 
 
 def read_folder(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
@@ -59,16 +60,16 @@ def read_folder(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail
         collection = DOCUMENTS
         queries_name, qrels_name = f"msmarco-doc{split}-queries.tsv", f"msmarco-doc{split}-qrels.tsv"
     queries = {}
-    for _, line in numbered_lines(_existing(folder, queries_name)):
+    for _, line in raw_lines(_existing(folder, queries_name)):  # a text is looked at where a row needs it
         qid, _, text = line.partition("\t")
         queries[qid] = text
     qrels: dict[str, list[str]] = {}
     places: dict[str, str] = {}
-    for place, line in numbered_lines(_existing(folder, qrels_name)):
+    for place, line in raw_lines(_existing(folder, qrels_name)):
         fields = line.split()
-        if len(fields) != 4 or not fields[3].removeprefix("-").isdecimal():
-            refuse(place, f"expected qid, 0, id and a whole relevance, got {line!r}", on_bad_row)
-        elif int(fields[3]) > 0:
+        if len(fields) != 4 or (relevance := whole(fields[3])) is None:
+            refuse(place, f"expected qid, 0, id and a whole relevance, got {short(line)!r}", on_bad_row)
+        elif relevance > 0:
             qrels.setdefault(fields[0], []).append(fields[2])
             places.setdefault(fields[0], place)
     negatives = _negatives(folder, split, qrels, on_bad_row)
@@ -91,10 +92,12 @@ class TextTable:
         self._offsets = array("q")
         self._lines: list[bytes] = []
         zipped = path.suffix == ".gz"
-        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+        with reading(path, advice="") as progress, gzip.open(path) if zipped else path.open("rb") as file:
             offset = 0
             for row, line in enumerate(file):
-                self._rows[line.partition(b"\t")[0].rstrip(b"\r\n").decode("utf-8", "replace")] = row
+                progress.progress = f", after line {row + 1}"
+                first = line.removeprefix(BOM) if row == 0 else line
+                self._rows[first.partition(b"\t")[0].rstrip(b"\r\n").decode("utf-8", "replace")] = row
                 if zipped:
                     self._lines.append(line)
                 else:
@@ -106,7 +109,10 @@ class TextTable:
         row = self._rows.get(identifier)
         if row is None:
             raise ValueError(f"{identifier!r} is not in {self.path.name}")
-        fields = self._line(row).decode("utf-8").rstrip("\r\n").split("\t")
+        try:
+            fields = whole_text(self._line(row).decode("utf-8", "surrogateescape").rstrip("\r\n")).split("\t")
+        except ValueError as error:
+            raise ValueError(f"{self.path}:{row + 1}: {error}") from None
         if len(fields) not in (2, 4):
             raise ValueError(
                 f"{self.path}:{row + 1}: expected id and passage, or docid, url, title and body, got {len(fields)}"
@@ -127,10 +133,10 @@ def _negatives(folder: Path, split: str, qrels: dict[str, list[str]], on_bad_row
     top = _find(folder, f"msmarco-doc{split}-top100")
     triples = next(iter(sorted(folder.glob(f"qidpidtriples.{split}.*"))), None)
     if top or triples:
-        for place, line in numbered_lines(top or triples or folder):
+        for place, line in raw_lines(top or triples or folder):
             fields: list[Any] = line.split()
             if len(fields) != (6 if top else 3):
-                refuse(place, f"expected {6 if top else 3} fields, got {line!r}", on_bad_row)
+                refuse(place, f"expected {6 if top else 3} fields, got {short(line)!r}", on_bad_row)
                 continue
             qid, other = fields[0], fields[2]
             known = found.setdefault(qid, [])

@@ -1,17 +1,21 @@
 """The settings of a training run: one file, or the flags of ``mrr finetune``."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+from mrr_model.compression import MAX_DENOMINATOR, MAX_LAYERS
 from mrr_model.training.groups import OnBadRow
 from mrr_model.training.losses import Cascade
 from mrr_model.training.low_rank import LoraSettings
 
 Stage = Literal["distill", "vertical", "horizontal"]
 STAGES: tuple[Stage, ...] = ("distill", "vertical", "horizontal")
+MANY = 10_000_000
+"""More than any run has of anything that is counted."""
+Layer = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
 RUN_FLAGS = {
     "output_dir": "output",
     "seed": "seed",
@@ -45,11 +49,11 @@ EVALUATION = ("do_eval", "eval_strategy", "eval_on_start", "load_best_model_at_e
 class StageSettings(BaseModel):
     """What every stage has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, le=MANY)
     """Passes over the data."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=MANY)
     """Optimizer steps; where given, it takes the place of epochs."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """The highest learning rate."""
@@ -117,15 +121,15 @@ class HorizontalSettings(CompensationSettings):
 class RunSettings(BaseModel):
     """What every run has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     model: str
     """The model to start from: a local folder or a hub id."""
     output: Path
     """Where the trained checkpoint is written."""
-    exits: tuple[int, ...] | None = None
+    exits: tuple[Layer, ...] | None = Field(default=None, min_length=1)
     """Layers that get a head; only for a stock model."""
-    merge_layer: int | None = None
+    merge_layer: Layer | None = None
     """Where a plain keep ratio merges; only for a stock model."""
     on_bad_row: OnBadRow = "fail"
     """What to do with a row that cannot be read: stop, or warn and go on."""
@@ -133,23 +137,23 @@ class RunSettings(BaseModel):
     """Read the data as it is needed, for data that does not fit in memory; needs max_steps in every stage."""
     sample: float = Field(default=1.0, gt=0, le=1)
     """The part of each source's groups to train on, drawn by the seed."""
-    passages: int = Field(default=8, ge=2)
+    passages: int = Field(default=8, ge=2, le=MANY)
     """Passages of a group: one positive, where there is one, and negatives."""
-    groups_per_step: int = Field(default=8, ge=1)
+    groups_per_step: int = Field(default=8, ge=1, le=MANY)
     """Groups in one step of one process."""
-    length_parts: int = Field(default=1, ge=1)
+    length_parts: int = Field(default=1, ge=1, le=MANY)
     """Run a step's pairs in this many batches of like lengths: less padding."""
-    max_length: int = Field(default=192, ge=8)
+    max_length: int = Field(default=192, ge=8, le=MANY)
     """Tokens of a pair (as in inference, a prompt comes on top)."""
-    query_max_length: int | None = None
+    query_max_length: int | None = Field(default=None, ge=1)
     """Tokens of a query; without it, three quarters of max_length."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights; bfloat16 halves the memory of a frozen large model under a LoRA."""
     bf16: bool = False
     """Train in bfloat16 autocast."""
-    save_steps: int = Field(default=200, ge=1)
+    save_steps: int = Field(default=200, ge=1, le=MANY)
     """Steps between two saves that a run can resume from."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides the draws of data, fresh heads and sub-networks."""
     dev: tuple[str, ...] = ()
     """Print nDCG@10 on this collection after training, at full size and at smaller sizes; in any form that mrr evaluate
@@ -180,6 +184,22 @@ class RunSettings(BaseModel):
                     f"{name} needs an evaluation during training, which there is not; --dev measures after it"
                 )
         return trainer
+
+    @field_validator("exits")
+    @classmethod
+    def _check_exits(cls, exits: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if exits is not None and list(exits) != sorted(set(exits)):
+            raise ValueError("exits are different layer numbers in ascending order")
+        return exits
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.query_max_length is not None and self.query_max_length >= self.max_length:
+            raise ValueError(
+                f"query_max_length must lie below max_length, else no passage is read; got {self.query_max_length} and "
+                f"{self.max_length}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
@@ -257,7 +277,7 @@ class FlattenSettings(RunSettings):
     """The token by which a causal model says yes."""
     no: str | None = "no"
     """The token by which it says no; empty or null where its score is the yes token's logit alone."""
-    max_length: int = Field(default=512, ge=8)
+    max_length: int = Field(default=512, ge=8, le=MANY)
     """Tokens of a pair (as in inference, a prompt comes on top)."""
     vertical: FlatteningSettings = FlatteningSettings()
     """Vertical compensation, for depth."""
@@ -270,6 +290,6 @@ class FlattenSettings(RunSettings):
 
 
 def _checked_ratios(ratios: tuple[int, ...]) -> tuple[int, ...]:
-    if not ratios or min(ratios) < 1:
-        raise ValueError("ratios are whole numbers from 1, at least one")
+    if not ratios or min(ratios) < 1 or max(ratios) > MAX_DENOMINATOR:
+        raise ValueError(f"ratios are whole numbers from 1 to {MAX_DENOMINATOR}, at least one")
     return ratios

@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from mrr_model.evaluation.collections import read_corpus, read_qrels, read_queries, read_run
+from mrr_model.evaluation.naming import looks_like_a_path, split_name
+from mrr_model.faults import reading, short
 from mrr_model.training import msmarco
-from mrr_model.training.groups import Group, OnBadRow, checked, group_of, read_groups
+from mrr_model.training.groups import Group, OnBadRow, checked, group_of, is_finite, read_groups
 
 LABELS = ("label", "labels", "score", "scores")
 """Names of the column that holds labels, as in sentence-transformers."""
@@ -36,7 +37,7 @@ def read_source(source: str, *, on_bad_row: OnBadRow = "fail") -> Iterator[Group
     Raises FileNotFoundError for a file or folder that is not there, ValueError for a form that is not known and,
     naming file and line, for a row that cannot be read; with ``on_bad_row="skip"`` such rows are logged and left out.
     """
-    name, _, split = source.partition("#")
+    name, split = split_name(source)
     path = Path(name).expanduser()
     split = split or "train"
     if path.is_file():
@@ -47,21 +48,21 @@ def read_source(source: str, *, on_bad_row: OnBadRow = "fail") -> Iterator[Group
         return read_beir(path, split, on_bad_row)
     if msmarco.holds(path):
         return msmarco.read_folder(path, split, on_bad_row)
-    if not path.is_dir() and _looks_like_a_path(name):
+    if not path.is_dir() and looks_like_a_path(name):
         raise FileNotFoundError(f"there is no file or folder {name!r}, which the training data names.")
     return read_dataset(name, split, on_bad_row)
 
 
-def corpus_of(source: str) -> dict[str, str] | None:
+def corpus_of(source: str, on_bad_row: OnBadRow = "fail") -> dict[str, str] | None:
     """All passages of a BEIR folder by their ids; None for other sources, whose rows are all there is."""
-    folder = Path(source.partition("#")[0]).expanduser()
-    return read_corpus(folder) if _holds(folder, "corpus.jsonl") else None
+    folder = Path(split_name(source)[0]).expanduser()
+    return read_corpus(folder, on_bad_row) if _holds(folder, "corpus.jsonl") else None
 
 
-def own_documents(source: str, corpus: Mapping[str, str]) -> dict[str, list[str]]:
+def own_documents(source: str, corpus: Mapping[str, str], on_bad_row: OnBadRow = "fail") -> dict[str, list[str]]:
     """Query text -> the passages that have its id, for the queries of a BEIR folder that are documents themselves."""
     own: dict[str, list[str]] = {}
-    for identifier, text in read_queries(Path(source.partition("#")[0]).expanduser()).items():
+    for identifier, text in read_queries(Path(split_name(source)[0]).expanduser(), on_bad_row).items():
         if identifier in corpus:
             own.setdefault(text, []).append(corpus[identifier])
     return own
@@ -71,9 +72,11 @@ def read_beir(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail")
     """A group for each judged query of a split: what is judged relevant; then what is judged not to be, and the other
     candidates of candidates/SPLIT.run where there is one, but for the document of the query's own id: it is the query.
 
-    ``on_bad_row`` is about queries; a line that cannot be read is a ValueError, as in evaluation.
+    ``on_bad_row`` is about queries, and about texts that no UTF-8 can hold; another line that cannot be read is a
+    ValueError, as in evaluation.
     """
-    corpus, queries, qrels = read_corpus(folder), read_queries(folder), read_qrels(folder, split)
+    corpus, queries = read_corpus(folder, on_bad_row), read_queries(folder, on_bad_row)
+    qrels = read_qrels(folder, split)
     runs = [folder / "candidates" / f"{split}.run{ending}" for ending in ("", ".gz")]
     run = next((read_run(path) for path in runs if path.is_file()), {})
 
@@ -122,7 +125,7 @@ def read_dataset(name: str, split: str = "train", on_bad_row: OnBadRow = "fail")
 
 
 def _dataset_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Callable[[], Group]]]:
-    numbered = ((f"{place}:{number}", row) for number, row in enumerate(rows, 1))
+    numbered = ((f"{place}:{number}", row) for number, row in enumerate(_read_rows(place, rows), 1))
     first = next(numbered, None)
     if first is None:
         return
@@ -148,6 +151,15 @@ def _dataset_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tup
         )
 
 
+def _read_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a dataset; files that its library cannot read are one ValueError."""
+    number = 0
+    with reading(place, advice="") as progress:
+        for number, row in enumerate(rows, 1):
+            progress.progress = f", after row {number}"
+            yield row
+
+
 def _json_group(row: Mapping[str, Any]) -> Group:
     return group_of({**row, "neg": row.get("neg") or []})
 
@@ -168,9 +180,9 @@ def _tuple_group(texts: Sequence[Any]) -> Group:
 
 def _labelled_group(query: Any, passages: Any, labels: Any) -> Group:
     if not isinstance(labels, list) or not isinstance(passages, list) or len(labels) != len(passages):
-        raise ValueError(f"expected one label a passage, got {labels!r} for {passages!r}")
-    if not all(isinstance(label, int | float) and isfinite(label) for label in labels):
-        raise ValueError(f"expected finite numbers as labels, got {labels!r}")
+        raise ValueError(f"expected one label a passage, got {short(repr(labels))} for {short(repr(passages))}")
+    if not all(isinstance(label, bool) or is_finite(label) for label in labels):
+        raise ValueError(f"expected finite numbers as labels, got {short(repr(labels))}")
     if any(label != int(label) for label in labels):
         return group_of({"query": query, "pos": [], "neg": passages, "pos_scores": [], "neg_scores": labels})
     relevant = [passage for passage, label in zip(passages, labels, strict=True) if label > 0]
@@ -182,7 +194,3 @@ def _labelled_group(query: Any, passages: Any, labels: Any) -> Group:
 
 def _holds(folder: Path, name: str) -> bool:
     return (folder / name).is_file() or (folder / f"{name}.gz").is_file()
-
-
-def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or ".json" in name or ".tsv" in name
