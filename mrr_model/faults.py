@@ -12,6 +12,9 @@ from typing import Any, Literal
 AGAIN = "Copy or download the file again."
 """What helps against a damaged file of a checkpoint."""
 
+LIBRARIES = ("datasets", "pyo3_runtime")
+"""Libraries that are not imported for their errors: all that these raise is about what they read."""
+
 MISUSED = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 """What code raises that is given parsed data of another shape or type than it expects."""
 
@@ -103,13 +106,10 @@ def _by_library(error: BaseException) -> str | None:
         encoding = getattr(error, "encoding", None)
         return f"is not valid YAML: {short(error)}" + (f", read as {encoding}" if encoding else "")
     # The tokenizers library raises plain Exception and panics at some inputs; torch raises RuntimeError for sizes.
-    if isinstance(error, StrictDataclassError) or type(error) in (Exception, RuntimeError) or _is_panic(error):
+    home = type(error).__module__.partition(".")[0]
+    if isinstance(error, StrictDataclassError) or type(error) in (Exception, RuntimeError) or home in LIBRARIES:
         return f"cannot be used: {short(error)}"
     return None
-
-
-def _is_panic(error: BaseException) -> bool:
-    return type(error).__module__ == "pyo3_runtime"
 
 
 def faults_of(error: Any, most: int = 5) -> str:

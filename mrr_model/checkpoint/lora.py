@@ -132,6 +132,8 @@ def _read_one(file: Path) -> Adapter:
         if side not in ("A.weight", "B.weight") or a is None or b is None:
             raise ValueError(f"{key} is not one of a pair lora_A.weight, lora_B.weight.")
         adapter[module] = LowRank(a, b, finite(scalings.get(module, 1.0), f"the scaling of {module}"))
+    if strange := sorted(scalings.keys() - adapter.keys()):
+        raise ValueError(f"its scaling names {strange[0]!r}, of which it holds no matrices.")
     return adapter
 
 

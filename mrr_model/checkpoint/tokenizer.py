@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with reading(f"the tokenizer in {folder}"):
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     try:
-        with reading(f"{file} or tokenizer_config.json beside it"):
+        with reading(folder / OBJECTS[0] if (folder / OBJECTS[0]).is_file() else file):
             return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast.from_pretrained(folder))
     except ValueError:
         with reading(file):

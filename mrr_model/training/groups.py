@@ -162,7 +162,7 @@ def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
         raise ValueError(f'expected a list of strings under "{key}", got {_described(row, key)}{hint}')
     for index, value in enumerate(values):
         if not isinstance(value, str):
-            got = f"{type(value).__name__} {short(repr(value))}"
+            got = f"{type(value).__name__} {short(repr(value), 80)}"
             raise ValueError(f'expected strings in "{key}", got {got} at index {index}')
     return tuple(values)
 
@@ -175,14 +175,13 @@ def _scores(row: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
         raise ValueError(f'expected a list of numbers or null under "{key}", got {_described(row, key)}')
     for index, value in enumerate(values):
         if not is_finite(value):
-            raise ValueError(
-                f'expected finite numbers in "{key}", got {type(value).__name__} {value!r} at index {index}'
-            )
+            got = f"{type(value).__name__} {short(repr(value), 80)}"
+            raise ValueError(f'expected finite numbers in "{key}", got {got} at index {index}')
     return tuple(float(value) for value in values)
 
 
 def _described(row: Mapping[str, Any], key: str) -> str:
-    return f"{type(row[key]).__name__} {short(repr(row[key]))}" if key in row else "nothing"
+    return f"{type(row[key]).__name__} {short(repr(row[key]), 80)}" if key in row else "nothing"
 
 
 def _open_for_writing(path: Path, stack: ExitStack) -> TextIO:

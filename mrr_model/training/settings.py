@@ -129,7 +129,7 @@ class RunSettings(BaseModel):
     """Where the trained checkpoint is written."""
     exits: tuple[Layer, ...] | None = Field(default=None, min_length=1)
     """Layers that get a head; only for a stock model."""
-    merge_layer: Layer | None = None
+    merge_layer: int | None = Field(default=None, ge=1, le=MAX_LAYERS)
     """Where a plain keep ratio merges; only for a stock model."""
     on_bad_row: OnBadRow = "fail"
     """What to do with a row that cannot be read: stop, or warn and go on."""

@@ -108,13 +108,15 @@ def read_dataset(name: str, split: str = "train", on_bad_row: OnBadRow = "fail")
         raise ImportError(f'reading {name!r} needs datasets: pip install "matryoshka-reranker[train]"') from error
     folder = Path(name).expanduser()
     if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-        loaded = datasets.load_from_disk(str(folder))
+        with reading(name, advice=""):
+            loaded = datasets.load_from_disk(str(folder))
         splits = loaded if isinstance(loaded, datasets.DatasetDict) else {split: loaded}
         if split not in splits:
             raise ValueError(f"{name} has no split {split!r}; its splits: {', '.join(splits)}")
         rows = splits[split]
     elif folder.is_dir():
-        rows = datasets.load_dataset(str(folder), split=split, streaming=True)
+        with reading(name, advice=""):
+            rows = datasets.load_dataset(str(folder), split=split, streaming=True)
     else:
         hub_name, _, configuration = name.partition(":")
         try:
