@@ -15,6 +15,9 @@ AGAIN = "Copy or download the file again."
 LIBRARIES = ("datasets", "pyo3_runtime")
 """Libraries that are not imported for their errors: all that these raise is about what they read."""
 
+OPAQUE = (Exception, RuntimeError, SystemError)
+"""What libraries in other languages raise: these very types, for tokenizers, sizes and tables that make no sense."""
+
 MISUSED = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 """What code raises that is given parsed data of another shape or type than it expects."""
 
@@ -105,9 +108,8 @@ def _by_library(error: BaseException) -> str | None:
     if isinstance(error, YAMLError):
         encoding = getattr(error, "encoding", None)
         return f"is not valid YAML: {short(error)}" + (f", read as {encoding}" if encoding else "")
-    # The tokenizers library raises plain Exception and panics at some inputs; torch raises RuntimeError for sizes.
     home = type(error).__module__.partition(".")[0]
-    if isinstance(error, StrictDataclassError) or type(error) in (Exception, RuntimeError) or home in LIBRARIES:
+    if isinstance(error, StrictDataclassError) or type(error) in OPAQUE or home in LIBRARIES:
         return f"cannot be used: {short(error)}"
     return None
 

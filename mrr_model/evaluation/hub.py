@@ -17,6 +17,7 @@ from typing import Any
 
 from mrr_model.evaluation.collections import title_and_text, whole_text
 from mrr_model.evaluation.judged import Judged, StoredTexts, chosen_split, only_in_a_terminal
+from mrr_model.faults import reading
 
 
 def read_hub(name: str, split: str = "") -> Judged:
@@ -103,7 +104,7 @@ def _load(name: str, configuration: str | None) -> Any:
         raise ImportError(
             f'reading {name!r} needs datasets ({error}): pip install "matryoshka-reranker[eval]"'
         ) from error
-    with _fetching(name, datasets), only_in_a_terminal():
+    with reading(name, advice=""), _fetching(name, datasets), only_in_a_terminal():
         return datasets.load_dataset(name, configuration)
 
 

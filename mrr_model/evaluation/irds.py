@@ -6,6 +6,7 @@ stay on disk; a document is "title text", as in BEIR's folders, or whatever one 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -121,7 +122,7 @@ def _fetching(name: str) -> Iterator[None]:
     try:
         with only_in_a_terminal():
             yield
-    except (OSError, RuntimeError, BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConnectionError(
             f"{name}: ir_datasets has not got all of it in its cache and could not fetch the rest ({reason}). Fetch it "

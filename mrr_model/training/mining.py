@@ -13,6 +13,7 @@ Letters: Q queries, N passages of the corpus, D embedding size.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ class MiningSettings:
     def __post_init__(self) -> None:
         if self.scores and self.encoder is None:
             raise ValueError("scores are a bi-encoder's cosines: name an encoder with them.")
+        if not math.isfinite(self.margin):
+            raise ValueError(f"margin must be a finite number, got {self.margin}.")
 
 
 class MinedGroups(Iterator[Group]):
