@@ -66,8 +66,8 @@ class MinedGroups(Iterator[Group]):
     def _mined(self, sources: Iterable[str], settings: MiningSettings, on_bad_row: OnBadRow) -> Iterator[Group]:
         for source in sources:
             groups = list(read_source(source, on_bad_row=on_bad_row))
-            documents = corpus_of(source, self.on_bad_row)
-            own = own_documents(source, documents, self.on_bad_row) if documents else {}
+            documents = corpus_of(source, on_bad_row)
+            own = own_documents(source, documents, on_bad_row) if documents else {}
             corpus = list(documents.values()) if documents else [text for group in groups for text in _passages(group)]
             keys = set() if settings.keep_identical else {_key(text) for text in corpus}
             for group in mine(groups, corpus, settings, own):
