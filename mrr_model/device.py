@@ -1,9 +1,11 @@
 """Where and in which number format a model runs when the user says "auto"."""
 
 import platform
+import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,12 +29,20 @@ to 18 % less with 768; with 768 dimensions (108M, full size, 60 words) 768 and 1
 CPU_FACTS = Path("/proc/cpuinfo")
 """Where Linux names the processor."""
 
-OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "MPS backend out of memory",
+OUT_OF_MEMORY = re.compile(
+    r"""DefaultCPUAllocator:\ (can't\ allocate|not\ enough)\ memory
+    | std::bad_alloc
+    | (CUDA|HIP|XPU|MPS\ backend)(\ error:)?\ out\ of\ memory
+    | CU[A-Z]+_STATUS_[A-Z_]*ALLOC[A-Z_]*FAILED   # cuBLAS, cuDNN, cuSOLVER
+    | could\ not\ create\ a\ memory\ object      # oneDNN
+    | ^could\ not\ (create|execute)\ a\ primitive$  # the same; a "primitive descriptor" is something else
+    """,
+    re.VERBOSE,
 )
-"""How allocators that raise a plain RuntimeError say it."""
+"""What allocators and libraries say, in a plain RuntimeError, when memory runs out."""
+
+INLINE_ELEMENTS = 16384
+"""torch spreads element-wise work over its threads from 32768 elements on."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -101,6 +111,19 @@ def default_batch_tokens(device: torch.device, hidden_size: int, dtype: torch.dt
     return max(BATCH_TOKENS, BATCH_BYTES // (hidden_size * dtype.itemsize))
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that memory ran out, on a GPU or on the CPU, and nothing else."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+def out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU, and nothing else."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in ``dtype``, converted by the calling thread alone, in parts too small for torch's thread pool: a
+    process that has started the pool cannot be forked any more.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    made = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+    target, source = made.view(-1), tensor.reshape(-1)
+    for start in range(0, len(source), INLINE_ELEMENTS):
+        target[start : start + INLINE_ELEMENTS].copy_(source[start : start + INLINE_ELEMENTS])
+    return made

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mrr_model.backbones.prefix import Prefix
+from mrr_model.cancelling import check
 from mrr_model.compression import Plan
 from mrr_model.device import out_of_memory
-from mrr_model.inputs import Batch, EncodedPair, collate, length_sorted_batches, sharing_groups
+from mrr_model.inputs import EncodedPair, collate, length_sorted_batches, sharing_groups
 from mrr_model.model import BatchReading, BatchState, MatryoshkaModel
 
 FINISHED_TOGETHER = 256
@@ -46,11 +47,14 @@ class Scoring:
     batch_size: int | None = None
 
     def logits(self) -> Tensor:
-        """Float32 (pairs, E) on the CPU, in the pairs' order."""
+        """Float32 (pairs, E) on the CPU, in the pairs' order. Stops before the next batch if nobody waits for them
+        (:mod:`~mrr_model.cancelling`).
+        """
         groups = sharing_groups(self.encoded) if self.model.backbone.causal else [(None, [*range(len(self.encoded))])]
-        logits = torch.empty(len(self.encoded), len(self.plan.exits))
+        logits = torch.empty(len(self.encoded), len(self.plan.exits), dtype=torch.float32, device="cpu")
         waiting = _Waiting(min(FINISHED_TOGETHER, len(self.encoded)))
-        with torch.inference_mode():
+        # A caller's autocast would move scores: they are computed in the weights' own format.
+        with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
             for places, reading in chain.from_iterable(self._read(prefix, group) for prefix, group in groups):
                 assert isinstance(reading, BatchReading)
                 if len(waiting.places) + len(places) > waiting.most:
@@ -73,16 +77,14 @@ class Scoring:
         memory runs out, here or later, batches are halved.
         """
         before = 0 if prefix is None else prefix.size
-        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
         while group:
             lengths = [len(self.encoded[place].input_ids) - before for place in group]
             done: set[int] = set()
             budget = self.batch_tokens()
             for batch in length_sorted_batches(lengths, budget, self.batch_size):
+                check()
                 places = [group[index] for index in batch]
-                rows = [self.encoded[place] for place in places]
-                inputs = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix).to(self.model.device)
-                part = _unless_out_of_memory(partial(self._start, inputs), len(batch))
+                part = _unless_out_of_memory(partial(self._start, prefix, places), len(batch))
                 if part is None:
                     self.halve(min(budget, len(batch) * max(lengths[index] for index in batch)))
                     break
@@ -93,8 +95,11 @@ class Scoring:
                     break
             group = [place for place in group if place not in done]
 
-    def _start(self, batch: Batch) -> BatchState | BatchReading:
-        return self.model.advance(self.model.start(batch), self.plan)
+    def _start(self, prefix: Prefix | None, places: list[int]) -> BatchState | BatchReading:
+        rows = [self.encoded[place] for place in places]
+        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
+        batch = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix)
+        return self.model.advance(self.model.start(batch.to(self.model.device)), self.plan)
 
     def _advanced(self, parts: Iterator[Part]) -> Iterator[Part]:
         """The pairs behind their next merge, or read. Neighbours that have become small go on as one batch: large
@@ -132,6 +137,7 @@ class Scoring:
 
     def _advance(self, places: list[int], state: BatchState) -> Iterator[Part]:
         """One batch behind its next merge, or read; where memory runs out, half of its pairs at a time."""
+        check()
         part = _unless_out_of_memory(lambda: self.model.advance(state, self.plan), len(state))
         if part is not None:
             del state
@@ -187,7 +193,7 @@ def _unless_out_of_memory(run: Callable[[], Made], parts: int) -> Made | None:
     """
     try:
         return run()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or parts == 1:
             raise
     return None

@@ -68,9 +68,10 @@ class Decoder(Backbone):
         if prefix is not None:
             before = prefix.size
             if prefix.hidden is None:
-                prefix.input_ids = prefix.input_ids.to(hidden.device)
-                prefix.hidden = self.embed(prefix.input_ids[None], spans)
-                prefix.rotary = self._rotary(prefix.hidden, 0)[1]
+                ids = prefix.input_ids.to(hidden.device)
+                states = self.embed(ids[None], spans)
+                # Set when all of it is there: if memory runs out before, the next batch starts the prefix again.
+                prefix.rotary, prefix.hidden = self._rotary(states, 0)[1], states
         positions, rotary = self._rotary(hidden, before)
         reading = (spans.total - 1).to(hidden.device)
         valid = self.valid_places(spans, hidden, before)
@@ -98,8 +99,8 @@ class Decoder(Backbone):
                 "attention_mask": None, "position_embeddings": prefix.rotary, "shared": keys, "bands": prefix.bands
             }  # fmt: skip
             output = self.layers[len(prefix.seen)](prefix.hidden, **inputs)
+            prefix.seen.append(keys)  # with the states that belong to it: nothing that can fail comes in between
             prefix.hidden = output[0] if isinstance(output, tuple) else output
-            prefix.seen.append(keys)
 
     def _rotary(self, hidden: Tensor, first: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Positions from ``first`` on, (1, T), and their rotary angles."""
