@@ -226,7 +226,7 @@ def sharing_groups(pairs: Sequence[EncodedPair]) -> list[tuple[Prefix | None, li
     shared = {ids: indices for ids, indices in by_query.items() if len(indices) >= SHARING_LEAST}
     taken = {index for indices in shared.values() for index in indices}
     groups: list[tuple[Prefix | None, list[int]]] = [
-        (Prefix(torch.tensor(ids)), indices) for ids, indices in shared.items()
+        (Prefix(torch.tensor(ids, device="cpu")), indices) for ids, indices in shared.items()
     ]
     rest = [index for index in range(len(pairs)) if index not in taken]
     return [*groups, (None, rest)] if rest else groups
@@ -252,9 +252,9 @@ def collate(
     if rounded:
         longest = max(longest, min(padded_length(longest), max_tokens or padded_length(longest)))
     spans = Spans(
-        torch.tensor([pair.query_length - before for pair in pairs]),
-        torch.tensor([pair.passage_length for pair in pairs]),
-        torch.tensor([pair.prompt_length for pair in pairs]),
+        torch.tensor([pair.query_length - before for pair in pairs], device="cpu"),
+        torch.tensor([pair.passage_length for pair in pairs], device="cpu"),
+        torch.tensor([pair.prompt_length for pair in pairs], device="cpu"),
     )
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)  # numpy reads lists several times as fast as torch
     for place, row in enumerate(rows):

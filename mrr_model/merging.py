@@ -46,7 +46,7 @@ def span_means(hidden: Tensor, spans: Spans) -> Tensor:
 
     An encoder's first token, for classifiers, belongs to neither text. An empty span's mean is 0.
     """
-    places = torch.arange(hidden.shape[1])[None]
+    places = torch.arange(hidden.shape[1], device="cpu")[None]
     query, end = spans.query[:, None], (spans.query + spans.passage)[:, None]
     chosen = torch.stack([(places > 0) & (places < query), (places >= query) & (places < end)], 1)  # (B, 2, T)
     counts = chosen.sum(2, keepdim=True).clamp(min=1).to(hidden.device, torch.float32, non_blocking=True)
@@ -79,7 +79,7 @@ def destinations(spans: Spans, step: Fraction, size: int | None = None) -> Tenso
     [[0, 1, 2, 2, 3, 3, 4, 5]]
     """
     total = spans.total
-    place = torch.arange(size or int(total.max()))[None, :]  # (1, T)
+    place = torch.arange(size or int(total.max()), device="cpu")[None, :]  # (1, T)
     start, end = spans.query[:, None], (spans.query + spans.passage)[:, None]  # (B, 1)
     group = start + (place - start) * step.numerator // step.denominator
     after = place - (spans.passage - group_count(spans.passage, step))[:, None]

@@ -6,13 +6,13 @@ Letters: B pairs, T tokens, D hidden size, E exits. Layers, exits and merges are
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from typing_extensions import Self
 
 from mrr_model import backbones
@@ -21,6 +21,7 @@ from mrr_model.backbones.attention import ReadingRow
 from mrr_model.backbones.backbone import Reading, Stage
 from mrr_model.backbones.prefix import Prefix
 from mrr_model.compression import Compression, Plan, resolve
+from mrr_model.construction import NamedTensors
 from mrr_model.heads import HeadKind, ScoreHead, soft_cap
 from mrr_model.inputs import Batch, Layout
 from mrr_model.merging import Spans, destinations, merge_tokens, padded_length, span_means
@@ -198,9 +199,21 @@ class MatryoshkaModel(nn.Module):
         attention.register()  # a process that unpickles a model has not built one
 
     @classmethod
-    def from_config(cls, backbone: PreTrainedConfig, config: MatryoshkaConfig) -> "MatryoshkaModel":
-        """A model with random weights. Raises ``ValueError`` for a backbone family that is not known."""
-        return cls(AutoModel.from_config(backbone, **pooler_off(backbone.model_type)), config)
+    def from_config(
+        cls, backbone: PreTrainedConfig, config: MatryoshkaConfig, *, weights: str | torch.device = "cpu"
+    ) -> "MatryoshkaModel":
+        """A model with random weights in the backbone's number format, else float32; score heads are float32.
+
+        ``weights="meta"`` makes no weights, for a checkpoint to set; all that is no weight is there. The process's
+        default number format and device are neither read nor set, as transformers' own constructors do: other threads
+        would see it. Raises ``ValueError`` for a backbone family that is not known.
+        """
+        options = pooler_off(backbone.model_type)
+        dtype = backbone.dtype if isinstance(backbone.dtype, torch.dtype) else torch.float32
+        with NamedTensors(dtype, weights):
+            stock = cast(Any, MODEL_MAPPING[type(backbone)])(backbone, **options)
+        with NamedTensors(torch.float32, weights):
+            return cls(stock, config)
 
     @property
     def config(self) -> PreTrainedConfig:

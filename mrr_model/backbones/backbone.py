@@ -116,4 +116,4 @@ class Backbone(ABC):
         total, size = spans.total + before, hidden.shape[1] + before
         if int(total.min()) == size:
             return None
-        return (torch.arange(size)[None, :] < total[:, None]).to(hidden.device)
+        return (torch.arange(size, device="cpu")[None, :] < total[:, None]).to(hidden.device)

@@ -39,9 +39,8 @@ class Encoder(Backbone):
         """Token type 1 marks the passage and what follows it, where the model knows two types."""
         token_types = torch.zeros_like(input_ids)
         if self.model.config.type_vocab_size > 1:
-            token_types = (
-                (torch.arange(input_ids.shape[1])[None, :] >= spans.query[:, None]).long().to(input_ids.device)
-            )
+            places = torch.arange(input_ids.shape[1], device="cpu")[None, :]
+            token_types = (places >= spans.query[:, None]).long().to(input_ids.device)
         return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types))
 
     def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:

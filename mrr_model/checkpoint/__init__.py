@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from mrr_model.backbones import FAMILIES
@@ -63,8 +62,8 @@ def load(
     {0.5: dir}}``.
 
     With ``model_kwargs`` the stock part is placed by its own ``from_pretrained`` (``device_map``,
-    ``quantization_config`` …), and
-    ``device`` is where the heads go.
+    ``quantization_config`` …), and ``device`` is where the heads go. That method sets the process's default number
+    format for a moment and may start threads; without ``model_kwargs`` loading does neither.
 
     Raises ``FileNotFoundError`` for files that are not there and ``ValueError`` for a format that is not known or
     weights that do not fit.
@@ -205,18 +204,18 @@ def outline(
     """
     with reading(folder / "config.json"):
         check_layers(stored, blueprint.backbone.num_hidden_layers)
-        with torch.device("meta"):
-            model = build(blueprint, torch.float32)
+        model = MatryoshkaModel.from_config(blueprint.backbone, blueprint.matryoshka, weights="meta")
     check_weights(model, stored, blueprint.rename, source=str(folder), allow_missing=allow_missing)
     return model
 
 
 def build(blueprint: Blueprint, dtype: torch.dtype) -> MatryoshkaModel:
-    """The model of a blueprint in ``dtype``, its weights not yet set; score heads are float32."""
+    """The model of a blueprint for weights in ``dtype``. The stock part has none yet (they are on the device
+    ``"meta"``), the score heads, float32, have room for them.
+    """
     blueprint.backbone.dtype = dtype
-    with no_init_weights():
-        model = MatryoshkaModel.from_config(blueprint.backbone, blueprint.matryoshka)
-    model.heads.float()
+    model = MatryoshkaModel.from_config(blueprint.backbone, blueprint.matryoshka, weights="meta")
+    model.heads.to_empty(device="cpu")
     return model
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mrr_model.device import cast
 from mrr_model.faults import AGAIN, read_json, reading, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -188,7 +189,7 @@ def assign_weights(
     )
     expected = model.state_dict()
     ready = {
-        name: tensor.to(torch.float32 if name.startswith("heads.") else dtype)
+        name: cast(tensor, torch.float32 if name.startswith("heads.") else dtype)
         for name, tensor in _used(stored, rename).items()
         if name in expected
     }
