@@ -6,7 +6,7 @@ Letters: r rank, I a linear module's inputs, O its outputs.
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -52,7 +52,8 @@ class Compensation:
     """A model and its adapters: gives the model with the right deltas for a Plan. Safe to share among threads.
 
     Small models are folded: one copy of the adapted weights per set of adapters, made on first use, everything else
-    shared. Large ones keep one copy, add the low-rank products as they run, and hold a lock over each forward pass.
+    shared. Large ones, and those with quantized weights, which no delta can be added to, keep one copy, add the
+    low-rank products as they run, and hold a lock over each forward pass.
     """
 
     def __init__(self, model: MatryoshkaModel, adapters: Mapping[str, Adapter], fold_limit: int = FOLD_LIMIT) -> None:
@@ -61,14 +62,24 @@ class Compensation:
         modules = dict(model.named_modules())
         for name, adapter in self.adapters.items():
             _check(name, adapter, modules)
-        adapted = {module for adapter in self.adapters.values() for module in adapter}
-        self._folds = sum(cast(nn.Linear, modules[name]).weight.nbytes for name in adapted) <= fold_limit
+        weights = [_weight(modules[module]) for module in self._adapted(self.adapters)]
+        self._folds = all(weight is not None for weight in weights) and (
+            sum(weight.nbytes for weight in weights if weight is not None) <= fold_limit
+        )
         self._folded: dict[tuple[str, ...], _Folded] = {}
         self._lock = threading.RLock()
         self._active = threading.local()  # hooks of another object on the same modules must not see these names
         if not self._folds:
-            for module in adapted:
-                modules[module].register_forward_hook(self._adding_hook(module))
+            self._add_hooks()
+
+    def _adapted(self, names: Iterable[str]) -> set[str]:
+        """The modules that these adapters change."""
+        return {module for name in names for module in self.adapters[name]}
+
+    def _add_hooks(self) -> None:
+        modules = dict(self.model.named_modules())
+        for module in self._adapted(self.adapters):
+            modules[module].register_forward_hook(self._adding_hook(module))
 
     @property
     def vertical(self) -> bool:
@@ -93,6 +104,11 @@ class Compensation:
     @contextmanager
     def applied(self, names: tuple[str, ...]) -> Iterator[MatryoshkaModel]:
         """The model with these adapters' deltas added, for one forward pass."""
+        if self._folds and not self._can_fold(names):
+            with self._lock:
+                if self._folds:
+                    self._add_hooks()
+                    self._folds = False
         if self._folds:
             yield self._fold(names)
             return
@@ -102,6 +118,13 @@ class Compensation:
                 yield self.model
             finally:
                 self._active.names = ()
+
+    def _can_fold(self, names: tuple[str, ...]) -> bool:
+        """Whether the adapted weights are still numbers that a delta can be added to: a model may have been quantized
+        in place.
+        """
+        modules = dict(self.model.named_modules()) if names else {}
+        return all(_weight(modules[module]) is not None for module in self._adapted(names))
 
     def _fold(self, names: tuple[str, ...]) -> MatryoshkaModel:
         if not names:
@@ -140,8 +163,8 @@ class Compensation:
     def __getstate__(self) -> dict[str, Any]:
         if not self._folds:
             raise TypeError(
-                "a large model with compensation adapters cannot be pickled; load it in each process instead: "
-                "MatryoshkaReranker(model, adapters=...)."
+                "a large or quantized model with compensation adapters cannot be pickled; load it in each process "
+                "instead: MatryoshkaReranker(model, adapters=...)."
             )
         return {**self.__dict__, "_lock": None, "_active": None, "_folded": {}}
 
@@ -157,15 +180,15 @@ def fold(model: MatryoshkaModel, adapters: list[Adapter]) -> MatryoshkaModel:
     modules = dict(model.named_modules())
     own = {id(_linear(modules[name]).weight) for name in touched}
     tensors = [*model.parameters(), *model.buffers()]
-    with torch.inference_mode(False), torch.no_grad():  # a caller's inference mode would leave tensors of its own kind
+    device = model.device.type
+    # A caller's inference mode would leave tensors of its own kind, a caller's autocast would round the deltas.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
         folded = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
         modules = dict(folded.named_modules())
         for name in touched:
             weight = _linear(modules[name]).weight
-            delta = sum(
-                (adapter[name].delta().to(weight.device) for adapter in adapters if name in adapter), torch.zeros(())
-            )
-            weight.copy_(weight.float() + delta)
+            deltas = [adapter[name].delta().to(weight.device) for adapter in adapters if name in adapter]
+            weight.copy_(weight.float() + sum(deltas[1:], deltas[0]))
     return folded
 
 
@@ -179,10 +202,17 @@ def check_adapter(name: str, adapter: Adapter, model: MatryoshkaModel) -> None:
     _check(name, adapter, dict(model.named_modules()))
 
 
+def _weight(module: nn.Module) -> Tensor | None:
+    """The weight of a linear module, which a delta can be added to; None if it is quantized."""
+    weight = getattr(_linear(module), "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+
+
 def _check(adapter_name: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
     for name, low in adapter.items():
         module = modules.get(name)
-        if not isinstance(module, nn.Linear):
+        shape = (getattr(module, "out_features", None), getattr(module, "in_features", None))  # quantized modules too
+        if None in shape:
             raise ValueError(f"the {adapter_name} adapter changes {name!r}, which is no linear module of this model.")
         if low.a.ndim != 2 or low.b.ndim != 2 or low.a.shape[0] != low.b.shape[1]:
             raise ValueError(
@@ -191,8 +221,8 @@ def _check(adapter_name: str, adapter: Adapter, modules: Mapping[str, nn.Module]
             )
         if not (low.a.is_floating_point() and low.b.is_floating_point()):
             raise ValueError(f"the {adapter_name} adapter's matrices for {name} are {low.a.dtype} and {low.b.dtype}.")
-        if (low.b.shape[0], low.a.shape[1]) != tuple(module.weight.shape):
+        if (low.b.shape[0], low.a.shape[1]) != shape:
             raise ValueError(
                 f"the {adapter_name} adapter's delta for {name} has shape ({low.b.shape[0]}, {low.a.shape[1]}), "
-                f"its weight {tuple(module.weight.shape)}."
+                f"its weight {shape}."
             )

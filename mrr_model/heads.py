@@ -4,7 +4,7 @@ Letters: B pairs, D hidden size.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class ScoreHead(nn.Module):
 
     def forward(self, hidden: Tensor, means: Tensor | None = None) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.to(self.linear.weight.dtype)
+            hidden = hidden.to(_format(self.linear))
             if self.dense is not None:
                 hidden = self.dense(hidden).tanh()
             rows = self.linear(hidden).float()  # (B, 1) or (B, 2)
@@ -84,9 +84,16 @@ class Similarity(nn.Module):
         nn.init.constant_(self.log_scale, math.log(FIRST_SCALE))
 
     def forward(self, rows: Tensor, means: Tensor) -> Tensor:
-        query, passage = means.to(self.projection.weight.dtype).unbind(1)
-        cosine = cosine_similarity(self.projection(query), passage).float()
+        query, passage = means.to(_format(self.projection)).unbind(1)
+        # In float32 whatever the weights are: in float16 the smallest divisor that cosines allow is 0.
+        cosine = cosine_similarity(self.projection(query).float(), passage.float())
         return self.log_scale.float().exp() * (rows + cosine)
+
+
+def _format(module: nn.Linear) -> torch.dtype:
+    """The number format that a linear module computes in: its weight's, float32 if it is quantized."""
+    weight: Any = module.weight
+    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
