@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Real
-from operator import index as whole_number
+from operator import index
 from typing import TYPE_CHECKING
+
+from mrr_model.arguments import whole_number
 
 if TYPE_CHECKING:
     from mrr_model.calibration import CalibratedSetting
@@ -216,15 +218,7 @@ def _validated_depth(depth: object) -> int | None:
     if depth is None:
         return None
     advice = "Give the number of layers to run as a whole number >= 1, or None for all of them."
-    try:
-        if isinstance(depth, bool):
-            raise TypeError
-        value = whole_number(depth)  # type: ignore[arg-type]  # whatever is no integer raises the TypeError below
-    except TypeError:
-        raise TypeError(f"depth must be a whole number, got {depth!r} ({type(depth).__name__}). {advice}") from None
-    if value < 1:
-        raise ValueError(f"depth must be at least 1, got {value}. {advice}")
-    return value
+    return whole_number("depth", depth, advice=advice)
 
 
 def _validated_keep_ratio(keep_ratio: object) -> float | tuple[tuple[int, float], ...]:
@@ -266,7 +260,7 @@ def _validated_ratio(ratio: object, name: str) -> float:
 
 def _validated_merge_layer(layer: object) -> int:
     try:
-        value = int(layer) if isinstance(layer, str) else whole_number(layer)  # type: ignore[arg-type]  # TypeError below
+        value = int(layer) if isinstance(layer, str) else index(layer)  # type: ignore[arg-type]  # TypeError below
     except (TypeError, ValueError):
         raise TypeError(
             f"keep_ratio's merge layers must be whole numbers, got {layer!r} ({type(layer).__name__})."
