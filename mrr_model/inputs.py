@@ -3,9 +3,10 @@
 Letters: B pairs, T tokens.
 """
 
-import copy
+import re
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +17,18 @@ from typing_extensions import Self
 
 from mrr_model.backbones.prefix import Prefix
 from mrr_model.merging import Spans, padded_length
+from mrr_model.tokenizing import CHARACTERS_PER_TOKEN, TextTokenizer
 
 SHARING_LEAST = 4
 """Fewer pairs of one query are not worth batches of their own."""
+
+COMPARED_TOKENS = 8192
+"""Of a query and a passage that both exceed ``max_length``, the longer gets the odd token; from this many tokens on
+they count as equally long.
+"""
+
+WINDOW_CHARACTERS = 4_000_000
+"""Pairs are encoded in windows of about this many characters, as far as they are tokenized."""
 
 SPECIAL_TOKENS = ("{bos}", "{cls}", "{sep}", "{eos}")
 """Pieces of a layout that stand for one of the tokenizer's special tokens."""
@@ -28,8 +38,8 @@ class Layout(BaseModel):
     """How a query, a passage and a prompt become one sequence of tokens.
 
     Each span is a tuple of pieces. A piece is a special token (``{bos}``, ``{cls}``, ``{sep}``, ``{eos}``) or a text,
-    which may hold
-    ``{query}``, ``{passage}`` or ``{prompt}``; each text is tokenized by itself, without special tokens.
+    which may hold ``{query}``, ``{passage}`` or ``{prompt}``; each text is tokenized by itself. A special token that
+    the layout's own text spells counts as one; what a query, a passage or a prompt spells is text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,17 +52,17 @@ class Layout(BaseModel):
     """What follows the passage; a piece may hold ``{prompt}``."""
     truncation: Literal["spans", "whole"]
     """``spans``: ``max_length`` bounds query and passage, the prompt is never cut (the published release). ``whole``:
-    ``max_length`` bounds the whole sequence, the passage is cut first (encoders).
+    ``max_length`` bounds the whole sequence; the longer of query and passage is cut first (encoders).
     """
     default_prompt: str | None = None
     """The prompt where a call gives none; None for layouts that have no prompt."""
 
     @model_validator(mode="after")
     def _check_slots(self) -> Self:
-        if sum("{query}" in piece for piece in self.query) != 1:
-            raise ValueError(f"exactly one piece of the query span must hold {{query}}, got {self.query}")
-        if len(self.passage) != 1 or "{passage}" not in self.passage[0]:
-            raise ValueError(f"the passage span must be one piece that holds {{passage}}, got {self.passage}")
+        if sum(piece.count("{query}") for piece in self.query) != 1:
+            raise ValueError(f"exactly one piece of the query span must hold {{query}}, once, got {self.query}")
+        if len(self.passage) != 1 or self.passage[0].count("{passage}") != 1:
+            raise ValueError(f"the passage span must be one piece that holds {{passage}} once, got {self.passage}")
         return self
 
     @property
@@ -102,6 +112,8 @@ class EncodedPair:
     query_length: int
     passage_length: int
     prompt_length: int
+    query_cut: bool = field(default=False, compare=False)
+    """Whether the query was cut further than its ``query_max_length``, to leave room for the passage."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +136,11 @@ class PairEncoder:
     """Turns texts into :class:`EncodedPair` by a layout. Safe to share among threads; the tokenizer it is given stays
     as it is.
 
-    ``max_length`` counts tokens. The query is cut to ``query_max_length``; without one, to three quarters of
-    ``max_length`` under
-    ``spans`` truncation and only where it would not fit at all under ``whole``. The passage is cut to what is left.
+    ``max_length`` counts tokens. The query is first cut to ``query_max_length``; without one, under ``spans``
+    truncation, to three quarters of ``max_length``. A pair that is still too long is cut by ``whole`` truncation as
+    transformers' ``longest_first`` cuts it. ``spans`` truncation cuts the passage, and the query where that would leave
+    the passage less than its share: an eighth of ``max_length``, or a quarter of the room for both texts if that is
+    less. What a layout writes after a text stays when the text is cut.
     """
 
     def __init__(
@@ -135,58 +149,126 @@ class PairEncoder:
         self.layout = layout
         self.max_length = max_length
         self.query_max_length = query_max_length
-        self._tokenize = _PlainTokenizer(tokenizer)
-        self._special_ids = {piece: getattr(tokenizer, f"{piece[1:-1]}_token_id", None) for piece in SPECIAL_TOKENS}
         slot = _slot_index(layout.query, "{query}")
+        self._tokenizer = TextTokenizer(tokenizer, _literals(layout))
+        self._special_ids = {piece: getattr(tokenizer, f"{piece[1:-1]}_token_id", None) for piece in SPECIAL_TOKENS}
         self._before_query = self._span_ids(layout.query[:slot])
         self._after_query = self._span_ids(layout.query[slot + 1 :])
-        self._query_template, self._passage_template = layout.query[slot], layout.passage[0]
-        specials = len(self._before_query) + len(self._after_query) + len(self.prompt_ids())
-        if layout.truncation == "whole" and max_length < specials:
-            raise ValueError(
-                f"max_length={max_length} leaves no room beside the {specials} special tokens of the input layout. "
-                f"Choose at least {specials + 1}."
-            )
+        self._query = self._slot(layout.query[slot], "{query}")
+        self._passage = self._slot(layout.passage[0], "{passage}")
+        self._check_room()
 
     def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
         """Encode (query, passage) pairs; each distinct text is tokenized once. ``prompt`` replaces the layout's
         default.
         """
         prompt_ids = self.prompt_ids(prompt)
-        queries = self._text_ids(self._query_template, "{query}", {query for query, _ in pairs})
-        passages = self._text_ids(self._passage_template, "{passage}", {passage for _, passage in pairs})
+        most = max(self.max_length, self.query_max_length or 0)
+        texts = {query for query, _ in pairs}
+        queries = self._text_ids(self._query, texts, most)
+        if self.layout.truncation == "whole" and any(len(ids) > most for ids in queries.values()):
+            most = max(most, COMPARED_TOKENS)
+            queries = self._text_ids(self._query, texts, most)
+        passages = self._text_ids(self._passage, {passage for _, passage in pairs}, most)
         return [self._cut(queries[query], passages[passage], prompt_ids) for query, passage in pairs]
+
+    def windows(
+        self, pairs: Sequence[tuple[str, str]], prompt: str | None = None
+    ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
+        """The pairs' indices and encodings, so many at a time that they fit in memory; those of a query together, if
+        they fit.
+        """
+        for window in self._windows(pairs):
+            yield window, self.encode([pairs[index] for index in window], prompt)
 
     def prompt_ids(self, prompt: str | None = None) -> list[int]:
         """The ids of the span that follows the passage."""
-        return self._span_ids(self.layout.prompt, self.layout.default_prompt if prompt is None else prompt)
+        if prompt is None and self.layout.default_prompt is not None:
+            return self._span_ids(self.layout.prompt, self._tokenizer.literal(self.layout.default_prompt))
+        return self._span_ids(self.layout.prompt, prompt or "")
 
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose query and passage have that many tokens (ids are zeros)."""
         return self._cut([0] * query_tokens, [0] * passage_tokens, self.prompt_ids())
 
     def _cut(self, query: list[int], passage: list[int], prompt: list[int]) -> EncodedPair:
-        around = len(self._before_query) + len(self._after_query)
+        wanted = min(len(query), self._query_limit)
+        room = max(0, self._room(len(prompt)))
         if self.layout.truncation == "spans":
-            query = query[: self.query_max_length or self.max_length * 3 // 4]
-            room = self.max_length + len(prompt) - around - len(query)
+            longest = min(len(passage), self.max_length)
+            free = (room - self._query.size - self._passage.size) // 4
+            share = self._passage.size + max(1, min(self.max_length // 8, free))
+            kept_query = min(wanted, max(0, room - min(longest, share)))
+            kept_passage = min(longest, room - kept_query)
+            if self.query_max_length is None:
+                wanted = len(query)
         else:
-            room = self.max_length - around - len(prompt)
-            query = query[: min(self.query_max_length or room, room)]
-            room -= len(query)
-        passage = passage[: max(0, min(self.max_length, room))]
-        query = [*self._before_query, *query, *self._after_query]
-        return EncodedPair([*query, *passage, *prompt], len(query), len(passage), len(prompt))
+            kept_query, kept_passage = longest_first(wanted, len(passage), room)
+        cut = [*self._before_query, *self._query.cut(query, kept_query), *self._after_query]
+        passage = self._passage.cut(passage, kept_passage)
+        return EncodedPair(
+            [*cut, *passage, *prompt], len(cut), len(passage), len(prompt), query_cut=kept_query < wanted
+        )
 
-    def _text_ids(self, template: str, slot: str, texts: set[str]) -> dict[str, list[int]]:
+    @property
+    def _query_limit(self) -> int:
+        if self.query_max_length is not None:
+            return self.query_max_length
+        return self.max_length * 3 // 4 if self.layout.truncation == "spans" else sys.maxsize
+
+    def _room(self, prompt_tokens: int) -> int:
+        """Tokens that query and passage, with the text written around them, may have together."""
+        around = len(self._before_query) + len(self._after_query)
+        return self.max_length - around + (prompt_tokens if self.layout.truncation == "spans" else -prompt_tokens)
+
+    def _check_room(self) -> None:
+        room = self._room(len(self.prompt_ids()))
+        least = self._query.size + self._passage.size
+        if self.layout.truncation == "spans":
+            least += 2
+        if room < least:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room beside the {self.max_length - room + least} tokens of "
+                f"the input layout. Choose at least {self.max_length - room + least + 1}."
+            )
+
+    def _text_ids(self, slot: "_Slot", texts: set[str], most: int) -> dict[str, list[int]]:
         ordered = list(texts)
-        return dict(zip(ordered, self._tokenize([template.replace(slot, text) for text in ordered]), strict=True))
+        ids = self._tokenizer.ids(ordered, slot.before, slot.after, most)
+        return {text: tokens[: most + 1] for text, tokens in zip(ordered, ids, strict=True)}
 
-    def _span_ids(self, pieces: tuple[str, ...], prompt: str | None = None) -> list[int]:
+    def _windows(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
+        longest = CHARACTERS_PER_TOKEN * self.max_length
+        sizes = [min(len(query), longest) + min(len(passage), longest) for query, passage in pairs]
+        by_query: dict[str, list[int]] = {}
+        for index, (query, _) in enumerate(pairs):
+            by_query.setdefault(query, []).append(index)
+        window: list[int] = []
+        taken = 0
+        for indices in by_query.values():
+            if window and taken + sum(sizes[index] for index in indices) > WINDOW_CHARACTERS:
+                yield sorted(window)
+                window, taken = [], 0
+            for index in indices:
+                if window and taken + sizes[index] > WINDOW_CHARACTERS:
+                    yield sorted(window)
+                    window, taken = [], 0
+                window.append(index)
+                taken += sizes[index]
+        if window:
+            yield sorted(window)
+
+    def _slot(self, piece: str, name: str) -> "_Slot":
+        before, after = map(self._tokenizer.literal, piece.split(name))
+        tail = self._tokenizer.ids([after])[0]
+        return _Slot(before, after, tail, len(self._tokenizer.ids([before])[0]) + len(tail))
+
+    def _span_ids(self, pieces: tuple[str, ...], prompt: str = "") -> list[int]:
         ids: list[int] = []
         for piece in pieces:
             if piece not in SPECIAL_TOKENS:
-                ids += self._tokenize([piece.replace("{prompt}", prompt or "")])[0]
+                text = prompt.join(map(self._tokenizer.literal, piece.split("{prompt}")))
+                ids += self._tokenizer.ids([text])[0]
             elif (special := self._special_ids[piece]) is not None:
                 ids.append(special)
             else:
@@ -194,6 +276,35 @@ class PairEncoder:
                     f"the input layout needs the special token {piece}, which the tokenizer does not define."
                 )
         return ids
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What a layout writes before and after a text, the ids of the latter, and the tokens of both."""
+
+    before: str
+    after: str
+    tail: list[int]
+    size: int
+
+    def cut(self, ids: list[int], length: int) -> list[int]:
+        """The first ``length`` ids of a text with what is written around it; what comes after it stays."""
+        if len(ids) <= length:
+            return ids
+        tail = self.tail[:length]
+        return [*ids[: length - len(tail)], *tail]
+
+
+def longest_first(query: int, passage: int, room: int) -> tuple[int, int]:
+    """How many tokens of each are kept, by the rule of transformers' truncation of that name.
+
+    >>> longest_first(3, 20, 10), longest_first(20, 20, 9), longest_first(30, 20, 9)
+    ((3, 7), (4, 5), (5, 4))
+    """
+    if query + passage <= room:
+        return query, passage
+    shorter = min(query, passage, room // 2)
+    return (room - shorter, shorter) if query > passage else (shorter, room - shorter)
 
 
 def length_sorted_batches(
@@ -262,23 +373,11 @@ def collate(
     return Batch(torch.from_numpy(ids), spans, rounded, prefix)
 
 
-class _PlainTokenizer:
-    """Texts to ids without special tokens, truncation or padding, on a private copy of a fast tokenizer's backend."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._slow = None
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            self._slow = tokenizer
-            return
-        self._backend = copy.deepcopy(backend)
-        self._backend.no_truncation()
-        self._backend.no_padding()
-
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        if self._slow is not None:
-            return [self._slow.convert_tokens_to_ids(self._slow.tokenize(text)) for text in texts]
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+def _literals(layout: Layout) -> set[str]:
+    """A layout's own texts, apart from special tokens."""
+    pieces = [piece for piece in (*layout.query, *layout.passage, *layout.prompt) if piece not in SPECIAL_TOKENS]
+    texts = {text for piece in pieces for text in re.split(r"\{query\}|\{passage\}|\{prompt\}", piece)}
+    return texts | {layout.default_prompt or ""}
 
 
 def _slot_index(pieces: tuple[str, ...], slot: str) -> int:

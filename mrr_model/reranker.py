@@ -34,7 +34,7 @@ from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.cost import call_operations, pair_operations
 from mrr_model.device import default_batch_tokens, resolve_device, resolve_dtype
 from mrr_model.forking import POOL
-from mrr_model.inputs import Batch, PairEncoder, collate
+from mrr_model.inputs import Batch, EncodedPair, PairEncoder, collate
 from mrr_model.profile import Profile
 from mrr_model.scoring import Scoring
 from mrr_model.target import Choice, Target
@@ -162,7 +162,7 @@ class MatryoshkaReranker:
         self._calibration, self._profile = loaded.calibration, loaded.profile
         self._check_max_length(max_length)
         self._encoder = PairEncoder(self.tokenizer, self.model.matryoshka.layout, max_length, query_max_length)
-        self._warned = self._halved = False
+        self._warned = self._halved = self._warned_of_cut_query = False
         self._choice: Choice | None = None
         if target is not None:
             self._choice = chosen_setting(self, target)
@@ -391,13 +391,16 @@ class MatryoshkaReranker:
         """Floating-point operations that these (query, document) pairs take under a Plan in one call; a query span that
         a causal model's pairs share counts once.
         """
-        encoded = self._encoder.encode(_checked_pairs(pairs), self._prompt(DEFAULT))
-        return call_operations(self.model, plan, encoded, self._compensation.running_ranks(plan.adapters))
+        windows = self._encoder.windows(_checked_pairs(pairs), self._prompt(DEFAULT))
+        ranks = self._compensation.running_ranks(plan.adapters)
+        return sum(call_operations(self.model, plan, encoded, ranks) for _, encoded in windows)
 
     def token_counts(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[int, int]]:
         """Each pair's tokens of query and passage span, as cut to this object's lengths."""
-        encoded = self._encoder.encode(_checked_pairs(pairs), self._prompt(DEFAULT))
-        return [(pair.query_length, pair.passage_length) for pair in encoded]
+        counts: dict[int, tuple[int, int]] = {}
+        for window, encoded in self._encoder.windows(_checked_pairs(pairs), self._prompt(DEFAULT)):
+            counts |= {i: (pair.query_length, pair.passage_length) for i, pair in zip(window, encoded, strict=True)}
+        return [counts[index] for index in range(len(counts))]
 
     def plan(self, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT) -> Plan:
         """What one forward pass does at a setting. Raises ``ValueError`` for one that the model lacks."""
@@ -543,12 +546,13 @@ class MatryoshkaReranker:
         if not distinct:
             return torch.empty(0, len(plan.exits), dtype=torch.float32, device="cpu")
         POOL.use()
-        encoded = self._encoder.encode(list(distinct), prompt)
+        texts = list(distinct)
+        logits = torch.empty(len(texts), len(plan.exits), dtype=torch.float32, device="cpu")
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
             self._compensation.applied(plan.adapters) as model,
             tqdm(
-                total=len(encoded),
+                total=len(texts),
                 desc="Re-ranking",
                 unit="pair",
                 delay=PROGRESS_DELAY if show_progress is None else 0,
@@ -558,15 +562,17 @@ class MatryoshkaReranker:
         ):
             if model.training:
                 model.eval()  # trained elsewhere, and left in training mode: scores must not hang on dropout
-            logits = Scoring(
-                model,
-                plan,
-                encoded,
-                batch_tokens=self._budget,
-                halve=self._halve_batches,
-                progress=progress.update,
-                batch_size=batch_size,
-            ).logits()
+            for window, encoded in self._encoder.windows(texts, prompt):
+                self._warn_of_cut_query(encoded)
+                logits[window] = Scoring(
+                    model,
+                    plan,
+                    encoded,
+                    batch_tokens=self._budget,
+                    halve=self._halve_batches,
+                    progress=progress.update,
+                    batch_size=batch_size,
+                ).logits()
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
             index, place = (~logits.isfinite()).nonzero()[0].tolist()
@@ -575,6 +581,19 @@ class MatryoshkaReranker:
                 f"{str(self.name)!r} is broken, or {self.dtype} is too narrow for it (try dtype='float32')."
             )
         return logits
+
+    def _warn_of_cut_query(self, encoded: Sequence[EncodedPair]) -> None:
+        cut = next((pair for pair in encoded if pair.query_cut), None)
+        if cut is None or self._warned_of_cut_query:
+            return
+        self._warned_of_cut_query = True
+        warnings.warn(
+            f"a query was cut to {cut.query_length} tokens, with what the input layout adds: max_length="
+            f"{self.max_length} has no room for more beside the document. Shorten the query, or choose max_length or "
+            "query_max_length.",
+            UserWarning,
+            stacklevel=4,  # whoever called score, rank, score_pairs or logits
+        )
 
     def _budget(self) -> int:
         return self.batch_tokens or default_batch_tokens(self.device, self.model.config.hidden_size, self.dtype)

@@ -1,14 +1,16 @@
 """Texts to ids and spans: the layouts, what is cut, a tokenizer left alone; and pairs to batches."""
 
+import copy
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tokenizers.processors import BertProcessing
 from transformers import PreTrainedTokenizerBase
 
 from mrr_model.inputs import (
@@ -121,6 +123,8 @@ def test_special_token_that_the_tokenizer_lacks(tokenizers: Tokenizers) -> None:
         {"query": ("{cls}", "{sep}")},
         {"query": ("{query}", "{query}")},
         {"passage": ("{passage}", "{sep}")},
+        {"query": ("{query} {query}",)},
+        {"passage": ("{passage} {passage}",)},
         {"passage": ("text",)},
         {"truncation": "longest"},
         {"surprise": 1},
@@ -135,11 +139,19 @@ def test_layout_that_makes_no_sense(changes: dict[str, Any]) -> None:
 
 
 def slow_spans_cut(query: int, passage: int, prompt: int, max_length: int, query_max: int | None) -> tuple[int, int]:
-    """reference/README.md, Truncation, step by step; the counts are those of "A: …", "B: …" and the prompt's text."""
+    """reference/README.md, Truncation, step by step; the counts are those of "A: …", "B: …" and the prompt's text. If
+    the passage is left less than its share, the query gives up tokens.
+    """
     query = min(query, max_length * 3 // 4 if query_max is None else query_max)
     passage = min(passage, max_length)
+    wanted = passage
     while passage and 1 + query + 1 + passage > max_length + 1 + prompt:
         passage -= 1
+    share = min(max_length // 8, (max_length + prompt - 1 - 3 - 3) // 4)
+    while passage < min(wanted, 3 + max(1, share)) and query:
+        query -= 1
+        if 1 + query + 1 + passage + 1 <= max_length + 1 + prompt:
+            passage += 1
     return query, passage
 
 
@@ -150,13 +162,30 @@ def slow_spans_cut(query: int, passage: int, prompt: int, max_length: int, query
     max_length=st.integers(1, 50),
     query_max=st.none() | st.integers(1, 50),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_spans_truncation(query: int, passage: int, prompt: int, max_length: int, query_max: int | None) -> None:
     encoder = PairEncoder(Characters(), RELEASE_LAYOUT, max_length, query_max)
     [pair] = encoder.encode([("q" * query, "p" * passage)], "r" * prompt)
     kept_query, kept_passage = slow_spans_cut(query + 3, passage + 3, prompt, max_length, query_max)
     expected = ("A: " + "q" * query)[:kept_query] + "\n" + ("B: " + "p" * passage)[:kept_passage] + "\n" + "r" * prompt
     assert pair == EncodedPair([1, *map(ord, expected)], kept_query + 2, kept_passage, prompt + 1)
+    assert pair.query_cut == (kept_query < (query + 3 if query_max is None else min(query + 3, query_max)))
+
+
+@given(
+    max_length=st.integers(10, 50),
+    query_max=st.none() | st.integers(1, 99),
+    prompt=st.integers(0, 20),
+    query=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_a_passage_is_never_squeezed_to_nothing(
+    max_length: int, query_max: int | None, prompt: int, query: int
+) -> None:
+    encoder = PairEncoder(Characters(), RELEASE_LAYOUT, max_length, query_max)
+    [pair] = encoder.encode([("q" * query, "p" * 99)], "r" * prompt)
+    assert pair.input_ids.count(ord("p")) >= 1
+    assert len(pair.input_ids) - pair.prompt_length <= max_length + pair.prompt_length
 
 
 @given(
@@ -170,15 +199,64 @@ def test_spans_truncation(query: int, passage: int, prompt: int, max_length: int
 def test_whole_truncation(query: int, passage: int, max_length: int, query_max: int | None, layout: Layout) -> None:
     [pair] = PairEncoder(Characters(), layout, max_length, query_max).encode([("q" * query, "p" * passage)])
     special = 3 if layout == BERT_LAYOUT else 4
-    wanted = query if query_max is None else min(query, query_max)
-    kept_query = min(wanted, max_length - special)
-    kept_passage = min(passage, max_length - special - kept_query)
-    assert len(pair.input_ids) <= max_length
+    kept_query, kept_passage = query if query_max is None else min(query, query_max), passage
+    wanted = kept_query
+    while kept_query + kept_passage > max_length - special:  # token by token, from the longer; the first of equals
+        if kept_query > kept_passage or (kept_query == kept_passage and wanted <= passage):
+            kept_query -= 1
+        else:
+            kept_passage -= 1
     assert pair.query_length == kept_query + special - 1
     assert (pair.passage_length, pair.prompt_length) == (kept_passage, 1)
     assert pair.input_ids.count(ord("q")) == kept_query
     assert pair.input_ids.count(ord("p")) == kept_passage
     assert pair.input_ids[-1] == 4
+    assert pair.query_cut == (kept_query < wanted)
+
+
+@given(query=st.integers(0, 40), passage=st.integers(0, 40), max_length=st.integers(3, 40))
+@example(query=40, passage=30, max_length=8)
+@example(query=30, passage=40, max_length=8)
+@example(query=30, passage=30, max_length=8)
+@settings(max_examples=300, deadline=None)
+def test_pairs_are_cut_as_transformers_cuts_them(
+    query: int, passage: int, max_length: int, tokenizers: Tokenizers
+) -> None:
+    tokenizer = copy.deepcopy(tokenizers["encoder"])
+    tokenizer.backend_tokenizer.post_processor = BertProcessing(
+        ("[SEP]", tokenizer.sep_token_id), ("[CLS]", tokenizer.cls_token_id)
+    )
+    texts = "q " * query, "p " * passage
+    [pair] = PairEncoder(tokenizer, BERT_LAYOUT, max_length).encode([texts])
+    cut = tokenizer([texts], truncation="longest_first", max_length=max_length)
+    assert [pair.input_ids] == cut["input_ids"]
+
+
+@pytest.mark.parametrize("odd", [(700, 600), (600, 700), (600, 600)])
+def test_the_longer_of_two_texts_gets_the_odd_token(odd: tuple[int, int], tokenizers: Tokenizers) -> None:
+    query, passage = odd
+    texts = "q " * query, "p " * passage
+    [pair] = PairEncoder(tokenizers["encoder"], BERT_LAYOUT, 64).encode([texts])
+    assert (pair.query_length - 2, pair.passage_length) == ((31, 30) if query > passage else (30, 31))
+
+
+@pytest.mark.parametrize(("query", "length"), [("q" * 200, 150), ("q" * 50, 150), ("q", 150)])
+def test_what_a_layout_writes_after_a_text_stays_when_it_is_cut(query: str, length: int) -> None:
+    layout = Layout(query=("Q: {query} ?",), passage=("<{passage}>",), prompt=("!",), truncation="spans")
+    [pair] = PairEncoder(Characters(), layout, 40).encode([(query, "p" * length)])
+    text = "".join(map(chr, pair.input_ids))
+    assert text.startswith("Q: q")
+    assert " ?<p" in text
+    assert text.endswith("p>!")
+    assert len(text) == 40 + 2 * len("!")
+
+
+def test_max_length_that_holds_no_texts_beside_the_layouts_own() -> None:
+    layout = Layout(query=("x" * 30, "{query}"), passage=("{passage}",), prompt=(), truncation="spans")
+    with pytest.raises(ValueError, match="max_length=31 leaves no room"):
+        PairEncoder(Characters(), layout, 31)
+    [pair] = PairEncoder(Characters(), layout, 32).encode([("query", "passage")])
+    assert "".join(map(chr, pair.input_ids)) == "x" * 30 + "qp"
 
 
 @pytest.mark.parametrize(("layout", "max_length"), [(BERT_LAYOUT, 1), (BERT_LAYOUT, 2), (XLM_ROBERTA_LAYOUT, 3)])
