@@ -36,6 +36,7 @@ from mrr_model.inputs import Batch
 from mrr_model.merging import Spans
 from mrr_model.reranker import DEFAULT, Default, checked_documents
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
+from mrr_model.tokenizing import without_surrogates
 
 SETTING_FILE = "matryoshka_setting.json"
 """Beside the weights: the setting that a saved model runs at where a call says nothing."""
@@ -104,7 +105,7 @@ class MatryoshkaModule(Module):
         spans, (B,) each. Single texts, whose tokens the library counts for model cards, have no spans.
         """
         if all(isinstance(text, str) for text in inputs):
-            return dict(self.tokenizer(list(inputs), padding=True, return_tensors="pt"))
+            return dict(self.tokenizer([*map(without_surrogates, inputs)], padding=True, return_tensors="pt"))
         batch = self.reranker.batch([_pair(pair) for pair in inputs], _prompt(prompt))
         places = torch.arange(batch.input_ids.shape[1])
         return {

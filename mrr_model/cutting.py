@@ -11,12 +11,16 @@ after any letter. A tokenizer with a part that is not listed here has no cuts.
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
+
+NEARBY = 4
+"""A cut is first looked for in so many times the text that is wanted, before the rest is gone through."""
 
 TRIES = 10_000
 """Pairs of characters that are looked at by their pieces, before a text counts as one without a cut."""
@@ -129,13 +133,24 @@ class Cuts:
         ]
         return cls(splits, anywhere, kept, backend, state["model"].get("max_input_chars_per_word") if plain else None)
 
-    def after(self, text: str, least: int) -> int | None:
-        """The first place at ``least`` characters or more where a text can be cut; None where none is found."""
+    def first_part(self, text: str, least: int) -> tuple[str, bool]:
+        """A part of a text, of ``least`` characters or more, or all of it; and whether it is all."""
+        if len(text) <= least:
+            return text, True
+        place = self.after(text, least, NEARBY * least)
+        if place is None:
+            text = self.shortened(text)
+            place = self.after(text, least)
+        return (text, True) if place is None else (text[:place], False)
+
+    def after(self, text: str, least: int, most: int = sys.maxsize) -> int | None:
+        """The first place from ``least`` to ``most`` characters where a text can be cut; None if none is found."""
         least = max(1, least)
-        for found in self._splits.finditer(text, least) if self._splits is not None else ():
+        for found in self._splits.finditer(text, least, most) if self._splits is not None else ():
             if text[found.start() - 1 : found.start() + 1].lower() not in self._kept:
                 return found.start()
-        for found in islice(self._anywhere.finditer(text, least), TRIES) if self._anywhere is not None else ():
+        places = self._anywhere.finditer(text, least, most) if self._anywhere is not None else ()
+        for found in islice(places, TRIES):
             if self._apart(text[found.start() - 1], text[found.start()]):
                 return found.start()
         return None

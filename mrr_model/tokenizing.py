@@ -80,25 +80,22 @@ class TextTokenizer:
         the whole.
         """
         texts = [text if text.isascii() else without_surrogates(text) for text in texts]
-        limit = CHARACTERS_PER_TOKEN * (most or 0)
-        if most and self._cuts is not None:
-            texts = [text if len(text) <= limit else self._cuts.shortened(text) for text in texts]
+        if most is None or self._cuts is None:
+            return self._encoded([before + text + after for text in texts])
         ids: list[list[int]] = [[] for _ in texts]
-        waiting = [*range(len(texts))]
+        waiting, limit = [*range(len(texts))], CHARACTERS_PER_TOKEN * most
         while waiting:
-            cuts = {index: self._cut(texts[index], limit) for index in waiting if most and len(texts[index]) > limit}
-            strings = [
-                before + (texts[index] + after if cuts.get(index) is None else texts[index][: cuts[index]])
-                for index in waiting
-            ]
+            parts = [self._cuts.first_part(texts[index], limit) for index in waiting]
+            strings = [before + text + (after if whole else "") for text, whole in parts]
             for index, tokens in zip(waiting, self._encoded(strings), strict=True):
                 ids[index] = tokens
-            waiting = [index for index, cut in cuts.items() if cut is not None and len(ids[index]) <= (most or 0)]
+            waiting = [
+                index for index, (_, whole) in zip(waiting, parts, strict=True) if not whole and len(ids[index]) <= most
+            ]
+            for index in waiting:
+                texts[index] = self._cuts.shortened(texts[index])
             limit *= 2
         return ids
-
-    def _cut(self, text: str, least: int) -> int | None:
-        return None if self._cuts is None else self._cuts.after(text, least)
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = []
