@@ -592,7 +592,7 @@ class MatryoshkaReranker:
             f"{self.max_length} has no room for more beside the document. Shorten the query, or choose max_length or "
             "query_max_length.",
             UserWarning,
-            stacklevel=4,  # whoever called score, rank, score_pairs or logits
+            stacklevel=callers_level(),
         )
 
     def _budget(self) -> int:

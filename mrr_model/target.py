@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Literal, get_args
 
+from mrr_model.arguments import callers_level
 from mrr_model.compression import Compression
 from mrr_model.profile import Profile
 
@@ -156,7 +157,7 @@ def _fastest(if_unreachable: IfUnreachable, setting: Compression, fault: str, ad
     """The fastest setting with a warning, where the target takes it; else the error."""
     if if_unreachable == "raise":
         raise ValueError(f'{fault}. {advice}, or take the fastest there is with if_unreachable="fastest".')
-    warnings.warn(f"{fault}. It is used all the same.", UserWarning, stacklevel=5)  # of who makes a reranker
+    warnings.warn(f"{fault}. It is used all the same.", UserWarning, stacklevel=callers_level())
     return Choice(setting, f"the fastest there is, because {fault}")
 
 
