@@ -26,7 +26,7 @@ def replacing(file: Path) -> Iterator[Path]:
     unfinished = Path(name)
     try:
         yield unfinished
-        unfinished.chmod(_mode(file))
+        unfinished.chmod(mode_of(file))
         sync(unfinished)
         unfinished.replace(file)
         sync(file.parent)
@@ -57,7 +57,8 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _mode(file: Path) -> int:
+def mode_of(file: Path) -> int:
+    """The mode of a file; if it is missing, what the umask allows."""
     if file.exists():
         return file.stat().st_mode & 0o777
     mask = os.umask(0)
