@@ -29,17 +29,16 @@ try:
 except ImportError as error:
     raise missing("sentence-transformers", "sentence-transformers", error) from error
 
+from mrr_model import checkpoint
 from mrr_model.checkpoint.source import locate
 from mrr_model.compression import KeepRatio, Plan
 from mrr_model.device import resolve_device, resolve_dtype
+from mrr_model.files import write_file
 from mrr_model.inputs import Batch
 from mrr_model.merging import Spans
 from mrr_model.reranker import DEFAULT, Default, checked_documents
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
 from mrr_model.tokenizing import without_surrogates
-
-SETTING_FILE = "matryoshka_setting.json"
-"""Beside the weights: the setting that a saved model runs at where a call says nothing."""
 
 
 @dataclass
@@ -71,7 +70,6 @@ class MatryoshkaModule(Module):
     """
 
     save_in_root = True
-    config_file_name = SETTING_FILE
     forward_kwargs = {"depth", "keep_ratio"}  # noqa: RUF012  # the base declares a plain set
 
     def __init__(self, reranker: CoreReranker) -> None:
@@ -184,22 +182,16 @@ class MatryoshkaModule(Module):
             )
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The setting, as :meth:`save` writes it."""
-        setting = self.reranker.compression
-        ratio = setting.keep_ratio
-        return {
-            "depth": setting.depth,
-            "keep_ratio": ratio if isinstance(ratio, float) else {str(layer): part for layer, part in ratio},
-            "dtype": str(self.reranker.dtype).removeprefix("torch."),
-            "max_length": self.reranker.max_length,
-            "query_max_length": self.reranker.query_max_length,
-            "prompt": self.reranker.prompt,
-        }
+        """What a repr and model cards show; the checkpoint's own config.json is what is read again."""
+        return {"setting": str(self.reranker.compression), "max_length": self.reranker.max_length}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint in this project's own format, and the setting beside it."""
+        """Write a checkpoint in this project's own format, beside the activation and prompts that the library wrote."""
+        file = Path(output_path) / "config_sentence_transformers.json"
+        written = file.read_bytes() if file.is_file() else None
         self.reranker.save_pretrained(output_path)
-        self.save_config(output_path)
+        if written is not None:
+            write_file(file, written)
 
     @classmethod
     def load(
@@ -591,19 +583,15 @@ def _open(
     device: str = "cpu",
 ) -> CoreReranker:
     """The re-ranker of a folder under what was asked for, else what was saved, else the usual defaults."""
-    file = folder / SETTING_FILE
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     stock = dict(model_kwargs or {})
     asked = [stock.pop(name, None) for name in ("dtype", "torch_dtype")]
-    dtype = next((value for value in asked if value is not None), saved.get("dtype", "float32"))
+    dtype = next((value for value in asked if value is not None), None)
     return CoreReranker(
         folder,
-        depth=saved.get("depth") if isinstance(depth, Default) else depth,
-        keep_ratio=saved.get("keep_ratio", 1.0) if isinstance(keep_ratio, Default) else keep_ratio,
-        dtype=dtype,
+        depth=depth,
+        keep_ratio=keep_ratio,
+        dtype=dtype or checkpoint.read_blueprint(folder).defaults.dtype or "float32",
         device=device,
-        max_length=max_length or saved.get("max_length", 512),
-        query_max_length=saved.get("query_max_length"),
-        prompt=saved.get("prompt"),
+        max_length=max_length,
         model_kwargs=stock or None,
     )

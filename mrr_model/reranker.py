@@ -3,7 +3,6 @@ call.
 """
 
 import copy
-import hashlib
 import logging
 import math
 import pickle
@@ -27,6 +26,8 @@ from mrr_model.arguments import callers_level, is_table, whole_number
 from mrr_model.calibration import Calibration
 from mrr_model.cancelling import in_thread
 from mrr_model.checkpoint import Checkpoint, measured
+from mrr_model.checkpoint.defaults import Defaults
+from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
 from mrr_model.checkpoint.source import locate
 from mrr_model.choosing import Explanation, chosen_setting, explanation
 from mrr_model.compensation import Compensation
@@ -59,6 +60,9 @@ class Default(Enum):
 
 DEFAULT: Final = Default.DEFAULT
 
+MAX_LENGTH = 512
+"""Tokens of an input, if neither the user nor the checkpoint says it."""
+
 
 @dataclass(frozen=True, repr=False)
 class RankedDocument:
@@ -82,7 +86,9 @@ class MatryoshkaReranker:
 
     ``model``: ``"mini"`` (shipped, needs no network), a local folder, a hub id (the published checkpoints too), or a
     loaded :class:`~mrr_model.checkpoint.Checkpoint`.
-    ``depth``, ``keep_ratio``: this object's default setting; see :class:`~mrr_model.compression.Compression`.
+    ``depth``, ``keep_ratio``: this object's default setting; see :class:`~mrr_model.compression.Compression`. They,
+    ``max_length``, ``query_max_length``, ``prompt`` and ``normalize`` are, if left out, as the checkpoint was saved
+    (:meth:`save_pretrained`); else all layers, full width, 512 tokens, the layout's own lengths and prompt.
     ``target``: a need in their place, :class:`~mrr_model.target.Target`; :meth:`explain` says what came of it.
     ``device``: ``"auto"`` or a torch device. ``dtype``: ``"auto"`` (bfloat16 where the processor computes it natively,
     else float32),
@@ -114,15 +120,15 @@ class MatryoshkaReranker:
         self,
         model: str | Path | Checkpoint = "mini",
         *,
-        depth: int | None = None,
-        keep_ratio: KeepRatio = 1.0,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
         target: Target | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        max_length: int = 512,
+        max_length: int | None = None,
         query_max_length: int | None = None,
-        prompt: str | None = None,
-        normalize: bool = True,
+        prompt: str | Default | None = DEFAULT,
+        normalize: bool | Default = DEFAULT,
         batch_tokens: int | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -131,9 +137,10 @@ class MatryoshkaReranker:
         model_kwargs: Mapping[str, Any] | None = None,
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
-        self.compression = Compression(depth, keep_ratio)
-        _check_target(target, self.compression)
-        max_length = whole_number("max_length", max_length)
+        asked = _overridden(Compression(), depth, keep_ratio)
+        _check_target(target, asked)
+        if max_length is not None:
+            max_length = whole_number("max_length", max_length)
         if query_max_length is not None:
             query_max_length = whole_number("query_max_length", query_max_length)
         if batch_tokens is not None:
@@ -155,11 +162,18 @@ class MatryoshkaReranker:
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
         self.model = loaded.model
         self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+        defaults = loaded.defaults
+        self.compression = _overridden(defaults.setting, depth, keep_ratio) if target is None else asked
         self.batch_tokens = batch_tokens
-        self.normalize = normalize
-        self.prompt = self._checked_prompt(prompt)
+        self.normalize = defaults.normalize if isinstance(normalize, Default) else normalize
+        self.prompt = self._checked_prompt(defaults.prompt if isinstance(prompt, Default) else prompt)
         self._compensation = Compensation(loaded.model, loaded.adapters)
         self._calibration, self._profile = loaded.calibration, loaded.profile
+        self._stored = loaded.fingerprint
+        self._as_loaded = self._fingerprint_now()
+        self._asked_dtype = None if str(dtype) == "auto" or isinstance(model, Checkpoint) else number_format
+        max_length = max_length or defaults.max_length or MAX_LENGTH
+        query_max_length = query_max_length or defaults.query_max_length
         self._check_max_length(max_length)
         self._encoder = PairEncoder(self.tokenizer, self.model.matryoshka.layout, max_length, query_max_length)
         self._warned = self._halved = self._warned_of_cut_query = False
@@ -235,17 +249,15 @@ class MatryoshkaReranker:
 
     @property
     def fingerprint(self) -> str:
-        """Tells one training of a model from another: the heads, a part of the last layer and the adapters change with
-        any of them.
+        """Tells one training of a model from another: every tensor and every adapter counts, as the checkpoint stores
+        them, whatever number format they are loaded in.
         """
-        digest = hashlib.sha256()
-        tensors: list[Tensor] = [*self.model.heads.parameters(), *self.model.backbone.layers[-1].parameters()]
-        for name, adapter in self._compensation.adapters.items():
-            digest.update(name.encode())
-            tensors += [tensor for low in adapter.values() for tensor in (low.a, low.b)]
-        for tensor in tensors:
-            digest.update(tensor.detach().flatten()[:256].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        now = self._fingerprint_now()
+        return self._stored if self._stored is not None and now == self._as_loaded else now
+
+    def _fingerprint_now(self) -> str:
+        """Of the weights in memory."""
+        return with_adapters(fingerprint(dict(self.model.named_parameters())), self._compensation.adapters)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -459,7 +471,7 @@ class MatryoshkaReranker:
             )
         if not compensated:
             other._compensation = Compensation(self.model, {})
-            other._calibration = other._profile = None  # measured with the adapters
+            other._calibration = other._profile = other._stored = None  # measured with the adapters
         if target is not None:
             given = [value for value in (depth, keep_ratio) if not isinstance(value, Default)]
             _check_target(target, other.compression if given else Compression())
@@ -469,8 +481,14 @@ class MatryoshkaReranker:
         return other
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the model, its tokenizer and compensation adapters in this project's own format."""
-        checkpoint.save(self._checkpoint(), Path(path), model_card=self._model_card())
+        """Write the model, its tokenizer and compensation adapters in this project's own format, and this object's
+        depth, keep ratio, lengths, prompt and ``normalize``: the defaults of whoever opens the folder.
+
+        Calibration and profile are written if the weights are still those that they were measured with. An error or a
+        kill leaves what the folder held before. Raises ``OSError`` if the folder cannot be written to.
+        """
+        made = self._checkpoint()
+        checkpoint.save(made, Path(path), model_card=self._model_card(made))
 
     def push_to_hub(
         self,
@@ -492,13 +510,32 @@ class MatryoshkaReranker:
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message).commit_url)
 
     def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.model, self.tokenizer, self._compensation.adapters, self._calibration, self._profile)
+        calibration, profile = self._calibration, self._profile
+        if (calibration or profile) and self._fingerprint_now() != self._as_loaded:
+            calibration = profile = None
+            warnings.warn(
+                "the weights have changed since they were loaded, so the calibration and the profile that were "
+                "measured with them are not saved.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return Checkpoint(
+            self.model, self.tokenizer, self._compensation.adapters, calibration, profile, self._defaults()
+        )
+
+    def _defaults(self) -> Defaults:
+        """What this object runs at."""
+        return Defaults.of(
+            self.compression,
+            max_length=self.max_length,
+            query_max_length=self.query_max_length,
+            prompt=self.prompt,
+            normalize=self.normalize,
+            dtype=str(self._asked_dtype).removeprefix("torch.") if self._asked_dtype else None,
+        )
 
     def _setting(self, depth: int | Default | None, keep_ratio: KeepRatio | Default) -> Compression:
-        return Compression(
-            self.compression.depth if isinstance(depth, Default) else depth,
-            self.compression.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
-        )
+        return _overridden(self.compression, depth, keep_ratio)
 
     def _warn_of_depth(self, depth: Any) -> None:
         """Warn, once, if ``depth`` is more than the model has; whatever else is wrong with it is an error elsewhere."""
@@ -624,12 +661,20 @@ class MatryoshkaReranker:
             return [probability(logit) for logit in logits]
         return [probability(plan.calibration.map(logit)) for logit in logits]
 
-    def _model_card(self) -> str | None:
+    def _model_card(self, made: Checkpoint) -> str | None:
         """The card that came with the checkpoint, so that licences and credits travel with re-saved weights."""
         card = self._folder / "README.md" if self._folder is not None else None
         if card is None or not card.is_file():
             return None
-        return measured.card_of(card.read_text(encoding="utf-8"), self._calibration, self._profile)
+        return measured.card_of(card.read_text(encoding="utf-8"), made.calibration, made.profile)
+
+
+def _overridden(setting: Compression, depth: int | Default | None, keep_ratio: KeepRatio | Default) -> Compression:
+    """A setting with what a user gave in its place."""
+    return Compression(
+        setting.depth if isinstance(depth, Default) else depth,
+        setting.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
+    )
 
 
 def probability(logit: float) -> float:

@@ -5,13 +5,18 @@ Nothing here needs a network or a GPU. Each factory builds anew, so a test may c
 """
 
 import json
+import os
 import random
+import signal
 import string
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel, WordPiece
@@ -374,6 +379,107 @@ def facts_beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     candidates = {query: list(corpus) for query in queries}
     write_beir(folder, queries, corpus, dict(list(qrels.items())[:4]), candidates, "half")
     return write_beir(folder, queries, corpus, qrels, candidates)
+
+
+FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
+
+
+class Killer:
+    """Counts what a process does to files, and kills it before event number ``fatal``.
+
+    ``torn``: the file that was opened last is cut to its half before, as if its bytes had not reached the disk.
+    """
+
+    def __init__(self, root: Path, fatal: int | None, torn: bool) -> None:
+        self.root, self.fatal, self.torn = str(root), fatal, torn
+        self.events = 0
+        self.last: str | None = None
+
+    def audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if event not in FILE_EVENTS or not isinstance(args[0], str | os.PathLike):
+            return
+        path = os.fspath(args[0])
+        relative = event in ("os.remove", "os.rmdir") and not Path(path).is_absolute()  # by rmtree
+        if not (relative or (isinstance(path, str) and path.startswith(self.root))):
+            return
+        if event == "open":
+            if not args[2] & (os.O_WRONLY | os.O_RDWR):
+                return
+            self.count()
+            self.last = path
+        else:
+            self.count()
+
+    def count(self) -> None:
+        self.events += 1
+        if self.events == self.fatal:
+            if self.torn and self.last is not None and Path(self.last).exists():
+                handle = os.open(self.last, os.O_RDONLY)
+                half = os.fstat(handle).st_size // 2
+                os.close(handle)
+                self.fatal = None
+                os.truncate(self.last, half)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counting(self, write: Callable[..., Any], place: int) -> Callable[..., Any]:
+        """A function that writes to its argument number ``place`` without Python's notice."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self.count()
+            made = write(*args, **kwargs)
+            if isinstance(args[place], str | os.PathLike):
+                self.last = os.fspath(args[place])
+            self.count()
+            return made
+
+        return wrapped
+
+
+def run_in_a_fork(action: Callable[[], object], root: Path, fatal: int | None = None, torn: bool = False) -> int | None:
+    """How many file events under ``root`` the action caused in a child process; None if it was killed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+            killer = Killer(root, fatal, torn)
+            safetensors.torch.serialize_file = killer.counting(safetensors.torch.serialize_file, 1)
+            torch.save = killer.counting(torch.save, 1)
+            sys.addaudithook(killer.audit)
+            action()
+            code = 0
+        finally:
+            os.write(writing, traceback.format_exc().encode()[-60_000:] if code else str(killer.events).encode())
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"the child died of signal {os.WTERMSIG(status)}"
+        return None
+    assert os.WEXITSTATUS(status) == 0, f"the child failed:\n{told}"
+    return int(told)
+
+
+@pytest.fixture(scope="session")
+def in_a_fork() -> Callable[..., int | None]:
+    """:func:`run_in_a_fork`."""
+    return run_in_a_fork
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, hidden ones included."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """:func:`bytes_of`."""
+    return bytes_of
 
 
 @pytest.fixture

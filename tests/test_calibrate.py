@@ -11,6 +11,7 @@ import pytest
 
 from mrr_model import Compression, MatryoshkaReranker
 from mrr_model.calibration import Calibration, PlattMap
+from mrr_model.checkpoint import load_outline
 from mrr_model.evaluation import calibrating
 from mrr_model.evaluation.calibrate import calibrate_model, pairs_of
 from mrr_model.evaluation.collections import Collection
@@ -73,7 +74,7 @@ def test_probabilities_add_up_to_the_relevant_pairs(
     settings_of: Callable[..., EvaluateSettings], own_mini: Path, facts_beir: Path
 ) -> None:
     made = calibrate_model(settings_of(model=str(own_mini)))
-    save_calibration(own_mini, made.calibration, "")
+    save_calibration(own_mini, made.calibration, "", made.weights)
     reranker = MatryoshkaReranker(own_mini, dtype="float32")
     collection = Collection.load(facts_beir, "test")
     for setting in GRID:
@@ -188,7 +189,7 @@ def test_unlabelled_texts_keep_full_sizes_stored_map(
     settings_of: Callable[..., EvaluateSettings], texts: Path, own_mini: Path
 ) -> None:
     labelled = calibrate_model(settings_of(model=str(own_mini), depths=(6,), keep_ratios=(1.0,))).calibration
-    save_calibration(own_mini, labelled, "")
+    save_calibration(own_mini, labelled, "", load_outline(own_mini).fingerprint or "")
     settings = settings_of(model=str(own_mini), collections=(str(texts),), output=settings_of().output / "texts")
     made = calibrate_model(settings, texts=texts).calibration
     assert made.nearest(6, {}).map == labelled.settings[0].map

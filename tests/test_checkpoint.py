@@ -140,7 +140,7 @@ def test_what_a_folder_holds(saved_checkpoint: Path) -> None:
     }  # fmt: skip
     assert {Path(file).suffix for file in files} <= {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
     config = json.loads((saved_checkpoint / "config.json").read_text(encoding="utf-8"))
-    assert config["model_type"] == "llama"
+    assert (config["model_type"], config["matryoshka"]["backbone"]) == ("matryoshka", "llama")
     assert config["matryoshka"]["format"] == 1
     assert (saved_checkpoint / "README.md").read_text(encoding="utf-8").startswith("---\nlibrary_name:")
 
@@ -305,12 +305,20 @@ def test_plain_model_is_no_reranker(folder: Path, model_type: str | None) -> Non
 @pytest.mark.parametrize("model_type", ["mamba", "no_such_model", None])
 def test_own_checkpoint_of_an_unknown_backbone(folder: Path, model_type: str | None) -> None:
     def change(config: dict[str, Any]) -> None:
-        config.pop("model_type")
+        config["matryoshka"].pop("backbone")
         if model_type is not None:
-            config["model_type"] = model_type
+            config["matryoshka"]["backbone"] = model_type
 
     change_json(folder / "config.json", change)
     with pytest.raises(ValueError, match="model_type"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("model_type", ["llama", None])
+def test_own_checkpoint_under_a_stock_model_type(folder: Path, model_type: str | None) -> None:
+    """Stock loaders would open it with heads of their own."""
+    change_json(folder / "config.json", lambda config: config.update(model_type=model_type))
+    with pytest.raises(ValueError, match="its model_type must be 'matryoshka'"):
         checkpoint.load(folder)
 
 

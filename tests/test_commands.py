@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mrr_model import Compression, MatryoshkaReranker, Target, cli, stopwatch
+from mrr_model.checkpoint.source import SHIPPED
 from mrr_model.evaluation import commands
 from mrr_model.evaluation import evaluate as evaluating
 from mrr_model.target import choose
@@ -204,6 +205,24 @@ def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: 
         line = error_of(mrr(command, "owner/name", "toy", "--output", tmp_path / "out", *flag))
         assert "'owner/name' is no local folder" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_measurements_of_the_shipped_model_are_stored_with_a_copy(mrr: Mrr, facts_beir: Path, tmp_path: Path) -> None:
+    given = ("mini", f"{facts_beir}#test", "--output", tmp_path / "out", "--depth", 6, "--keep-ratio", 1)
+    before = (SHIPPED["mini"] / "profile.json").read_bytes()
+    for words in (("evaluate", *given, "--save-profile"), ("calibrate", *given)):
+        assert "'mini' is a part of the installed package, so nothing is stored with it. Name a folder" in error_of(
+            mrr(*words)
+        )
+    assert not (tmp_path / "out").exists()
+    result = mrr("evaluate", *given, *QUICK, "--save-profile", "--save-to", tmp_path / "copy")
+    assert result.exit_code == 0, result.output
+    assert f"the profile is stored in {tmp_path / 'copy'}" in result.stdout
+    copied = MatryoshkaReranker(tmp_path / "copy", dtype="float32").profile
+    assert copied is not None
+    assert copied.collections == ("facts",)
+    assert (SHIPPED["mini"] / "profile.json").read_bytes() == before
+    assert "--save-to names where to store" in error_of(mrr("evaluate", *given, "--save-to", tmp_path / "copy"))
 
 
 # Calibrating

@@ -1,5 +1,6 @@
 """What lies beside a checkpoint's weights: its calibration and its profile."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,19 +40,33 @@ PROFILE = Profile(
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    measured.write(tmp_path, CALIBRATION, PROFILE)
+    measured.write(tmp_path, CALIBRATION, None, "weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
+    measured.write_one(tmp_path, PROFILE, "weights")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.json", "profile.json"]
-    assert measured.read(tmp_path, Calibration) == CALIBRATION
-    assert measured.read(tmp_path, Profile) == PROFILE
-    measured.write(tmp_path, CALIBRATION, None)  # measured with other weights than those that are saved now
-    assert measured.read(tmp_path, Profile) is None
-    measured.write_one(tmp_path, PROFILE)
-    assert (measured.read(tmp_path, Calibration), measured.read(tmp_path, Profile)) == (CALIBRATION, PROFILE)
+    assert measured.read(tmp_path, Calibration, "weights", []) == CALIBRATION
+    assert measured.read(tmp_path, Profile, "weights", []) == PROFILE
+
+
+@pytest.mark.parametrize("stamp", ["others", None])
+@pytest.mark.parametrize(("kind", "command"), [(Calibration, "mrr calibrate"), (Profile, "mrr evaluate")])
+def test_what_was_measured_with_other_weights_is_ignored(
+    tmp_path: Path, kind: type[Calibration] | type[Profile], command: str, stamp: str | None
+) -> None:
+    measured.write(tmp_path, CALIBRATION, PROFILE, "weights")
+    file = tmp_path / measured.FILES[kind]
+    content = {**json.loads(file.read_text("utf-8")), "weights": stamp}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), "utf-8")
+    notes: list[str] = []
+    assert measured.read(tmp_path, kind, "weights", notes) is None
+    [note] = notes
+    assert note.startswith(f"{file} was measured with other weights")
+    assert f"`{command} MODEL" in note
 
 
 def test_a_folder_without_them_has_none(tmp_path: Path) -> None:
-    assert measured.read(tmp_path, Calibration) is None
-    assert measured.read(tmp_path / "absent", Profile) is None
+    assert measured.read(tmp_path, Calibration, "weights", []) is None
+    assert measured.read(tmp_path / "absent", Profile, "weights", []) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"points": []}', b"\xff\xfe"])
@@ -60,14 +75,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, kind: type[Calibration] | type[
     name = measured.FILES[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} cannot be read: .*(?s:.)* Make it anew, or remove it\."):
-        measured.read(tmp_path, kind)
+        measured.read(tmp_path, kind, "weights", [])
 
 
 def test_checkpoints_carry_them_from_folder_to_folder(saved_encoder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "measured"
     shutil.copytree(saved_encoder, folder)
     assert MatryoshkaReranker(folder, max_length=64).profile is None
-    measured.write(folder, CALIBRATION, PROFILE)
+    measured.write(folder, CALIBRATION, PROFILE, MatryoshkaReranker(folder, max_length=64).fingerprint)
     reranker = MatryoshkaReranker(folder, max_length=64)
     assert (reranker.calibration, reranker.profile) == (CALIBRATION, PROFILE)
     reranker.save_pretrained(tmp_path / "again")
@@ -82,8 +97,8 @@ def test_checkpoints_carry_them_from_folder_to_folder(saved_encoder: Path, tmp_p
 def test_published_folders_carry_them_too(reference: Path, tmp_path: Path) -> None:
     folder = tmp_path / "published"
     shutil.copytree(reference / "mistral" / "model", folder)
-    layers = MatryoshkaReranker(folder, max_length=64).num_layers
-    full = PROFILE.points[0].model_copy(update={"depth": layers})
+    before = MatryoshkaReranker(folder, max_length=64)
+    full = PROFILE.points[0].model_copy(update={"depth": before.num_layers})
     profile = PROFILE.model_copy(update={"points": (full,)})
-    measured.write_one(folder, profile)
+    measured.write_one(folder, profile, before.fingerprint)
     assert MatryoshkaReranker(folder, max_length=64).profile == profile

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.calibration import CalibratedSetting, Calibration, PlattMap
+from mrr_model.checkpoint import load_outline
 from mrr_model.checkpoint.source import SHIPPED
 from mrr_model.evaluation.saving import checkpoint_folder, save_calibration, save_profile, write_section
 from mrr_model.profile import Profile, ProfilePoint
@@ -32,6 +33,12 @@ PROFILE = Profile(
     threads=2,
     points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9),),
 )
+
+
+def weights_of(folder: Path) -> str:
+    fingerprint = load_outline(folder).fingerprint
+    assert fingerprint is not None
+    return fingerprint
 
 
 @pytest.fixture
@@ -69,7 +76,7 @@ def test_a_card_that_is_missing_is_made(tmp_path: Path) -> None:
 def test_a_profile_is_stored_and_shown(folder: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     for _ in range(2):
-        save_profile(folder, PROFILE, "| a | table |")
+        save_profile(folder, PROFILE, "| a | table |", weights_of(folder))
     assert MatryoshkaReranker(folder, max_length=64).profile == PROFILE
     written = (folder / "README.md").read_text(encoding="utf-8")
     assert written.startswith(card.rstrip())
@@ -78,8 +85,8 @@ def test_a_profile_is_stored_and_shown(folder: Path) -> None:
 
 
 def test_a_calibration_is_stored_beside_a_profile(folder: Path) -> None:
-    save_profile(folder, PROFILE, "")
-    save_calibration(folder, CALIBRATION, "| a | table |")
+    save_profile(folder, PROFILE, "", weights_of(folder))
+    save_calibration(folder, CALIBRATION, "| a | table |", weights_of(folder))
     reranker = MatryoshkaReranker(folder, max_length=64)
     assert (reranker.profile, reranker.calibration) == (PROFILE, CALIBRATION)
     written = (folder / "README.md").read_text(encoding="utf-8")
@@ -89,7 +96,7 @@ def test_a_calibration_is_stored_beside_a_profile(folder: Path) -> None:
 
 
 def test_a_card_says_what_probabilities_mean_without_labels(folder: Path) -> None:
-    save_calibration(folder, CALIBRATION.model_copy(update={"targets": "full size"}), "")
+    save_calibration(folder, CALIBRATION.model_copy(update={"targets": "full size"}), "", weights_of(folder))
     written = (folder / "README.md").read_text(encoding="utf-8")
     assert "means what full size's means" in written
     assert "relevant" not in written.partition("<!-- calibration -->")[2]
@@ -101,7 +108,8 @@ def test_published_folders_can_be_written_to(reference: Path, tmp_path: Path) ->
     before = MatryoshkaReranker(folder, max_length=64).score("a", ["b"], normalize=False)
     layers = MatryoshkaReranker(folder, max_length=64).num_layers
     maps = CalibratedSetting(exit_layer=layers, map=PlattMap(slope=0.5, intercept=-3.0))
-    save_calibration(checkpoint_folder(str(folder)), CALIBRATION.model_copy(update={"settings": (maps,)}), "")
+    calibration = CALIBRATION.model_copy(update={"settings": (maps,)})
+    save_calibration(checkpoint_folder(str(folder)), calibration, "", weights_of(folder))
     reranker = MatryoshkaReranker(folder, max_length=64)
     assert reranker.calibration is not None
     assert reranker.score("a", ["b"], normalize=False) == before
@@ -110,19 +118,43 @@ def test_published_folders_can_be_written_to(reference: Path, tmp_path: Path) ->
 
 def test_the_folder_of_a_model(folder: Path) -> None:
     assert checkpoint_folder(str(folder)) == folder
-    assert checkpoint_folder("mini") == SHIPPED["mini"]
+
+
+@pytest.mark.parametrize("model", ["mini", str(SHIPPED["mini"]), str(SHIPPED["mini"] / "compensation" / "..")])
+def test_the_installed_package_is_left_as_it_is(model: str) -> None:
+    with pytest.raises(ValueError, match=r"a part of the installed package.* --save-to FOLDER .*save_pretrained"):
+        checkpoint_folder(model)
+    with pytest.raises(ValueError, match=r"save_to=.* is a part of the installed package"):
+        checkpoint_folder("mini", SHIPPED["mini"].parent / "own")
+    assert not (SHIPPED["mini"].parent / "own").exists()
+
+
+def test_a_copy_is_made_to_store_with(folder: Path, saved_checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for _ in range(2):  # what was copied before will do
+        assert checkpoint_folder(str(folder), copy) == copy
+    assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    save_profile(copy, PROFILE, "", weights_of(copy))
+    assert MatryoshkaReranker(copy, max_length=64).profile == PROFILE
+    assert MatryoshkaReranker(folder, max_length=64).profile is None
+    with pytest.raises(ValueError, match=r"save_to=.* holds another checkpoint"):
+        checkpoint_folder(str(saved_checkpoint), copy)
 
 
 @pytest.mark.parametrize("model", ["owner/name", "no-such-folder"])
 def test_a_hub_model_is_to_be_saved_first(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"is no local folder, .*save_pretrained\(FOLDER\), then name that folder"):
+    with pytest.raises(
+        ValueError, match=r"is no local folder, .*--save-to .*save_pretrained\(FOLDER\), then name that folder"
+    ):
         checkpoint_folder(model)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_at_once(folder: Path) -> None:
     with (
         patch("mrr_model.evaluation.saving.os.access", return_value=False),
-        pytest.raises(PermissionError, match=r"model cannot be written to\. Save the model elsewhere"),
+        pytest.raises(PermissionError, match=r"model cannot be written to\. Name a folder for a copy"),
     ):
         checkpoint_folder(str(folder))

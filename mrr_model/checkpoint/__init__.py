@@ -4,6 +4,7 @@ A checkpoint loads by reading its config.json as data and building a stock confi
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from mrr_model.arguments import callers_level
 from mrr_model.backbones import FAMILIES
 from mrr_model.calibration import Calibration
-from mrr_model.checkpoint import gemma2, lora, measured, minicpm, mistral, native
+from mrr_model.checkpoint import gemma2, journal, lora, measured, minicpm, mistral, native
 from mrr_model.checkpoint.blueprint import Blueprint
+from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
+from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
 from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
 from mrr_model.checkpoint.weights import (
     Stored,
@@ -48,6 +52,10 @@ class Checkpoint:
     adapters: Mapping[str, Adapter]
     calibration: Calibration | None = None
     profile: Profile | None = None
+    defaults: Defaults = NO_DEFAULTS
+    """What a reranker runs at if its user names nothing else."""
+    fingerprint: str | None = None
+    """Of the weights and adapters as the folder stores them; None for a model that was not loaded from one."""
 
 
 def load(
@@ -65,39 +73,74 @@ def load(
     ``quantization_config`` …), and ``device`` is where the heads go. That method sets the process's default number
     format for a moment and may start threads; without ``model_kwargs`` loading does neither.
 
+    Completes a save that was cut short, and reads again if one comes in between. Compensation adapters, a calibration
+    and a profile that belong to other weights are left out, with a warning.
+
     Raises ``FileNotFoundError`` for files that are not there and ``ValueError`` for a format that is not known or
     weights that do not fit.
     """
-    blueprint = read_blueprint(folder)
-    outlined = _outlined(folder, blueprint, adapters or {})
-    model = build(blueprint, dtype)
-    assign_weights(model, read_weights(folder), blueprint.rename, source=str(folder), dtype=dtype)
+
+    def read() -> tuple[Checkpoint, list[str]]:
+        blueprint = read_blueprint(folder)
+        outlined = outline(blueprint, read_headers(folder), folder)
+        stored = read_weights(folder)
+        made, notes = _with_the_rest(folder, blueprint, outlined, stored, adapters or {})
+        model = build(blueprint, dtype)
+        assign_weights(model, stored, blueprint.rename, source=str(folder), dtype=dtype)
+        return replace(made, model=model), notes
+
+    loaded = _noted(*journal.undisturbed(folder, read))
+    model = loaded.model
     if model_kwargs:
         model = _replaced(model, dtype, model_kwargs)
         model.heads.to(device)
     else:
         model = model.to(device)
-    return replace(outlined, model=model.eval())
+    return replace(loaded, model=model.eval())
 
 
 def load_outline(folder: Path) -> Checkpoint:
     """What a folder holds, checked as :func:`load` does, with a model on the meta device in place of its weights: those
-    are checked by their files' headers alone. Raises as :func:`load` does.
+    are checked by their files' headers, and sampled. Raises as :func:`load` does.
     """
-    return _outlined(folder, read_blueprint(folder), {})
+
+    def read() -> tuple[Checkpoint, list[str]]:
+        blueprint = read_blueprint(folder)
+        outlined = outline(blueprint, read_headers(folder), folder)
+        return _with_the_rest(folder, blueprint, outlined, read_weights(folder), {})
+
+    return _noted(*journal.undisturbed(folder, read))
 
 
-def _outlined(folder: Path, blueprint: Blueprint, published: Mapping[str, Any]) -> Checkpoint:
-    """All but the weights of a folder, each part checked against the model."""
-    model = outline(blueprint, read_headers(folder), folder)
+def _noted(loaded: Checkpoint, notes: list[str]) -> Checkpoint:
+    """A loaded checkpoint, after the user was told what was left out of it."""
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=callers_level())
+    return loaded
+
+
+def _with_the_rest(
+    folder: Path,
+    blueprint: Blueprint,
+    model: MatryoshkaModel,
+    stored: Mapping[str, Tensor],
+    published: Mapping[str, Any],
+) -> tuple[Checkpoint, list[str]]:
+    """A model with what lies beside its ``stored`` weights, each part checked against the model, and a line for what is
+    left out.
+    """
+    notes: list[str] = []
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, model, folder)
-    adapters = lora.read_own(folder / native.COMPENSATION, model)
+    base = fingerprint(_parameters(model, {blueprint.rename(name): tensor for name, tensor in stored.items()}))
+    adapters = _bound(lora.read_own(folder / native.COMPENSATION, model), blueprint, base, folder, notes)
     if published:
         adapters |= lora.read_published(published, folder, blueprint.rename, model)
-    calibration, profile = measured.read(folder, Calibration), measured.read(folder, Profile)
+    whole = with_adapters(base, adapters)
+    calibration = measured.read(folder, Calibration, whole, notes)
+    profile = measured.read(folder, Profile, whole, notes)
     measured.check(folder, model, calibration, profile)
-    return Checkpoint(model, tokenizer, adapters, calibration, profile)
+    return Checkpoint(model, tokenizer, adapters, calibration, profile, blueprint.defaults, whole), notes
 
 
 def save(
@@ -111,31 +154,58 @@ def save(
     """Write this project's own format; ``embeddings_apart`` puts the word embeddings in a file of their own.
 
     The model card goes to README.md; without one a short card is written. ``state`` replaces the model's own state
-    dict, which a sharded model does not hold whole.
+    dict, which a sharded model does not hold whole. An error or a kill leaves what the folder held before; files of an
+    earlier checkpoint that this one lacks are removed, and files of the user's stay (:mod:`.journal`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model = checkpoint.model
-    blueprint = Blueprint(model.config, model.matryoshka, lambda name: name)
-    (folder / "config.json").write_text(
-        json.dumps(native.write(blueprint), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
     state = {name: tensor.detach().cpu() for name, tensor in (state or model.state_dict()).items()}
     embeddings = model.model.get_input_embeddings().weight
     apart = [name for name, tensor in model.named_parameters() if tensor is embeddings] if embeddings_apart else []
-    write_weights(state, folder, apart)
     dtype = model.model.dtype
     adapters = {
         name: {module: replace(low, a=low.a.to(dtype), b=low.b.to(dtype)) for module, low in adapter.items()}
         for name, adapter in checkpoint.adapters.items()
     }
-    lora.write_own(adapters, folder / native.COMPENSATION)
-    measured.write(folder, checkpoint.calibration, checkpoint.profile)
-    checkpoint.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card or native.default_card(blueprint), encoding="utf-8")
+    base = fingerprint(_parameters(model, state))
+    bound = {name: with_adapters(base, {name: adapter}) for name, adapter in adapters.items()}
+    blueprint = Blueprint(model.config, model.matryoshka, lambda name: name, checkpoint.defaults, bound)
+    texts = {"config.json": native.write(blueprint), **native.cross_encoder_files(checkpoint.defaults)}
+    with journal.saving(folder) as place:
+        for name, content in texts.items():
+            (place / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_weights(state, place, apart)
+        lora.write_own(adapters, place / native.COMPENSATION)
+        measured.write(place, checkpoint.calibration, checkpoint.profile, with_adapters(base, adapters))
+        checkpoint.tokenizer.save_pretrained(place)
+        (place / "README.md").write_text(model_card or native.default_card(blueprint), encoding="utf-8")
+
+
+def _parameters(model: MatryoshkaModel, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    """Those of a state dict that are the model's parameters."""
+    return {name: state[name] for name, _ in model.named_parameters() if name in state}
+
+
+def _bound(
+    adapters: Mapping[str, Adapter], blueprint: Blueprint, base: str, folder: Path, notes: list[str]
+) -> dict[str, Adapter]:
+    """The adapters that were saved with these weights."""
+    bound = {
+        name: adapter
+        for name, adapter in adapters.items()
+        if blueprint.adapters.get(name) == with_adapters(base, {name: adapter})
+    }
+    if foreign := sorted(adapters.keys() - bound.keys()):
+        notes.append(
+            f"the adapters {', '.join(foreign)} in {folder / native.COMPENSATION} were not saved with the weights of "
+            "this checkpoint, so they are left out. Train new ones with `mrr finetune --stages vertical,horizontal`, "
+            "or remove the files."
+        )
+    return bound
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as data. Raises ``FileNotFoundError`` or ``ValueError`` that names the file."""
+    journal.settle(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it is no checkpoint folder.")

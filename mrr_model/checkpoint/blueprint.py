@@ -3,12 +3,13 @@ weights.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from mrr_model.backbones import is_decoder
+from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fields import check_fields, checked_config
 from mrr_model.model import MatryoshkaConfig, default_merge_layer
 
@@ -26,6 +27,10 @@ class Blueprint:
     backbone: PreTrainedConfig
     matryoshka: MatryoshkaConfig
     rename: Callable[[str], str | None]
+    defaults: Defaults = NO_DEFAULTS
+    """What the checkpoint runs at if its user names nothing else."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """By name, the fingerprint of each compensation adapter with the weights that it was trained for."""
 
 
 FOREIGN = {

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from mrr_model.checkpoint.weights import write_tensors
 from mrr_model.compensation import Adapter, LowRank, check_adapter
 from mrr_model.compression import VERTICAL, as_step, horizontal_name
 from mrr_model.faults import read_json, reading, short
+from mrr_model.files import replacing
 from mrr_model.model import MatryoshkaModel
 
 UNSUPPORTED = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication", "modules_to_save")
@@ -88,19 +90,18 @@ def read_published(
 
 
 def write_own(adapters: Mapping[str, Adapter], folder: Path) -> None:
-    """Write each adapter to ``folder``/NAME.safetensors; adapters of an earlier save are removed."""
-    for stale in folder.glob("*.safetensors"):
-        stale.unlink()
+    """Write each adapter to ``folder``/NAME.safetensors; those that are there already stay."""
     if adapters:
         folder.mkdir(parents=True, exist_ok=True)
     for name, adapter in adapters.items():
         tensors = {}
         for module, low in adapter.items():
-            tensors[f"{module}.lora_A.weight"] = low.a.contiguous()
-            tensors[f"{module}.lora_B.weight"] = low.b.contiguous()
+            tensors[f"{module}.lora_A.weight"] = low.a
+            tensors[f"{module}.lora_B.weight"] = low.b
         # One key: safetensors writes several in any order, and equal adapters are to give equal bytes.
         scalings = json.dumps({module: low.scaling for module, low in sorted(adapter.items())})
-        save_file(tensors, folder / f"{name}.safetensors", metadata={"scaling": scalings})
+        with replacing(folder / f"{name}.safetensors") as unfinished:
+            write_tensors(tensors, unfinished, {"scaling": scalings})
 
 
 def read_own(folder: Path, model: MatryoshkaModel | None = None) -> dict[str, Adapter]:

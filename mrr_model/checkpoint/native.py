@@ -1,5 +1,8 @@
 """This project's own format: a stock config.json with a ``matryoshka`` section, safetensors, tokenizer, model card,
 adapters.
+
+No other library opens it with heads of its own making: transformers does not know the ``model_type`` and refuses;
+sentence-transformers' CrossEncoder is led to this project's module, or refuses where that is not trusted.
 """
 
 from pathlib import Path
@@ -8,13 +11,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from mrr_model.checkpoint.blueprint import Blueprint, stock_config
+from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.faults import faults_of
 from mrr_model.model import MatryoshkaConfig
 
 SECTION = "matryoshka"
+"""The section of config.json, and its ``model_type``; the section's ``backbone`` is the stock model's."""
 FORMAT = 1
 COMPENSATION = Path("compensation")
 """The folder of the compensation adapters, one safetensors file each."""
+MODULE = "mrr_integrations.sentence_transformers.MatryoshkaModule"
+ACTIVATIONS = {True: "torch.nn.modules.activation.Sigmoid", False: "torch.nn.modules.linear.Identity"}
+"""What CrossEncoder makes of logits, by whether scores are normalized."""
 
 
 def read(config: dict[str, Any]) -> Blueprint:
@@ -28,18 +36,45 @@ def read(config: dict[str, Any]) -> Blueprint:
             f"this checkpoint has format {version!r}, this version of mrr_model reads {FORMAT}: "
             "upgrade matryoshka-reranker."
         )
+    if config.get("model_type") != SECTION:
+        raise ValueError(f"config.json has a {SECTION!r} section, so its model_type must be {SECTION!r}.")
+    backbone, adapters = section.pop("backbone", None), section.pop("adapters", {})
+    if not isinstance(adapters, dict):
+        raise ValueError(f"adapters in the {SECTION!r} section must map names to fingerprints, got {adapters!r}.")
     try:
+        defaults = Defaults(**section.pop("defaults", {}))
         matryoshka = MatryoshkaConfig(**section)
     except ValidationError as error:
         raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {faults_of(error)}") from None
-    return Blueprint(stock_config(config.get("model_type"), config), matryoshka, lambda name: name)
+    except TypeError as error:
+        raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {error}") from None
+    return Blueprint(stock_config(backbone, config), matryoshka, lambda name: name, defaults, adapters)
 
 
 def write(blueprint: Blueprint) -> dict[str, Any]:
     """The config.json of a model in this format."""
     config = blueprint.backbone.to_dict()
-    config.pop("_name_or_path", None)
-    return {**config, SECTION: {"format": FORMAT, **blueprint.matryoshka.model_dump(mode="json")}}
+    for foreign in ("_name_or_path", "architectures"):
+        config.pop(foreign, None)
+    section: dict[str, Any] = {"format": FORMAT, "backbone": blueprint.backbone.model_type}
+    if defaults := blueprint.defaults.model_dump(mode="json", exclude_defaults=True):
+        section["defaults"] = defaults
+    if blueprint.adapters:
+        section["adapters"] = dict(blueprint.adapters)
+    return {**config, "model_type": SECTION, SECTION: {**section, **blueprint.matryoshka.model_dump(mode="json")}}
+
+
+def cross_encoder_files(defaults: Defaults) -> dict[str, Any]:
+    """By file name, what leads CrossEncoder to :class:`~mrr_integrations.sentence_transformers.MatryoshkaModule`."""
+    return {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": MODULE}],
+        "config_sentence_transformers.json": {
+            "model_type": "CrossEncoder",
+            "activation_fn": ACTIVATIONS[defaults.normalize],
+            "prompts": {},
+            "default_prompt_name": None,
+        },
+    }
 
 
 def default_card(blueprint: Blueprint) -> str:

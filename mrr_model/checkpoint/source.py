@@ -5,6 +5,9 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The installed package: nothing is written there."""
+
 SHIPPED = {"mini": Path(__file__).parents[1] / "mini"}
 """Models that come with the package, by name."""
 

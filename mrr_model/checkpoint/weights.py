@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -103,21 +103,23 @@ def _shard(folder: Path, name: str) -> Path:
     return file
 
 
+def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file. Raises ``OSError`` that names it, a full disk's included."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{file} could not be written: {error}") from error
+
+
 def write_weights(state: dict[str, Tensor], folder: Path, apart: Iterable[str] = ()) -> None:
     """Write one safetensors file, or two and their index where some weights are to lie ``apart`` in
     embeddings.safetensors.
     """
     apart = set(apart)
     metadata = {"format": "pt"}
-    main = {name: tensor.contiguous() for name, tensor in state.items() if name not in apart}
-    save_file(main, folder / SINGLE, metadata=metadata)
-    (folder / INDEX).unlink(missing_ok=True)
+    write_tensors({name: tensor for name, tensor in state.items() if name not in apart}, folder / SINGLE, metadata)
     if apart:
-        save_file(
-            {name: state[name].contiguous() for name in sorted(apart)},
-            folder / "embeddings.safetensors",
-            metadata=metadata,
-        )
+        write_tensors({name: state[name] for name in sorted(apart)}, folder / "embeddings.safetensors", metadata)
         weight_map = {name: "embeddings.safetensors" if name in apart else SINGLE for name in sorted(state)}
         index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from mrr_model.evaluation.collections import Collection
 from mrr_model.evaluation.evaluate import Runs, open_collections, open_reranker, score_grid
 from mrr_model.evaluation.reliability import CalibrationReport, cross_fitted_report, report
 from mrr_model.evaluation.settings import EvaluateSettings
+from mrr_model.locks import locked
 from mrr_model.reranker import MatryoshkaReranker
 
 FOLDS = 5
@@ -35,6 +36,8 @@ class Calibrated:
     """The maps, and how reliable they make probabilities."""
 
     calibration: Calibration
+    weights: str
+    """The fingerprint of the weights and adapters that they were fitted with."""
     reports: dict[str, CalibrationReport]
     """By what was measured on: the data itself, every query held out once; and each collection held out whole."""
 
@@ -52,6 +55,13 @@ def calibrate_model(
     probabilities, by its stored map where it has one. ``held_out``: collections to measure on that are not fitted on.
     Raises as :func:`~mrr_model.evaluation.evaluate.evaluate`, and ``ValueError`` for data that cannot be fitted.
     """
+    with locked(settings.output, "mrr calibrate"):
+        return _calibrated(settings, texts, held_out, report_to)
+
+
+def _calibrated(
+    settings: EvaluateSettings, texts: Path | None, held_out: Sequence[str], report_to: Callable[[str], object]
+) -> Calibrated:
     reranker = open_reranker(settings)
     grid = settings.grid(reranker.exits, bool(reranker.merge_layers))
     reports: dict[str, CalibrationReport] = {}
@@ -85,7 +95,7 @@ def calibrate_model(
         for source, collection in open_collections(others, report_to).items():
             seen = _pairs(reranker, score_grid(reranker, grid, {source: collection}, others))
             reports[collection.name] = report(made, seen.logits, seen.targets)
-    return Calibrated(made, reports)
+    return Calibrated(made, reranker.fingerprint, reports)
 
 
 def pairs_of(reranker: MatryoshkaReranker, collection: Collection, runs: Runs) -> Pairs:

@@ -63,6 +63,10 @@ Prompt = Annotated[
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
 BatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch.", show_default="by device")]
+SaveTo = Annotated[
+    Path | None,
+    typer.Option(help="Store it with a copy of the checkpoint in this folder.", show_default="the model's own folder"),
+]
 Local = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub for the model.")]
 
 
@@ -102,6 +106,7 @@ def evaluate(
     save_calibration: Annotated[
         bool, typer.Option("--save-calibration", help="Fit maps to probabilities and store them, as mrr calibrate.")
     ] = False,
+    save_to: SaveTo = None,
     max_length: MaxLength = None,
     query_max_length: QueryMaxLength = None,
     prompt: Prompt = None,
@@ -138,9 +143,13 @@ def evaluate(
             without_compensation=without_compensation, local_files_only=local_files_only,
             ignore_identical_ids=not keep_identical_ids, retime=retime,
         )  # fmt: skip
-        folder = checkpoint_folder(model) if save_profile or save_calibration else None
-        if folder is not None and without_compensation:
+        if save_to is not None and not (save_profile or save_calibration):
+            raise ValueError("--save-to names where to store: give --save-profile or --save-calibration with it.")
+        if without_compensation and (save_profile or save_calibration):
             raise ValueError("--without-compensation measures what the checkpoint does not run: it cannot be stored.")
+        folder = None
+        if save_profile or save_calibration:
+            folder = checkpoint_folder(model, save_to, local_files_only=local_files_only)
         try:
             result = run_evaluation(asked, _note)
         except KeyboardInterrupt:
@@ -152,7 +161,7 @@ def evaluate(
             typer.echo(_recommended(target, result.profile))
         typer.echo(f"runs, queries, results.json, table.md and frontier.png are in {output}")
         if save_profile and folder is not None:
-            store_profile(folder, result.profile, result.markdown())
+            store_profile(folder, result.profile, result.markdown(), result.weights)
             _warn(result.profile.cautions)
             typer.echo(f"the profile is stored in {folder}")
         if save_calibration:
@@ -178,6 +187,7 @@ def calibrate(
         "evaluation"
     ),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and report, but store nothing.")] = False,
+    save_to: SaveTo = None,
     depth: Depth = None,
     keep_ratio: KeepRatio = None,
     settings: Grid = None,
@@ -206,7 +216,7 @@ def calibrate(
 
         if (texts is None) == (not collections and preset is None):
             raise ValueError("give collections with judgements, or --texts without, and not both.")
-        folder = None if dry_run else checkpoint_folder(model)
+        folder = None if dry_run else checkpoint_folder(model, save_to, local_files_only=local_files_only)
         asked = _settings(
             model=model, collections=tuple(collections or () if texts is None else (str(texts),)), output=output,
             depths=_depths(depth), keep_ratios=_ratios(keep_ratio), settings=settings, preset=preset,
@@ -233,7 +243,8 @@ def _calibrate(asked: "EvaluateSettings", folder: Path | None, texts: Path | Non
     if made.reports:
         typer.echo("\nbefore / full size's map for all / own map; in brackets how many pairs reach the threshold")
     if folder is not None:
-        save_calibration(folder, made.calibration, error_table(made.reports) if made.reports else "")
+        table = error_table(made.reports) if made.reports else ""
+        save_calibration(folder, made.calibration, table, made.weights)
         _warn(made.calibration.cautions)
         typer.echo(f"{len(made.calibration.settings)} maps are stored in {folder}")
 

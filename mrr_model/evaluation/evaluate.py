@@ -38,6 +38,7 @@ from mrr_model.evaluation.opening import open_collection
 from mrr_model.evaluation.presets import Preset, preset
 from mrr_model.evaluation.settings import EvaluateSettings
 from mrr_model.files import write_file
+from mrr_model.locks import locked
 from mrr_model.profile import Profile, ProfilePoint
 from mrr_model.reranker import DEFAULT, Default, MatryoshkaReranker
 from mrr_model.timing import Timings, facts_of, keep_timings, key_of, moment, read_timings, timings_of
@@ -73,6 +74,8 @@ class Evaluation:
 
     collections: tuple[CollectionResult, ...]
     profile: Profile
+    weights: str
+    """The fingerprint of the weights and adapters that were measured."""
 
     def markdown(self) -> str:
         """A table with a row a setting: the profile's measure on each collection and in the mean, what it keeps of full
@@ -106,9 +109,15 @@ class Evaluation:
 def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambda _: None) -> Evaluation:
     """Evaluate, and write everything to ``settings.output``. ``report`` is told what comes next, a line each.
 
-    Raises ``ValueError``, ``OSError`` or ``ImportError`` for what cannot be opened, and ``ValueError`` for an output
-    folder that belongs to another evaluation.
+    Raises ``ValueError``, ``OSError`` or ``ImportError`` for what cannot be opened, ``ValueError`` for an output folder
+    that belongs to another evaluation, and :class:`~mrr_model.locks.FolderInUseError` for one that another process
+    writes to.
     """
+    with locked(settings.output, "mrr evaluate"):
+        return _evaluated(settings, report)
+
+
+def _evaluated(settings: EvaluateSettings, report: Callable[[str], object]) -> Evaluation:
     for name in settings.all_measures:
         parsed(name)
     reranker = open_reranker(settings)
@@ -123,7 +132,7 @@ def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambd
     sample = _timing_sample(list(collections.values()), settings)
     timings = _timings(reranker, grid, sample, settings, report)
     profile = _profile(reranker, grid, results, sample, timings, _relevant(collections.values()), settings)
-    evaluation = Evaluation(tuple(results), profile)
+    evaluation = Evaluation(tuple(results), profile, reranker.fingerprint)
     _write(evaluation, reranker, settings)
     return evaluation
 
@@ -134,11 +143,13 @@ def open_reranker(settings: EvaluateSettings) -> MatryoshkaReranker:
     query_max_length = settings.query_max_length or (protocol.query_max_length if protocol else None)
     reranker = MatryoshkaReranker(
         settings.model,
+        depth=None,  # not the checkpoint's own: every setting of the grid is explicit
+        keep_ratio=1.0,
         device=settings.device,
         dtype=settings.dtype,
         max_length=settings.max_length or MAX_LENGTH,
         query_max_length=query_max_length,
-        prompt=settings.prompt,
+        prompt=DEFAULT if settings.prompt is None else settings.prompt,
         batch_tokens=settings.batch_tokens,
         local_files_only=settings.local_files_only,
     )

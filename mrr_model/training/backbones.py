@@ -139,8 +139,6 @@ def _stock_head(
     answers: list[str],
 ) -> Head:
     config = checkpoint.read_config(folder)
-    if native.SECTION in config:
-        raise ValueError(f"{folder} is a Matryoshka re-ranker already; to train it further use `mrr finetune`.")
     architecture = (config.get("architectures") or ["model that names no architecture"])[0]
     if architecture.endswith("ForCausalLM"):
         rows = _language_model_rows(stored, tokenizer, answers)
@@ -185,6 +183,8 @@ def _label_names(config: Mapping[str, Any]) -> str:
 
 def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:
     config = checkpoint.read_config(folder)
+    if native.SECTION in config:
+        raise ValueError(f"{folder} is a Matryoshka re-ranker already; to train it further use `mrr finetune`.")
     fields = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
     if dropout is not None:
         fields |= {key: dropout for key in fields if key.endswith("dropout") or key.endswith("dropout_prob")}

@@ -1,0 +1,55 @@
+"""A short name for weights and adapters, by which what was measured with them is bound to them."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mrr_model.compensation import Adapter
+
+LENGTH = 32
+BLOCKS, BLOCK = 64, 64
+"""Of a large tensor, evenly spread blocks of numbers are read: every tensor counts, and few pages are touched."""
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Tells one training of a model from another: a sample of every tensor, by its name in the model.
+
+    Numbers count as float32, so that weights stored in bfloat16 and loaded in float32 have one fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        _add(digest, name, weights[name])
+    return digest.hexdigest()[:LENGTH]
+
+
+def with_adapters(base: str, adapters: Mapping[str, Adapter]) -> str:
+    """The fingerprint of weights together with adapters, whose own is ``base``; the same if there are none."""
+    if not adapters:
+        return base
+    digest = hashlib.sha256(base.encode())
+    for name in sorted(adapters):
+        for module, low in sorted(adapters[name].items()):
+            _add(digest, f"{name}/{module}/a/{low.scaling}", low.a)
+            _add(digest, f"{name}/{module}/b", low.b)
+    return digest.hexdigest()[:LENGTH]
+
+
+def _add(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tuple(tensor.shape)}".encode())
+    if not tensor.is_meta:  # placed elsewhere by accelerate: nothing to read
+        digest.update(sample(tensor.detach()).to("cpu", torch.float32).numpy().tobytes())
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """The whole of a small tensor, flat; of a large one evenly spread blocks, the first and the last numbers included.
+
+    >>> len(sample(torch.zeros(10, 10))), len(sample(torch.zeros(1000, 1000)))
+    (100, 4096)
+    """
+    flat = tensor.flatten().contiguous()
+    if len(flat) <= BLOCKS * BLOCK:
+        return flat
+    step = (len(flat) - BLOCK) // (BLOCKS - 1)
+    return torch.cat([flat.as_strided((BLOCKS - 1, BLOCK), (step, 1)).flatten(), flat[-BLOCK:]])
