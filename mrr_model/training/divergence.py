@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mrr_model.training.saves import last_whole
+
 if TYPE_CHECKING:
     from mrr_model.training.trainer import RankingTrainer
 
@@ -79,9 +81,8 @@ class DivergenceGuard(TrainerCallback):
     def _message(self, part: str, step: int, state: TrainerState, args: TrainingArguments) -> str:
         became = "is not finite" if part == "loss" else "are not finite"
         folder = Path(str(args.output_dir))
-        steps = [save.name.removeprefix("checkpoint-") for save in folder.glob("checkpoint-*")]
-        saves = sorted(int(number) for number in steps if number.isdigit())
-        kept = f"the last good state is {folder}/checkpoint-{saves[-1]}" if saves else "the stage had saved nothing yet"
+        save = last_whole(folder)
+        kept = f"the last good state is {save}" if save else "the stage had saved nothing yet"
         if step == 1:
             advice = (
                 "No update came before it: look at the model's weights and the rows' teacher scores, or train in "

@@ -5,13 +5,13 @@ Every stage starts from files, so that a run that was cut short goes on where it
 """
 
 import math
-import os
 import random
 import shutil
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from mrr_model import checkpoint
 from mrr_model.backbones import is_decoder
-from mrr_model.checkpoint import is_classifier, lora, native
+from mrr_model.checkpoint import is_classifier, journal, lora, native
 from mrr_model.checkpoint.source import locate
 from mrr_model.compensation import Adapter, fold
 from mrr_model.compression import VERTICAL, horizontal_name
+from mrr_model.files import write_file
 from mrr_model.inputs import RELEASE_LAYOUT, PairEncoder
+from mrr_model.locks import locked
 from mrr_model.model import MatryoshkaModel
 from mrr_model.training.arguments import check_trainer
 from mrr_model.training.backbones import RERANKER_LAYOUTS, from_pretrained_backbone, from_reranker
@@ -35,6 +36,7 @@ from mrr_model.training.dataset import GroupCollator, GroupDataset, StreamedGrou
 from mrr_model.training.groups import Group
 from mrr_model.training.low_rank import adapter_of, with_lora
 from mrr_model.training.progress import is_main_process, tell
+from mrr_model.training.saves import drop_torn, last_whole
 from mrr_model.training.settings import CompensationSettings, FinetuneSettings, RunSettings, StageSettings
 from mrr_model.training.sources import read_source
 from mrr_model.training.trainer import CompensationTrainer, DistillTrainer, Objective, RankingTrainer, Widths
@@ -79,6 +81,9 @@ def _held_out(settings: RunSettings) -> "HeldOut | None":
 class Recipe(ABC):
     """One run of the stages. What differs between runs: where the model and the rows come from."""
 
+    command: str
+    """What the user called."""
+
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         self.steps = settings.output / "steps"
@@ -86,10 +91,20 @@ class Recipe(ABC):
         self.compensation = self.steps / "compensation"
 
     def run(self) -> Path:
-        """Each stage that has not finished, then the checkpoint."""
+        """Each stage that has not finished, then the checkpoint. Raises :class:`~mrr_model.locks.FolderInUseError` if
+        another process writes to the output.
+        """
+        output = self.settings.output
+        # Of several processes of one run, the first holds the folder for all.
+        with locked(output, f"mrr {self.command}") if is_main_process() else nullcontext():
+            if not self._has_finished():
+                self._check_claim()
+                self._run_stages()
+            return self._finish()
+
+    def _run_stages(self) -> None:
         settings = self.settings
-        self._claim()
-        if "distill" in settings.run_stages and not (self.distilled / "config.json").exists():
+        if "distill" in settings.run_stages and not journal.holds_checkpoint(self.distilled):
             self.distill()
         if "vertical" in settings.run_stages and VERTICAL not in self._adapters():
             self._compensate(VERTICAL, settings.vertical, None, seed=settings.seed + 1)
@@ -97,7 +112,6 @@ class Recipe(ABC):
             name = horizontal_name(Fraction(1, ratio))
             if name not in self._adapters():
                 self._compensate(name, settings.horizontal, ratio, seed=settings.seed + 2 + place)
-        return self._finish()
 
     @abstractmethod
     def base(self) -> checkpoint.Checkpoint:
@@ -131,21 +145,24 @@ class Recipe(ABC):
         )
         state = self.train(trainer)
         if trainer.is_world_process_zero():
-            lora.write_own({**self._adapters(), name: adapter_of(trained, state)}, self.compensation)
+            lora.write_own({name: adapter_of(trained, state)}, self.compensation)
         trainer.accelerator.wait_for_everyone()
 
     def train(self, trainer: RankingTrainer) -> dict[str, torch.Tensor]:
-        """Train from the last save, if there is one; the model's state dict, gathered where it is sharded."""
+        """Train from the last whole save, if there is one; the model's state dict, gathered where it is sharded."""
         self._note()
         saves = Path(str(trainer.args.output_dir))
         saves.mkdir(parents=True, exist_ok=True)  # of several processes, the Trainer lets one make it
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(saves)))
+        if trainer.is_world_process_zero():
+            drop_torn(saves)
+        trainer.accelerator.wait_for_everyone()
+        trainer.train(resume_from_checkpoint=last_whole(saves))
         state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         return state
 
     def start(self) -> checkpoint.Checkpoint:
         """The model that the next stage starts from."""
-        if (self.distilled / "config.json").exists():
+        if journal.holds_checkpoint(self.distilled):
             return checkpoint.load(self.distilled, dtype=DTYPES[self.settings.dtype])
         return self.base()
 
@@ -153,37 +170,78 @@ class Recipe(ABC):
         """What the compensation stages made so far."""
         return lora.read_own(self.compensation)
 
+    def _all_adapters(self, start: checkpoint.Checkpoint) -> dict[str, Adapter]:
+        """The adapters of this run, and those of the start that still fit."""
+        made, earlier = self._adapters(), dict(start.adapters)
+        left_out = sorted(earlier.keys() - made.keys() - {VERTICAL}) if VERTICAL in made else []
+        if left_out:
+            warnings.warn(
+                f"the adapters {', '.join(left_out)} were trained beside the earlier vertical one, so they are left "
+                "out. Train new ones with the stage horizontal.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return {**{name: adapter for name, adapter in earlier.items() if name not in left_out}, **made}
+
     def _finish(self) -> Path:
+        """Write the checkpoint, then remove the steps; again the same, wherever it was cut short."""
         processes = PartialState(cpu=_no_accelerator())
         if processes.is_main_process:
-            start = self.start()
-            made = replace(start, adapters={**start.adapters, **self._adapters()})
-            checkpoint.save(made, self.settings.output)
-            shutil.rmtree(self.steps)
-        processes.wait_for_everyone()
+            output = self.settings.output
+            if not journal.holds_checkpoint(output):
+                start = self.start()
+                # Calibration, profile and defaults are those of other weights or adapters.
+                checkpoint.save(checkpoint.Checkpoint(start.model, start.tokenizer, self._all_adapters(start)), output)
+            if self._noted.exists():
+                self._noted.replace(self._finished)
+            if self.steps.exists():
+                shutil.rmtree(self.steps)
+        processes.wait_for_everyone()  # no process may still ask whether the run has finished
+        if processes.is_main_process:
+            self._finished.unlink(missing_ok=True)
         return self.settings.output
 
-    def _claim(self) -> None:
+    @property
+    def _noted(self) -> Path:
+        """The settings of the run, while it runs."""
+        return self.steps / "settings.json"
+
+    @property
+    def _finished(self) -> Path:
+        """The same, while the steps of a finished run are removed."""
+        return self.settings.output / ".finished-run.json"
+
+    def _described(self) -> str:
+        """The settings that decide what the run makes: what it measures afterwards is not among them."""
+        return self.settings.model_dump_json(indent=1, exclude={"dev", "dev_queries"})
+
+    def _is_mine(self, noted: Path) -> bool:
+        try:
+            return noted.read_text(encoding="utf-8") == self._described()
+        except FileNotFoundError:
+            return False
+
+    def _has_finished(self) -> bool:
+        """Whether this run wrote its checkpoint, and was killed before it had removed its steps."""
+        mine = self._is_mine(self._noted) or self._is_mine(self._finished)
+        return mine and journal.holds_checkpoint(self.settings.output)
+
+    def _check_claim(self) -> None:
         """Check that the output is free, or holds an unfinished run with the same settings."""
         output = self.settings.output
-        if (output / "config.json").exists():
-            raise FileExistsError(
-                f"output={str(output)!r} already holds a checkpoint. Choose another folder or remove it."
-            )
-        noted = self.steps / "settings.json"
-        if noted.exists() and noted.read_text(encoding="utf-8") != self.settings.model_dump_json(indent=1):
+        if journal.holds_checkpoint(output):
+            raise FileExistsError(f"output={str(output)!r} already holds a checkpoint. Choose another folder.")
+        if self._noted.exists() and not self._is_mine(self._noted):
             raise ValueError(
-                f"output={str(output)!r} holds an unfinished run with other settings ({noted}). Resume it with "
-                "those, choose another folder, or remove it."
+                f"output={str(output)!r} holds an unfinished run with other settings ({self._noted}). Resume it with "
+                "those, or choose another folder."
             )
 
     def _note(self) -> None:
         """Note the settings beside the saves; not before training begins, so that a wrong path leaves nothing."""
-        noted = self.steps / "settings.json"
-        self.steps.mkdir(parents=True, exist_ok=True)
-        written = noted.with_suffix(f".{os.getpid()}")
-        written.write_text(self.settings.model_dump_json(indent=1), encoding="utf-8")
-        written.replace(noted)  # at once: another process of this run may be reading it
+        if not self._is_mine(self._noted):
+            self.steps.mkdir(parents=True, exist_ok=True)
+            write_file(self._noted, self._described())
 
     def title(self, name: str) -> str:
         """How a stage is called in what training shows: its name and its place among the run's."""
@@ -241,6 +299,8 @@ class Recipe(ABC):
 
 class Finetuning(Recipe):
     """What ``mrr finetune`` runs."""
+
+    command = "finetune"
 
     def __init__(self, settings: FinetuneSettings) -> None:
         super().__init__(settings)
@@ -321,7 +381,7 @@ class Finetuning(Recipe):
         if trainer.is_world_process_zero():
             if stage.lora is not None:
                 model, state = fold(self.base().model, [adapter_of(trained, state)]), {}
-            checkpoint.save(replace(start, model=model, adapters={}), self.distilled, state=state)
+            checkpoint.save(checkpoint.Checkpoint(model, start.tokenizer, {}), self.distilled, state=state)
         trainer.accelerator.wait_for_everyone()
 
 

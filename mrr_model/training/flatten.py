@@ -39,6 +39,8 @@ def flatten(settings: FlattenSettings) -> Path:
 class Flattening(Recipe):
     """What ``mrr flatten`` runs: the compensation stages over a re-ranker taken in as it is."""
 
+    command = "flatten"
+
     def __init__(self, settings: FlattenSettings) -> None:
         super().__init__(settings)
         self.settings: FlattenSettings = settings

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback
 
 from mrr_model.compensation import Adapter
 from mrr_model.compression import Plan
@@ -23,6 +23,7 @@ from mrr_model.training.losses import Cascade, cascade_loss, distillation_loss, 
 from mrr_model.training.low_rank import FrozenAdapter
 from mrr_model.training.progress import StageProgress
 from mrr_model.training.sampling import draw_merges, draw_shallow
+from mrr_model.training.saves import WholeSaves
 
 FULL_WIDTH, NARROW = "full width", "narrow"
 """How a pass that merges nothing and one that merges are called in the log."""
@@ -77,7 +78,7 @@ def _order(name: str) -> tuple[str, int]:
     return shared, int(exit_layer)
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(WholeSaves):
     """The transformers Trainer over groups of passages (:class:`~mrr_model.training.dataset.GroupCollator`).
 
     ``title`` names the stage in what is shown; without one, it is the name of the folder of its saves. Training stops

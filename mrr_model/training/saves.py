@@ -1,0 +1,77 @@
+"""The Trainer's saves, made safe against kills: one counts only if it is whole, and an older one goes after that."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import sort_checkpoints
+
+from mrr_model.files import sync, write_file
+
+MARK = "whole.json"
+"""In each save, written last: the size of every file."""
+
+
+class WholeSaves(Trainer):
+    """A Trainer whose newest whole save is never deleted before the next one is whole."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the Trainer would delete too early
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # every process has written its part
+        if self.args.should_save:
+            saves = Path(self._get_output_dir(trial=trial))
+            mark(saves / f"checkpoint-{self.state.global_step}")
+            if limit:
+                _delete_older(saves, limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+
+def mark(save: Path) -> None:
+    """Bring a save to the disk and mark it as whole."""
+    files = sorted(path for path in save.rglob("*") if path.is_file() and path.name != MARK)
+    for path in [*files, *(path for path in save.rglob("*") if path.is_dir()), save, save.parent]:
+        sync(path)
+    sizes = {path.relative_to(save).as_posix(): path.stat().st_size for path in files}
+    write_file(save / MARK, json.dumps(sizes, indent=1) + "\n")
+
+
+def is_whole(save: Path) -> bool:
+    """Whether a save is marked and its files are as long as they were then."""
+    try:
+        sizes = json.loads((save / MARK).read_bytes())
+        return all((save / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def last_whole(saves: Path) -> str | None:
+    """The newest whole save, to resume from; None if there is none."""
+    whole = [path for path in sort_checkpoints(str(saves)) if is_whole(Path(path))]
+    return whole[-1] if whole else None
+
+
+def drop_torn(saves: Path) -> None:
+    """Remove what a kill left unfinished."""
+    for path in sort_checkpoints(str(saves)):
+        if not is_whole(Path(path)):
+            _delete(Path(path))
+
+
+def _delete_older(saves: Path, limit: int, best: str | None) -> None:
+    ordered = sort_checkpoints(str(saves), best_model_checkpoint=best)
+    kept = max(limit, 2 if best and best != ordered[-1] else 1)
+    for path in ordered[:-kept]:
+        _delete(Path(path))
+
+
+def _delete(save: Path) -> None:
+    """The mark goes first: what is left of a save after a kill must not count."""
+    (save / MARK).unlink(missing_ok=True)
+    shutil.rmtree(save)
