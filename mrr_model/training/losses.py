@@ -5,16 +5,12 @@ Letters: G groups (queries), N passages of a group with the positive first, E ex
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-Cascade = Literal["anchors", "next", "final", "none"]
-"""Which exits teach the others: ``anchors``, the method's own: the next deeper anchor layer; ``next``: the next deeper
-exit; ``final``: the last exit alone; ``none``: nobody.
-"""
+from mrr_model.training.settings import Cascade as Cascade
 
 
 def ranking_loss(logits: Tensor, labelled: Tensor | None = None) -> Tensor:

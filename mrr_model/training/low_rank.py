@@ -7,25 +7,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mrr_model.compensation import Adapter, LowRank
 from mrr_model.model import MatryoshkaModel
-
-
-class LoraSettings(BaseModel):
-    """The size of a LoRA. The defaults are the paper's (arXiv 2501.16302, implementation details)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    rank: int = Field(default=32, ge=1, le=65_536)
-    """Rank of the LoRA."""
-    alpha: float = Field(default=64.0, gt=0)
-    """The LoRA's delta counts alpha / rank."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout before the LoRA."""
+from mrr_model.training.settings import LoraSettings
 
 
 def linear_modules(model: MatryoshkaModel, exits: tuple[int, ...]) -> list[str]:

@@ -1,16 +1,21 @@
-"""The settings of a training run: one file, or the flags of ``mrr finetune``."""
+"""The settings of a training run: one file, or the flags of ``mrr finetune``.
+
+Help is made from them: nothing here needs torch.
+"""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mrr_model.compression import MAX_DENOMINATOR, MAX_LAYERS
 from mrr_model.training.groups import OnBadRow
-from mrr_model.training.losses import Cascade
-from mrr_model.training.low_rank import LoraSettings
 
+Cascade = Literal["anchors", "next", "final", "none"]
+"""Which exits teach the others: ``anchors``, the method's own: the next deeper anchor layer; ``next``: the next deeper
+exit; ``final``: the last exit alone; ``none``: nobody.
+"""
 Stage = Literal["distill", "vertical", "horizontal"]
 STAGES: tuple[Stage, ...] = ("distill", "vertical", "horizontal")
 MANY = 10_000_000
@@ -46,10 +51,31 @@ EVALUATION = ("do_eval", "eval_strategy", "eval_on_start", "load_best_model_at_e
 """Training arguments that need an evaluation during training."""
 
 
+class LoraSettings(BaseModel):
+    """The size of a LoRA. The defaults are the paper's (arXiv 2501.16302, implementation details)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    rank: int = Field(default=32, ge=1, le=65_536)
+    """Rank of the LoRA."""
+    alpha: float = Field(default=64.0, gt=0)
+    """The LoRA's delta counts alpha / rank."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout before the LoRA."""
+
+    help_last: ClassVar[tuple[str, ...]] = ("alpha", "dropout")
+
+
 class StageSettings(BaseModel):
     """What every stage has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    help_last: ClassVar[tuple[str, ...]] = (
+        "warmup", "weight_decay", "label_weight", "teacher_weight", "teacher_temperature", "cascade_weight",
+        "merge_probability", "default_merge_share",
+    )  # fmt: skip
+    """What help lists last, among the rarely used."""
 
     epochs: float = Field(default=1.0, gt=0, le=MANY)
     """Passes over the data."""
@@ -122,6 +148,14 @@ class RunSettings(BaseModel):
     """What every run has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    help_last: ClassVar[tuple[str, ...]] = (
+        "on_bad_row", "stream", "sample", "length_parts", "query_max_length", "save_steps", "freeze_embeddings",
+        "dropout", "trainer",
+    )  # fmt: skip
+    """What help lists last, among the rarely used."""
+    help_first: ClassVar[tuple[str, ...]] = ("model", "train", "texts", "output", "stages", *STAGES)
+    """What help lists first, and in which order."""
 
     model: str
     """The model to start from: a local folder or a hub id."""
