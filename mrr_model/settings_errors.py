@@ -1,0 +1,136 @@
+"""What is wrong with settings, in plain words: pydantic's findings for the command line and for YAML files."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+WORDS = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "string_sub_type": "must be text",
+    "string_unicode": "must be text in UTF-8",
+    "path_type": "must be a path",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "needs at least {min_length}",
+    "too_long": "takes at most {max_length}",
+    "string_too_short": "needs at least {min_length} characters",
+    "string_too_long": "takes at most {max_length} characters",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "mapping_type": "must be a mapping",
+    "model_type": "must be a mapping of settings",
+    "model_attributes_type": "must be a mapping of settings",
+    "dataclass_type": "must be a mapping of settings",
+    "json_invalid": "is not JSON: {error}",
+}
+"""pydantic's types of errors, as what a value must be. What is not here "is not valid"."""
+
+short = Repr()
+short.maxstring = short.maxother = 80
+
+Path = tuple[str, ...]
+Name = Callable[[Path], str]
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used. ``lines`` holds a sentence for each fault."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(" ".join(lines))
+        self.lines = lines
+
+
+def dotted(path: Path) -> str:
+    """A setting's name as the keys that lead to it.
+
+    >>> dotted(("distill", "lora", "rank"))
+    'distill.lora.rank'
+    """
+    return ".".join(path)
+
+
+def lines_of(error: ValidationError, settings: type[BaseModel] | None = None, name: Name = dotted) -> list[str]:
+    """A sentence for each fault. ``name`` says what a setting is called where it was given; ``settings`` knows the
+    names that an unknown one may stand for.
+    """
+    return [_line(fault, settings, name) for fault in error.errors()]
+
+
+def sentence(subject: str, fault: Mapping[str, Any]) -> str:
+    """One of pydantic's findings about a subject.
+
+    >>> sentence("--passages", {"type": "greater_than_equal", "ctx": {"ge": 2}, "input": 1})
+    '--passages must be at least 2, got 1.'
+    >>> sentence("--ratios", {"type": "value_error", "ctx": {"error": ValueError("they rise")}, "input": 1})
+    '--ratios: they rise, got 1.'
+    """
+    context = fault.get("ctx") or {}
+    got = f", got {short.repr(fault['input'])}"
+    if fault["type"] in ("value_error", "assertion_error"):  # a validator's own words
+        said = str(context["error"]).rstrip(".")
+        return f"{subject}: {said}{got}." if subject else f"{said}."
+    if fault["type"] == "missing":
+        return f"{subject} is missing."
+    return f"{subject} {WORDS.get(fault['type'], 'is not valid').format_map(context)}{got}."
+
+
+def _line(fault: Mapping[str, Any], settings: type[BaseModel] | None, name: Name) -> str:
+    place = fault["loc"]
+    path = tuple(part for part in place if isinstance(part, str) and part != "[key]")
+    if fault["type"] == "extra_forbidden":
+        return f"{name(path)} is not a setting.{_suggested(path, settings)}"
+    if fault["type"] == "invalid_key" or "[key]" in place:
+        return sentence(f"a key of {name(path)}" if path else "a key", {**fault, "type": "string_type"})
+    if not path:
+        return sentence(f"item {place[0] + 1}" if place else "", fault)
+    return sentence(f"{name(path)}, item {place[-1] + 1}," if isinstance(place[-1], int) else name(path), fault)
+
+
+def _suggested(path: Path, settings: type[BaseModel] | None) -> str:
+    """The nearest names beside the unknown one; else the places where that very name is a setting."""
+    if settings is None:
+        return ""
+    leaves = list(_paths(settings))
+    *above, unknown = path
+    beside = {leaf[len(above)] for leaf in leaves if leaf[: len(above)] == tuple(above) and len(leaf) > len(above)}
+    nearest = get_close_matches(unknown.replace("-", "_"), beside, n=1)
+    found = [(*above, nearest[0])] if nearest else [leaf for leaf in leaves if leaf[-1] == unknown]
+    return f" Did you mean {' or '.join(map(dotted, found))}?" if found else ""
+
+
+def _paths(settings: type[BaseModel], above: Path = ()) -> Iterator[Path]:
+    for name, field in settings.model_fields.items():
+        nested = model_in(field.annotation)
+        if nested is None:
+            yield (*above, name)
+        else:
+            yield from _paths(nested, (*above, name))
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings model that a field holds, or may hold; None for other fields."""
+    from pydantic import BaseModel
+
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
