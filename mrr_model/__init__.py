@@ -1,7 +1,6 @@
 """Matryoshka Re-Ranker: one re-ranking model that runs at any depth and width (arXiv 2501.16302)."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +9,7 @@ if TYPE_CHECKING:
     from mrr_model.reranker import MatryoshkaReranker, RankedDocument
     from mrr_model.target import Target
 
-__version__ = version("matryoshka-reranker")
+    __version__: str
 
 __all__ = [
     "Compression",
@@ -35,7 +34,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and transformers only when something that needs them is asked for."""
+    """Import torch and transformers only when something that needs them is asked for, and look the version up then."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("matryoshka-reranker")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,6 +1,17 @@
-"""``python -m mrr_model`` is ``mrr``; torchrun and accelerate start modules."""
+"""What the ``mrr`` script and ``python -m mrr_model`` run; torchrun and accelerate start modules."""
 
-from mrr_model.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command line. It is imported inside, so that Ctrl-C is quiet from the first moment."""
+    try:
+        from mrr_model.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -1,11 +1,9 @@
-"""The command line: ``mrr rerank | evaluate | calibrate | finetune | flatten | mine | info``.
+"""The command line: ``mrr rerank | info | evaluate | calibrate | mine | finetune | flatten``.
 
 torch and transformers are imported inside the commands, so that ``mrr --help`` answers at once. What goes to stdout is
 the result and nothing else. Wrong arguments and bad input are one line on stderr and exit code 2.
 """
 
-import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,33 +11,33 @@ from contextlib import redirect_stdout
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrr_model import __version__
+from mrr_model.command import ADVANCED, Command, Group, made_later
+from mrr_model.documents import Document, read_documents, well_formed, write_json_lines
 from mrr_model.evaluation import commands
-from mrr_model.reporting import reported, say
+from mrr_model.reporting import need_output, reported, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mrr_model.checkpoint import Checkpoint
     from mrr_model.reranker import RankedDocument
+    from mrr_model.target import Target
     from mrr_model.training.settings import RunSettings
 
-FREE_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 TRAIN_EXTRA = 'pip install "matryoshka-reranker[train]"'
 RATIOS = (1.0, 0.5, 0.25)
 """The keep ratios that ``mrr info`` compares."""
 
-Settings = TypeVar("Settings", bound="RunSettings")
-
 app = typer.Typer(
     name="mrr",
     help="Matryoshka Re-Ranker: one re-ranking model that runs at any depth and width.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -60,31 +58,31 @@ class OutputFormat(str, Enum):
     JSONL = "jsonl"
 
 
-app.command()(commands.evaluate)
-app.command()(commands.calibrate)
-
-
 def main() -> None:
-    """What the ``mrr`` script calls."""
-    app()
+    """Run the command line."""
+    app(prog_name="mrr")
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from mrr_model import __version__
+
         typer.echo(f"mrr {__version__}")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
-@app.command()
 def rerank(
     query: Annotated[str, typer.Option("--query", "-q", help="What the documents are ranked for.")],
     file: Annotated[
@@ -92,124 +90,141 @@ def rerank(
         typer.Argument(
             metavar="FILE|-",
             show_default=False,
-            help='One document a line: plain texts, or JSON objects with "text" and, if you like, "title". '
-            "- reads stdin, and so does leaving it out in a pipe.",
+            help="One document per line, plain text or JSON objects; may be gzipped. - reads stdin, and so does "
+            "leaving it out in a pipe.",
         ),
     ] = None,
     model: Annotated[str, typer.Option(help="mini (shipped), a local folder or a hub id.")] = "mini",
-    depth: Annotated[int | None, typer.Option(help="Run at most this many layers.", show_default="all layers")] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Run at most this many layers.", show_default="the model's, else all")
+    ] = None,
     keep_ratio: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="RATIO|LAYER:RATIO,…",
-            help="The part of the passage tokens to keep: 0.5, or from each merge layer on: 8:0.5,16:0.25.",
+            help="Share of the passage tokens to keep: 0.5, or from each merge layer on: 8:0.5,16:0.25.",
+            show_default="the model's, else 1",
         ),
-    ] = "1.0",
+    ] = None,
     keep_quality: Annotated[
         float | None,
-        typer.Option(help="In place of a setting: the quickest that keeps this share of quality.", show_default=False),
+        typer.Option(help="Instead of a setting: the fastest that keeps this share of quality.", show_default=False),
     ] = None,
     speedup: Annotated[
         float | None,
-        typer.Option(help="In place of a setting: the best that is so many times as quick.", show_default=False),
+        typer.Option(help="Instead of a setting: the best that is this many times faster.", show_default=False),
     ] = None,
     max_latency_ms: Annotated[
         float | None,
-        typer.Option(help="In place of a setting: the best that is done in time, on this device.", show_default=False),
+        typer.Option(help="Instead of a setting: the best within this time on this device.", show_default=False),
     ] = None,
     refresh_timings: Annotated[
         bool, typer.Option("--refresh-timings", help="With --max-latency-ms: measure this device again.")
     ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say on stderr which setting runs, and why.")] = False,
-    top_n: Annotated[int | None, typer.Option(help="Give at most this many.", show_default="all")] = None,
+    top_n: Annotated[int | None, typer.Option(help="Return at most this many.", show_default="all")] = None,
     min_score: Annotated[
-        float | None, typer.Option(help="Give only what scores at least this.", show_default="all")
+        float | None, typer.Option(help="Return only documents with at least this score.", show_default="all")
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Instruction after the passage.", show_default="the model's, if it takes one")
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help='Field of the JSON objects that is scored; their "title", if any, goes before it.',
+            show_default="text",
+        ),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of a pair.")] = 512,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of a batch, padding counted.", show_default="by device")
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Scores are raw logits, not probabilities.")] = False,
-    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")] = False,
     input_format: Annotated[
         InputFormat,
-        typer.Option(help="auto: JSON lines if the file's name or its first line looks like it, else plain texts."),
+        typer.Option(
+            metavar="auto|text|jsonl", help="auto: JSON lines if the file's name or its first line looks like it."
+        ),
     ] = InputFormat.AUTO,
     output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="auto: a table on a terminal, JSON lines elsewhere.")
+        OutputFormat,
+        typer.Option("--format", metavar="auto|table|jsonl", help="auto: a table on a terminal, else JSON lines."),
     ] = OutputFormat.AUTO,
+    explain: Annotated[bool, typer.Option("--explain", help="Say on stderr which setting runs, and why.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Scores are raw logits, not probabilities.")] = False,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Instruction after the passage.",
+            show_default="the model's, if it takes one",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens per pair.", show_default="the model's", rich_help_panel=ADVANCED)
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16", help="Number format of the model.", rich_help_panel=ADVANCED
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …", metavar="NAME", rich_help_panel=ADVANCED)
+    ] = "auto",
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens per batch, padding counted.", show_default="by device", rich_help_panel=ADVANCED),
+    ] = None,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Never ask the hub.", rich_help_panel=ADVANCED)
+    ] = False,
 ) -> None:
     """Order documents from the best answer to the worst.
 
-    JSON lines out are the input objects plus "index" (place in the input, from 0), "rank" (from 1) and "score".
+    Writes JSON lines: each input object plus "index" (its place in the input, from 0), "rank" (from 1) and "score".
+    Fields of these names in the input come back as "input_index", "input_rank" and "input_score".
     """
     with reported():
-        documents = _read_documents(file, input_format)
+        need_output()
+        documents = read_documents(file, input_format.value, text_field)
+        if not documents:
+            say("warning", f"{'stdin' if file is None or str(file) == '-' else file} holds no documents.")
         from mrr_model.reranker import MatryoshkaReranker
-        from mrr_model.target import Target
 
-        target = None
-        if refresh_timings or (keep_quality, speedup, max_latency_ms) != (None, None, None):
-            of_request: dict[str, Any] = {"refresh": refresh_timings}
-            if max_latency_ms is not None:
-                of_request["documents"] = max(1, len(documents))
-            target = Target(keep_quality, speedup, max_latency_ms, **of_request)
+        settings: dict[str, Any] = {
+            "depth": depth,
+            "keep_ratio": keep_ratio,
+            "target": _target(keep_quality, speedup, max_latency_ms, len(documents), refresh_timings),
+            "max_length": max_length,
+            "prompt": None if prompt is None else well_formed(prompt),
+            "batch_tokens": batch_tokens,
+        }
         reranker = MatryoshkaReranker(
             model,
-            depth=depth,
-            keep_ratio=keep_ratio,
-            target=target,
             device=device,
             dtype=dtype,
-            max_length=max_length,
-            prompt=prompt,
             normalize=not raw,
-            batch_tokens=batch_tokens,
             local_files_only=local_files_only,
+            **{name: value for name, value in settings.items() if value is not None},
         )
         if explain:
             typer.echo(str(reranker.explain()), err=True)
-        ranking = reranker.rank(query, [_text(row) for row in documents], top_n=top_n, min_score=min_score)
+        texts = [document.text for document in documents]
+        ranking = reranker.rank(well_formed(query), texts, top_n=top_n, min_score=min_score)
         if output_format is OutputFormat.TABLE or (output_format is OutputFormat.AUTO and sys.stdout.isatty()):
             _write_table(ranking, documents, f"{model}, {reranker.compression}")
         else:
-            _write_json_lines(ranking, documents)
+            write_json_lines(ranking, documents)
 
 
-@app.command(add_help_option=False, context_settings=FREE_ARGUMENTS)
-def finetune(context: typer.Context) -> None:
-    """Train a re-ranker on groups of passages, from a stock model or a checkpoint: the whole recipe or some stages.
+def finetune() -> None:
+    """Train a re-ranker on groups of passages, from a stock model or a checkpoint.
 
-    Settings come from a YAML file, from flags, or from both. A run that was stopped goes on when it is called again.
+    Settings come from a YAML file, from flags, or from both. An interrupted run resumes when it is called again.
     """
-    with reported():
-        _check_train_extra()
-        from mrr_model.training import finetune as recipe
-        from mrr_model.training.settings import FinetuneSettings
-
-        _run_settings(context, FinetuneSettings, lambda settings: recipe.finetune(settings), "train")
 
 
-@app.command(add_help_option=False, context_settings=FREE_ARGUMENTS)
-def flatten(context: typer.Context) -> None:
-    """Give a re-ranker that exists every smaller size, taught by its own scores on unlabelled texts.
+def flatten() -> None:
+    """Teach an existing re-ranker every smaller size, by its own scores on unlabelled texts.
 
     Takes a sequence-classification cross-encoder or a yes/no causal re-ranker. At full size it scores as before.
     """
-    with reported():
-        _check_train_extra()
-        from mrr_model.training import flatten as flattening
-        from mrr_model.training.settings import FlattenSettings
-
-        _run_settings(context, FlattenSettings, lambda settings: flattening.flatten(settings), "texts", "model")
 
 
-@app.command()
 def mine(
     sources: Annotated[
         list[str],
@@ -261,13 +276,13 @@ def mine(
         typer.echo(f"{written} rows with {negatives} mined negatives each are in {output}{left_out}")
 
 
-@app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="mini (shipped), a local folder or a hub id.")] = "mini",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="mini (shipped), a local folder or a hub id.")] = "mini",
     local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")] = False,
 ) -> None:
     """Show what a checkpoint holds and what its sizes cost. Its weights are not loaded."""
     with reported():
+        need_output()
         from rich.console import Console
 
         from mrr_model import checkpoint
@@ -281,77 +296,31 @@ def info(
         console.print(_cost_table(loaded))
 
 
-def _read_documents(file: Path | None, input_format: InputFormat) -> list[dict[str, Any]]:
-    """The documents as JSON objects that hold "text"; blank lines are skipped."""
-    if file is None and sys.stdin.isatty():
-        raise ValueError("no documents: give a FILE, or pipe one document a line to stdin.")
-    path = None if file is None or str(file) == "-" else file
-    name = str(path or "stdin")
-    try:
-        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
-        lines = io.StringIO(content.decode("utf-8-sig"), newline=None)  # only line feeds and carriage returns end lines
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is no UTF-8 text: {error}.") from None
-    numbered = [(f"{name}:{number}", line.rstrip("\n")) for number, line in enumerate(lines, 1) if line.strip()]
-    if input_format is InputFormat.AUTO:
-        as_json = Path(name).suffix in (".json", ".jsonl") or (bool(numbered) and _is_json_object(numbered[0][1]))
-    else:
-        as_json = input_format is InputFormat.JSONL
-    return [_json_document(place, line) if as_json else {"text": line} for place, line in numbered]
+def _target(
+    keep_quality: float | None, speedup: float | None, max_latency_ms: float | None, documents: int, refresh: bool
+) -> "Target | None":
+    if not refresh and (keep_quality, speedup, max_latency_ms) == (None, None, None):
+        return None
+    from mrr_model.target import Target
+
+    of_request = {} if max_latency_ms is None else {"documents": max(1, documents)}
+    return Target(keep_quality, speedup, max_latency_ms, refresh=refresh, **of_request)
 
 
-def _is_json_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
-        return False
-
-
-def _json_document(place: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: expected one JSON object a line, but this is not JSON: {error}.") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected one JSON object a line, got {type(row).__name__}.")
-    if not isinstance(row.get("text"), str):
-        raise ValueError(
-            f'{place}: expected a string under "text"; the keys are {", ".join(map(repr, row)) or "none"}.'
-        )
-    if not isinstance(row.get("title"), str | None):
-        raise ValueError(f'{place}: expected a string under "title", got {type(row["title"]).__name__}.')
-    return row
-
-
-def _text(document: dict[str, Any]) -> str:
-    """What is scored: title and text joined by one space, the one alone where the other is empty."""
-    return " ".join(part for part in (document.get("title"), document["text"]) if part)
-
-
-def _write_json_lines(ranking: "Sequence[RankedDocument]", documents: Sequence[dict[str, Any]]) -> None:
-    for rank, ranked in enumerate(ranking, 1):
-        row = {**documents[ranked.index], "index": ranked.index, "rank": rank, "score": ranked.score}
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        # JSON is UTF-8, whatever the terminal's encoding; half a surrogate pair stays the escape that it came as.
-        sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
-
-
-def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[dict[str, Any]], title: str) -> None:
+def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[Document], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    named = any("id" in row or "_id" in row for row in documents)
+    named = any("id" in document.row or "_id" in document.row for document in documents)
     table = Table(title=Text(title), title_justify="left")
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("id" if named else "index", justify="left" if named else "right", no_wrap=True)
     table.add_column("text")
     for rank, ranked in enumerate(ranking, 1):
-        row = documents[ranked.index]
+        row = documents[ranked.index].row
         identifier = row.get("_id", row.get("id", ranked.index))
         start = ranked.text[: 4 * console.width]
         shown = " ".join("".join(letter if letter.isprintable() else " " for letter in start).split())
@@ -366,34 +335,41 @@ def _check_train_extra() -> None:
         raise ValueError(f"training needs accelerate, which is not installed: {TRAIN_EXTRA}")
 
 
-def _run_settings(
-    context: typer.Context,
-    settings: "type[Settings]",
-    run: "Callable[[Settings], Path]",
-    repeated: str,
-    leading: str | None = None,
-) -> None:
-    """Run a command whose flags are the fields of ``settings``.
-
-    The settings lie beside torch: flags are made once the command is chosen.
-    """
+def _finetune_flags() -> Callable[..., None]:
     from mrr_model.flags import flags_of
+    from mrr_model.training.settings import FinetuneSettings
 
-    def train(checked: "Settings") -> None:
-        try:
-            with redirect_stdout(sys.stderr):  # the Trainer prints its losses
-                folder = run(checked)
-        except KeyboardInterrupt:
-            say("stopped", f"the same command goes on from the last save in {checked.output}.")
-            raise typer.Exit(130) from None
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
-            typer.echo(f"The trained re-ranker is in {folder}")
+    def run(settings: FinetuneSettings) -> None:
+        _check_train_extra()
+        from mrr_model.training import finetune as recipe
 
-    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    command.command(help=context.command.help)(
-        flags_of(settings, train, lambda line: say("error", line), repeated, leading)
-    )
-    raise typer.Exit(command(context.args, prog_name=context.command_path, standalone_mode=False) or 0)
+        _train(settings, lambda: recipe.finetune(settings))
+
+    return flags_of(FinetuneSettings, run, "train")
+
+
+def _flatten_flags() -> Callable[..., None]:
+    from mrr_model.flags import flags_of
+    from mrr_model.training.settings import FlattenSettings
+
+    def run(settings: FlattenSettings) -> None:
+        _check_train_extra()
+        from mrr_model.training import flatten as flattening
+
+        _train(settings, lambda: flattening.flatten(settings))
+
+    return flags_of(FlattenSettings, run, "texts", "model")
+
+
+def _train(settings: "RunSettings", run: "Callable[[], Path]") -> None:
+    try:
+        with redirect_stdout(sys.stderr):  # the Trainer prints its losses
+            folder = run()
+    except KeyboardInterrupt:
+        say("stopped", f"the same command goes on from the last save in {settings.output}.")
+        raise
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
+        typer.echo(f"The trained re-ranker is in {folder}")
 
 
 def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
@@ -479,3 +455,13 @@ def _cost_table(loaded: "Checkpoint") -> "Table":
         shares = [reranker.cost(depth=depth, keep_ratio=ratio) / full for ratio in ratios]
         table.add_row(str(depth), *(f"{share:.0%}" for share in shares))
     return table
+
+
+# In the order of use.
+app.command(cls=Command)(rerank)
+app.command(cls=Command)(info)
+app.command(cls=Command)(commands.evaluate)
+app.command(cls=Command)(commands.calibrate)
+app.command(cls=Command)(mine)
+app.command(cls=made_later(_finetune_flags))(finetune)
+app.command(cls=made_later(_flatten_flags))(flatten)

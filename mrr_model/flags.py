@@ -5,35 +5,38 @@ file that holds the same.
 import inspect
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from rich.markup import escape
 
+from mrr_model.command import ADVANCED
 from mrr_model.faults import reading
+from mrr_model.settings_errors import SettingsError, dotted, lines_of, model_in
 
 Settings = TypeVar("Settings", bound=BaseModel)
+Key = tuple[str, ...]
 
-LISTED = "A,B,…"
+PAIRS = "KEY=VALUE"
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def flags_of(
-    settings: type[Settings],
-    run: Callable[[Settings], None],
-    report: Callable[[str], None],
-    repeated: str,
-    leading: str | None = None,
+    settings: type[Settings], run: Callable[[Settings], None], repeated: str, leading: str | None = None
 ) -> Callable[..., None]:
     """A function for typer that gathers flags and an optional YAML file to ``settings`` and runs it.
 
     Flags win over the file. ``repeated`` names the field whose flag is given once for each of its values; other tuples
     are comma-separated. ``leading`` names a field that may come as the command's argument, in the file's place, where
-    that does not end in .yaml or .yml. Faults go to ``report``, a line each, and end the command with code 2.
+    that does not end in .yaml or .yml. In help the fields that ``settings.help_first`` names come first, in its order,
+    and those of ``help_last``, of nested settings too, in the panel of the rarely used.
+    Raises :class:`~mrr_model.settings_errors.SettingsError`.
     """
-    fields = dict(_leaves(settings))
+    leaves = _leaves(settings)
+    fields = {leaf.path: leaf.field for leaf in leaves}
     parameters = [
         inspect.Parameter(
             "config",
@@ -48,20 +51,20 @@ def flags_of(
                 ),
             ],
         ),
-        *(_parameter(path, field, repeated) for path, field in fields.items()),
+        *(_parameter(leaf, repeated) for leaf in leaves),
     ]
 
     def flags(config: Path | None = None, **values: Any) -> None:
         if leading and config is not None and config.suffix not in (".yaml", ".yml"):
             values[leading] = values.get(leading) or str(config)
             config = None
+        by_flag = _nested(fields, values)
+        file = {} if config is None else read_yaml(config)
         try:
-            given = _merged({} if config is None else read_yaml(config), _nested(fields, values))
-            checked = settings.model_validate(given)
+            checked = settings.model_validate(_merged(file, by_flag))
         except ValidationError as error:
-            for line in lines_of(error):
-                report(line)
-            raise typer.Exit(2) from None
+            name = _flag if config is None else lambda path: _named(path, by_flag, file, config)
+            raise SettingsError(lines_of(error, settings, name)) from None
         run(checked)
 
     flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature() reads
@@ -82,62 +85,90 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
-def _leaves(settings: type[BaseModel], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], FieldInfo]]:
-    found = []
-    for name, field in settings.model_fields.items():
-        nested = _model_in(field.annotation)
-        found += _leaves(nested, (*path, name)) if nested else [((*path, name), field)]
-    return sorted(found, key=lambda leaf: len(leaf[0]) > 1)  # the run's own first
+@dataclass(frozen=True)
+class Leaf:
+    """A field that is a flag, and what help says of it."""
+
+    path: Key
+    field: FieldInfo
+    text: str
+    rare: bool
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+def _leaves(settings: type[BaseModel], above: Key = ()) -> list[Leaf]:
+    first, last = getattr(settings, "help_first", ()), getattr(settings, "help_last", ())
+    found: list[Leaf] = []
+    for name in dict.fromkeys([*(name for name in first if name in settings.model_fields), *settings.model_fields]):
+        field, path = settings.model_fields[name], (*above, name)
+        nested = model_in(field.annotation)
+        if nested is None:
+            found.append(Leaf(path, field, field.description or "", name in last))
+            continue
+        inner = _leaves(nested, path)
+        if field.get_default() is None:  # its first flag says what giving it means
+            inner[0] = replace(inner[0], text=f"{field.description} {inner[0].text}")
+        found += inner
+    return sorted(found, key=lambda leaf: len(leaf.path) > 1)  # the run's own first
 
 
-def _parameter(path: tuple[str, ...], field: FieldInfo, repeated: str) -> inspect.Parameter:
-    kind, metavar = _kind(field.annotation)
-    if path == (repeated,) or field.annotation == tuple[str, ...]:
+def _parameter(leaf: Leaf, repeated: str) -> inspect.Parameter:
+    path, field = leaf.path, leaf.field
+    kind, metavar, choices = _kind(field.annotation)
+    if path == (repeated,):
         kind, metavar = list[str], "SOURCE"
-    default = "[required, here or in the file]" if field.is_required() else _shown(field.get_default())
     option = typer.Option(
-        help=escape(f"{field.description} {default}".strip()),  # else brackets are rich's markup, and do not show
+        help=f"{leaf.text} [required, here or in the file]" if field.is_required() else leaf.text,
         metavar=metavar,
-        show_default=False,
-        rich_help_panel=f"Stage {path[0]}" if len(path) > 1 else "Run",
+        show_default="" if field.is_required() else _shown(field.get_default()),
+        rich_help_panel=ADVANCED if leaf.rare else f"Stage {path[0]}" if len(path) > 1 else "Run",
+        autocompletion=(lambda: choices) if choices else None,
     )
+    option.param_decls = (f"{_flag(path)}/--no-{_flag(path)[2:]}",) if kind is bool else (_flag(path),)
     return inspect.Parameter(
-        "__".join(path),
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, _named(option, path, kind)],
+        "__".join(path), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
 
 
-def _named(option: Any, path: tuple[str, ...], kind: Any) -> Any:
-    flag = "-".join(path).replace("_", "-")
-    option.param_decls = (f"--{flag}/--no-{flag}",) if kind is bool else (f"--{flag}",)
-    return option
+def _flag(path: Key) -> str:
+    return f"--{'-'.join(path).replace('_', '-')}"
 
 
-def _kind(annotation: Any) -> tuple[Any, str | None]:
-    """What typer is told of a field: the type it parses, and what help shows for it."""
+def _named(path: Key, by_flag: Mapping[str, Any], file: Mapping[str, Any], config: Path) -> str:
+    """A setting by the flag or by the file's key that gave it."""
+    return f"{config}: {dotted(path)}" if _holds(file, path) and not _holds(by_flag, path) else _flag(path)
+
+
+def _holds(given: Any, path: Key) -> bool:
+    for part in path:
+        if not isinstance(given, Mapping) or part not in given:
+            return False
+        given = given[part]
+    return True
+
+
+def _kind(annotation: Any) -> tuple[Any, str | None, list[str]]:
+    """What typer parses a field as, what help shows for its value, and the values to choose from.
+
+    Numbers stay words here: settings check them, and say what is wrong.
+    """
     options = [option for option in get_args(annotation) if option is not type(None)]
     if get_origin(annotation) in (Union, types.UnionType):
         return _kind(options[0])
     if get_origin(annotation) is Literal:
-        return str, "|".join(options)
+        return str, "|".join(options), options
     if get_origin(annotation) is tuple:
-        return str, LISTED
+        return str, "N,N,…" if options[0] is int else "A,B,…", []
     if get_origin(annotation) is dict:
-        return list[str], "KEY=VALUE"
-    return annotation, None
+        return list[str], PAIRS, []
+    return (bool, None, []) if annotation is bool else (str, METAVARS.get(annotation, "VALUE"), [])
 
 
 def _shown(default: Any) -> str:
     if default is None or default == {}:
         return ""
-    return f"[default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
 
 
 def _nested(fields: Mapping[tuple[str, ...], FieldInfo], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,10 +177,10 @@ def _nested(fields: Mapping[tuple[str, ...], FieldInfo], values: Mapping[str, An
         value = values.get("__".join(path))
         if value is None or value == []:
             continue
-        kind = _kind(field.annotation)[1]
-        if kind == LISTED and isinstance(value, str):
+        metavar = _kind(field.annotation)[1] or ""
+        if metavar.endswith(",…") and isinstance(value, str):
             value = value.split(",")
-        elif kind == "KEY=VALUE":
+        elif metavar == PAIRS:
             value = _keyed(path, value)
         place = given
         for part in path[:-1]:
@@ -179,17 +210,6 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         if isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
     }
     return {**below, **above, **both}
-
-
-def lines_of(error: ValidationError) -> list[str]:
-    """What is wrong with settings, a line for each fault, by the flags' names."""
-    lines = []
-    for fault in error.errors():
-        names = [str(part) for part in fault["loc"] if not isinstance(part, int)]
-        flag = f"--{'-'.join(names).replace('_', '-')}: " if names else ""
-        got = "" if fault["type"] == "missing" or not fault["loc"] else f", got {fault['input']!r}"
-        lines.append(f"{flag}{fault['msg']}{got}")
-    return lines
 
 
 def _loader() -> Any:

@@ -11,12 +11,15 @@ import pytest
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typer.main import get_command
 from typer.testing import CliRunner
 from typing_extensions import Self
 
+from mrr_model.command import Command
 from mrr_model.flags import flags_of, read_yaml
+from mrr_model.settings_errors import SettingsError, lines_of
+from mrr_model.training.settings import FinetuneSettings
 
 
 class Settings(BaseModel):
@@ -93,10 +96,10 @@ class Outcome:
 
 def command(*arguments: object) -> Outcome:
     ran: list[Run] = []
-    lines: list[str] = []
-    app = typer.Typer()
-    app.command()(flags_of(Run, ran.append, lines.append, "data"))
+    app = typer.Typer(rich_markup_mode=None)
+    app.command(cls=Command)(flags_of(Run, ran.append, "data"))
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in arguments])
+    lines = result.exception.lines if isinstance(result.exception, SettingsError) else []
     return Outcome(result.exit_code, ran, lines, result.exception, result.output)
 
 
@@ -118,7 +121,7 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
 
 def test_every_leaf_of_the_settings_is_a_flag() -> None:
     app = typer.Typer(add_completion=False)
-    app.command()(flags_of(Run, lambda _: None, lambda _: None, "data"))
+    app.command()(flags_of(Run, lambda _: None, "data"))
     flags = [[*option.opts, *option.secondary_opts] for option in get_command(app).params if option.name != "help"]
     stage = ["learning-rate", "max-steps", "ratios", "frozen", "low-rank"]
     assert [names[0] for names in flags] == [
@@ -293,39 +296,78 @@ def test_a_file_that_is_no_text_or_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "flags", "lines"),
     [
-        ("{}", (), ["--model: Field required", "--data: Field required"]),
-        ("model: m", (), ["--data: Field required"]),
-        ("{model: m, data: [d], lr: 1}", (), ["--lr: Extra inputs are not permitted, got 1"]),
-        ("{model: m, data: [d], first: {lr: 1}}", (), ["--first-lr: Extra inputs are not permitted, got 1"]),
+        ("{}", (), ["--model is missing.", "--data is missing."]),
+        ("model: m", (), ["--data is missing."]),
+        ("{model: m, data: [d], lr: 1}", (), ["FILE: lr is not a setting."]),
+        ("{model: m, data: [d], exit: [1]}", (), ["FILE: exit is not a setting. Did you mean exits?"]),
         (
-            "{model: m, data: [d], last: {low: {rank: 0}}}",
+            "{model: m, data: [d], learning_rate: 1}",
             (),
-            ["--last-low-rank: Input should be greater than or equal to 1, got 0"],
+            ["FILE: learning_rate is not a setting. Did you mean first.learning_rate or last.learning_rate?"],
         ),
-        ("{model: m, data: []}", (), ["--data: Tuple should have at least 1 item after validation, not 0, got []"]),
         (
-            "{model: m, data: [d], first: fast}",
+            "{model: m, data: [d], first: {max-steps: 1}}",
             (),
-            ["--first: Input should be a valid dictionary or instance of Stage, got 'fast'"],
+            ["FILE: first.max-steps is not a setting. Did you mean first.max_steps?"],
         ),
-        ("{model: m, data: [d], 1: 2}", (), ["Keys should be strings, got 1"]),
-        ("{model: none, data: [d]}", (), ["Value error, there must be\na model"]),
+        ("{model: m, data: [d], last: {low: {rank: 0}}}", (), ["FILE: last.low.rank must be at least 1, got 0."]),
+        ("{model: m, data: [d], last: {learning_rate: 0}}", (), ["FILE: last.learning_rate must be above 0, got 0."]),
+        ("{model: m, data: []}", (), ["FILE: data needs at least 1, got []."]),
+        ("{model: m, data: [d], first: fast}", (), ["FILE: first must be a mapping of settings, got 'fast'."]),
+        ("{model: m, data: [d], fast: perhaps}", (), ["FILE: fast must be true or false, got 'perhaps'."]),
+        ("{model: m, data: [d], exits: 4}", (), ["FILE: exits must be a list, got 4."]),
+        ("{model: [m], data: [d]}", (), ["FILE: model must be text, got ['m']."]),
+        ("{model: m, data: [d], 1: 2}", (), ["a key must be text, got 1."]),
+        ("{model: m, data: [d], trainer: {1: 2}}", (), ["a key of FILE: trainer must be text, got 1."]),
+        ("{model: m, data: [d], trainer: x}", (), ["FILE: trainer must be a mapping, got 'x'."]),
+        ("{model: none, data: [d]}", (), ["there must be\na model."]),
+        (
+            "{model: m, data: [d], kind: w, exits: [1, two]}",
+            ("--kind", "z", "--first-low-rank", "x"),
+            [
+                "FILE: exits, item 2, must be a whole number, got 'two'.",
+                "--kind must be 'x' or 'y', got 'z'.",
+                "--first-low-rank must be a whole number, got 'x'.",
+            ],
+        ),
         (
             "{model: m, data: [d]}",
-            ("--exits", "1,x", "--first-ratios", "", "--kind", "z"),
+            ("--exits", "1,x", "--first-ratios", "", "--kinds", "a,c", "--first-learning-rate", "x"),
             [
-                "--exits: Input should be a valid integer, unable to parse string as an integer, got 'x'",
-                "--kind: Input should be 'x' or 'y', got 'z'",
-                "--first-ratios: Input should be a valid integer, unable to parse string as an integer, got ''",
+                "--exits, item 2, must be a whole number, got 'x'.",
+                "--kinds, item 2, must be 'a' or 'b', got 'c'.",
+                "--first-learning-rate must be a number, got 'x'.",
+                "--first-ratios, item 1, must be a whole number, got ''.",
             ],
         ),
     ],
 )  # fmt: skip
-def test_faults_are_reported_one_by_one(
+def test_faults_are_told_one_by_one_in_plain_words(
     config: Callable[[str], Path], content: str, flags: tuple[str, ...], lines: list[str]
 ) -> None:
-    outcome = command(config(content), *flags)
-    assert (outcome.code, outcome.ran, outcome.lines) == (2, [], lines)
+    file = config(content)
+    outcome = command(file, *flags)
+    assert (outcome.ran, outcome.lines) == ([], [line.replace("FILE", str(file)) for line in lines])
+
+
+PYDANTIC = re.compile(
+    r"Input should|Value error|Field required|Extra inputs|valid (?!YAML)|parsing|Keys should|at most \d+ item"
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=True) | st.sampled_from(["x", "", "1.5"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["rank", "first", "w"]), inner),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(given=st.dictionaries(st.sampled_from([*FinetuneSettings.model_fields, "lr"]), values, max_size=4))
+def test_no_phrase_of_pydantic_is_left(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as raised:
+        FinetuneSettings.model_validate({**given, "output": None})
+    for line in lines_of(raised.value, FinetuneSettings):
+        assert not PYDANTIC.search(line), line
+        assert not line.endswith("..")
 
 
 @pytest.mark.parametrize(
@@ -340,7 +382,7 @@ def test_a_pair_that_cannot_be_read_is_named(pair: str, message: str) -> None:
         raise outcome.exception
 
 
-@pytest.mark.parametrize("flags", [("--first-max-steps", "x"), ("--rate", "1"), ("--first", "1"), ("--no-no", "x")])
+@pytest.mark.parametrize("flags", [("--rate", "1"), ("--first", "1"), ("--no-no", "x")])
 def test_what_is_no_flag_is_a_usage_error(flags: tuple[str, ...]) -> None:
     outcome = command(*REQUIRED, *flags)
     assert (outcome.code, outcome.ran, outcome.lines) == (2, [], [])
@@ -350,17 +392,18 @@ def test_what_is_no_flag_is_a_usage_error(flags: tuple[str, ...]) -> None:
 def test_help_tells_what_the_settings_tell() -> None:
     outcome = command("--help")
     assert outcome.code == 0
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", outcome.output).replace("│", " ").split())
+    text = " ".join(outcome.output.split())
     for part in (
         "[CONFIG.yaml]",
-        "Stage first",
-        "Stage last",
-        "What runs. [required, here or in the file]",
-        "How fast. [default: 0.001]",
+        "Run: --model TEXT What runs. [required, here or in the file]",
+        "Stage first: --first-learning-rate X How fast. [default: 0.001]",
         "How wide. [default: 1,2]",
-        "--exits A,B,… Where it ends. ",
+        "Stage last: As above: --last-learning-rate X [0.001] --last-max-steps N",
+        "--exits N,N,… Where it ends. ",
         "--data SOURCE Where it comes from.",
         "--trainer KEY=VALUE All else.",
         "--kind x|y Of which kind. [default: x]",
+        "--fast / --no-fast Whether it hurries. [default: on]",
+        "What is below. Size of the low one. [default: 8]",
     ):
         assert part in text

@@ -5,13 +5,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mrr_model.command import ADVANCED
 from mrr_model.reporting import reported, say
 
 if TYPE_CHECKING:
     from mrr_model.evaluation.settings import EvaluateSettings
     from mrr_model.profile import Profile
 
-Model = Annotated[str, typer.Argument(help="mini (shipped), a local folder or a hub id.", show_default=False)]
+NAMES = {
+    "model": "MODEL",
+    "collections": "COLLECTION",
+    "depths": "--depth",
+    "keep-ratios": "--keep-ratio",
+    "measures": "--measure",
+}
+"""What the settings are called on the command line, where it is not their own name."""
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="mini (shipped), a local folder or a hub id.", show_default=False)
+]
 Collections = Annotated[
     list[str] | None,
     typer.Argument(
@@ -55,19 +67,35 @@ KeepIdentical = Annotated[
     typer.Option("--keep-identical-ids", help="Keep a candidate whose id is its query's own; BEIR leaves it out."),
 ]
 Seed = Annotated[int, typer.Option(help="Decides the draws.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens of a pair.", show_default="512")]
-QueryMaxLength = Annotated[int | None, typer.Option(help="Tokens of a query.", show_default="the layout's rule")]
-Prompt = Annotated[
-    str | None, typer.Option(help="Instruction after the passage.", show_default="the preset's or the model's")
+MaxLength = Annotated[int | None, typer.Option(help="Tokens per pair.", show_default="512", rich_help_panel=ADVANCED)]
+QueryMaxLength = Annotated[
+    int | None, typer.Option(help="Tokens per query.", show_default="the layout's rule", rich_help_panel=ADVANCED)
 ]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
-BatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch.", show_default="by device")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help="Instruction after the passage.", show_default="the preset's or the model's", rich_help_panel=ADVANCED
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(metavar="auto|float32|bfloat16|float16", help="Number format of the model.", rich_help_panel=ADVANCED),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …", rich_help_panel=ADVANCED)]
+BatchTokens = Annotated[
+    int | None, typer.Option(help="Tokens per batch.", show_default="by device", rich_help_panel=ADVANCED)
+]
+Local = Annotated[
+    bool, typer.Option("--local-files-only", help="Never ask the hub for the model.", rich_help_panel=ADVANCED)
+]
 SaveTo = Annotated[
     Path | None,
-    typer.Option(help="Store it with a copy of the checkpoint in this folder.", show_default="the model's own folder"),
+    typer.Option(
+        metavar="FOLDER",
+        help="Store it with a copy of the checkpoint in this folder.",
+        show_default="the model's own folder",
+    ),
 ]
-Local = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub for the model.")]
 
 
 def evaluate(
@@ -255,16 +283,21 @@ def _warn(cautions: tuple[str, ...]) -> None:
 
 
 def _settings(**given: Any) -> "EvaluateSettings":
-    """Raises ``ValueError`` with a line for each fault."""
+    """Raises ``SettingsError`` with a line for each fault, by the flags' names."""
     from pydantic import ValidationError
 
     from mrr_model.evaluation.settings import EvaluateSettings
-    from mrr_model.flags import lines_of
+    from mrr_model.settings_errors import SettingsError, lines_of
 
     try:
         return EvaluateSettings(**given)
     except ValidationError as error:
-        raise ValueError("; ".join(lines_of(error))) from None
+        raise SettingsError(lines_of(error, name=_flag)) from None
+
+
+def _flag(path: tuple[str, ...]) -> str:
+    name = ".".join(path).replace("_", "-")
+    return NAMES.get(name, f"--{name}")
 
 
 def _targets(keep: float | None, speedup: float | None) -> list[Any]:
