@@ -345,7 +345,7 @@ def _finetune_flags() -> Callable[..., None]:
 
         _train(settings, lambda: recipe.finetune(settings))
 
-    return flags_of(FinetuneSettings, run, "train")
+    return flags_of(FinetuneSettings, run)
 
 
 def _flatten_flags() -> Callable[..., None]:
@@ -358,7 +358,7 @@ def _flatten_flags() -> Callable[..., None]:
 
         _train(settings, lambda: flattening.flatten(settings))
 
-    return flags_of(FlattenSettings, run, "texts", "model")
+    return flags_of(FlattenSettings, run, leading="model")
 
 
 def _train(settings: "RunSettings", run: "Callable[[], Path]") -> None:

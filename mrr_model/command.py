@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -165,10 +166,9 @@ def _entry(parameter: Any) -> Entry:
 def _default(parameter: Any) -> str:
     if isinstance(parameter.show_default, str):
         return parameter.show_default
-    value = parameter.default
-    if not parameter.show_default or value is None or callable(value) or isinstance(value, bool):
-        return ""
-    return str(value.value if isinstance(value, Enum) else value)
+    value = parameter.default.value if isinstance(parameter.default, Enum) else parameter.default
+    shown = parameter.show_default and isinstance(value, str | int | float | Path) and not isinstance(value, bool)
+    return str(value) if shown else ""
 
 
 def _metavar(parameter: Any) -> str:

@@ -25,14 +25,14 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def flags_of(
-    settings: type[Settings], run: Callable[[Settings], None], repeated: str, leading: str | None = None
+    settings: type[Settings], run: Callable[[Settings], None], leading: str | None = None
 ) -> Callable[..., None]:
     """A function for typer that gathers flags and an optional YAML file to ``settings`` and runs it.
 
-    Flags win over the file. ``repeated`` names the field whose flag is given once for each of its values; other tuples
-    are comma-separated. ``leading`` names a field that may come as the command's argument, in the file's place, where
-    that does not end in .yaml or .yml. In help the fields that ``settings.help_first`` names come first, in its order,
-    and those of ``help_last``, of nested settings too, in the panel of the rarely used.
+    Flags win over the file. The flag of a tuple of texts is given once for each, since a text may hold commas; other
+    tuples are comma-separated. ``leading`` names a field that may come as the command's argument, in the file's place,
+    if that does not end in .yaml or .yml. Help lists the fields that ``settings.help_first`` names first, in its order,
+    and those of ``help_last``, of nested settings too, last, among the rarely used.
     Raises :class:`~mrr_model.settings_errors.SettingsError`.
     """
     leaves = _leaves(settings)
@@ -51,7 +51,7 @@ def flags_of(
                 ),
             ],
         ),
-        *(_parameter(leaf, repeated) for leaf in leaves),
+        *map(_parameter, leaves),
     ]
 
     def flags(config: Path | None = None, **values: Any) -> None:
@@ -111,11 +111,9 @@ def _leaves(settings: type[BaseModel], above: Key = ()) -> list[Leaf]:
     return sorted(found, key=lambda leaf: len(leaf.path) > 1)  # the run's own first
 
 
-def _parameter(leaf: Leaf, repeated: str) -> inspect.Parameter:
+def _parameter(leaf: Leaf) -> inspect.Parameter:
     path, field = leaf.path, leaf.field
     kind, metavar, choices = _kind(field.annotation)
-    if path == (repeated,):
-        kind, metavar = list[str], "SOURCE"
     option = typer.Option(
         help=f"{leaf.text} [required, here or in the file]" if field.is_required() else leaf.text,
         metavar=metavar,
@@ -152,13 +150,17 @@ def _kind(annotation: Any) -> tuple[Any, str | None, list[str]]:
     Numbers stay words here: settings check them, and say what is wrong.
     """
     options = [option for option in get_args(annotation) if option is not type(None)]
-    if get_origin(annotation) in (Union, types.UnionType):
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType, Annotated):
         return _kind(options[0])
-    if get_origin(annotation) is Literal:
+    if origin is Literal:
         return str, "|".join(options), options
-    if get_origin(annotation) is tuple:
-        return str, "N,N,…" if options[0] is int else "A,B,…", []
-    if get_origin(annotation) is dict:
+    if annotation == tuple[str, ...]:
+        return list[str], "SOURCE", []
+    if origin is tuple:
+        _, metavar, choices = _kind(options[0])
+        return str, "A,B,…" if choices else f"{metavar},{metavar},…", []
+    if origin is dict:
         return list[str], PAIRS, []
     return (bool, None, []) if annotation is bool else (str, METAVARS.get(annotation, "VALUE"), [])
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import typer
@@ -51,7 +51,7 @@ class Run(Settings):
     """Where it comes from."""
     output: Path = Path("out")
     """Where it goes."""
-    exits: tuple[int, ...] | None = None
+    exits: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Where it ends."""
     kinds: tuple[Literal["a", "b"], ...] = ("a", "b")
     """Of which kinds."""
@@ -97,7 +97,7 @@ class Outcome:
 def command(*arguments: object) -> Outcome:
     ran: list[Run] = []
     app = typer.Typer(rich_markup_mode=None)
-    app.command(cls=Command)(flags_of(Run, ran.append, "data"))
+    app.command(cls=Command)(flags_of(Run, ran.append))
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in arguments])
     lines = result.exception.lines if isinstance(result.exception, SettingsError) else []
     return Outcome(result.exit_code, ran, lines, result.exception, result.output)
@@ -121,7 +121,7 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
 
 def test_every_leaf_of_the_settings_is_a_flag() -> None:
     app = typer.Typer(add_completion=False)
-    app.command()(flags_of(Run, lambda _: None, "data"))
+    app.command()(flags_of(Run, lambda _: None))
     flags = [[*option.opts, *option.secondary_opts] for option in get_command(app).params if option.name != "help"]
     stage = ["learning-rate", "max-steps", "ratios", "frozen", "low-rank"]
     assert [names[0] for names in flags] == [
@@ -197,7 +197,7 @@ runs = st.builds(
     Run,
     model=words.filter(lambda text: text != "none"),
     data=st.lists(words, min_size=1, max_size=3).map(tuple),
-    exits=st.none() | st.lists(st.integers(), max_size=3).map(tuple),
+    exits=st.none() | st.lists(st.integers(1), max_size=3).map(tuple),
     kind=st.sampled_from(["x", "y"]),
     fast=st.booleans(),
     yes=words | st.sampled_from(["yes", "no", "on", "off", "y", "n", "true", "null", "1", "1e3"]),
