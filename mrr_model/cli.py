@@ -303,7 +303,7 @@ def _target(
         return None
     from mrr_model.target import Target
 
-    of_request = {} if max_latency_ms is None else {"documents": max(1, documents)}
+    of_request: dict[str, Any] = {} if max_latency_ms is None else {"documents": max(1, documents)}
     return Target(keep_quality, speedup, max_latency_ms, refresh=refresh, **of_request)
 
 

@@ -151,7 +151,7 @@ class Sources(Settings):
 def test_every_list_of_texts_is_given_once_for_each_since_a_text_may_hold_commas() -> None:
     ran: list[Sources] = []
     app = typer.Typer()
-    app.command()(flags_of(Sources, ran.append, lambda _: None, "data"))
+    app.command()(flags_of(Sources, ran.append))
     result = CliRunner().invoke(app, ["--data", "a", "--dev", "qrels=q,corpus=c", "--dev", "d"])
     assert result.exit_code == 0, result.output
     assert ran == [Sources(data=("a",), dev=("qrels=q,corpus=c", "d"))]
