@@ -86,7 +86,7 @@ def with_fields_kept(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def well_formed(text: str) -> str:
-    """The text with the replacement character for each half of a surrogate pair, which is no character by itself and
+    r"""The text with the replacement character for each half of a surrogate pair, which is no character by itself and
     stands for a byte of a command line that is not UTF-8.
 
     >>> well_formed("a\ud83d\ude00 \ud83d \udcff")

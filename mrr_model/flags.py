@@ -200,7 +200,7 @@ def _keyed(path: tuple[str, ...], pairs: list[str]) -> dict[str, Any]:
     for key, _, value in (pair.partition("=") for pair in pairs):
         try:
             given[key] = yaml.load(value, _loader())
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"--{'-'.join(path)} {key}={value} is not valid YAML: {error}") from None
     return given
 

@@ -277,6 +277,8 @@ def test_yes_and_no_are_keys(config: Callable[[str], Path]) -> None:
         ("model: a\n model: b", r"config\.yaml is not valid YAML: "),
         ("model: !!python/object:os.system x", r"config\.yaml is not valid YAML: could not determine a constructor"),
         ("model: \x07", r"config\.yaml is not valid YAML: "),
+        ("model: 2026-13-45", r"config\.yaml is not valid YAML: month must be in 1..12"),
+        pytest.param(f"model: {'[' * 10_000}", r"config\.yaml is not valid YAML: maximum recursion", id="deep"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_named(config: Callable[[str], Path], content: str, message: str) -> None:
@@ -291,6 +293,10 @@ def test_a_file_that_is_no_text_or_not_there_is_named(tmp_path: Path) -> None:
     for name in ("missing.yaml", "."):
         with pytest.raises(FileNotFoundError, match="there is no configuration file"):
             read_yaml(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(config: Callable[[str], Path]) -> None:
+    assert read_yaml(config("\ufeffmodel: m")) == {"model": "m"}
 
 
 @pytest.mark.parametrize(
