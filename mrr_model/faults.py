@@ -116,11 +116,7 @@ def _by_library(error: BaseException) -> str | None:
 
 def faults_of(error: Any, most: int = 5) -> str:
     """The faults of a pydantic ValidationError on one line, each with its place and what came."""
-    faults = []
-    for fault in error.errors()[:most]:
-        place = ".".join(map(str, fault["loc"]))
-        message = fault["msg"].removeprefix("Value error, ")
-        got = "" if fault["type"] == "missing" else f", got {short(repr(fault['input']), 60)}"
-        faults.append(f"{place}: {message}{got}" if place else message)
+    from mrr_model.settings_errors import lines_of
+
     more = error.error_count() - most
-    return "; ".join(faults) + (f"; and {more} more" if more > 0 else "")
+    return " ".join([*lines_of(error)[:most], *([f"And {more} more."] if more > 0 else [])]).removesuffix(".")

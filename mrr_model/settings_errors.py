@@ -39,9 +39,9 @@ WORDS = {
     "list_type": "must be a list",
     "dict_type": "must be a mapping",
     "mapping_type": "must be a mapping",
-    "model_type": "must be a mapping of settings",
-    "model_attributes_type": "must be a mapping of settings",
-    "dataclass_type": "must be a mapping of settings",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "dataclass_type": "must be a mapping",
     "json_invalid": "is not JSON: {error}",
 }
 """pydantic's types of errors, as what a value must be. What is not here "is not valid"."""
@@ -92,19 +92,19 @@ def sentence(subject: str, fault: Mapping[str, Any]) -> str:
         return f"{subject}: {said}{got}." if subject else f"{said}."
     if fault["type"] == "missing":
         return f"{subject} is missing."
-    return f"{subject} {WORDS.get(fault['type'], 'is not valid').format_map(context)}{got}."
+    words = WORDS.get(fault["type"], "is not valid").format_map(context)
+    return f"{subject} {words}{'' if fault['type'] == 'json_invalid' else got}.".strip()
 
 
 def _line(fault: Mapping[str, Any], settings: type[BaseModel] | None, name: Name) -> str:
-    place = fault["loc"]
-    path = tuple(part for part in place if isinstance(part, str) and part != "[key]")
+    place = [part for part in fault["loc"] if part != "[key]"]
+    item = f", item {place.pop() + 1}," if place and isinstance(place[-1], int) else ""
+    path = tuple(map(str, place))
     if fault["type"] == "extra_forbidden":
         return f"{name(path)} is not a setting.{_suggested(path, settings)}"
-    if fault["type"] == "invalid_key" or "[key]" in place:
+    if fault["type"] == "invalid_key" or "[key]" in fault["loc"]:
         return sentence(f"a key of {name(path)}" if path else "a key", {**fault, "type": "string_type"})
-    if not path:
-        return sentence(f"item {place[0] + 1}" if place else "", fault)
-    return sentence(f"{name(path)}, item {place[-1] + 1}," if isinstance(place[-1], int) else name(path), fault)
+    return sentence(name(path) + item if path else item.strip(" ,"), fault)
 
 
 def _suggested(path: Path, settings: type[BaseModel] | None) -> str:

@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 
 import pytest
 import typer
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from typer.testing import CliRunner
 
 from mrr_model import cli, reranker
 from mrr_model.command import Command, Group
+from mrr_model.faults import faults_of
 from mrr_model.reporting import INTERRUPTED, reported
 
 MRR = f"{sys.executable} -m mrr_model"
@@ -69,6 +70,10 @@ class Strict(BaseModel):
     number: int
 
 
+class Holder(BaseModel):
+    points: list[Strict]
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -98,6 +103,16 @@ def test_pydantics_words_are_translated_wherever_they_come_from(run: Any) -> Non
         "error: number must be a whole number, got 'x'.",
         "error: more is not a setting.",
     ]
+
+
+def test_a_damaged_files_faults_are_in_the_same_words() -> None:
+    for content, told in (
+        ({"points": [{"number": "x"}, 3]}, "points.0.number must be a whole number, got 'x'. points, item 2, must "),
+        ({}, "points is missing"),
+    ):
+        with pytest.raises(ValidationError) as raised:
+            Holder.model_validate(content)
+        assert faults_of(raised.value).startswith(told)
 
 
 def test_a_fault_of_the_package_keeps_its_traceback(run: Any) -> None:
