@@ -2,7 +2,6 @@
 
 import json
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from gzip import GzipFile
@@ -11,14 +10,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mrr_model.evaluation.collections import json_object, numbered_lines, title_and_text
+from mrr_model.evaluation.collections import json_object, numbered_lines, placed_object, title_and_text
+from mrr_model.faults import reading
 
 if TYPE_CHECKING:
     from mrr_model.reranker import RankedDocument
 
 Format = Literal["auto", "text", "jsonl"]
 RESULT_FIELDS = ("index", "rank", "score")
-UNREADABLE = (OSError, EOFError, zlib.error)
 GZIP = b"\x1f\x8b"
 """What gzipped data begins with."""
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
@@ -44,7 +43,6 @@ def read_documents(file: Path | None, form: Format = "auto", text_field: str | N
     place, line = next(lines, ("", ""))
     if not place:
         return []
-    line = line.removeprefix("\ufeff")  # a byte-order mark
     numbered = chain([(place, line)], lines)
     as_json = form == "jsonl" or text_field is not None
     if form == "auto" and not as_json:
@@ -98,8 +96,8 @@ def well_formed(text: str) -> str:
 def _file_lines(file: Path) -> Iterator[tuple[str, str]]:
     try:
         yield from numbered_lines(file)
-    except UNREADABLE as error:
-        raise _unreadable(str(file), error) from None
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def _stdin_lines(file: Path | None) -> Iterator[tuple[str, str]]:
@@ -108,38 +106,24 @@ def _stdin_lines(file: Path | None) -> Iterator[tuple[str, str]]:
     if file is None and sys.stdin.isatty():
         raise ValueError("no documents: give a FILE, or pipe one document a line to stdin.")
     stream = BufferedReader(cast(RawIOBase, sys.stdin.buffer))
-    try:
+    with reading("stdin", advice=""):
         zipped = stream.peek(2)[:2] == GZIP
-        for number, line in enumerate(
-            TextIOWrapper(GzipFile(fileobj=stream) if zipped else stream, "utf-8", newline="\n"), 1
-        ):
+        lines = TextIOWrapper(GzipFile(fileobj=stream) if zipped else stream, "utf-8-sig", newline="\n")
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"stdin:{number}", line.rstrip("\r\n")
-    except UNREADABLE as error:
-        raise _unreadable("stdin", error) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"stdin is no UTF-8 text: {error}.") from None
-
-
-def _unreadable(name: str, error: Exception) -> ValueError:
-    return ValueError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
 def _is_json_object(line: str) -> bool:
     try:
         json_object(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     return True
 
 
 def _json_document(place: str, line: str, text_field: str) -> Document:
-    try:
-        row = json_object(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}.") from None
-    except RecursionError:
-        raise ValueError(f"{place}: this JSON is nested too deeply.") from None
+    row = placed_object(place, line)
     text, title = row.get(text_field), row.get("title") or ""
     if not isinstance(text, str):
         keys = ", ".join(map(repr, row)) or "none"
