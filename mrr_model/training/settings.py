@@ -180,7 +180,7 @@ class RunSettings(BaseModel):
     max_length: int = Field(default=192, ge=8, le=MANY)
     """Tokens of a pair (as in inference, a prompt comes on top)."""
     query_max_length: int | None = Field(default=None, ge=1)
-    """Tokens of a query; without it, three quarters of max_length."""
+    """Tokens of a query; without it, three quarters of max_length for decoders. Encoders cut the longer text first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights; bfloat16 halves the memory of a frozen large model under a LoRA."""
     bf16: bool = False
