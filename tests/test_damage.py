@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from mrr_model.calibration import CalibratedSetting, Calibration, PlattMap
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.weights import FORMATS, read_headers
 from mrr_model.compression import Plan
+from mrr_model.model import MatryoshkaModel
 from mrr_model.profile import Profile, ProfilePoint
 
 Damage = Callable[[Path], object]
@@ -285,6 +287,33 @@ def test_a_folder_without_a_tokenizer_is_refused(
 def test_fewer_ids_than_embeddings_are_fine(folder: Path) -> None:
     words({"[UNK]": 0, "the": 5, "panda": 9})(folder / "tokenizer.json")
     assert len(MatryoshkaReranker(folder, device="cpu").score("the", ["panda", "the"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("pad_token_id", -1), ("rope_scaling", {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 0})],
+)
+def test_odd_values_that_published_models_have_load(folder: Path, field: str, value: Any) -> None:
+    fields(**{field: value})(folder / "config.json")
+    reranker = MatryoshkaReranker(folder, device="cpu")
+    assert reranker.model.config.pad_token_id in (0, None)
+    one, two = reranker.score("the", ["the panda", "what is the panda is"])
+    assert reranker.score("the", ["the panda"]) == pytest.approx([one], abs=1e-5) != [two]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("head_dim", 10**9, "size of a head"), ("max_position_embeddings", 10**9, "max_position_embeddings")],
+)
+def test_sizes_that_fill_the_memory_are_refused_before_a_model_is_made(
+    folder: Path, field: str, value: int, message: str
+) -> None:
+    fields(**{field: value})(folder / "config.json")
+    with (
+        patch.object(MatryoshkaModel, "from_config", side_effect=AssertionError("made")),
+        pytest.raises(ValueError, match=message),
+    ):
+        MatryoshkaReranker(folder, device="cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -55,6 +55,8 @@ def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTraine
     is_decoder(model_type)  # an error that lists the known families where this is none
     check_fields(fields)
     known = {key: value for key, value in fields.items() if key not in FOREIGN}
+    if known.get("pad_token_id") == -1:
+        known["pad_token_id"] = None
     return checked_config(CONFIG_MAPPING[str(model_type)].from_dict(known))
 
 

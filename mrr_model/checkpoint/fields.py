@@ -17,6 +17,11 @@ from typing_extensions import Self
 from mrr_model.compression import MAX_LAYERS
 
 ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS)
+MAY_BE_ZERO = ("mscale", "mscale_all_dim")
+"""Numbers of the rotary settings for which 0 stands for "not used"."""
+
+MAX_POSITIONS, MAX_HEAD_SIZE = 2**24, 2**16
+"""Far beyond any model. Tables of these sizes are made before weights can be looked at."""
 
 
 def _known_activation(name: str) -> str:
@@ -54,8 +59,9 @@ class StockFields(BaseModel):
     head_dim: Size | None = None
     vocab_size: Size | None = None
     type_vocab_size: Size | None = None
-    max_position_embeddings: Size | None = None
-    pad_token_id: Index | None = None
+    max_position_embeddings: Annotated[int, Field(ge=1, le=MAX_POSITIONS)] | None = None
+    pad_token_id: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """-1 stands for none in configs of early Llama models."""
 
     hidden_act: Activation | None = None
     hidden_activation: Activation | None = None
@@ -108,6 +114,8 @@ class StockFields(BaseModel):
         if layers and self.start_layer and self.start_layer > layers:
             raise ValueError(f"start_layer must be at most num_hidden_layers, got {self.start_layer} and {layers}")
         size = self.head_dim or (self.hidden_size or 0) // (heads or 1)
+        if size > MAX_HEAD_SIZE:
+            raise ValueError(f"the size of a head must be at most {MAX_HEAD_SIZE}, got {size}")
         for rope in (self.rope_parameters, self.rope_scaling):
             _check_rope(rope or {})
             if rope and size % 2:
@@ -137,5 +145,7 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, int | float | None):
                 raise ValueError(f"{name} of the rotary settings must be a number, got {value!r}")
-            if number is not None and not isinstance(number, bool) and not 0 < number < float("inf"):
+            if number is None or isinstance(number, bool) or (number == 0 and name in MAY_BE_ZERO):
+                continue
+            if not 0 < number < float("inf"):
                 raise ValueError(f"{name} of the rotary settings must be above 0 and finite, got {number!r}")
