@@ -3,6 +3,7 @@
 Letters: B pairs, T tokens.
 """
 
+import copy
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -157,6 +158,13 @@ class PairEncoder:
         self._query = self._slot(layout.query[slot], "{query}")
         self._passage = self._slot(layout.passage[0], "{passage}")
         self._check_room()
+
+    def resized(self, max_length: int) -> Self:
+        """The same encoder with another ``max_length``. Both share one tokenizer: a large one takes seconds to make."""
+        other = copy.copy(self)
+        other.max_length = max_length
+        other._check_room()
+        return other
 
     def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
         """Encode (query, passage) pairs; each distinct text is tokenized once. ``prompt`` replaces the layout's

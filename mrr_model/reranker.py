@@ -466,9 +466,7 @@ class MatryoshkaReranker:
         if max_length is not None:
             max_length = whole_number("max_length", max_length)
             self._check_max_length(max_length)
-            other._encoder = PairEncoder(
-                self.tokenizer, self.model.matryoshka.layout, max_length, self.query_max_length
-            )
+            other._encoder = self._encoder.resized(max_length)
         if not compensated:
             other._compensation = Compensation(self.model, {})
             other._calibration = other._profile = other._stored = None  # measured with the adapters

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mrr_model.cutting import Cuts
+from mrr_model.faults import short
 
 CHARACTERS_PER_TOKEN = 8
 """A text with more characters than this for each token that is wanted is cut before it is tokenized."""
@@ -22,6 +23,10 @@ CHARACTERS_PER_TOKEN = 8
 CHARACTERS_TOGETHER = 1_000_000
 """Texts are handed to the tokenizer in lists of about this many characters: its own results are large."""
 
+PANICS = "pyo3_runtime"
+"""The module of what the tokenizers library raises if it gives up on a text, such as ten million spaces for a regular
+expression; it is no ``Exception``.
+"""
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 """The token for a byte, in vocabularies that spell unknown characters byte by byte."""
@@ -117,6 +122,18 @@ class _Fast:
         self._backend = backend
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return self._ids(texts)
+        except BaseException as error:
+            if type(error).__module__ != PANICS:
+                raise
+            longest = max(texts, key=len)
+            raise ValueError(
+                f"the tokenizer failed ({short(error, 80)}). The longest text, {short(longest[:60])!r}, has "
+                f"{len(longest)} characters; shorten it."
+            ) from error
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
         if len(texts) == 1:  # in this thread: a pool of threads is no good to processes forked later
             return [self._backend.encode(texts[0], add_special_tokens=False).ids]
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tokenizers.processors import BertProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mrr_model import inputs
+from mrr_model import inputs, tokenizing
 from mrr_model.inputs import (
     BERT_LAYOUT,
     QWEN3_LAYOUT,
@@ -499,3 +500,35 @@ def test_windows_hold_every_pair_once_and_queries_together(pairs: list[tuple[str
         size = sum(len(query) + len(passage) for other, passage in pairs if other == query)
         inside = [window for window, _ in windows if any(pairs[index][0] == query for index in window)]
         assert size > most or len(inside) == 1
+
+
+def test_an_encoder_of_another_length_shares_the_tokenizer(tokenizers: Tokenizers) -> None:
+    encoder = PairEncoder(tokenizers["encoder"], BERT_LAYOUT, 64, query_max_length=8)
+    with patch("mrr_model.inputs.TextTokenizer", side_effect=AssertionError("made again")):
+        shorter = encoder.resized(20)
+    pairs = [("the panda " * 9, "is " * 99)]
+    assert shorter.encode(pairs) == PairEncoder(tokenizers["encoder"], BERT_LAYOUT, 20, query_max_length=8).encode(
+        pairs
+    )
+    assert encoder.max_length == 64
+    with pytest.raises(ValueError, match="max_length=2"):
+        encoder.resized(2)
+
+
+@pytest.mark.parametrize("others", [[], [("q", "x")]])
+def test_a_text_that_the_tokenizer_gives_up_on_is_an_error(
+    tokenizers: Tokenizers, others: list[tuple[str, str]]
+) -> None:
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+    encoder = PairEncoder(tokenizers["encoder"], BERT_LAYOUT, 64)
+    with (
+        patch.object(tokenizing._Fast, "_ids", side_effect=panic("Regex search error: retry-limit-in-match over")),
+        pytest.raises(ValueError, match=r"retry-limit-in-match over.*has 70 characters"),
+    ):
+        encoder.encode([("x" * 70, "x" * 70), *others])
+
+
+def test_an_interrupt_of_the_tokenizer_stays_one(tokenizers: Tokenizers) -> None:
+    encoder = PairEncoder(tokenizers["encoder"], BERT_LAYOUT, 64)
+    with patch.object(tokenizing._Fast, "_ids", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        encoder.encode([("q", "x")])
