@@ -129,7 +129,7 @@ def _move_into_place(folder: Path) -> None:
         sync(folder)
         for name in sorted(set(names) - {CONFIG}):
             if (saved / name).exists():
-                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (saved / name).replace(folder / name)
         for path in [*folder.iterdir(), *folder.glob("compensation/*")]:
             name = path.relative_to(folder).as_posix()
