@@ -24,6 +24,8 @@ PAUSE = 0.02
 """Seconds between two looks at a lock that is about to be free."""
 
 _held: ContextVar[tuple[Path, ...]] = ContextVar("held", default=())
+_handles: set[int] = set()
+"""The open lock files of this process."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def _take(file: Path, command: str) -> int | None:
     """The open lock file, held and signed; None if another holds it."""
     handle = _open_locked(file)
     if handle is not None:
+        _handles.add(handle)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         signed = json.dumps(asdict(Holder(command, socket.gethostname(), os.getpid(), now)))
         with suppress(OSError):  # a full disk: the lock holds without a name
@@ -189,6 +192,9 @@ def _is_at(handle: int, file: Path) -> bool:
 
 
 def _release(file: Path, handle: int) -> None:
+    if handle not in _handles:  # in a forked child: the lock is the parent's
+        return
+    _handles.discard(handle)
     if os.name == "nt":
         os.close(handle)
         file.unlink(missing_ok=True)
@@ -202,3 +208,14 @@ def _make(folder: Path) -> list[Path]:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _leave_to_the_parent() -> None:
+    """Close a forked child's copies of lock files: the system would hold the locks until the child ends, too."""
+    for handle in _handles:
+        os.close(handle)
+    _handles.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -16,7 +16,7 @@ from mrr_model.evaluation import evaluate as evaluating
 from mrr_model.evaluation.calibrate import calibrate_model
 from mrr_model.evaluation.settings import EvaluateSettings
 from mrr_model.locks import SAVE, FolderInUseError, holder_of, locked, trying
-from mrr_model.training import finetune as recipes
+from mrr_model.training.progress import is_main_process
 
 
 @contextmanager
@@ -129,9 +129,45 @@ def test_evaluations_share_no_output(toy_beir: Path, saved_encoder: Path, tmp_pa
                 run(settings)
 
 
-def test_the_first_process_of_a_run_holds_the_folder_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert recipes._is_first()
-    monkeypatch.setenv("RANK", "1")
-    assert not recipes._is_first()
-    monkeypatch.setenv("RANK", "0")
-    assert recipes._is_first()
+def test_a_forked_child_does_not_keep_a_dead_process_s_lock(tmp_path: Path) -> None:
+    """A data loader's workers outlive a killed trainer by seconds."""
+    reading, writing = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with locked(tmp_path, "mrr finetune"):
+            worker = os.fork()
+            if worker:
+                os.write(writing, str(worker).encode())
+            signal.pause()
+    worker = int(os.read(reading, 20))
+    try:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        with locked(tmp_path, "another"):
+            assert holder_of(tmp_path).pid == os.getpid()  # type: ignore[union-attr]
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_forked_child_that_leaves_the_block_leaves_the_lock(tmp_path: Path) -> None:
+    with locked(tmp_path, "mrr finetune"):
+        child = -1
+        try:
+            with locked(tmp_path / "inner", "mrr evaluate"):
+                child = os.fork()
+                if child:
+                    os.waitpid(child, 0)
+                    assert (tmp_path / "inner" / ".lock").exists()
+        finally:
+            if child == 0:
+                os._exit(0)
+
+
+@pytest.mark.parametrize(("rank", "first"), [(None, True), ("1", False), ("0", True)])
+def test_the_first_process_of_a_run_holds_the_folder_for_all(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, first: bool
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert is_main_process() == first
