@@ -16,6 +16,9 @@ RATIOS = (1.0, 0.75, 0.5, 0.25)
 """The keep ratios that the operations model chooses among, where there is no profile."""
 
 
+CHANGED = "the weights have changed since they were loaded, so the checkpoint's measurements are of others"
+
+
 @dataclass(frozen=True)
 class Explanation:
     """A setting: why it is used, what it does, what it costs and keeps. ``str()`` says it in lines."""
@@ -54,6 +57,8 @@ def chosen_setting(reranker: MatryoshkaReranker, target: Target) -> Choice:
     Raises ``ValueError`` where the target needs a profile that the checkpoint lacks, or nothing reaches it.
     """
     profile = reranker.profile
+    if profile is not None and reranker.weights_changed:
+        raise ValueError(f"{target!r} cannot choose: {CHANGED}. Measure a saved copy with `mrr evaluate`.")
     if profile is None:
         if target.speedup is None:
             raise ValueError(
@@ -96,6 +101,8 @@ def _calibration(reranker: MatryoshkaReranker, plan: Plan) -> str:
     whose = (
         "this setting's own map" if used.matches(plan.last_layer, plan.merges) else f"the map of {used}, the nearest"
     )
+    if reranker.weights_changed:
+        return f"by {whose}, which no longer fits: {CHANGED}"
     size = f"{calibration.pairs} pairs, {calibration.relevant:.1%} of them relevant"
     return f"by {whose}, fitted on {calibration.data}, {size}"
 
@@ -104,6 +111,8 @@ def _measured(reranker: MatryoshkaReranker, plan: Plan) -> str:
     profile = reranker.profile
     if profile is None:
         return "nothing: the checkpoint has no profile"
+    if reranker.weights_changed:
+        return f"nothing: {CHANGED}"
     same = (point for point in profile.points if reranker.plan(point.depth, point.keep_ratio) == plan)
     point = next(same, None)
     if point is None:

@@ -255,6 +255,11 @@ class MatryoshkaReranker:
         now = self._fingerprint_now()
         return self._stored if self._stored is not None and now == self._as_loaded else now
 
+    @property
+    def weights_changed(self) -> bool:
+        """Whether weights or adapters in memory differ from those that were loaded, as after training."""
+        return self._fingerprint_now() != self._as_loaded
+
     def _fingerprint_now(self) -> str:
         """Of the weights in memory."""
         return with_adapters(fingerprint(dict(self.model.named_parameters())), self._compensation.adapters)
@@ -509,7 +514,7 @@ class MatryoshkaReranker:
 
     def _checkpoint(self) -> Checkpoint:
         calibration, profile = self._calibration, self._profile
-        if (calibration or profile) and self._fingerprint_now() != self._as_loaded:
+        if (calibration or profile) and self.weights_changed:
             calibration = profile = None
             warnings.warn(
                 "the weights have changed since they were loaded, so the calibration and the profile that were "

@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.calibration import CalibratedSetting, Calibration, PlattMap
 from mrr_model.checkpoint import measured
 from mrr_model.profile import Profile, ProfilePoint
+from mrr_model.target import Target
 
 CALIBRATION = Calibration(
     settings=(
@@ -102,3 +104,17 @@ def test_published_folders_carry_them_too(reference: Path, tmp_path: Path) -> No
     profile = PROFILE.model_copy(update={"points": (full,)})
     measured.write_one(folder, profile, before.fingerprint)
     assert MatryoshkaReranker(folder, max_length=64).profile == profile
+
+
+def test_weights_that_change_in_memory_are_not_vouched_for(saved_encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved_encoder, tmp_path / "model")
+    weights = MatryoshkaReranker(saved_encoder, max_length=64).fingerprint
+    measured.write(tmp_path / "model", CALIBRATION, PROFILE, weights)
+    reranker = MatryoshkaReranker(tmp_path / "model", max_length=64)
+    assert "kept 100.0%" in str(reranker.explain())
+    with torch.no_grad():
+        reranker.model.heads["6"].linear.weight.add_(1.0)  # type: ignore[union-attr, operator, arg-type]
+    assert "kept" not in str(reranker.explain())
+    assert str(reranker.explain()).count("the weights have changed") == 2
+    with pytest.raises(ValueError, match=r"keep_quality=0\.9.* the weights have changed"):
+        reranker.replaced(target=Target(keep_quality=0.9))
