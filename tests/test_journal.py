@@ -1,5 +1,6 @@
 """Checkpoint folders under kills, full disks and readers beside writers: old or new, never a mixture."""
 
+import itertools
 import json
 import os
 import resource
@@ -96,7 +97,7 @@ def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new(
     assert after[NOTES] == b"mine"
     seen = set()
     moving = events - 30  # the files' moves into place are tried one by one
-    for fatal in [*range(1, moving, 5), *range(moving, events + 1)]:
+    for fatal in [*range(1, moving, 16), *range(moving, events + 1, 2)]:
         restored(folder, before)
         assert in_a_fork(lambda: save_new(new, folder), folder, fatal, torn=fatal % 2 == 1) is None
         loaded = checkpoint.load(folder)  # completes what counts
@@ -104,7 +105,7 @@ def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new(
         assert found in (before, after), f"killed before event {fatal} of {events}"
         assert len(loaded.adapters) == (3 if found == before else 1)
         seen.add(found == before)
-        if fatal % 5 == 1:
+        if fatal % 4 == 1:
             save_new(new, folder)
             assert contents(folder) == after, "the next save removes what a killed one left"
     assert seen == {True, False}
@@ -117,7 +118,7 @@ def test_a_kill_while_a_folder_is_first_saved_leaves_nothing_or_a_checkpoint(
     events = in_a_fork(lambda: save_new(new, folder), tmp_path)
     assert events is not None
     after = contents(folder)
-    for fatal in range(1, events + 1, 4):
+    for fatal in range(1, events + 1, 12):
         shutil.rmtree(folder.parent)
         assert in_a_fork(lambda: save_new(new, folder), tmp_path, fatal) is None
         assert journal.holds_checkpoint(folder) == bool(visible(contents(folder)))
@@ -160,7 +161,7 @@ def test_a_kill_while_measurements_are_stored_leaves_whole_files(
     after = contents(folder)
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {f"{kind}.json", "README.md"}
-    for fatal in range(1, events + 1):
+    for fatal in range(1, events + 1, 2):
         restored(folder, before)
         assert in_a_fork(store, folder, fatal, torn=fatal % 2 == 1) is None
         found = visible(contents(folder))
@@ -187,13 +188,14 @@ def test_readers_beside_savers_see_one_checkpoint_each_time(folder: Path, old: C
             for one in (old, new)
         }
         found = set()
-        for _ in range(40):
+        for reads in itertools.count(1):
             loaded = checkpoint.load(folder)
             weight = loaded.model.heads["6"].linear.weight  # type: ignore[union-attr]
             assert weight.equal(wanted[len(loaded.adapters)])  # type: ignore[operator, arg-type]
             assert (loaded.calibration is None) == (loaded.profile is None) == (len(loaded.adapters) == 1)
             found.add(len(loaded.adapters))
-        assert found == {1, 3}
+            if reads >= 8 and found == {1, 3}:
+                break
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import sort_checkpoints
@@ -22,6 +23,8 @@ class WholeSaves(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # the Trainer would delete too early
         try:
             super()._save_checkpoint(model, trial)
+        except SafetensorError as error:
+            raise OSError(f"a save in {self.args.output_dir} could not be written: {error}") from error
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # every process has written its part
