@@ -22,10 +22,14 @@ SAVE = "save"
 """A holder that is done in moments: others wait for it instead of stopping."""
 PAUSE = 0.02
 """Seconds between two looks at a lock that is about to be free."""
+PATIENCE = 250
+"""Looks at a lock without a name before its holder counts as one that does not come to sign it."""
 
 _held: ContextVar[tuple[Path, ...]] = ContextVar("held", default=())
 _handles: set[int] = set()
 """The open lock files of this process."""
+_registered = False
+"""Whether forked children leave these to their parent."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,17 @@ def holder_of(folder: Path) -> Holder | None:
 
 
 def _acquire(folder: Path, command: str) -> int:
+    nameless = 0
     while True:
         handle = _take(folder / NAME, command)
         if handle is not None:
             return handle
         holder = holder_of(folder)
-        if holder is not None and holder.command != SAVE:
+        nameless = nameless + 1 if holder is None else 0
+        if nameless > PATIENCE or (holder is not None and holder.command != SAVE):
+            who = holder or "a process that could not write its name, on a full disk perhaps"
             raise FolderInUseError(
-                f"{str(folder)!r} is in use by {holder}. Wait until it ends, stop it, or choose another folder."
+                f"{str(folder)!r} is in use by {who}. Wait until it ends, stop it, or choose another folder."
             )
         time.sleep(PAUSE)  # a save, or a holder that has not yet written its name
 
@@ -120,7 +127,7 @@ def _take(file: Path, command: str) -> int | None:
     """The open lock file, held and signed; None if another holds it."""
     handle = _open_locked(file)
     if handle is not None:
-        _handles.add(handle)
+        _note(handle)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         signed = json.dumps(asdict(Holder(command, socket.gethostname(), os.getpid(), now)))
         with suppress(OSError):  # a full disk: the lock holds without a name
@@ -210,12 +217,17 @@ def _make(folder: Path) -> list[Path]:
     return missing
 
 
+def _note(handle: int) -> None:
+    """Remember an open lock file, so that forked children close their copies of it."""
+    global _registered
+    if not _registered and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_leave_to_the_parent)
+        _registered = True
+    _handles.add(handle)
+
+
 def _leave_to_the_parent() -> None:
     """Close a forked child's copies of lock files: the system would hold the locks until the child ends, too."""
     for handle in _handles:
         os.close(handle)
     _handles.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_the_parent)

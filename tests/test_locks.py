@@ -171,3 +171,22 @@ def test_the_first_process_of_a_run_holds_the_folder_for_all(
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
     assert is_main_process() == first
+
+
+def test_a_holder_that_never_signs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 3)
+    with locked(tmp_path, SAVE):
+        (tmp_path / ".lock").write_bytes(b"")
+        failures: list[BaseException] = []
+
+        def ask() -> None:  # another thread holds nothing yet
+            try:
+                with locked(tmp_path, "mrr finetune"):
+                    pass
+            except FolderInUseError as error:
+                failures.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join()
+    assert "in use by a process that could not write its name" in str(failures[0])
