@@ -1,7 +1,6 @@
 """What the LangChain and the LlamaIndex adapter ask of their users alike, and the re-ranker that comes of it."""
 
-import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -30,8 +29,10 @@ from mrr_integrations.request import (
     check_one_need,
     checked_keep_ratio,
     checked_request,
-    whole_number,
+    optional_whole_number,
 )
+from mrr_model.arguments import checked_list
+from mrr_model.cancelling import in_thread
 from mrr_model.choosing import chosen_setting
 from mrr_model.compression import Compression
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
@@ -48,12 +49,12 @@ def missing(framework: str, extra: str, error: ImportError) -> ImportError:
 
 
 def listed(items: object, kind: type[Item], argument: str, noun: str) -> list[Item]:
-    """The items of any iterable as a list. Raises ``TypeError`` for a single item, and for one that is no ``kind``, by
-    its index.
+    """The items of any ordered collection as a list. Raises ``TypeError`` for a single item, a mapping, a table or a
+    set, and for an item that is no ``kind``, by its index.
     """
-    if isinstance(items, str | bytes | Mapping | BaseModel) or not isinstance(items, Iterable):
+    if isinstance(items, BaseModel):
         raise TypeError(f"{argument} must be a list of {noun}s, got a single {type(items).__name__}.")
-    found = list(items)
+    found = checked_list(argument, f"{noun}s", items)
     for index, item in enumerate(found):
         if not isinstance(item, kind):
             raise TypeError(f"{argument}[{index}] must be a {noun}, got {type(item).__name__}.")
@@ -104,9 +105,9 @@ class RerankOptions(BaseModel):
     """``"auto"`` or a torch device."""
     dtype: DType = "auto"
     """``"auto"`` (bfloat16 where the processor computes it natively), ``"float32"``, ``"bfloat16"``, ``"float16"``."""
-    max_length: Annotated[int | None, BeforeValidator(whole_number("max_length"))] = None
+    max_length: Annotated[int | None, BeforeValidator(optional_whole_number("max_length"))] = None
     """Tokens of an input; None for the checkpoint's own."""
-    batch_tokens: Annotated[int | None, BeforeValidator(whole_number("batch_tokens"))] = None
+    batch_tokens: Annotated[int | None, BeforeValidator(optional_whole_number("batch_tokens"))] = None
     """Tokens of a batch, padding counted; None for the device's default."""
     prompt: Prompt = None
     """The instruction after the passage, for models whose input layout has one."""
@@ -178,7 +179,7 @@ class RerankOptions(BaseModel):
         """:meth:`_rank_arguments`, in a worker thread for a target, which may have to time settings first."""
         if changes.get("target") is None:
             return self._rank_arguments(changes)
-        return await asyncio.to_thread(self._rank_arguments, changes)
+        return await in_thread(self._rank_arguments, changes)
 
     def _loaded(self, given: Collection[str]) -> CoreReranker:
         """A re-ranker of its own. What the user did not give is for the checkpoint to say."""

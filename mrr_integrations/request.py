@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
-from numbers import Integral, Real
+from numbers import Real
 from typing import Annotated, Any, cast
 
 import numpy as np
 from pydantic import BeforeValidator, PlainSerializer
 
+from mrr_model.arguments import whole_number
 from mrr_model.compression import Compression
 from mrr_model.target import Target
 
@@ -42,17 +43,11 @@ def _written_target(target: Target | None) -> dict[str, Any] | None:
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
-def whole_number(name: str) -> Callable[[object], int | None]:
-    """The check of an argument that is a whole number from 1, numpy's too, or None."""
+def optional_whole_number(name: str) -> Callable[[object], int | None]:
+    """The check of an argument that is a whole number from 1, or None."""
 
     def checked(value: object) -> int | None:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name} must be a whole number or None, got {value!r} ({type(value).__name__}).")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-        return int(value)
+        return None if value is None else whole_number(name, value, advice="None is allowed too.")
 
     return checked
 
@@ -83,7 +78,7 @@ CHECKS: dict[str, Callable[[object], Any]] = {
     "depth": _checked_depth,
     "keep_ratio": checked_keep_ratio,
     "target": _checked_target,
-    "top_n": whole_number("top_n"),
+    "top_n": optional_whole_number("top_n"),
     "min_score": _checked_min_score,
     "prompt": _checked_prompt,
     "normalize": _checked_normalize,

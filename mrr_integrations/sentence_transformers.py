@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -30,6 +29,7 @@ except ImportError as error:
     raise missing("sentence-transformers", "sentence-transformers", error) from error
 
 from mrr_model import checkpoint
+from mrr_model.arguments import NOT_LISTS, checked_list, whole_number
 from mrr_model.checkpoint.source import locate
 from mrr_model.compression import KeepRatio, Plan
 from mrr_model.device import resolve_device, resolve_dtype
@@ -404,6 +404,8 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         Under the default activation the scores are the core's own: float64 probabilities, so that close documents
         don't tie, ordered by logit.
         """
+        if top_k is not None:
+            top_k = whole_number("top_k", top_k, least=0)
         documents = checked_documents(documents)
         logits = self.predict(
             [(query, document) for document in documents],
@@ -550,23 +552,17 @@ def _loaded(reranker: CoreReranker | None, modules: Any) -> CoreReranker | None:
 
 
 def _rows(inputs: Any) -> list[Any]:
-    """A pair, or pairs in any iterable, as a list; arrays as lists too. What is neither is for the core to name, but a
-    table: it would be read as the names of its columns.
+    """A pair, or pairs in any ordered collection, as a list. A table or a set is refused here; what else is neither is
+    for the core to name.
     """
-    if hasattr(inputs, "columns"):
-        raise TypeError(
-            f"inputs must be a (query, document) pair or a list of pairs, got a {type(inputs).__name__}. "
-            "Write list(zip(table.query, table.document)), for example."
-        )
     if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable):
         return [inputs]
-    rows = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-    return [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
+    return [_pair(row) for row in checked_list("inputs", "(query, document) pairs", inputs)]
 
 
 def _pair(pair: Any) -> Any:
-    """A pair as a tuple; what is none stays as it is, for the core to name."""
-    return tuple(pair) if isinstance(pair, list | tuple | np.ndarray) else pair
+    """A pair in any collection as a tuple; what is none stays as it is, for the core to name."""
+    return pair if isinstance(pair, NOT_LISTS) or not isinstance(pair, Iterable) else tuple(pair)
 
 
 def _prompt(prompt: str | None) -> str | Default | None:

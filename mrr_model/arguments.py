@@ -2,7 +2,11 @@
 
 import operator
 import sys
+from collections.abc import Iterable, Mapping, MappingView, Set
 from typing import Any
+
+NOT_LISTS = (str, bytes, Mapping, set, frozenset)
+"""What can be iterated over, and is no list of items."""
 
 OURS_AND_FRAMEWORKS = frozenset(
     {
@@ -51,6 +55,23 @@ def is_table(value: object) -> bool:
     dataset.
     """
     return hasattr(value, "columns") or hasattr(value, "column_names")
+
+
+def checked_list(name: str, items: str, given: Any) -> list[Any]:
+    """What is ``given`` as a list of its ``items``: any ordered collection, a generator too. Raises ``TypeError`` that
+    names the argument for a single item, a mapping, a table or a set.
+
+    >>> checked_list("documents", "strings", (text for text in "ab"))
+    ['a', 'b']
+    """
+    kind = type(given).__name__
+    if is_table(given):
+        raise TypeError(f"{name} must be a list of {items}, got a table ({kind}). Give its column or columns.")
+    if isinstance(given, Set) and not isinstance(given, MappingView):
+        raise TypeError(f"{name} must be a list of {items}, got a {kind}, which has no order to give scores in.")
+    if isinstance(given, NOT_LISTS) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        raise TypeError(f"{name} must be a list of {items}, got a single {kind}.")
+    return list(given)
 
 
 def callers_level() -> int:

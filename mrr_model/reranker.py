@@ -8,7 +8,7 @@ import math
 import pickle
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, MappingView, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Integral, Real
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from mrr_model import checkpoint
-from mrr_model.arguments import callers_level, is_table, whole_number
+from mrr_model.arguments import NOT_LISTS, callers_level, checked_list, whole_number
 from mrr_model.calibration import Calibration
 from mrr_model.cancelling import in_thread
 from mrr_model.checkpoint import Checkpoint, measured
@@ -44,9 +44,6 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
-
-NOT_LISTS = (str, bytes, Mapping, set, frozenset)
-"""What can be iterated over, and is no list of documents or of a pair's texts."""
 
 SHOWN_CHARACTERS = 60
 """How much of a document's text its ``repr`` shows."""
@@ -712,7 +709,7 @@ def checked_documents(documents: object) -> list[str]:
     """The documents of any ordered collection (a list, an array, a column of a table, a generator) as a list. Raises
     ``TypeError`` for a single text, a mapping, a table or a set, and for a document that is no string, by its index.
     """
-    texts = _listed("documents", "strings", documents)
+    texts = checked_list("documents", "strings", documents)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
@@ -722,21 +719,9 @@ def checked_documents(documents: object) -> list[str]:
     return texts
 
 
-def _listed(name: str, items: str, given: Any) -> list[Any]:
-    """What is ``given`` as a list of its ``items``."""
-    kind = type(given).__name__
-    if is_table(given):
-        raise TypeError(f"{name} must be a list of {items}, got a table ({kind}). Give its column or columns of texts.")
-    if isinstance(given, Set) and not isinstance(given, MappingView):
-        raise TypeError(f"{name} must be a list of {items}, got a {kind}, which has no order to give scores in.")
-    if isinstance(given, NOT_LISTS) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        raise TypeError(f"{name} must be a list of {items}, got a single {kind}.")
-    return list(given)
-
-
 def _checked_pairs(pairs: object) -> list[tuple[str, str]]:
     checked = []
-    for index, pair in enumerate(_listed("pairs", "(query, document) pairs", pairs)):
+    for index, pair in enumerate(checked_list("pairs", "(query, document) pairs", pairs)):
         texts = [] if isinstance(pair, NOT_LISTS) or not isinstance(pair, Iterable) else list(pair)
         if len(texts) != 2:
             raise TypeError(f"pairs[{index}] must be a (query, document) pair of strings, got {pair!r}.")

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 
+from mrr_integrations.options import listed
+from mrr_integrations.request import optional_whole_number
 from mrr_model import MatryoshkaReranker, RankedDocument
 from mrr_model.arguments import whole_number
 from mrr_model.checkpoint import Checkpoint
@@ -211,3 +214,16 @@ def test_it_does_so_through_the_integrations_too(
     with pytest.warns(UserWarning, match="depth=50") as caught:
         build(core)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_integrations_check_lists_and_numbers_as_the_core_does() -> None:
+    table = pandas.DataFrame({"text": ["a"]})
+    with pytest.raises(TypeError, match=r"nodes must be a list of NodeWithScores, got a table \(DataFrame\)"):
+        listed(table, BaseModel, "nodes", "NodeWithScore")
+    with pytest.raises(TypeError, match="documents must be a list of Documents, got a set, which has no order"):
+        listed({1, 2}, BaseModel, "documents", "Document")
+    assert optional_whole_number("top_n")(torch.tensor(2)) == 2
+    assert optional_whole_number("top_n")(None) is None
+    for wrong in (2.0, True, "2"):
+        with pytest.raises(TypeError, match=r"max_length must be a whole number, got .* None is allowed too"):
+            optional_whole_number("max_length")(wrong)

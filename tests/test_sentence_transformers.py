@@ -88,17 +88,21 @@ def test_outputs_take_every_form_of_crossencoder(mini: MatryoshkaCrossEncoder) -
         lambda pairs: (pair for pair in pairs),
         lambda pairs: zip(*zip(*pairs, strict=True), strict=True),
         lambda pairs: [np.array(pair) for pair in pairs],
+        lambda pairs: [iter(pair) for pair in pairs],
+        lambda pairs: [pandas.Series(pair) for pair in pairs],
         lambda pairs: np.array(pairs, dtype=object),
     ],
-    ids=["tuple", "iterator", "series", "generator", "zip", "arrays", "array"],
+    ids=["tuple", "iterator", "series", "generator", "zip", "arrays", "iterators", "rows", "array"],
 )
 def test_pairs_come_in_any_iterable(mini: MatryoshkaCrossEncoder, wrapped: Callable[[Any], Any]) -> None:
     assert mini.predict(wrapped(PAIRS)) == pytest.approx(core_scores(mini), abs=1e-6)
 
 
 def test_a_table_is_named_and_not_read_as_its_columns(mini: MatryoshkaCrossEncoder) -> None:
-    with pytest.raises(TypeError, match=r"inputs must be .* got a DataFrame"):
+    with pytest.raises(TypeError, match=r"inputs must be .* got a table \(DataFrame\)"):
         mini.predict(pandas.DataFrame(PAIRS, columns=["query", "document"]))
+    with pytest.raises(TypeError, match=r"inputs must be .* got a set, which has no order"):
+        mini.predict(set(PAIRS))
 
 
 def test_a_call_s_setting_counts_for_that_call(mini: MatryoshkaCrossEncoder) -> None:
@@ -118,6 +122,11 @@ def test_rank_gives_rows_like_crossencoder(mini: MatryoshkaCrossEncoder) -> None
     negated = mini.rank(QUERY, TEXTS, activation_fn=torch.neg)
     assert [row["corpus_id"] for row in negated] == [row["corpus_id"] for row in mini.rank(QUERY, TEXTS)][::-1]
     assert mini.rank(QUERY, []) == []
+    assert len(mini.rank(QUERY, TEXTS, top_k=np.int64(1))) == 1
+    with pytest.raises(ValueError, match="top_k must be at least 0"):
+        mini.rank(QUERY, TEXTS, top_k=-1)
+    with pytest.raises(TypeError, match="top_k must be a whole number"):
+        mini.rank(QUERY, TEXTS, top_k=True)
 
 
 def test_batch_size_bounds_the_pairs_of_a_batch(mini: MatryoshkaCrossEncoder) -> None:
