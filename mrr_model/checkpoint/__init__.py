@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from mrr_model.checkpoint.weights import (
     write_weights,
 )
 from mrr_model.compensation import Adapter
+from mrr_model.device import cast
 from mrr_model.faults import read_json, reading
 from mrr_model.model import MatryoshkaModel, pooler_off
 from mrr_model.profile import Profile
@@ -163,7 +164,10 @@ def save(
     apart = [name for name, tensor in model.named_parameters() if tensor is embeddings] if embeddings_apart else []
     dtype = model.model.dtype
     adapters = {
-        name: {module: replace(low, a=low.a.to(dtype), b=low.b.to(dtype)) for module, low in adapter.items()}
+        name: {
+            module: replace(low, a=cast(low.a.detach(), dtype), b=cast(low.b.detach(), dtype))
+            for module, low in adapter.items()
+        }
         for name, adapter in checkpoint.adapters.items()
     }
     base = fingerprint(_parameters(model, state))
@@ -228,7 +232,8 @@ def _blueprint_of(config: dict[str, Any], folder: Path) -> Blueprint:
     if model_type not in PUBLISHED:
         raise ValueError(_foreign(folder, config))
     try:
-        return cast(Blueprint, PUBLISHED[model_type](config))
+        published: Blueprint = PUBLISHED[model_type](config)
+        return published
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} lacks {error}, which the {model_type} format needs.") from None
 
