@@ -46,27 +46,31 @@ KeepRatio = Annotated[
 ]
 Grid = Annotated[
     Path | None,
-    typer.Option("--settings", help="A YAML list of {depth, keep_ratio} in the grid's place.", show_default=False),
+    typer.Option("--settings", help="YAML list of {depth, keep_ratio}, instead of the grid.", show_default=False),
 ]
 PresetName = Annotated[
-    str | None, typer.Option(metavar="msmarco-passage|msmarco-document|beir", help="A protocol.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="msmarco-passage|msmarco-document|beir",
+        help="Measures, first stage and lengths of a published protocol.",
+        show_default=False,
+    ),
 ]
 Stage = Annotated[
     str | None,
     typer.Option(metavar="auto|given|bm25", help="Where candidates come from.", show_default="auto: given, else bm25"),
 ]
 GivenRun = Annotated[
-    Path | None, typer.Option("--run", help="A TREC run with the candidates of the one collection.", show_default=False)
+    Path | None,
+    typer.Option("--run", help="TREC run with the candidates, for a single collection.", show_default=False),
 ]
-Candidates = Annotated[int | None, typer.Option(help="The best so many of each query.", show_default="100")]
-Limit = Annotated[
-    int | None, typer.Option(help="So many queries of each collection, drawn by the seed.", show_default="all")
-]
+Candidates = Annotated[int | None, typer.Option(help="Candidates to re-rank per query.", show_default="100")]
+Limit = Annotated[int | None, typer.Option(help="Queries to sample from each collection.", show_default="all")]
 KeepIdentical = Annotated[
     bool,
     typer.Option("--keep-identical-ids", help="Keep a candidate whose id is its query's own; BEIR leaves it out."),
 ]
-Seed = Annotated[int, typer.Option(help="Decides the draws.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random draws.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per pair.", show_default="512", rich_help_panel=ADVANCED)]
 QueryMaxLength = Annotated[
     int | None, typer.Option(help="Tokens per query.", show_default="the layout's rule", rich_help_panel=ADVANCED)
@@ -102,7 +106,7 @@ def evaluate(
     model: Model,
     collections: Collections = None,
     output: Annotated[
-        Path, typer.Option(help="Folder for runs, tables and pictures; the same call goes on from what is there.")
+        Path, typer.Option(help="Folder for runs, tables and pictures; the same command resumes from it.")
     ] = Path("evaluation"),
     depth: Depth = None,
     keep_ratio: KeepRatio = None,
@@ -112,7 +116,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="By ir_measures' names; the first decides the frontier.",
+            help="Names in ir_measures; the first one is drawn in the frontier.",
             show_default="nDCG@10, or the preset's",
         ),
     ] = None,
@@ -126,7 +130,7 @@ def evaluate(
         float | None, typer.Option(help="Recommend a setting that keeps this share of quality.", show_default=False)
     ] = None,
     speedup: Annotated[
-        float | None, typer.Option(help="Recommend a setting so many times as quick.", show_default=False)
+        float | None, typer.Option(help="Recommend a setting that is this many times faster.", show_default=False)
     ] = None,
     save_profile: Annotated[
         bool, typer.Option("--save-profile", help="Store quality and time with the checkpoint, for Target(…).")
@@ -141,8 +145,8 @@ def evaluate(
     dtype: Dtype = "auto",
     device: Device = "auto",
     batch_tokens: BatchTokens = None,
-    timing_pairs: Annotated[int, typer.Option(help="Time each setting on at least so many pairs.")] = 200,
-    timing_repeats: Annotated[int, typer.Option(help="Medians of so many runs.")] = 5,
+    timing_pairs: Annotated[int, typer.Option(help="Pairs to time each setting on, at least.")] = 200,
+    timing_repeats: Annotated[int, typer.Option(help="Repetitions; the median is reported.")] = 5,
     retime: Annotated[
         bool, typer.Option("--retime", help="Time again, even if the output folder has the settings' times.")
     ] = False,
@@ -211,7 +215,7 @@ def calibrate(
         list[str] | None,
         typer.Option(metavar="COLLECTION", help="Measure on it too, without fitting on it. Repeatable."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for what is scored; the same call goes on from there.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for what is scored; the same command resumes from it.")] = Path(
         "evaluation"
     ),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and report, but store nothing.")] = False,
