@@ -235,10 +235,10 @@ def mine(
         str | None,
         typer.Option(help="A bi-encoder for sentence-transformers: a folder or a hub id.", show_default="BM25"),
     ] = None,
-    negatives: Annotated[int, typer.Option(help="Negatives of each query.")] = 7,
-    depth: Annotated[int, typer.Option(help="They are drawn from the best so many.")] = 30,
+    negatives: Annotated[int, typer.Option(help="Negatives per query.")] = 7,
+    depth: Annotated[int, typer.Option(help="Candidates per query that negatives are drawn from.")] = 30,
     margin: Annotated[
-        float, typer.Option(help="Leave out passages whose cosine is above this part of the positive's.")
+        float, typer.Option(help="Leave out passages whose cosine exceeds this share of the positive's.")
     ] = 0.95,
     scores: Annotated[bool, typer.Option("--scores", help="Write the bi-encoder's cosines as teacher scores.")] = False,
     keep_identical: Annotated[
@@ -250,7 +250,7 @@ def mine(
     on_bad_row: Annotated[
         str, typer.Option(metavar="fail|skip", help="What to do with a row that cannot be read.")
     ] = "fail",
-    seed: Annotated[int, typer.Option(help="Decides the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random draw.")] = 0,
 ) -> None:
     """Find hard negatives with BM25 or with a bi-encoder.
 
@@ -260,7 +260,9 @@ def mine(
         if on_bad_row not in ("fail", "skip"):
             raise ValueError(f"--on-bad-row must be fail or skip, got {on_bad_row!r}.")
         if output.exists():
-            raise FileExistsError(f"output={str(output)!r} exists. Choose another file or remove it.")
+            raise FileExistsError(f"--output {str(output)!r} exists. Choose another file or remove it.")
+        if not output.parent.is_dir():
+            raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}. Make it first.")
         from mrr_model.training.groups import write_groups
         from mrr_model.training.mining import MiningSettings, mine_sources
 
@@ -301,6 +303,12 @@ def _target(
 ) -> "Target | None":
     if not refresh and (keep_quality, speedup, max_latency_ms) == (None, None, None):
         return None
+    needs = {"--keep-quality": keep_quality, "--speedup": speedup, "--max-latency-ms": max_latency_ms}
+    given = [flag for flag, value in needs.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} each choose a setting. Give only one of them.")
+    if refresh and max_latency_ms is None:
+        raise ValueError("--refresh-timings goes with --max-latency-ms: nothing else is timed. Leave it out.")
     from mrr_model.target import Target
 
     of_request: dict[str, Any] = {} if max_latency_ms is None else {"documents": max(1, documents)}

@@ -74,7 +74,11 @@ def lines_of(error: ValidationError, settings: type[BaseModel] | None = None, na
     """A sentence for each fault. ``name`` says what a setting is called where it was given; ``settings`` knows the
     names that an unknown one may stand for.
     """
-    return [_line(fault, settings, name) for fault in error.errors()]
+    faults = error.errors()
+    lists_with_faults = {fault["loc"][:-1] for fault in faults if fault["loc"] and isinstance(fault["loc"][-1], int)}
+    # pydantic also calls a list too short whose items are wrong.
+    told = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in lists_with_faults]
+    return [_line(fault, settings, name) for fault in told]
 
 
 def sentence(subject: str, fault: Mapping[str, Any]) -> str:

@@ -633,6 +633,8 @@ def test_a_wrong_argument_of_mine_is_one_line_and_leaves_nothing(
 def test_mine_overwrites_nothing(mrr: Mrr, rows_file: Path) -> None:
     before = rows_file.read_bytes()
     assert "rows.jsonl' exists. Choose another" in error_of(mrr("mine", rows_file, "--output", rows_file))
+    nowhere = rows_file.parent / "nowhere"
+    assert f"there is no folder {nowhere}" in error_of(mrr("mine", rows_file, "--output", nowhere / "mined.jsonl"))
     assert rows_file.read_bytes() == before
 
 

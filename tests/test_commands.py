@@ -197,7 +197,9 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
         mrr(*rerank, "--max-latency-ms", 1e-6, stdin=lines)
     )
     assert "chooses depth and keep_ratio" in error_of(mrr(*rerank, "--speedup", 1, "--depth", 3, stdin=lines))
-    assert "exactly one of" in error_of(mrr(*rerank, "--speedup", 1, "--keep-quality", 0.5, stdin=lines))
+    both = error_of(mrr(*rerank, "--speedup", 1, "--keep-quality", 0.5, stdin=lines))
+    assert "--keep-quality and --speedup each choose a setting" in both
+    assert "--refresh-timings goes with --max-latency-ms" in error_of(mrr(*rerank, "--refresh-timings", stdin=lines))
 
 
 def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: Path) -> None:

@@ -413,3 +413,9 @@ def test_help_tells_what_the_settings_tell() -> None:
         "What is below. Size of the low one. [default: 8]",
     ):
         assert part in text
+
+
+def test_a_list_whose_items_are_wrong_is_not_called_too_short() -> None:
+    with pytest.raises(ValidationError) as raised:
+        FinetuneSettings(model="m", train=("t",), output=Path("o"), exits=("a",))  # type: ignore[arg-type]
+    assert lines_of(raised.value) == ["exits, item 1, must be a whole number, got 'a'."]

@@ -23,7 +23,7 @@ def settings(output: Path, **trainer: Any) -> FinetuneSettings:
             "'gradient_acumulation_steps' is not one.*mean gradient_accumulation_steps",
         ),
         ({"nonsense": 2}, r"'nonsense' is not one of transformers' TrainingArguments\.$"),
-        ({"gradient_accumulation_steps": "x"}, "gradient_accumulation_steps must be int, got 'x'"),
+        ({"gradient_accumulation_steps": "x"}, "gradient_accumulation_steps must be a whole number, got 'x'"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
         ({"tf32": 1}, "tf32 must be bool"),
         ({"log_level": "loud"}, "log_level must be one of detail, debug.*got 'loud'"),

@@ -15,6 +15,9 @@ from transformers.integrations.integration_utils import (
 PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
 """The package of a reporter that is not called as it is."""
 
+WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+"""Types in plain words."""
+
 LEAST = {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "max_grad_norm": 0}
 """What TrainingArguments takes without looking, and training does not survive."""
 
@@ -65,5 +68,5 @@ def _check_value(name: str, value: Any, kind: Any) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError:
-        shown = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+        shown = WORDS.get(kind) or (kind.__name__ if isinstance(kind, type) else str(kind))
         raise ValueError(f"trainer: {name} must be {shown}, got {value!r}.") from None
