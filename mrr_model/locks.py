@@ -177,7 +177,11 @@ def _left_behind(file: Path) -> bool:
         return True
     holder = holder_of(file.parent)
     if holder is None:  # of another version, or being signed: its age tells
-        return file.exists() and not file.stat().st_size and time.time() - file.stat().st_mtime > 60
+        try:
+            found = file.stat()
+        except FileNotFoundError:  # released by now
+            return False
+        return not found.st_size and time.time() - found.st_mtime > 60
     return holder.host == socket.gethostname() and not _alive(holder.pid)
 
 
