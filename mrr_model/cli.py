@@ -235,8 +235,8 @@ def mine(
         str | None,
         typer.Option(help="A bi-encoder for sentence-transformers: a folder or a hub id.", show_default="BM25"),
     ] = None,
-    negatives: Annotated[int, typer.Option(help="Negatives per query.")] = 7,
-    depth: Annotated[int, typer.Option(help="Candidates per query that negatives are drawn from.")] = 30,
+    negatives: Annotated[int, typer.Option(min=1, help="Negatives per query.")] = 7,
+    depth: Annotated[int, typer.Option(min=1, help="Candidates per query that negatives are drawn from.")] = 30,
     margin: Annotated[
         float, typer.Option(help="Leave out passages whose cosine exceeds this share of the positive's.")
     ] = 0.95,
@@ -250,7 +250,7 @@ def mine(
     on_bad_row: Annotated[
         str, typer.Option(metavar="fail|skip", help="What to do with a row that cannot be read.")
     ] = "fail",
-    seed: Annotated[int, typer.Option(help="Seed of the random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draw.")] = 0,
 ) -> None:
     """Find hard negatives with BM25 or with a bi-encoder.
 
@@ -374,7 +374,7 @@ def _train(settings: "RunSettings", run: "Callable[[], Path]") -> None:
         with redirect_stdout(sys.stderr):  # the Trainer prints its losses
             folder = run()
     except KeyboardInterrupt:
-        say("stopped", f"the same command goes on from the last save in {settings.output}.")
+        say("stopped", f"run the same command to resume from the last save in {settings.output}.")
         raise
     if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
         typer.echo(f"The trained re-ranker is in {folder}")

@@ -532,7 +532,7 @@ def test_interrupted_training_says_how_to_go_on(mrr: Mrr, monkeypatch: pytest.Mo
     monkeypatch.setattr(finetuning if command == "finetune" else flattening, command, interrupted)
     result = mrr(command, *TRAINING[command])
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == "stopped: the same command goes on from the last save in o.\n"
+    assert result.stderr == "stopped: run the same command to resume from the last save in o.\n"
 
 
 @COMMANDS
@@ -616,7 +616,10 @@ def test_mine_with_a_bi_encoder(mrr: Mrr, rows_file: Path, tmp_path: Path, monke
     [
         (("--on-bad-row", "stop"), "--on-bad-row must be fail or skip, got 'stop'."),
         (("--scores",), "name an encoder"),
-        (("--negatives", -1), "negatives and depth must not be below 0"),
+        (("--negatives", 0), "--negatives must be at least 1"),
+        (("--depth", 0), "--depth must be at least 1"),
+        (("--margin", 5), "margin must be above 0 and at most 1"),
+        (("--seed", -1), "--seed must be at least 0"),
         (("--negatives", 50), "but 50 negatives were asked for"),
         (("missing.jsonl",), "there is no file or folder 'missing.jsonl'"),
     ],

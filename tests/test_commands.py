@@ -142,7 +142,7 @@ def test_ctrl_c_says_how_to_go_on(evaluate: Mrr, tmp_path: Path) -> None:
     with patch.object(MatryoshkaReranker, "logits", side_effect=KeyboardInterrupt):
         result = evaluate(*SMALL)
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == f"stopped: the same command goes on from what is in {tmp_path / 'out'}.\n"
+    assert result.stderr == f"stopped: run the same command to resume from what is in {tmp_path / 'out'}.\n"
     assert evaluate(*SMALL).exit_code == 0
 
 
@@ -284,7 +284,7 @@ def test_calibrate_says_how_to_go_on(mrr: Mrr, facts_beir: Path, tmp_path: Path)
     with patch.object(MatryoshkaReranker, "logits", side_effect=KeyboardInterrupt):
         result = mrr("calibrate", "mini", f"{facts_beir}#test", "--dry-run", "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr.startswith("stopped: the same command goes on from what is in ")
+    assert result.stderr.startswith("stopped: run the same command to resume from what is in ")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "calibrate"])

@@ -157,8 +157,8 @@ def evaluate(
 ) -> None:
     """Measure what each depth and width keeps and costs, and draw the frontier.
 
-    Writes TREC runs, each query's measures, results.json, table.md and frontier.png to the output folder. An evaluation
-    that was stopped goes on when it is called again.
+    Writes TREC runs, each query's measures, results.json, table.md and frontier.png to the output folder. Call it
+    again to resume an evaluation that was stopped.
     """
     with reported():
         from mrr_model.evaluation.evaluate import evaluate as run_evaluation
@@ -185,7 +185,7 @@ def evaluate(
         try:
             result = run_evaluation(asked, _note)
         except KeyboardInterrupt:
-            say("stopped", f"the same command goes on from what is in {output}.")
+            say("stopped", f"run the same command to resume from what is in {output}.")
             raise
         typer.echo(result.markdown())
         typer.echo()
@@ -260,7 +260,7 @@ def calibrate(
         try:
             _calibrate(asked, folder, texts, tuple(held_out or ()))
         except KeyboardInterrupt:
-            say("stopped", f"the same command goes on from what is in {output}.")
+            say("stopped", f"run the same command to resume from what is in {output}.")
             raise
 
 

@@ -13,7 +13,6 @@ Letters: Q queries, N passages of the corpus, D embedding size.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,8 +47,8 @@ class MiningSettings:
     def __post_init__(self) -> None:
         if self.scores and self.encoder is None:
             raise ValueError("scores are a bi-encoder's cosines: name an encoder with them.")
-        if not math.isfinite(self.margin):
-            raise ValueError(f"margin must be a finite number, got {self.margin}.")
+        if not 0 < self.margin <= 1:
+            raise ValueError(f"margin must be above 0 and at most 1, got {self.margin}.")
 
 
 class MinedGroups(Iterator[Group]):

@@ -80,7 +80,7 @@ class StageSettings(BaseModel):
     epochs: float = Field(default=1.0, gt=0, le=MANY)
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1, le=MANY)
-    """Optimizer steps; where given, it takes the place of epochs."""
+    """Optimizer steps, in place of epochs."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """The highest learning rate."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
@@ -172,7 +172,7 @@ class RunSettings(BaseModel):
     sample: float = Field(default=1.0, gt=0, le=1)
     """The part of each source's groups to train on, drawn by the seed."""
     passages: int = Field(default=8, ge=2, le=MANY)
-    """Passages of a group: one positive, where there is one, and negatives."""
+    """Passages per group: one positive, if the row has any, and negatives."""
     groups_per_step: int = Field(default=8, ge=1, le=MANY)
     """Groups in one step of one process."""
     length_parts: int = Field(default=1, ge=1, le=MANY)
