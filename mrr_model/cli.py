@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -118,6 +118,10 @@ def rerank(
         float | None,
         typer.Option(help="Instead of a setting: the best within this time on this device.", show_default=False),
     ] = None,
+    if_unreachable: Annotated[
+        str,
+        typer.Option(metavar="raise|fastest", help="If no setting is fast enough: an error, or the fastest setting."),
+    ] = "raise",
     refresh_timings: Annotated[
         bool, typer.Option("--refresh-timings", help="With --max-latency-ms: measure this device again.")
     ] = False,
@@ -188,7 +192,7 @@ def rerank(
         settings: dict[str, Any] = {
             "depth": depth,
             "keep_ratio": keep_ratio,
-            "target": _target(keep_quality, speedup, max_latency_ms, len(documents), refresh_timings),
+            "target": _target(keep_quality, speedup, max_latency_ms, len(documents), if_unreachable, refresh_timings),
             "max_length": max_length,
             "prompt": None if prompt is None else well_formed(prompt),
             "batch_tokens": batch_tokens,
@@ -299,9 +303,18 @@ def info(
 
 
 def _target(
-    keep_quality: float | None, speedup: float | None, max_latency_ms: float | None, documents: int, refresh: bool
+    keep_quality: float | None,
+    speedup: float | None,
+    max_latency_ms: float | None,
+    documents: int,
+    if_unreachable: str,
+    refresh: bool,
 ) -> "Target | None":
+    if if_unreachable not in ("raise", "fastest"):
+        raise ValueError(f"--if-unreachable must be raise or fastest, got {if_unreachable!r}.")
     if not refresh and (keep_quality, speedup, max_latency_ms) == (None, None, None):
+        if if_unreachable != "raise":
+            raise ValueError("--if-unreachable goes with --speedup or --max-latency-ms. Leave it out.")
         return None
     needs = {"--keep-quality": keep_quality, "--speedup": speedup, "--max-latency-ms": max_latency_ms}
     given = [flag for flag, value in needs.items() if value is not None]
@@ -312,7 +325,8 @@ def _target(
     from mrr_model.target import Target
 
     of_request: dict[str, Any] = {} if max_latency_ms is None else {"documents": max(1, documents)}
-    return Target(keep_quality, speedup, max_latency_ms, refresh=refresh, **of_request)
+    or_fastest: Literal["raise", "fastest"] = "fastest" if if_unreachable == "fastest" else "raise"
+    return Target(keep_quality, speedup, max_latency_ms, if_unreachable=or_fastest, refresh=refresh, **of_request)
 
 
 def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[Document], title: str) -> None:

@@ -1,6 +1,7 @@
 """``mrr evaluate`` and ``mrr calibrate`` from the command line."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,15 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
     both = error_of(mrr(*rerank, "--speedup", 1, "--keep-quality", 0.5, stdin=lines))
     assert "--keep-quality and --speedup each choose a setting" in both
     assert "--refresh-timings goes with --max-latency-ms" in error_of(mrr(*rerank, "--refresh-timings", stdin=lines))
+    fastest = ("--if-unreachable", "fastest")
+    assert "--if-unreachable goes with --speedup" in error_of(mrr(*rerank, *fastest, stdin=lines))
+    assert "must be raise or fastest" in error_of(mrr(*rerank, "--if-unreachable", "no", stdin=lines))
+    assert "999 times as quick" in error_of(mrr(*rerank, "--speedup", 999, stdin=lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = mrr(*rerank, "--speedup", 999, *fastest, stdin=lines)
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 2)
+    assert "It is used all the same." in result.stderr
 
 
 def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: Path) -> None:
