@@ -17,6 +17,7 @@ from mrr_model.evaluation.collections import read_qrels, read_run
 from mrr_model.evaluation.evaluate import STAR, Evaluation, evaluate, open_collections, open_reranker, run_name
 from mrr_model.evaluation.grid import passes
 from mrr_model.evaluation.measures import measure
+from mrr_model.evaluation.presets import PRESETS
 from mrr_model.evaluation.settings import EvaluateSettings
 from mrr_model.stopwatch import Noise, Timed
 from mrr_model.timing import Timings, timings_of
@@ -493,6 +494,9 @@ def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., 
         assert stored["identical_ids_left_out"] == 4
         for query, found in read_run(next((tmp_path / f"{preset}" / "runs").rglob("*.run"))).items():
             assert query not in found
+    by_preset = {name: EvaluateSettings(**given, preset=name).leaves_out_identical_ids for name in PRESETS}
+    assert by_preset == {"msmarco-passage": False, "msmarco-document": False, "beir": True}
+    assert EvaluateSettings(**given, preset="msmarco-passage", ignore_identical_ids=True).leaves_out_identical_ids
 
 
 def test_what_comes_next_is_reported(

@@ -173,7 +173,7 @@ def evaluate(
             max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
             batch_tokens=batch_tokens, timing_pairs=timing_pairs, timing_repeats=timing_repeats,
             without_compensation=without_compensation, local_files_only=local_files_only,
-            ignore_identical_ids=not keep_identical_ids, retime=retime,
+            ignore_identical_ids=False if keep_identical_ids else None, retime=retime,
         )  # fmt: skip
         if save_to is not None and not (save_profile or save_calibration):
             raise ValueError("--save-to names where to store: give --save-profile or --save-calibration with it.")
@@ -255,7 +255,7 @@ def calibrate(
             first_stage=first_stage, run=run, candidates=candidates, limit_queries=limit_queries, seed=seed,
             max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
             batch_tokens=batch_tokens, local_files_only=local_files_only,
-            ignore_identical_ids=not keep_identical_ids,
+            ignore_identical_ids=False if keep_identical_ids else None,
         )  # fmt: skip
         try:
             _calibrate(asked, folder, texts, tuple(held_out or ()))

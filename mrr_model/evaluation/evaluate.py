@@ -173,7 +173,7 @@ def open_collections(
             candidates=settings.candidates or (protocol.candidates if protocol else 100),
             limit=settings.limit_queries,
             seed=settings.seed,
-            ignore_identical_ids=settings.ignore_identical_ids,
+            ignore_identical_ids=settings.leaves_out_identical_ids,
         )
         if not any(collection.candidates.values()):
             raise ValueError(f"{source} has no candidates to re-rank: its first stage found nothing.")
@@ -421,7 +421,7 @@ def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: Evalu
     results = {
         "model": str(reranker.name),
         "seed": settings.seed,
-        "ignore_identical_ids": settings.ignore_identical_ids,
+        "ignore_identical_ids": settings.leaves_out_identical_ids,
         "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "profile": profile.model_dump(mode="json"),
         "collections": [

@@ -68,6 +68,10 @@ class Preset(BaseModel):
     """Part of a collection's name -> measures that take the place of the others."""
     prompts: Mapping[str, str] = {}
     """Part of a collection's name -> the task's prompt."""
+    ignore_identical_ids: bool = True
+    """Whether a candidate that has its query's own id is left out, as BEIR does. MS MARCO numbers queries and documents
+    independently: there equal ids mean nothing.
+    """
 
     def measures_for(self, collection: str) -> tuple[str, ...]:
         """The measures of a collection.
@@ -104,6 +108,7 @@ PRESETS: Mapping[PresetName, Preset] = {
         max_length=32 + 192,
         query_max_length=32,
         measures=("RR@10",),
+        ignore_identical_ids=False,
         measures_of={"trec-dl": ("nDCG@10",)},
     ),
     "msmarco-document": Preset(
@@ -118,6 +123,7 @@ PRESETS: Mapping[PresetName, Preset] = {
         max_length=1024,
         query_max_length=32,
         measures=("RR@100",),
+        ignore_identical_ids=False,
         measures_of={"trec-dl": ("nDCG@10",)},
     ),
     "beir": Preset(

@@ -49,8 +49,8 @@ class EvaluateSettings(BaseModel):
     """A TREC run that takes the place of the collection's own candidates."""
     candidates: int | None = Field(default=None, ge=1)
     """The best so many of each query are re-ranked."""
-    ignore_identical_ids: bool = True
-    """Leave out a candidate that has its query's own id, as BEIR does."""
+    ignore_identical_ids: bool | None = None
+    """Leave out a candidate that has its query's own id, as BEIR does; None: as the preset says, else yes."""
     limit_queries: int | None = Field(default=None, ge=1)
     """So many queries of each collection, drawn with the seed."""
     seed: int = 0
@@ -94,6 +94,13 @@ class EvaluateSettings(BaseModel):
     def all_collections(self) -> tuple[str, ...]:
         """The collections named, else the preset's."""
         return self.collections or (preset(self.preset).collections if self.preset else ())
+
+    @property
+    def leaves_out_identical_ids(self) -> bool:
+        """Whether a candidate that has its query's own id is left out."""
+        if self.ignore_identical_ids is not None:
+            return self.ignore_identical_ids
+        return preset(self.preset).ignore_identical_ids if self.preset else True
 
     @property
     def all_measures(self) -> tuple[str, ...]:
