@@ -181,7 +181,7 @@ DAMAGED: list[tuple[str, str, Damage]] = [
             ("head_dim", 7),
             ("head_dim", -1),
             ("pad_token_id", 99_999),
-            ("pad_token_id", -1),
+            ("pad_token_id", -2),
             ("dtype", "float99"),
             ("rope_parameters", {"rope_type": "nope", "rope_theta": 10_000.0}),
             ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
