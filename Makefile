@@ -9,6 +9,9 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 # The project's environment is the only one that counts: neither an active one nor extra import paths reach it.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
+# Each test file runs in one of these processes, each on one thread.
+TEST_PROCESSES ?= 2
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install test lint types test-versions clean
 
@@ -21,7 +24,7 @@ quickstart: $(VENV)/.runtime  ## Install the package with what it needs to run, 
 install: $(VENV)/.dev  ## Install the package, editable, with the development tools
 
 test: lint types  ## Check style and types, then run the tests, the doctests and the README's snippets
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .
