@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 NEARBY = 4
-"""A cut is first looked for in so many times the text that is wanted, before the rest is gone through."""
+"""A cut is first looked for in this many times the text that is wanted, and then in the rest."""
 
 TRIES = 10_000
 """Pairs of characters that are looked at by their pieces, before a text counts as one without a cut."""

@@ -183,7 +183,7 @@ class PairEncoder:
     def windows(
         self, pairs: Sequence[tuple[str, str]], prompt: str | None = None
     ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
-        """The pairs' indices and encodings, so many at a time that they fit in memory; those of a query together, if
+        """The pairs' indices and encodings, as many at a time as fit in memory; those of a query together, if
         they fit.
         """
         for window in self._windows(pairs):

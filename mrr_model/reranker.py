@@ -459,7 +459,7 @@ class MatryoshkaReranker:
         """The same weights under other defaults; ``compensated=False`` leaves the compensation adapters out.
 
         ``target`` chooses the setting, as in the constructor. With ``refresh=True`` it measures this device again, so
-        that a running service can choose anew.
+        that a running service can choose again.
         """
         other = copy.copy(self)
         other.compression = self._setting(depth, keep_ratio)

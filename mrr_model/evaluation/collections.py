@@ -30,7 +30,7 @@ OnBadRow = Literal["fail", "skip"]
 BOM = b"\xef\xbb\xbf"
 """The byte-order mark that some programs write in front of UTF-8."""
 FIRST_LINES = 100
-"""A file is no text at all where none of so many lines is."""
+"""A file is not text if none of its first lines is."""
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
