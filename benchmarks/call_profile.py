@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mrr_model.model import MatryoshkaModel
 from speed import QUERY, copied, decoder, environment, texts_of, timed
 from torch.profiler import ProfilerActivity, profile
 
 from mrr_model import MatryoshkaReranker
-from mrr_model.model import MatryoshkaModel
 
 CALLS, PROFILED = 30, 5
 

@@ -21,17 +21,17 @@ from typing import Any
 
 import torch
 import transformers
+from mrr_model.evaluation.collections import Collection, read_corpus, read_json_lines
+from mrr_model.evaluation.opening import open_collection
+from mrr_model.training.finetune import finetune
+from mrr_model.training.groups import Group, write_groups
+from mrr_model.training.settings import FinetuneSettings
 from quality import ndcg, scored
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from mrr_model import MatryoshkaReranker, __version__
-from mrr_model.evaluation.collections import Collection, read_corpus, read_json_lines
-from mrr_model.evaluation.opening import open_collection
 from mrr_model.training import trainer as trainers_of
-from mrr_model.training.finetune import finetune
-from mrr_model.training.groups import Group, write_groups
-from mrr_model.training.settings import FinetuneSettings
 
 SETTINGS: tuple[tuple[int | None, float], ...] = ((None, 1.0), (3, 1.0), (2, 1.0), (None, 0.5), (3, 0.5), (2, 0.25))
 NEGATIVES = 7

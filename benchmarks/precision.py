@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from mrr_model.evaluation.measures import measure
+from mrr_model.evaluation.opening import open_collection
 from scipy.stats import kendalltau
 
 from mrr_model import Compression, MatryoshkaReranker, __version__
-from mrr_model.evaluation.measures import measure
-from mrr_model.evaluation.opening import open_collection
 
 SETTINGS = (Compression(), Compression(4, 0.5), Compression(3, 0.5), Compression(2, 0.25))
 DTYPES = ("float32", "bfloat16")

@@ -16,16 +16,16 @@ from statistics import mean
 
 import torch
 import transformers
+from mrr_model.evaluation.collections import Collection
+from mrr_model.evaluation.measures import measure
+from mrr_model.evaluation.opening import open_collection
+from mrr_model.evaluation.settings import EvaluateSettings
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertModel
 
 from mrr_model import __version__
-from mrr_model.evaluation.collections import Collection
 from mrr_model.evaluation.evaluate import Evaluation, evaluate
-from mrr_model.evaluation.measures import measure
-from mrr_model.evaluation.opening import open_collection
-from mrr_model.evaluation.settings import EvaluateSettings
 
 COLLECTIONS = ("squad#dev500", "selqa#dev", "mlquestions#dev500", "wikiqa#dev")
 DEPTHS, RATIOS = (6, 4, 3, 2), (1.0, 0.5, 0.25)

@@ -28,16 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import CrossEncoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, MistralConfig
-
-from mrr_model import MatryoshkaReranker
-from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.source import SHIPPED
 from mrr_model.cost import call_operations
 from mrr_model.device import computes_bfloat16
 from mrr_model.inputs import RELEASE_LAYOUT
 from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
+from sentence_transformers import CrossEncoder
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, MistralConfig
+
+from mrr_model import MatryoshkaReranker
+from mrr_model.checkpoint import Checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from stdlib_docs import passages

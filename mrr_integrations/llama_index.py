@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 from typing_extensions import Self
 
-from mrr_integrations.options import RerankOptions, copied, listed, missing
-from mrr_integrations.request import CHECKS, checked_request
+from mrr_integrations._options import RerankOptions, copied, listed, missing
+from mrr_integrations._request import CHECKS, checked_request
 
 try:
     from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
@@ -23,7 +23,7 @@ except ImportError as error:
 
 from mrr_model.compression import KeepRatio
 from mrr_model.reranker import DEFAULT, Default, RankedDocument
-from mrr_model.target import Target
+from mrr_model.selection.target import Target
 
 RETRIEVAL_SCORE = "retrieval_score"
 

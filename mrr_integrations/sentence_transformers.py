@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from mrr_integrations.options import missing
+from mrr_integrations._options import missing
 
 try:
     from sentence_transformers import CrossEncoder
@@ -29,16 +29,16 @@ except ImportError as error:
     raise missing("sentence-transformers", "sentence-transformers", error) from error
 
 from mrr_model import checkpoint
-from mrr_model.arguments import NOT_LISTS, checked_list, whole_number
-from mrr_model.checkpoint.source import locate
+from mrr_model.checkpoint.hub import locate
 from mrr_model.compression import KeepRatio, Plan
-from mrr_model.device import resolve_device, resolve_dtype
-from mrr_model.files import write_file
-from mrr_model.inputs import Batch
-from mrr_model.merging import Spans
+from mrr_model.files.atomic import write_file
+from mrr_model.inference.device import resolve_device, resolve_dtype
+from mrr_model.inference.tokenize import without_surrogates
+from mrr_model.modeling.batch import Batch
+from mrr_model.modeling.merging import Spans
 from mrr_model.reranker import DEFAULT, Default, checked_documents
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
-from mrr_model.tokenizing import without_surrogates
+from mrr_model.validation.arguments import NOT_LISTS, checked_list, whole_number
 
 
 @dataclass
@@ -476,7 +476,7 @@ class AllExitsLoss(nn.Module):
     ``model``: a CrossEncoder whose module is a :class:`MatryoshkaModule`. ``loss``: a loss over that model, other than
     the Cached ones, which compute gradients in passes of their own. ``exits``: which (all). ``keep_ratios``: the widths
     that each exit is trained at. ``weights``: how much each exit counts, 1 by default. Self-distillation between exits
-    is :func:`mrr_model.training.finetune.finetune`'s business, not this loss's.
+    is :func:`mrr_model.training.recipe.finetune`'s business, not this loss's.
     """
 
     def __init__(

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrr_model.compression import Compression, Plan
-    from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
+    from mrr_model.modeling.config import MatryoshkaConfig
+    from mrr_model.modeling.model import MatryoshkaModel
     from mrr_model.reranker import MatryoshkaReranker, RankedDocument
-    from mrr_model.target import Target
+    from mrr_model.selection.target import Target
 
     __version__: str
 
@@ -25,11 +26,11 @@ __all__ = [
 _HOMES = {
     "Compression": "compression",
     "Plan": "compression",
-    "MatryoshkaConfig": "model",
-    "MatryoshkaModel": "model",
+    "MatryoshkaConfig": "modeling.config",
+    "MatryoshkaModel": "modeling.model",
     "MatryoshkaReranker": "reranker",
     "RankedDocument": "reranker",
-    "Target": "target",
+    "Target": "selection.target",
 }
 
 

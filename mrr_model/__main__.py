@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line. It is imported inside, so that Ctrl-C is quiet from the first moment."""
     try:
-        from mrr_model.cli import main as run
+        from mrr_model.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

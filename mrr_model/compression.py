@@ -9,10 +9,10 @@ from numbers import Real
 from operator import index
 from typing import TYPE_CHECKING
 
-from mrr_model.arguments import whole_number
+from mrr_model.validation.arguments import whole_number
 
 if TYPE_CHECKING:
-    from mrr_model.calibration import CalibratedSetting
+    from mrr_model.calibration.maps import CalibratedSetting
 
 KeepRatio = float | str | Mapping[int, float] | Mapping[str, float] | Sequence[tuple[int, float]]
 """A ratio in (0, 1], a mapping ``{merge layer: ratio}``, or either in its command-line form (``"0.5"``,

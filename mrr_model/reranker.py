@@ -22,23 +22,24 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from mrr_model import checkpoint
-from mrr_model.arguments import NOT_LISTS, callers_level, checked_list, whole_number
-from mrr_model.calibration import Calibration
-from mrr_model.cancelling import in_thread
+from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint import Checkpoint, measured
 from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
-from mrr_model.checkpoint.source import locate
-from mrr_model.choosing import Explanation, chosen_setting, explanation
-from mrr_model.compensation import Compensation
+from mrr_model.checkpoint.hub import locate
 from mrr_model.compression import Compression, KeepRatio, Plan
-from mrr_model.cost import call_operations, pair_operations
-from mrr_model.device import default_batch_tokens, resolve_device, resolve_dtype
-from mrr_model.forking import POOL
-from mrr_model.inputs import Batch, EncodedPair, PairEncoder, collate
-from mrr_model.profile import Profile
-from mrr_model.scoring import Scoring
-from mrr_model.target import Choice, Target
+from mrr_model.inference.cancelling import in_thread
+from mrr_model.inference.device import default_batch_tokens, resolve_device, resolve_dtype
+from mrr_model.inference.encode import PairEncoder
+from mrr_model.inference.engine import Scoring
+from mrr_model.inference.forking import POOL
+from mrr_model.modeling.batch import Batch, EncodedPair, collate
+from mrr_model.modeling.compensation import Compensation
+from mrr_model.modeling.flops import call_operations, pair_operations
+from mrr_model.selection.choose import Explanation, chosen_setting, explanation
+from mrr_model.selection.profile import Profile
+from mrr_model.selection.target import Choice, Target
+from mrr_model.validation.arguments import NOT_LISTS, callers_level, checked_list, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +87,14 @@ class MatryoshkaReranker:
     ``depth``, ``keep_ratio``: this object's default setting; see :class:`~mrr_model.compression.Compression`. They,
     ``max_length``, ``query_max_length``, ``prompt`` and ``normalize`` are, if left out, as the checkpoint was saved
     (:meth:`save_pretrained`); else all layers, full width, 512 tokens, the layout's own lengths and prompt.
-    ``target``: a need in their place, :class:`~mrr_model.target.Target`; :meth:`explain` says what came of it.
+    ``target``: a need in their place, :class:`~mrr_model.selection.target.Target`; :meth:`explain` says which.
     ``device``: ``"auto"`` or a torch device. ``dtype``: ``"auto"`` (bfloat16 where the processor computes it natively,
     else float32),
     ``"float32"``, ``"bfloat16"``, ``"float16"``.
     ``max_length``, ``query_max_length``: tokens. ``prompt``: the instruction after the passage, for models whose
     layout has one.
     ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: the most tokens of a batch, as
-    many pairs times its longest; None: by device and model (:func:`~mrr_model.device.default_batch_tokens`).
+    many pairs times its longest; None: by device and model (:func:`~mrr_model.inference.device.default_batch_tokens`).
     ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as everywhere in huggingface_hub.
     ``model_kwargs``: passed to the stock model's ``from_pretrained`` (``device_map``, ``quantization_config`` …), which
     sets the process's default number format for a moment: other threads should not make tensors meanwhile.
@@ -104,7 +105,7 @@ class MatryoshkaReranker:
     kernels round sums of other shapes differently (measured on an Intel Xeon with AMX: at most 1.2e-2 and 2.5e-3).
 
     Safe to share among threads and event loops; pickles. Fork a process before it scores, not after: see
-    :mod:`mrr_model.forking`. Raises ``FileNotFoundError`` for a model that cannot be
+    :mod:`mrr_model.inference.forking`. Raises ``FileNotFoundError`` for a model that cannot be
     found, ``ValueError`` or ``TypeError`` for bad arguments.
 
     >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5)
@@ -216,7 +217,7 @@ class MatryoshkaReranker:
 
     @property
     def max_length(self) -> int:
-        """Tokens of an input; what they bound is the layout's affair (:class:`~mrr_model.inputs.Layout`)."""
+        """Tokens of an input; what they bound is the layout's affair (:class:`~mrr_model.inference.encode.Layout`)."""
         return self._encoder.max_length
 
     @property

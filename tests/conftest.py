@@ -34,12 +34,14 @@ from transformers import (
 )
 
 from mrr_model import MatryoshkaReranker, checkpoint
-from mrr_model.backbones import is_decoder
 from mrr_model.checkpoint import Checkpoint
-from mrr_model.compensation import Adapter, LowRank
-from mrr_model.inputs import BERT_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, EncodedPair, Layout
-from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
-from mrr_model.training.groups import Group, write_groups
+from mrr_model.data.groups import Group, write_groups
+from mrr_model.modeling.batch import EncodedPair
+from mrr_model.modeling.compensation import Adapter, LowRank
+from mrr_model.modeling.config import MatryoshkaConfig
+from mrr_model.modeling.families import is_decoder
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.template import BERT_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, Layout
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrr_model.calibration import CalibratedSetting, PlattMap
+from mrr_model.calibration.maps import CalibratedSetting, PlattMap
 from mrr_model.compression import VERTICAL, Compression, Plan, as_step, horizontal_name, nearest_step, resolve
 
 LAYERS = 32

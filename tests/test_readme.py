@@ -7,8 +7,8 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
-from mrr_model.flags import read_yaml
-from mrr_model.training.settings import FinetuneSettings
+from mrr_model.cli.flags import read_yaml
+from mrr_model.training.config import FinetuneSettings
 
 README = Path(__file__).parents[1] / "README.md"
 # An optional `<!-- no-run: reason -->` just before a block, then the fence, the code, the closing fence.

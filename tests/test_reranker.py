@@ -18,11 +18,11 @@ import torch
 from transformers import BertModel
 
 from mrr_model import Compression, MatryoshkaReranker, RankedDocument
-from mrr_model.calibration import CalibratedSetting, Calibration, KnotMap, PlattMap
+from mrr_model.calibration.maps import CalibratedSetting, Calibration, KnotMap, PlattMap
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
-from mrr_model.inputs import SHARING_LEAST
-from mrr_model.model import MatryoshkaModel
+from mrr_model.modeling.batch import SHARING_LEAST
+from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.reranker import probability
 
 DECODER = Path(__file__).parent / "fixtures" / "reference" / "mistral" / "model"
@@ -218,7 +218,7 @@ def test_prompt_changes_a_decoder(decoder: MatryoshkaReranker) -> None:
 
 def test_dtype_auto_is_bfloat16_only_where_the_processor_has_it() -> None:
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        with patch("mrr_model.device.computes_bfloat16", return_value=native):
+        with patch("mrr_model.inference.device.computes_bfloat16", return_value=native):
             assert MatryoshkaReranker(device="cpu").dtype == expected
 
 
@@ -504,10 +504,10 @@ def test_a_batch_holds_so_many_bytes_of_states_unless_told_otherwise(dtype: str,
 
     def batches(**options: Any) -> list[int]:
         reranker = MatryoshkaReranker("mini", dtype=dtype, max_length=64, depth=2, **options)
-        budget = patch("mrr_model.device.BATCH_BYTES", 6 * 64 * reranker.model.config.hidden_size * 2)
+        budget = patch("mrr_model.inference.device.BATCH_BYTES", 6 * 64 * reranker.model.config.hidden_size * 2)
         with (
             budget,
-            patch("mrr_model.device.BATCH_TOKENS", 1),
+            patch("mrr_model.inference.device.BATCH_TOKENS", 1),
             patch.object(MatryoshkaModel, "start", autospec=True, side_effect=MatryoshkaModel.start) as started,
         ):
             reranker.score(QUERY, texts)
@@ -523,7 +523,7 @@ def test_logits_go_to_their_pairs_however_many_batches_are_finished_together(tog
     pairs = [(query, f"{text} {place}") for query in (QUERY, "bees") for place, text in enumerate(DOCUMENTS * 3)]
     plan = reranker.plan()
     each = torch.cat([reranker.logits([pair], plan) for pair in pairs])
-    with patch("mrr_model.scoring.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
+    with patch("mrr_model.inference.engine.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
         torch.testing.assert_close(reranker.logits(pairs, plan), each, atol=1e-5, rtol=1e-5)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from mrr_model.backbones import is_decoder
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fields import check_fields, checked_config
-from mrr_model.model import MatryoshkaConfig, default_merge_layer
+from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
+from mrr_model.modeling.families import is_decoder
 
 PUBLISHED_MERGE_LAYER = 8
 """Where a plain keep ratio merges in the published checkpoints, which were trained with merges at 8, 16 …"""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mrr_model.compensation import Adapter
+from mrr_model.modeling.compensation import Adapter
 
 LENGTH = 32
 BLOCKS, BLOCK = 64, 64

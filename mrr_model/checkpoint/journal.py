@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from typing_extensions import Self
 
-from mrr_model.files import mode_of, sync
-from mrr_model.locks import PAUSE, SAVE, locked, trying
+from mrr_model.files.atomic import mode_of, sync
+from mrr_model.files.locks import PAUSE, SAVE, locked, trying
 
 UNFINISHED = ".unfinished-"
 SAVED = ".saved"
@@ -48,7 +48,7 @@ def saving(folder: Path) -> Iterator[Path]:
     """A sub-folder to write a checkpoint to; its files replace the checkpoint in ``folder`` if the block succeeds.
 
     Raises ``OSError`` with the checkpoint of before in place, and
-    :class:`~mrr_model.locks.FolderInUseError` if a run writes to the folder.
+    :class:`~mrr_model.files.locks.FolderInUseError` if a run writes to the folder.
     """
     with locked(folder, SAVE):
         settle(folder)

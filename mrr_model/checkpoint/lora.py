@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mrr_model.checkpoint.weights import write_tensors
-from mrr_model.compensation import Adapter, LowRank, check_adapter
 from mrr_model.compression import VERTICAL, as_step, horizontal_name
-from mrr_model.faults import read_json, reading, short
-from mrr_model.files import replacing
-from mrr_model.model import MatryoshkaModel
+from mrr_model.files.atomic import replacing
+from mrr_model.files.damage import read_json, reading, short
+from mrr_model.modeling.compensation import Adapter, LowRank, check_adapter
+from mrr_model.modeling.model import MatryoshkaModel
 
 UNSUPPORTED = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication", "modules_to_save")
 

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from mrr_model.calibration import Calibration
-from mrr_model.faults import reading
-from mrr_model.files import write_file
-from mrr_model.model import MatryoshkaModel
-from mrr_model.profile import Profile
+from mrr_model.calibration.maps import Calibration
+from mrr_model.files.atomic import write_file
+from mrr_model.files.damage import reading
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.selection.profile import Profile
 
 Measured = TypeVar("Measured", Calibration, Profile)
 

@@ -9,8 +9,8 @@ from mrr_model.checkpoint.blueprint import (
     rename_published,
     stock_config,
 )
-from mrr_model.inputs import RELEASE_LAYOUT
-from mrr_model.model import MatryoshkaConfig
+from mrr_model.modeling.config import MatryoshkaConfig
+from mrr_model.template import RELEASE_LAYOUT
 
 MODEL_TYPE = "cost_wise_mistral"
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from mrr_model.checkpoint.blueprint import Blueprint, stock_config
 from mrr_model.checkpoint.defaults import Defaults
-from mrr_model.faults import faults_of
-from mrr_model.model import MatryoshkaConfig
+from mrr_model.files.damage import faults_of
+from mrr_model.modeling.config import MatryoshkaConfig
 
 SECTION = "matryoshka"
 """The section of config.json, and its ``model_type``; the section's ``backbone`` is the stock model's."""

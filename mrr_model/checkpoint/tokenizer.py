@@ -7,9 +7,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mrr_model.faults import read_json, reading
-from mrr_model.inputs import SPECIAL_TOKENS
-from mrr_model.model import MatryoshkaModel
+from mrr_model.files.damage import read_json, reading
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.template import SPECIAL_TOKENS
 
 FAST = "tokenizer.json"
 VOCABULARIES = (

@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mrr_model.device import cast
-from mrr_model.faults import AGAIN, read_json, reading, short
+from mrr_model.files.damage import AGAIN, read_json, reading, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -32,6 +31,9 @@ QUANTIZED = (
     f"Weights are read as {', '.join(FORMATS)}. Of a quantized checkpoint take the one that it was made from, and "
     "quantize it as it loads: model_kwargs={'quantization_config': …}."
 )
+
+INLINE_ELEMENTS = 16384
+"""torch spreads element-wise work over its threads from 32768 elements on."""
 
 Kept = TypeVar("Kept")
 
@@ -206,3 +208,16 @@ def _used(stored: Mapping[str, Kept], rename: Callable[[str], str | None]) -> di
 
 def _few(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in ``dtype``, converted by the calling thread alone, in parts too small for torch's thread pool: a
+    process that has started the pool cannot be forked any more.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    made = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+    target, source = made.view(-1), tensor.reshape(-1)
+    for start in range(0, len(source), INLINE_ELEMENTS):
+        target[start : start + INLINE_ELEMENTS].copy_(source[start : start + INLINE_ELEMENTS])
+    return made

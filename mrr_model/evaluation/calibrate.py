@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrr_model.calibration import Calibration
+from mrr_model.calibration.fit import calibrate, self_calibrate
+from mrr_model.calibration.maps import Calibration
+from mrr_model.calibration.reliability import CalibrationReport, cross_fitted_report, report
 from mrr_model.compression import Compression, Plan
-from mrr_model.evaluation.calibrating import calibrate, self_calibrate
-from mrr_model.evaluation.collections import Collection
+from mrr_model.data.beir import Collection
+from mrr_model.evaluation.config import EvaluateSettings
 from mrr_model.evaluation.evaluate import Runs, open_collections, open_reranker, score_grid
-from mrr_model.evaluation.reliability import CalibrationReport, cross_fitted_report, report
-from mrr_model.evaluation.settings import EvaluateSettings
-from mrr_model.locks import locked
+from mrr_model.files.locks import locked
 from mrr_model.reranker import MatryoshkaReranker
 
 FOLDS = 5
@@ -138,7 +138,7 @@ def _described(collections: Mapping[str, Collection]) -> str:
 def _unlabelled(texts: Path, settings: EvaluateSettings) -> Collection:
     """Queries with documents as a collection without judgements."""
     try:
-        from mrr_model.training.flatten import read_texts
+        from mrr_model.training.self_distill import read_texts
     except ImportError as error:
         raise ImportError(
             f'--texts are read by what trains ({error}): pip install "matryoshka-reranker[train]"'

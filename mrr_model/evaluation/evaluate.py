@@ -29,19 +29,19 @@ from tqdm import tqdm
 
 from mrr_model import __version__
 from mrr_model.compression import Compression
-from mrr_model.evaluation.collections import Collection
-from mrr_model.evaluation.frontier import draw
+from mrr_model.data.beir import Collection
+from mrr_model.evaluation.collection import open_collection
+from mrr_model.evaluation.config import EvaluateSettings
 from mrr_model.evaluation.grid import Logits, passes, scored
 from mrr_model.evaluation.grid import facts_of as logit_facts_of
-from mrr_model.evaluation.measures import Comparison, Measured, compare, measure, parsed, write_run
-from mrr_model.evaluation.opening import open_collection
+from mrr_model.evaluation.metrics import Comparison, Measured, compare, measure, parsed, write_run
 from mrr_model.evaluation.presets import Preset, preset
-from mrr_model.evaluation.settings import EvaluateSettings
-from mrr_model.files import write_file
-from mrr_model.locks import locked
-from mrr_model.profile import Profile, ProfilePoint
+from mrr_model.evaluation.report import draw
+from mrr_model.files.atomic import write_file
+from mrr_model.files.locks import locked
 from mrr_model.reranker import DEFAULT, Default, MatryoshkaReranker
-from mrr_model.timing import Timings, facts_of, keep_timings, key_of, moment, read_timings, timings_of
+from mrr_model.selection.latency import Timings, facts_of, keep_timings, key_of, moment, read_timings, timings_of
+from mrr_model.selection.profile import Profile, ProfilePoint
 
 FIRST_STAGE = "first stage"
 SIGNIFICANT = 0.05
@@ -110,8 +110,8 @@ def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambd
     """Evaluate, and write everything to ``settings.output``. ``report`` is told what comes next, a line each.
 
     Raises ``ValueError``, ``OSError`` or ``ImportError`` for what cannot be opened, ``ValueError`` for an output folder
-    that belongs to another evaluation, and :class:`~mrr_model.locks.FolderInUseError` for one that another process
-    writes to.
+    that belongs to another evaluation, and :class:`~mrr_model.files.locks.FolderInUseError` for one that another
+    process writes to.
     """
     with locked(settings.output, "mrr evaluate"):
         return _evaluated(settings, report)

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mrr_model.evaluation.opening import FirstStage
+from mrr_model.evaluation.collection import FirstStage
 
 PresetName = Literal["msmarco-passage", "msmarco-document", "beir"]
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from mrr_model.inputs import PairEncoder, collate
-from mrr_model.training.groups import Group
+from mrr_model.data.groups import Group
+from mrr_model.inference.encode import PairEncoder
+from mrr_model.modeling.batch import collate
 
 
 class GroupDataset(Dataset[Group]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mrr_model.training.settings import Cascade as Cascade
+from mrr_model.training.config import Cascade as Cascade
 
 
 def ranking_loss(logits: Tensor, labelled: Tensor | None = None) -> Tensor:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mrr_model.training.groups import Group, OnBadRow
-from mrr_model.training.sources import corpus_of, own_documents, read_source
+from mrr_model.data.groups import Group, OnBadRow
+from mrr_model.data.sources import corpus_of, own_documents, read_source
 
 QUERY_BLOCK = 256
 """Queries whose cosines with the whole corpus are held at once."""
@@ -75,7 +75,7 @@ class MinedGroups(Iterator[Group]):
 
 
 def mine_sources(sources: Iterable[str], settings: MiningSettings, on_bad_row: OnBadRow = "fail") -> MinedGroups:
-    """The rows of :func:`~mrr_model.training.sources.read_source` with mined negatives.
+    """The rows of :func:`~mrr_model.data.sources.read_source` with mined negatives.
 
     They are drawn from the corpus of a BEIR folder, and from all passages of another source.
     """

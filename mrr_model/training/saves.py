@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import sort_checkpoints
 
-from mrr_model.files import sync, write_file
+from mrr_model.files.atomic import sync, write_file
 
 MARK = "whole.json"
 """In each save, written last: the size of every file."""

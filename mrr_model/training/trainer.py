@@ -14,13 +14,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback
 
-from mrr_model.compensation import Adapter
 from mrr_model.compression import Plan
-from mrr_model.model import MatryoshkaModel
+from mrr_model.modeling.compensation import Adapter
+from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.training.dataset import GroupDataset
 from mrr_model.training.divergence import DivergenceGuard
+from mrr_model.training.lora import FrozenAdapter
 from mrr_model.training.losses import Cascade, cascade_loss, distillation_loss, ranking_loss, teaching_exits
-from mrr_model.training.low_rank import FrozenAdapter
 from mrr_model.training.progress import StageProgress
 from mrr_model.training.sampling import draw_merges, draw_shallow
 from mrr_model.training.saves import WholeSaves

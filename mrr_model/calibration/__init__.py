@@ -1,0 +1,1 @@
+"""From logits to probabilities: maps, their fit, and how reliable they are."""

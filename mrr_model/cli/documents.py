@@ -1,0 +1,135 @@
+"""The documents of ``mrr rerank``: plain lines or JSON lines in, JSON lines out."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from gzip import GzipFile
+from io import BufferedReader, RawIOBase, TextIOWrapper
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from mrr_model.data.beir import json_object, numbered_lines, placed_object, title_and_text
+from mrr_model.files.damage import reading
+
+if TYPE_CHECKING:
+    from mrr_model.reranker import RankedDocument
+
+Format = Literal["auto", "text", "jsonl"]
+RESULT_FIELDS = ("index", "rank", "score")
+GZIP = b"\x1f\x8b"
+"""What gzipped data begins with."""
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Document:
+    """What came in, and what of it is scored."""
+
+    row: dict[str, Any]
+    text: str
+
+
+def read_documents(file: Path | None, form: Format = "auto", text_field: str | None = None) -> list[Document]:
+    """The documents of a file, or of stdin for None and for ``-``; blank lines are skipped.
+
+    ``text_field`` names the string of a JSON object that is scored, "text" if None; a "title" goes before it.
+    Raises ``ValueError`` that names file and line.
+    """
+    if form == "text" and text_field is not None:
+        raise ValueError(f"--text-field {text_field} is for JSON lines, and --input-format is text. Leave one out.")
+    lines = _stdin_lines(file) if file is None or str(file) == "-" else _file_lines(file)
+    place, line = next(lines, ("", ""))
+    if not place:
+        return []
+    numbered = chain([(place, line)], lines)
+    as_json = form == "jsonl" or text_field is not None
+    if form == "auto" and not as_json:
+        as_json = str(file or "").removesuffix(".gz").endswith(JSON_ENDINGS) or _is_json_object(line)
+    if as_json:
+        return [_json_document(place, line, text_field or "text") for place, line in numbered]
+    return [Document({"text": line}, well_formed(line)) for _, line in numbered]
+
+
+def write_json_lines(ranking: "Sequence[RankedDocument]", documents: Sequence[Document]) -> None:
+    """A row for each ranked document: what came in, with "index", "rank" and "score".
+
+    JSON is UTF-8, whatever the terminal's encoding; half a surrogate pair stays the escape that it came as.
+    """
+    for rank, ranked in enumerate(ranking, 1):
+        row = {
+            **with_fields_kept(documents[ranked.index].row), "index": ranked.index, "rank": rank, "score": ranked.score
+        }  # fmt: skip
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
+
+
+def with_fields_kept(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose own "index", "rank" and "score" are out of the way of the result's.
+
+    >>> with_fields_kept({"text": "x", "score": 12.5})
+    {'text': 'x', 'input_score': 12.5}
+    >>> with_fields_kept({"score": 2, "input_score": 1})
+    {'input_score': 1, 'input_input_score': 2}
+    """
+    kept = {key: value for key, value in row.items() if key not in RESULT_FIELDS}
+    for key in RESULT_FIELDS:
+        if key in row:
+            name = f"input_{key}"
+            while name in kept:
+                name = f"input_{name}"
+            kept[name] = row[key]
+    return kept
+
+
+def well_formed(text: str) -> str:
+    r"""The text with the replacement character for each half of a surrogate pair, which is no character by itself and
+    stands for a byte of a command line that is not UTF-8.
+
+    >>> well_formed("a\ud83d\ude00 \ud83d \udcff")
+    'a😀 � �'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _file_lines(file: Path) -> Iterator[tuple[str, str]]:
+    try:
+        yield from numbered_lines(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}.") from None
+
+
+def _stdin_lines(file: Path | None) -> Iterator[tuple[str, str]]:
+    if sys.stdin is None:
+        raise ValueError("no documents: stdin is closed. Give a FILE, or pipe one document a line to stdin.")
+    if file is None and sys.stdin.isatty():
+        raise ValueError("no documents: give a FILE, or pipe one document a line to stdin.")
+    stream = BufferedReader(cast(RawIOBase, sys.stdin.buffer))
+    with reading("stdin", advice=""):
+        zipped = stream.peek(2)[:2] == GZIP
+        lines = TextIOWrapper(GzipFile(fileobj=stream) if zipped else stream, "utf-8-sig", newline="\n")
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"stdin:{number}", line.rstrip("\r\n")
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        json_object(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_document(place: str, line: str, text_field: str) -> Document:
+    row = placed_object(place, line)
+    text, title = row.get(text_field), row.get("title") or ""
+    if not isinstance(text, str):
+        keys = ", ".join(map(repr, row)) or "none"
+        raise ValueError(
+            f'{place}: expected a string under "{text_field}"; the keys are {keys}. --text-field names another.'
+        )
+    if not isinstance(title, str):
+        raise ValueError(f'{place}: expected a string under "title", got {type(title).__name__}.')
+    return Document(row, well_formed(text if text_field == "title" else title_and_text(title, text)))

@@ -1,0 +1,155 @@
+"""How commands say what went wrong: a line on stderr and an exit code."""
+
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import typer
+
+from mrr_model.validation.config_errors import SettingsError, lines_of, sentence
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""click's own; newer releases of typer carry click within them, so that it cannot be imported from one place."""
+
+
+INTERRUPTED = threading.Event()
+"""Whether Ctrl-C was pressed: some libraries swallow it in the middle of their imports, and fail a little later."""
+FAILURES = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
+"""What bad input and a lack of something raise; anything else is a fault of this package and keeps its traceback."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """What goes wrong inside becomes one line on stderr and an exit code; warnings become a line each."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say("warning", str(message))
+        try:
+            yield
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a closed pipe or a full disk shows here, not as Python exits
+        except (typer.Exit, typer.Abort):
+            raise  # both are RuntimeErrors
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (UsageError, *FAILURES) as error:
+            raise typer.Exit(_told(error)) from None
+        except (AttributeError, NameError):  # a fault of this package, but for a half-imported library
+            if not INTERRUPTED.is_set():
+                raise
+            raise typer.Exit(130) from None
+
+
+def say(kind: str, message: str) -> None:
+    """One line on stderr, ``error: …`` or ``warning: …``; nothing if stderr takes no more."""
+    color = typer.colors.YELLOW if kind == "warning" else typer.colors.RED
+    with suppress(OSError):
+        typer.echo(typer.style(f"{kind}:", fg=color) + " " + " ".join(message.split()), err=True)
+
+
+@contextmanager
+def noticing_interrupts() -> Iterator[None]:
+    """Ctrl-C is noted as well as raised; a handler that a caller has set is left alone."""
+    INTERRUPTED.clear()
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    INTERRUPTED.set()
+    signal.default_int_handler(number, frame)
+
+
+def open_streams() -> None:
+    """Make the standard streams safe to write to: closed ones lead nowhere, and characters that the terminal's
+    encoding lacks are replaced.
+
+    Without it the next file that is opened takes a closed descriptor's number, and what is meant for the terminal goes
+    into that file. ``sys.stdin`` and ``sys.stdout`` stay None when they are closed.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def need_output() -> None:
+    """Raise ``ValueError`` if stdout is closed: for commands whose result goes there."""
+    if sys.stdout is None:
+        raise ValueError("stdout is closed: there is nowhere to write the result.")
+
+
+def _told(error: Exception) -> int:
+    """Say what an error says; the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
+        return 1
+    if INTERRUPTED.is_set() and not isinstance(error, OSError | ValueError):
+        return 130
+    for line in _lines(error):
+        say("error", line)
+    _drop_output()
+    return 2
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command line, by the nearest names, and where to read about it."""
+    cause = error.__cause__
+    if cause is not None and hasattr(cause, "errors"):  # typer parses by pydantic
+        fault = cause.errors()[0]
+        own = (fault.get("ctx") or {}).get("error")  # it says what came
+        message = f"{_flag(error.param)}: {own}" if own else sentence(_flag(error.param), fault)
+    elif possibilities := getattr(error, "possibilities", None):
+        message = f"{error.message}. Did you mean {' or '.join(sorted(possibilities))}?"
+    else:
+        message = error.format_message()
+        message += "" if message.endswith((".", "?")) else "."
+    return message if error.ctx is None else f"{message} See {error.ctx.command_path} --help."
+
+
+def _flag(parameter: Any) -> str:
+    return str(max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.metavar)
+
+
+def _lines(error: Exception) -> list[str]:
+    if isinstance(error, UsageError):
+        return [_usage(error)]
+    if isinstance(error, SettingsError):
+        return error.lines
+    if isinstance(error, ValueError):
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):
+            return lines_of(error)
+    if isinstance(error, OSError) and error.strerror:
+        return [f"{error.strerror}." if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}."]
+    return [str(error) or type(error).__name__]
+
+
+def _drop_output() -> None:
+    """Send what is left for a stdout that takes no more to nowhere: Python writes it once more as it exits."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,1 @@
+"""Texts in, logits out: tokenizing, batching and running a model."""

@@ -1,0 +1,215 @@
+"""Texts to token ids and spans, cut to the lengths that a model takes."""
+
+import copy
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Self
+
+from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN, TextTokenizer
+from mrr_model.modeling.batch import EncodedPair
+from mrr_model.template import SPECIAL_TOKENS, Layout
+
+COMPARED_TOKENS = 8192
+"""Of a query and a passage that both exceed ``max_length``, the longer gets the odd token; from this many tokens on
+they count as equally long.
+"""
+
+WINDOW_CHARACTERS = 4_000_000
+"""Pairs are encoded in windows of about this many characters, as far as they are tokenized."""
+
+
+class PairEncoder:
+    """Turns texts into :class:`EncodedPair` by a layout. Safe to share among threads; the tokenizer it is given stays
+    as it is.
+
+    ``max_length`` counts tokens. The query is first cut to ``query_max_length``; without one, under ``spans``
+    truncation, to three quarters of ``max_length``. A pair that is still too long is cut by ``whole`` truncation as
+    transformers' ``longest_first`` cuts it. ``spans`` truncation cuts the passage, and the query where that would leave
+    the passage less than its share: an eighth of ``max_length``, or a quarter of the room for both texts if that is
+    less. What a layout writes after a text stays when the text is cut.
+    """
+
+    def __init__(
+        self, tokenizer: Any, layout: Layout, max_length: int = 512, query_max_length: int | None = None
+    ) -> None:
+        self.layout = layout
+        self.max_length = max_length
+        self.query_max_length = query_max_length
+        slot = _slot_index(layout.query, "{query}")
+        self._tokenizer = TextTokenizer(tokenizer, _literals(layout))
+        self._special_ids = {piece: getattr(tokenizer, f"{piece[1:-1]}_token_id", None) for piece in SPECIAL_TOKENS}
+        self._before_query = self._span_ids(layout.query[:slot])
+        self._after_query = self._span_ids(layout.query[slot + 1 :])
+        self._query = self._slot(layout.query[slot], "{query}")
+        self._passage = self._slot(layout.passage[0], "{passage}")
+        self._check_room()
+
+    def resized(self, max_length: int) -> Self:
+        """The same encoder with another ``max_length``. Both share one tokenizer: a large one takes seconds to make."""
+        other = copy.copy(self)
+        other.max_length = max_length
+        other._check_room()
+        return other
+
+    def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
+        """Encode (query, passage) pairs; each distinct text is tokenized once. ``prompt`` replaces the layout's
+        default.
+        """
+        prompt_ids = self.prompt_ids(prompt)
+        most = max(self.max_length, self.query_max_length or 0)
+        texts = {query for query, _ in pairs}
+        queries = self._text_ids(self._query, texts, most)
+        if self.layout.truncation == "whole" and any(len(ids) > most for ids in queries.values()):
+            most = max(most, COMPARED_TOKENS)
+            queries = self._text_ids(self._query, texts, most)
+        passages = self._text_ids(self._passage, {passage for _, passage in pairs}, most)
+        return [self._cut(queries[query], passages[passage], prompt_ids) for query, passage in pairs]
+
+    def windows(
+        self, pairs: Sequence[tuple[str, str]], prompt: str | None = None
+    ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
+        """The pairs' indices and encodings, as many at a time as fit in memory; those of a query together, if
+        they fit.
+        """
+        for window in self._windows(pairs):
+            yield window, self.encode([pairs[index] for index in window], prompt)
+
+    def prompt_ids(self, prompt: str | None = None) -> list[int]:
+        """The ids of the span that follows the passage."""
+        if prompt is None and self.layout.default_prompt is not None:
+            return self._span_ids(self.layout.prompt, self._tokenizer.literal(self.layout.default_prompt))
+        return self._span_ids(self.layout.prompt, prompt or "")
+
+    def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
+        """The spans of a pair whose query and passage have that many tokens (ids are zeros)."""
+        return self._cut([0] * query_tokens, [0] * passage_tokens, self.prompt_ids())
+
+    def _cut(self, query: list[int], passage: list[int], prompt: list[int]) -> EncodedPair:
+        wanted = min(len(query), self._query_limit)
+        room = max(0, self._room(len(prompt)))
+        if self.layout.truncation == "spans":
+            longest = min(len(passage), self.max_length)
+            free = (room - self._query.size - self._passage.size) // 4
+            share = self._passage.size + max(1, min(self.max_length // 8, free))
+            kept_query = min(wanted, max(0, room - min(longest, share)))
+            kept_passage = min(longest, room - kept_query)
+            if self.query_max_length is None:
+                wanted = len(query)
+        else:
+            kept_query, kept_passage = longest_first(wanted, len(passage), room)
+        cut = [*self._before_query, *self._query.cut(query, kept_query), *self._after_query]
+        passage = self._passage.cut(passage, kept_passage)
+        return EncodedPair(
+            [*cut, *passage, *prompt], len(cut), len(passage), len(prompt), query_cut=kept_query < wanted
+        )
+
+    @property
+    def _query_limit(self) -> int:
+        if self.query_max_length is not None:
+            return self.query_max_length
+        return self.max_length * 3 // 4 if self.layout.truncation == "spans" else sys.maxsize
+
+    def _room(self, prompt_tokens: int) -> int:
+        """Tokens that query and passage, with the text written around them, may have together."""
+        around = len(self._before_query) + len(self._after_query)
+        return self.max_length - around + (prompt_tokens if self.layout.truncation == "spans" else -prompt_tokens)
+
+    def _check_room(self) -> None:
+        room = self._room(len(self.prompt_ids()))
+        least = self._query.size + self._passage.size
+        if self.layout.truncation == "spans":
+            least += 2
+        if room < least:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room beside the {self.max_length - room + least} tokens of "
+                f"the input layout. Choose at least {self.max_length - room + least + 1}."
+            )
+
+    def _text_ids(self, slot: "_Slot", texts: set[str], most: int) -> dict[str, list[int]]:
+        ordered = list(texts)
+        ids = self._tokenizer.ids(ordered, slot.before, slot.after, most)
+        return {text: tokens[: most + 1] for text, tokens in zip(ordered, ids, strict=True)}
+
+    def _windows(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
+        longest = CHARACTERS_PER_TOKEN * self.max_length
+        sizes = [min(len(query), longest) + min(len(passage), longest) for query, passage in pairs]
+        by_query: dict[str, list[int]] = {}
+        for index, (query, _) in enumerate(pairs):
+            by_query.setdefault(query, []).append(index)
+        window: list[int] = []
+        taken = 0
+        for indices in by_query.values():
+            if window and taken + sum(sizes[index] for index in indices) > WINDOW_CHARACTERS:
+                yield sorted(window)
+                window, taken = [], 0
+            for index in indices:
+                if window and taken + sizes[index] > WINDOW_CHARACTERS:
+                    yield sorted(window)
+                    window, taken = [], 0
+                window.append(index)
+                taken += sizes[index]
+        if window:
+            yield sorted(window)
+
+    def _slot(self, piece: str, name: str) -> "_Slot":
+        before, after = map(self._tokenizer.literal, piece.split(name))
+        tail = self._tokenizer.ids([after])[0]
+        return _Slot(before, after, tail, len(self._tokenizer.ids([before])[0]) + len(tail))
+
+    def _span_ids(self, pieces: tuple[str, ...], prompt: str = "") -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            if piece not in SPECIAL_TOKENS:
+                text = prompt.join(map(self._tokenizer.literal, piece.split("{prompt}")))
+                ids += self._tokenizer.ids([text])[0]
+            elif (special := self._special_ids[piece]) is not None:
+                ids.append(special)
+            else:
+                raise ValueError(
+                    f"the input layout needs the special token {piece}, which the tokenizer does not define."
+                )
+        return ids
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What a layout writes before and after a text, the ids of the latter, and the tokens of both."""
+
+    before: str
+    after: str
+    tail: list[int]
+    size: int
+
+    def cut(self, ids: list[int], length: int) -> list[int]:
+        """The first ``length`` ids of a text with what is written around it; what comes after it stays."""
+        if len(ids) <= length:
+            return ids
+        tail = self.tail[:length]
+        return [*ids[: length - len(tail)], *tail]
+
+
+def longest_first(query: int, passage: int, room: int) -> tuple[int, int]:
+    """How many tokens of each are kept, by the rule of transformers' truncation of that name.
+
+    >>> longest_first(3, 20, 10), longest_first(20, 20, 9), longest_first(30, 20, 9)
+    ((3, 7), (4, 5), (5, 4))
+    """
+    if query + passage <= room:
+        return query, passage
+    shorter = min(query, passage, room // 2)
+    return (room - shorter, shorter) if query > passage else (shorter, room - shorter)
+
+
+def _literals(layout: Layout) -> set[str]:
+    """A layout's own texts, apart from special tokens."""
+    pieces = [piece for piece in (*layout.query, *layout.passage, *layout.prompt) if piece not in SPECIAL_TOKENS]
+    texts = {text for piece in pieces for text in re.split(r"\{query\}|\{passage\}|\{prompt\}", piece)}
+    return texts | {layout.default_prompt or ""}
+
+
+def _slot_index(pieces: tuple[str, ...], slot: str) -> int:
+    return next(index for index, piece in enumerate(pieces) if slot in piece)

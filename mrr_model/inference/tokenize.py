@@ -1,0 +1,224 @@
+"""Users' texts to token ids. Text is data: whatever a text spells, no special token comes of it.
+
+A tokenizer reads ``[SEP]`` in a text as its special token, and many hold the token among their ordinary words too. So
+texts are tokenized by a private copy, in which the special tokens have other names, drawn at random. A layout's own
+text may spell special tokens; it is rewritten with these names.
+"""
+
+import copy
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mrr_model.files.damage import short
+from mrr_model.inference.cutting import Cuts
+
+CHARACTERS_PER_TOKEN = 8
+"""A text with more characters than this for each token that is wanted is cut before it is tokenized."""
+
+CHARACTERS_TOGETHER = 1_000_000
+"""Texts are handed to the tokenizer in lists of about this many characters: its own results are large."""
+
+PANICS = "pyo3_runtime"
+"""The module of what the tokenizers library raises if it gives up on a text, such as ten million spaces for a regular
+expression; it is no ``Exception``.
+"""
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""The token for a byte, in vocabularies that spell unknown characters byte by byte."""
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, and with the character for a pair of them.
+
+    >>> without_surrogates("a\\ud800b \\ud83d\\ude00") == "a\\ufffdb \\U0001f600"
+    True
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+class TextTokenizer:
+    """Texts to ids, without special tokens of their own, truncation or padding. The tokenizer it is given stays as it
+    is.
+
+    ``literals``: a layout's own texts, whose special tokens count. :meth:`literal` gives each as it must be written in
+    a text for :meth:`ids`.
+    """
+
+    def __init__(self, tokenizer: Any, literals: Iterable[str] = ()) -> None:
+        self._cuts: Cuts | None = None
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        specials = set(getattr(tokenizer, "all_special_tokens", ()))
+        if backend is None:
+            names = _names(specials | _spelled(tokenizer, literals))
+            self._literals = {text: _renamed_in(text, names) for text in literals}
+            self._encode: Callable[[list[str]], list[list[int]]] = _Slow(tokenizer, names)
+            return
+        state = json.loads(backend.to_str()) | {"truncation": None, "padding": None, "post_processor": None}
+        state["added_tokens"] = [token for token in state["added_tokens"] if not _stands_for_a_byte(token, state)]
+        specials.update(token["content"] for token in state["added_tokens"] if token["special"])
+        found = {text: _added_tokens_in(text, state) for text in literals}
+        names = _names(specials.union(content for spans in found.values() for content, _, _ in spans))
+        self._literals = {text: _written(text, spans, names) for text, spans in found.items()}
+        spellable = [token for token in state["added_tokens"] if token["content"] not in names]
+        _rename(state, names)
+        private = Tokenizer.from_str(json.dumps(state))
+        self._cuts = Cuts.of(state, spellable, private)
+        self._encode = _Fast(private)
+
+    def literal(self, text: str) -> str:
+        """One of the layout's own texts, as it is written beside a user's text."""
+        return self._literals[text]
+
+    def ids(self, texts: Sequence[str], before: str = "", after: str = "", most: int | None = None) -> list[list[int]]:
+        """The ids of each text between two literals.
+
+        With ``most``, a text may end after more than ``most`` tokens, without ``after``: its first tokens are those of
+        the whole.
+        """
+        texts = [text if text.isascii() else without_surrogates(text) for text in texts]
+        if most is None or self._cuts is None:
+            return self._encoded([before + text + after for text in texts])
+        ids: list[list[int]] = [[] for _ in texts]
+        waiting, limit = [*range(len(texts))], CHARACTERS_PER_TOKEN * most
+        while waiting:
+            parts = [self._cuts.first_part(texts[index], limit) for index in waiting]
+            strings = [before + text + (after if whole else "") for text, whole in parts]
+            for index, tokens in zip(waiting, self._encoded(strings), strict=True):
+                ids[index] = tokens
+            waiting = [
+                index for index, (_, whole) in zip(waiting, parts, strict=True) if not whole and len(ids[index]) <= most
+            ]
+            for index in waiting:
+                texts[index] = self._cuts.shortened(texts[index])
+            limit *= 2
+        return ids
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = []
+        together: list[str] = []
+        characters = 0
+        for text in texts:
+            if together and characters + len(text) > CHARACTERS_TOGETHER:
+                ids += self._encode(together)
+                together, characters = [], 0
+            together.append(text)
+            characters += len(text)
+        return ids + self._encode(together) if together else ids
+
+
+class _Fast:
+    """Texts to ids by a fast tokenizer's backend."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return self._ids(texts)
+        except BaseException as error:
+            if type(error).__module__ != PANICS:
+                raise
+            longest = max(texts, key=len)
+            raise ValueError(
+                f"the tokenizer failed ({short(error, 80)}). The longest text, {short(longest[:60])!r}, has "
+                f"{len(longest)} characters; shorten it."
+            ) from error
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if len(texts) == 1:  # in this thread: a pool of threads is no good to processes forked later
+            return [self._backend.encode(texts[0], add_special_tokens=False).ids]
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class _Slow:
+    """Texts to ids by a tokenizer that is all Python. ``names``: the special tokens' private names."""
+
+    def __init__(self, tokenizer: Any, names: dict[str, str]) -> None:
+        self._tokenizer = tokenizer
+        self._splitting = copy.copy(tokenizer)
+        self._splitting.split_special_tokens = True
+        self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._named = re.compile("(" + ("|".join(names.values()) or r"(?!)") + ")")
+        self._ids = dict(zip(names.values(), tokenizer.convert_tokens_to_ids([*names]), strict=True))
+        self._unknown = getattr(tokenizer, "unk_token_id", None)
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        return [[id_ for part in self._named.split(text) for id_ in self._part(part)] if text else [] for text in texts]
+
+    def _part(self, text: str) -> list[int]:
+        if text in self._ids:
+            return [self._ids[text]]
+        if not self._special.search(text):
+            ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text))
+        else:
+            ids = self._splitting.convert_tokens_to_ids(self._splitting.tokenize(text))
+        forbidden = {*self._ids.values()} - {self._unknown}
+        harmless = [self._unknown] if self._unknown is not None else []
+        return [one for id_ in ids for one in (harmless if id_ in forbidden else [id_])]
+
+
+def _names(contents: Iterable[str]) -> dict[str, str]:
+    """A name for each special token that nobody can guess; all of one length, so that none begins another."""
+    return {content: secrets.token_hex(16) for content in sorted(contents)}
+
+
+def _spelled(tokenizer: Any, literals: Iterable[str]) -> set[str]:
+    """The added tokens that a layout's own texts spell; they are found by their letters."""
+    added = getattr(tokenizer, "added_tokens_encoder", {})
+    return {content for content in added for text in literals if content in text}
+
+
+def _renamed_in(text: str, names: dict[str, str]) -> str:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest_first)) or r"(?!)", lambda found: names[found[0]], text)
+
+
+def _added_tokens_in(text: str, state: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """The added tokens that a text spells, and where, by the tokenizer's own rules: by one that knows nothing else."""
+    model = {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}
+    finder = Tokenizer.from_str(json.dumps({**state, "model": model, "pre_tokenizer": None, "decoder": None}))
+    added = finder.get_added_tokens_decoder()
+    encoding = finder.encode(text, add_special_tokens=False)
+    return [
+        (added[id_].content, *span) for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in added
+    ]
+
+
+def _written(text: str, spans: Sequence[tuple[str, int, int]], names: dict[str, str]) -> str:
+    written, end = "", 0
+    for content, start, stop in spans:
+        written += text[end:start] + names[content]
+        end = stop
+    return written + text[end:]
+
+
+def _stands_for_a_byte(token: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether any text may have this token, since bytes of unknown characters are written with it."""
+    return bool(state["model"].get("byte_fallback")) and BYTE.fullmatch(token["content"]) is not None
+
+
+def _rename(state: dict[str, Any], names: dict[str, str]) -> None:
+    """Give the tokens other names throughout a backend's state; each keeps its id."""
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = state["model"]
+    if model["type"] == "Unigram":
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        return
+    known = names.keys() & model["vocab"].keys()
+    model["vocab"] = {names.get(piece, piece): id_ for piece, id_ in model["vocab"].items()}
+    model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if known and "merges" in model:
+        prefix = len(model["continuing_subword_prefix"] or "")
+        model["merges"] = [
+            [left, right] for left, right in model["merges"] if known.isdisjoint((left, right, left + right[prefix:]))
+        ]

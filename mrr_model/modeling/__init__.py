@@ -1,0 +1,1 @@
+"""The model: tensors in, logits out. Nothing here knows texts."""

@@ -1,0 +1,66 @@
+"""What this project adds to a stock model's configuration: exits, merges, heads and the input template."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from mrr_model.modeling.heads import HeadKind
+from mrr_model.template import Layout
+
+Layer = Annotated[int, Field(strict=True)]
+
+
+class MatryoshkaConfig(BaseModel):
+    """What this project adds to a backbone's own configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    exits: tuple[Layer, ...]
+    """Layers after which a score can be read, ascending, from 1."""
+    merge_layers: tuple[Layer, ...]
+    """Layers after which tokens may merge, ascending, from 1; none for a model of depth alone."""
+    default_merge_layer: Layer
+    """Where a plain ``keep_ratio`` number merges: one of ``merge_layers``, if there are any."""
+    merge_weights: Literal["attention", "mean"] = "attention"
+    """Whether merged states are weighted by the reading token's attention or averaged plainly."""
+    head: HeadKind = "linear"
+    head_bias: bool = False
+    logit_softcap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Logits are squashed to c · tanh(z / c) where given."""
+    layout: Layout
+    """How a pair becomes tokens."""
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        if not self.exits or not _ascends(self.exits):
+            raise ValueError(f"exits must be ascending layer numbers from 1, got {self.exits}")
+        if not _ascends(self.merge_layers):
+            raise ValueError(f"merge_layers must be ascending layer numbers from 1, got {self.merge_layers}")
+        if self.merge_layers and self.default_merge_layer not in self.merge_layers:
+            raise ValueError(
+                f"default_merge_layer must be one of merge_layers, {', '.join(map(str, self.merge_layers))}; got "
+                f"{self.default_merge_layer}"
+            )
+        if self.default_merge_layer < 1:
+            raise ValueError(f"default_merge_layer must be a layer number from 1, got {self.default_merge_layer}")
+        return self
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise ``ValueError`` where an exit or a merge lies beyond what a model of ``num_layers`` layers has."""
+        if self.exits[-1] > num_layers:
+            raise ValueError(f"exit {self.exits[-1]} lies beyond the backbone's {num_layers} layers")
+        if self.merge_layers and self.merge_layers[-1] >= num_layers:
+            raise ValueError(
+                f"merge layer {self.merge_layers[-1]} is not below the backbone's last layer, {num_layers}: nothing "
+                "runs on what is merged there"
+            )
+
+
+def _ascends(layers: tuple[int, ...]) -> bool:
+    return list(layers) == sorted(set(layers)) and min(layers, default=1) >= 1
+
+
+def default_merge_layer(num_layers: int) -> int:
+    """Where a plain keep ratio merges in a model that does not say: after a quarter of its layers, at least one."""
+    return max(1, num_layers // 4)

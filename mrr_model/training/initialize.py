@@ -1,0 +1,250 @@
+"""Re-rankers over stock weights: from a plain pretrained model, with fresh heads, or from a cross-encoder or a yes/no
+re-ranker, with the head that it has.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from mrr_model import checkpoint
+from mrr_model.checkpoint import native
+from mrr_model.checkpoint.blueprint import Blueprint, stock_config
+from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
+from mrr_model.checkpoint.weights import (
+    FORMATS,
+    QUANTIZED,
+    Stored,
+    assign_weights,
+    check_layers,
+    read_headers,
+    read_weights,
+)
+from mrr_model.files.damage import faults_of, reading
+from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
+from mrr_model.modeling.families import is_decoder
+from mrr_model.modeling.heads import HeadKind, ScoreHead
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.template import BERT_LAYOUT, QWEN3_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, Layout
+
+LAYOUTS = {"bert": BERT_LAYOUT, "xlm-roberta": XLM_ROBERTA_LAYOUT}
+RERANKER_LAYOUTS = {**LAYOUTS, "qwen3": QWEN3_LAYOUT}
+"""What a re-ranker of a family reads, where it is one layout for all that are known."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A score head taken from a stock checkpoint: weights by their names in
+    :class:`~mrr_model.modeling.heads.ScoreHead`.
+    """
+
+    kind: HeadKind
+    weights: dict[str, Tensor]
+
+    @property
+    def bias(self) -> bool:
+        """Whether its last layer has a bias."""
+        return "linear.bias" in self.weights
+
+
+def from_pretrained_backbone(
+    folder: Path,
+    *,
+    exits: tuple[int, ...] | None = None,
+    merge_layers: tuple[int, ...] | None = None,
+    merge_layer: int | None = None,
+    head: HeadKind = "linear",
+    dropout: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
+    """Build a re-ranker over the weights of a stock encoder or causal model in ``folder``, and load its tokenizer.
+
+    ``exits`` default to the deeper three quarters of the layers (from layer ceil(L / 4)), ``merge_layers`` to all but
+    the last, ``merge_layer``, where a plain keep ratio merges, to the model's quarter. ``head``: the kind of fresh
+    heads. ``dropout`` replaces the backbone's own where given. Heads start as the language-model head's row for "Yes"
+    (arXiv 2501.16302, cascaded self-distillation) where there is one, else as small noise; similarity heads as a plain
+    cosine.
+    """
+    backbone = _backbone_config(folder, dropout)
+    decoder = is_decoder(backbone.model_type)
+    matryoshka = _matryoshka(
+        backbone,
+        exits=exits,
+        merge_layers=merge_layers,
+        merge_layer=merge_layer,
+        layout=RELEASE_LAYOUT if decoder else LAYOUTS[backbone.model_type],
+        head=head,
+    )
+    stored, tokenizer = read_weights(folder), load_tokenizer(folder)
+    model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
+    check_tokenizer(tokenizer, model, folder)
+    rows = _language_model_rows(stored, tokenizer, ["Yes"]) if decoder else None
+    for module in model.heads.values():
+        cast(ScoreHead, module).initialize(rows)
+    return model, tokenizer
+
+
+def from_reranker(
+    folder: Path,
+    *,
+    exits: tuple[int, ...] | None = None,
+    merge_layer: int | None = None,
+    layout: Layout | None = None,
+    yes: str = "yes",
+    no: str | None = "no",
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
+    """Take in a sequence-classification cross-encoder or a yes/no causal re-ranker, and load its tokenizer.
+
+    At full size it scores exactly as before: it keeps its head, of which each exit gets a copy, and its ``layout``,
+    which is the family's where none is given. A causal model's logit is that of the token ``yes`` minus that of ``no``,
+    or that of ``yes`` alone where ``no`` is None. ``dropout`` replaces the backbone's own.
+
+    Raises ``ValueError`` for an architecture, a number of labels or a family that cannot be taken in.
+    """
+    backbone = _backbone_config(folder, dropout)
+    if layout is None and backbone.model_type not in RERANKER_LAYOUTS:
+        raise ValueError(
+            f"how a {backbone.model_type} re-ranker reads a query and a passage differs from model to model: give its "
+            "layout."
+        )
+    stored, tokenizer = read_weights(folder), load_tokenizer(folder)
+    head = _stock_head(folder, backbone, stored, tokenizer, [yes] if no is None else [yes, no])
+    matryoshka = _matryoshka(
+        backbone,
+        exits=exits,
+        merge_layer=merge_layer,
+        layout=layout or RERANKER_LAYOUTS[backbone.model_type],
+        head=head.kind,
+        head_bias=head.bias,
+        logit_softcap=getattr(backbone, "final_logit_softcapping", None),
+    )
+    model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
+    check_tokenizer(tokenizer, model, folder)
+    for module in model.heads.values():
+        module.load_state_dict({name: weight.float() for name, weight in head.weights.items()})
+    return model.eval(), tokenizer
+
+
+def _stock_head(
+    folder: Path,
+    backbone: PreTrainedConfig,
+    stored: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    answers: list[str],
+) -> Head:
+    config = checkpoint.read_config(folder)
+    architecture = (config.get("architectures") or ["model that names no architecture"])[0]
+    if architecture.endswith("ForCausalLM"):
+        rows = _language_model_rows(stored, tokenizer, answers)
+        if rows is None:
+            raise ValueError(f"{folder} holds no language-model head and no embeddings tied to one.")
+        if len(answers) == 2 and getattr(backbone, "final_logit_softcapping", None):
+            raise ValueError("a model that caps its logits can be taken in by its yes token alone: leave out no.")
+        rows = rows / getattr(backbone, "logits_scaling", 1.0)
+        return Head("yes_no" if len(answers) == 2 else "linear", {"linear.weight": rows})
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"{folder} holds a {architecture}. A model to flatten is a sequence-classification cross-encoder with one "
+            "label or a causal model that answers yes or no; to train a plain model use `mrr finetune`."
+        )
+    places = {
+        "bert": {"dense": "bert.pooler.dense", "linear": "classifier"},
+        "xlm-roberta": {"dense": "classifier.dense", "linear": "classifier.out_proj"},
+    }.get(backbone.model_type, {"linear": "score"})
+    weights = {
+        f"{part}.{kind}": stored[f"{place}.{kind}"]
+        for part, place in places.items()
+        for kind in ("weight", "bias")
+        if f"{place}.{kind}" in stored
+    }
+    if strange := [name for name, weight in weights.items() if Stored.of(weight).format not in FORMATS]:
+        raise ValueError(
+            f"{folder} holds its head's {strange[0]} in {Stored.of(weights[strange[0]]).format}. {QUANTIZED}"
+        )
+    labels = len(weights.get("linear.weight", ()))
+    if labels != 1:
+        raise ValueError(
+            f"{folder} has {labels} labels ({places['linear']}.weight{_label_names(config)}); a re-ranker has one, the "
+            "relevance. `mrr finetune --head linear` trains fresh heads in the classifier's place."
+        )
+    return Head("classifier" if "dense" in places else "linear", weights)
+
+
+def _label_names(config: Mapping[str, Any]) -> str:
+    names = config.get("id2label")
+    return f": {', '.join(map(str, names.values()))}" if isinstance(names, dict) and names else ""
+
+
+def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:
+    config = checkpoint.read_config(folder)
+    if native.SECTION in config:
+        raise ValueError(f"{folder} is a Matryoshka re-ranker already; to train it further use `mrr finetune`.")
+    fields = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    if dropout is not None:
+        fields |= {key: dropout for key in fields if key.endswith("dropout") or key.endswith("dropout_prob")}
+    with reading(folder / "config.json"):
+        backbone = stock_config(config.get("model_type"), fields)
+        check_layers(read_headers(folder), backbone.num_hidden_layers)
+    return backbone
+
+
+def _matryoshka(
+    backbone: PreTrainedConfig,
+    *,
+    exits: tuple[int, ...] | None,
+    merge_layer: int | None,
+    merge_layers: tuple[int, ...] | None = None,
+    **fields: Any,
+) -> MatryoshkaConfig:
+    layers = backbone.num_hidden_layers
+    default_exits, default_merges = tuple(range(max(1, -(-layers // 4)), layers + 1)), tuple(range(1, layers))
+    try:
+        matryoshka = MatryoshkaConfig(
+            exits=default_exits if exits is None else exits,
+            merge_layers=default_merges if merge_layers is None else merge_layers,
+            default_merge_layer=default_merge_layer(layers) if merge_layer is None else merge_layer,
+            **fields,
+        )
+        matryoshka.check_layers(layers)
+    except ValueError as error:
+        faults = faults_of(error) if isinstance(error, ValidationError) else error
+        raise ValueError(
+            f"exits={exits} and merge_layer={merge_layer} do not fit a model of {layers} layers: {faults}."
+        ) from None
+    return matryoshka
+
+
+def _over_stock_weights(
+    folder: Path,
+    backbone: PreTrainedConfig,
+    matryoshka: MatryoshkaConfig,
+    stored: dict[str, Tensor],
+    dtype: torch.dtype,
+) -> MatryoshkaModel:
+    """The model with the stock part of ``stored``; its heads hold nothing yet."""
+    prefixes = ("model.", "bert.", "roberta.")
+    prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in stored)), "")
+    weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+    blueprint = Blueprint(backbone, matryoshka, lambda name: f"model.{name}")
+    headers = {name: Stored.of(tensor) for name, tensor in weights.items()}
+    checkpoint.outline(blueprint, headers, folder, allow_missing=("heads.",))
+    model = checkpoint.build(blueprint, dtype)
+    assign_weights(model, weights, blueprint.rename, source=str(folder), dtype=dtype, allow_missing=("heads.",))
+    return model
+
+
+def _language_model_rows(
+    stored: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]
+) -> Tensor | None:
+    """The language-model head's rows of the answers' first tokens, float32 (answers, D)."""
+    rows = stored.get("lm_head.weight", stored.get("model.embed_tokens.weight"))
+    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    return None if rows is None or not all(ids) else torch.stack([rows[found[0]].float() for found in ids])

@@ -1,0 +1,91 @@
+"""LoRA in training, by PEFT: which modules get one, and what comes out as this project's adapters."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mrr_model.modeling.compensation import Adapter, LowRank
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.training.config import LoraSettings
+
+
+def linear_modules(model: MatryoshkaModel, exits: tuple[int, ...]) -> list[str]:
+    """The names of all linear modules in the layers that run for ``exits``, and of those exits' heads."""
+    modules = [(f"heads.{exit_layer}", model.heads[str(exit_layer)]) for exit_layer in exits]
+    blocks = model.backbone.layers[: max(exits)]
+    names = {id(module): name for name, module in model.named_modules()}
+    modules += [(names[id(block)], block) for block in blocks]
+    return [
+        f"{prefix}.{name}"
+        for prefix, module in modules
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
+
+
+def with_lora(model: MatryoshkaModel, settings: LoraSettings, exits: tuple[int, ...]) -> PeftModel:
+    """The model under a fresh LoRA of all linear modules that run for ``exits``; everything else is frozen.
+
+    PEFT changes ``model`` in place.
+    """
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it, whole or not
+        lora_dropout=settings.dropout,
+        target_modules=linear_modules(model, exits),
+    )
+    return get_peft_model(model, config)
+
+
+def adapter_of(peft_model: PeftModel, state: Mapping[str, Tensor]) -> Adapter:
+    """The trained deltas, by the module names of the model without its LoRA; on the CPU, in float32.
+
+    ``state`` is the gathered state dict of ``peft_model``, which may itself be sharded.
+    """
+    return {
+        name: LowRank(
+            _stored(state[f"base_model.model.{name}.lora_A.default.weight"]),
+            _stored(state[f"base_model.model.{name}.lora_B.default.weight"]),
+            module.scaling["default"],
+        )
+        for name, module in peft_model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+class FrozenAdapter:
+    """An adapter that is added, without being trained, while it is switched on."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
+        self._on = False
+        modules = dict(model.named_modules())
+        for name, low in adapter.items():
+            modules[name].register_forward_hook(self._adding(low))
+
+    @contextmanager
+    def switched(self, on: bool) -> Iterator[None]:
+        """Switch it on or off inside."""
+        before, self._on = self._on, on
+        try:
+            yield
+        finally:
+            self._on = before
+
+    def _adding(self, low: LowRank) -> Any:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not self._on:
+                return output
+            a, b = (part.to(output.device, args[0].dtype) for part in (low.a, low.b))
+            return output + low.scaling * linear(linear(args[0], a), b)
+
+        return add
+
+
+def _stored(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float32).clone()

@@ -1,0 +1,1 @@
+"""Checks of what users pass in, with errors that name the argument."""

@@ -1,0 +1,316 @@
+"""``mrr evaluate`` and ``mrr calibrate`` from the command line."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mrr_model import Compression, MatryoshkaReranker, Target
+from mrr_model.checkpoint.hub import SHIPPED
+from mrr_model.cli import app as cli
+from mrr_model.cli import evaluate as commands
+from mrr_model.evaluation import evaluate as evaluating
+from mrr_model.selection import stopwatch
+from mrr_model.selection.target import choose
+
+Mrr = Callable[..., Result]
+QUICK = ("--timing-pairs", "1", "--timing-repeats", "1", "--dtype", "float32")
+SMALL = ("--depth", "3,6", "--keep-ratio", "1,0.5")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MRR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stopwatch, "PROCESSOR_TIMES", tmp_path / "nowhere")  # whatever else this machine does
+
+
+@pytest.fixture
+def mrr() -> Mrr:
+    """``mrr("evaluate", ...)`` in this process, on a terminal that is none."""
+
+    def run(*arguments: object, stdin: str = "") -> Result:
+        return CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [str(word) for word in arguments], input=stdin)
+
+    return run
+
+
+@pytest.fixture
+def evaluate(mrr: Mrr, saved_encoder: Path, toy_beir: Path, tmp_path: Path) -> Mrr:
+    """``mrr evaluate`` of the tiny encoder on the toy collection."""
+    return lambda *arguments: mrr(
+        "evaluate", saved_encoder, toy_beir, "--output", tmp_path / "out", "--max-length", 64, *QUICK, *arguments
+    )
+
+
+def error_of(result: Result) -> str:
+    """The one line that is on stderr, with nothing on stdout and exit code 2."""
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_the_table_and_recommendations_go_to_stdout(evaluate: Mrr, tmp_path: Path) -> None:
+    result = evaluate(*SMALL, "--keep", "0.9", "--speedup", "1000", "--measure", "R@2,Compat(p=0.8, normalize=True)")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    profile = evaluating.Profile.model_validate(
+        json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["profile"]
+    )
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert result.stdout.startswith(table)
+    chosen = choose(Target(keep_quality=0.9), profile)
+    *_, kept, speedup, where = result.stdout.splitlines()
+    assert kept == f"Target(keep_quality=0.9): {chosen.setting}, {chosen.reason}"
+    assert speedup.startswith("Target(speedup=1000.0): no setting of the profile is 1000 times as quick")
+    assert where.endswith(str(tmp_path / "out"))
+    assert profile.measure == "R@2"
+    assert "Compat(p=0.8, normalize=True)" in (tmp_path / "out" / "queries" / "toy.jsonl").read_text(encoding="utf-8")
+    assert len(profile.points) == 4
+
+
+def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
+    with patch.object(evaluating, "evaluate", side_effect=ValueError("seen")) as run:
+        result = mrr(
+            "evaluate", "m", "a", "--output", tmp_path, "--depth", "4,2", "--keep-ratio", "1,0.5", "--keep-ratio",
+            "1:0.5,2:0.25", "--measure", "AP,RBP(p=0.8, rel=1),R@5", "--first-stage", "bm25", "--candidates", 7,
+            "--limit-queries", 3, "--seed", 5, "--max-length", 99, "--query-max-length", 9, "--prompt", "p", "--dtype",
+            "float32", "--device", "cpu", "--batch-tokens", 77, "--timing-pairs", 4, "--timing-repeats", 2,
+            "--without-compensation", "--local-files-only", "--preset", "beir", "--keep-identical-ids", "--retime",
+        )  # fmt: skip
+    assert error_of(result) == "error: seen"
+    assert run.call_args.args[0] == evaluating.EvaluateSettings(
+        model="m", collections=("a",), output=tmp_path, depths=(4, 2), keep_ratios=("1", "0.5", "1:0.5,2:0.25"),
+        measures=("AP", "RBP(p=0.8, rel=1)", "R@5"), first_stage="bm25", candidates=7, limit_queries=3, seed=5,
+        max_length=99, query_max_length=9, prompt="p", dtype="float32", device="cpu", batch_tokens=77, timing_pairs=4,
+        timing_repeats=2, without_compensation=True, local_files_only=True, preset="beir", ignore_identical_ids=False,
+        retime=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--depth", "4,"], "--depth takes whole numbers, separated by commas; got '4,'"),
+        (["--depth", "deep"], "--depth takes whole numbers"),
+        (["--depth", "0"], "depth must be at least 1"),
+        (["--keep-ratio", "1.5"], "keep_ratio must be in (0, 1]"),
+        (["--keep-ratio", "0.5,"], "keep_ratio='' cannot be read"),
+        (["--keep-ratio", "nan"], "keep_ratio must be in (0, 1]"),
+        (["--keep-ratio", "6:0.5"], "keep_ratio names merge layer 6, which this model lacks"),
+        (["--measure", "nDCG@10,speed"], "'speed' is no measure of ir_measures"),
+        (["--measure", "Compat(p=0.8"], "is no measure of ir_measures"),
+        (["--keep", "98"], "keep_quality must be a share above 0 and at most 1"),
+        (["--speedup", "nan"], "speedup must be at least 1"),
+        (["--preset", "trec"], "--preset must be 'msmarco-passage', 'msmarco-document' or 'beir', got 'trec'."),
+        (["--first-stage", "dense"], "--first-stage must be 'given', 'bm25' or 'auto', got 'dense'."),
+        (["--candidates", "0"], "--candidates must be at least 1, got 0."),
+        (["--settings", "absent.yaml"], "absent.yaml"),
+        (["--settings", "absent.yaml", "--depth", "4"], "settings is a grid by itself"),
+        (["--run", "absent.run"], "run='absent.run': there is no such file"),
+        (["--prompt", "Is it so?"], "has no prompt"),
+        (["--max-length", "512"], "max_length=512 is more than the 130 positions"),
+        (["--dtype", "int8"], "dtype must be"),
+        (["--without-compensation", "--save-profile"], "--without-compensation measures what the checkpoint does not"),
+        (["no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(evaluate: Mrr, arguments: list[str], part: str) -> None:
+    with patch("mrr_model.evaluation.collection.read_hub", side_effect=FileNotFoundError("no/such/folder")):
+        line = error_of(evaluate(*arguments))
+    assert part in line
+
+
+def test_a_bad_settings_file_is_one_line(evaluate: Mrr, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("- {depth: 4}\n- {depth: 4, keep_ratio: 2}\n", encoding="utf-8")
+    assert "bad.yaml: setting 2: keep_ratio must be in (0, 1]" in error_of(
+        evaluate("--settings", tmp_path / "bad.yaml")
+    )
+
+
+def test_nothing_to_evaluate_on_is_one_line(mrr: Mrr) -> None:
+    assert "name a collection to evaluate on, or a preset" in error_of(mrr("evaluate", "mini"))
+
+
+def test_the_output_of_another_evaluation_is_refused(evaluate: Mrr) -> None:
+    assert evaluate("--depth", 6, "--keep-ratio", 1).exit_code == 0
+    assert "holds logits of another evaluation (other max_length)" in error_of(evaluate("--max-length", 32))
+
+
+def test_ctrl_c_says_how_to_go_on(evaluate: Mrr, tmp_path: Path) -> None:
+    with patch.object(MatryoshkaReranker, "logits", side_effect=KeyboardInterrupt):
+        result = evaluate(*SMALL)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == f"stopped: run the same command to resume from what is in {tmp_path / 'out'}.\n"
+    assert evaluate(*SMALL).exit_code == 0
+
+
+def test_what_comes_next_is_said_in_a_terminal(evaluate: Mrr) -> None:
+    with patch.object(commands, "_note", wraps=commands._note) as note:
+        assert evaluate("--depth", 6, "--keep-ratio", 1).stderr == ""
+    assert [call.args[0].split()[0] for call in note.mock_calls] == ["opening", "timing"]
+
+
+# Stored with the checkpoint
+
+
+def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path) -> None:
+    collection, common = f"{facts_beir}#test", (*QUICK, *SMALL, "--output", tmp_path / "out")
+    before = mrr("info", own_mini).stdout
+    assert "mrr evaluate MODEL COLLECTION --save-profile" in before
+    rerank = ("rerank", "--query", "who wrote Faust?", "--model", own_mini, "--dtype", "float32")
+    lines = "Bees make honey.\nGoethe is the author of Faust.\n"
+    line = error_of(mrr(*rerank, "--keep-quality", 0.9, stdin=lines))
+    assert "Target(keep_quality=0.9) needs a profile" in line
+    assert f"`mrr evaluate {own_mini} COLLECTION --save-profile`" in line
+
+    result = mrr("evaluate", own_mini, collection, *common, "--save-profile", "--save-calibration")
+    assert result.exit_code == 0, result.output
+    assert f"the profile is stored in {own_mini}" in result.stdout
+    assert f"4 maps are stored in {own_mini}" in result.stdout
+    profile_is_small, *_, maps_are_small = (line for line in result.stderr.splitlines() if "only: with fewer" in line)
+    assert profile_is_small.startswith(
+        "warning: The profile is of 8 queries only: with fewer than 100, settings differ"
+    )
+    assert maps_are_small.startswith("warning: The maps are fitted on 8 relevant pairs only: with fewer than 100,")
+    reranker = MatryoshkaReranker(own_mini, dtype="float32")
+    assert reranker.profile is not None
+    assert reranker.calibration is not None
+    assert reranker.calibration.data == "facts (8 queries)"
+    card = (own_mini / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8").strip() in card
+    info = mrr("info", own_mini).stdout
+    assert "4 settings on facts, timed on" in info
+    assert "4 settings on facts (8 queries)" in info
+
+    for need in (("--keep-quality", 0.5), ("--speedup", 1), ("--max-latency-ms", 1e6)):
+        result = mrr(*rerank, *need, "--explain", stdin=lines)
+        assert result.exit_code == 0, result.output
+        first, _ = [json.loads(row) for row in result.stdout.splitlines()]
+        assert first["text"].startswith("Goethe")
+        assert result.stderr.startswith("setting ")
+        assert "kept " in result.stderr
+    assert "done with 2 documents in 1e+06 ms" in result.stderr
+    assert "out of reach" not in result.stderr
+    assert "no setting of the profile is done with 2 documents in 1e-06 ms" in error_of(
+        mrr(*rerank, "--max-latency-ms", 1e-6, stdin=lines)
+    )
+    assert "chooses depth and keep_ratio" in error_of(mrr(*rerank, "--speedup", 1, "--depth", 3, stdin=lines))
+    both = error_of(mrr(*rerank, "--speedup", 1, "--keep-quality", 0.5, stdin=lines))
+    assert "--keep-quality and --speedup each choose a setting" in both
+    assert "--refresh-timings goes with --max-latency-ms" in error_of(mrr(*rerank, "--refresh-timings", stdin=lines))
+    fastest = ("--if-unreachable", "fastest")
+    assert "--if-unreachable goes with --speedup" in error_of(mrr(*rerank, *fastest, stdin=lines))
+    assert "must be raise or fastest" in error_of(mrr(*rerank, "--if-unreachable", "no", stdin=lines))
+    assert "999 times as quick" in error_of(mrr(*rerank, "--speedup", 999, stdin=lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = mrr(*rerank, "--speedup", 999, *fastest, stdin=lines)
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 2)
+    assert "It is used all the same." in result.stderr
+
+
+def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: Path) -> None:
+    for command, flag in (("evaluate", ["--save-profile"]), ("evaluate", ["--save-calibration"]), ("calibrate", [])):
+        line = error_of(mrr(command, "owner/name", "toy", "--output", tmp_path / "out", *flag))
+        assert "'owner/name' is no local folder" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_measurements_of_the_shipped_model_are_stored_with_a_copy(mrr: Mrr, facts_beir: Path, tmp_path: Path) -> None:
+    given = ("mini", f"{facts_beir}#test", "--output", tmp_path / "out", "--depth", 6, "--keep-ratio", 1)
+    before = (SHIPPED["mini"] / "profile.json").read_bytes()
+    for words in (("evaluate", *given, "--save-profile"), ("calibrate", *given)):
+        assert "'mini' is a part of the installed package, so nothing is stored with it. Name a folder" in error_of(
+            mrr(*words)
+        )
+    assert not (tmp_path / "out").exists()
+    result = mrr("evaluate", *given, *QUICK, "--save-profile", "--save-to", tmp_path / "copy")
+    assert result.exit_code == 0, result.output
+    assert f"the profile is stored in {tmp_path / 'copy'}" in result.stdout
+    copied = MatryoshkaReranker(tmp_path / "copy", dtype="float32").profile
+    assert copied is not None
+    assert copied.collections == ("facts",)
+    assert (SHIPPED["mini"] / "profile.json").read_bytes() == before
+    assert "--save-to names where to store" in error_of(mrr("evaluate", *given, "--save-to", tmp_path / "copy"))
+
+
+# Calibrating
+
+
+def test_calibrate_stores_maps_and_shows_what_they_are_worth(
+    mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path
+) -> None:
+    given = ("calibrate", own_mini, f"{facts_beir}#test", "--output", tmp_path / "out", "--dtype", "float32", *SMALL)
+    result = mrr(*given, "--dry-run")
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert "facts (8 queries), queries held out" in result.stdout
+    assert "| exit 3, merges 1:1/2 |" in result.stdout
+    assert not (own_mini / "calibration.json").exists()
+    result = mrr(*given, "--held-out", f"{facts_beir}#half")
+    assert result.stdout.endswith(f"4 maps are stored in {own_mini}\n"), result.output
+    assert (own_mini / "calibration.json").is_file()
+    reranker = MatryoshkaReranker(own_mini, dtype="float32", depth=3, keep_ratio=0.5)
+    assert "by this setting's own map, fitted on facts (8 queries)" in str(reranker.explain())
+    texts = [f"{text}\n" for text in ("Bees make honey.", "Goethe is the author of Faust.")]
+    rows = mrr(
+        "rerank", "--query", "who wrote Faust?", "--model", own_mini, "--dtype", "float32", stdin="".join(texts)
+    ).stdout.splitlines()
+    best = MatryoshkaReranker(own_mini, dtype="float32").rank("who wrote Faust?", [text.strip() for text in texts])
+    assert [json.loads(row)["score"] for row in rows] == [ranked.score for ranked in best]
+
+
+def test_calibrate_by_texts(mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (facts_beir / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = [row["text"] for row in rows]
+    file = tmp_path / "texts.jsonl"
+    file.write_text(
+        "".join(json.dumps({"query": f"what of {answer}?", "documents": answers}) + "\n" for answer in answers),
+        encoding="utf-8",
+    )
+    result = mrr("calibrate", own_mini, "--texts", file, "--output", tmp_path / "out", *SMALL, "--dtype", "float32")
+    assert (result.exit_code, result.stdout) == (0, f"4 maps are stored in {own_mini}\n"), result.output
+    calibration = MatryoshkaReranker(own_mini).calibration
+    assert calibration is not None
+    assert calibration.targets == "full size"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "give collections with judgements, or --texts without, and not both"),
+        (["toy", "--texts", "a.jsonl"], "and not both"),
+        (["--texts", "absent.jsonl"], "absent.jsonl"),
+        (["toy", "--limit-queries", "0"], "--limit-queries"),
+    ],
+)
+def test_calibrate_refuses_what_it_cannot_fit_on(mrr: Mrr, tmp_path: Path, arguments: list[str], part: str) -> None:
+    assert part in error_of(mrr("calibrate", "mini", "--dry-run", "--output", tmp_path / "out", *arguments))
+
+
+def test_calibrate_says_how_to_go_on(mrr: Mrr, facts_beir: Path, tmp_path: Path) -> None:
+    with patch.object(MatryoshkaReranker, "logits", side_effect=KeyboardInterrupt):
+        result = mrr("calibrate", "mini", f"{facts_beir}#test", "--dry-run", "--output", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.startswith("stopped: run the same command to resume from what is in ")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+def test_help_names_every_flag(mrr: Mrr, command: str) -> None:
+    text = mrr(command, "--help").stdout
+    for flag in ("--output", "--depth", "--keep-ratio", "--settings", "--preset", "--run", "--local-files-only"):
+        assert flag in text
+
+
+def test_ratios_split_at_commas_but_for_mappings() -> None:
+    grid: dict[str, Any] = {"model": "mini", "collections": ("toy",)}
+    settings = commands._settings(**grid, keep_ratios=commands._ratios(["1,0.5", "1:0.5,3:0.25"]), depths=(6,))
+    assert settings.grid((6,), merges=True) == [
+        Compression(6, 1.0),
+        Compression(6, 0.5),
+        Compression(6, {1: 0.5, 3: 0.25}),
+    ]

@@ -1,0 +1,122 @@
+"""BM25 as a first stage: bm25s's own scores, ties by id, and the index that is kept."""
+
+import builtins
+import json
+import logging
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import pytest
+import Stemmer
+
+from mrr_model.data import bm25 as first_stage
+from mrr_model.data.bm25 import bm25_run
+
+DRAW = random.Random(0)
+WORDS = [f"{start}{end}" for start in ("rain", "stone", "light", "river") for end in ("fall", "ing", "s", "bed", "y")]
+CORPUS = {f"d{place}": " ".join(DRAW.choices(WORDS, k=DRAW.randint(0, 25))) for place in range(300)}
+QUERIES = {f"q{place}": " ".join(DRAW.choices([*WORDS, "the", "unheard"], k=4)) for place in range(40)}
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MRR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bm25s"
+
+
+def direct(queries: Mapping[str, str], corpus: Mapping[str, str], k: int) -> dict[str, dict[str, float]]:
+    """What bm25s finds when it is called as its own documentation does."""
+    options: dict[str, Any] = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
+    index = bm25s.BM25(corpus=list(corpus), method="lucene", k1=0.9, b=0.4)
+    index.index(bm25s.tokenize(list(corpus.values()), **options), show_progress=False)
+    found, scores = index.retrieve(bm25s.tokenize(list(queries.values()), **options), k=k, show_progress=False)
+    return {
+        query: {str(document): float(score) for document, score in zip(row, row_scores, strict=True) if score > 0}
+        for query, row, row_scores in zip(queries, found, scores, strict=True)
+    }
+
+
+def test_everything_that_is_found_has_the_score_that_bm25s_gives_it() -> None:
+    assert bm25_run(QUERIES, CORPUS, len(CORPUS)) == direct(QUERIES, CORPUS, len(CORPUS))
+
+
+def test_the_best_are_those_of_bm25s() -> None:
+    ours, theirs = bm25_run(QUERIES, CORPUS, 10), direct(QUERIES, CORPUS, 10)
+    for query in QUERIES:
+        assert list(ours[query].values()) == list(theirs[query].values())
+        least = min(theirs[query].values())  # which of those that tie at the cut bm25s takes is left open
+        assert {id_ for id_, score in ours[query].items() if score > least} == {
+            id_ for id_, score in theirs[query].items() if score > least
+        }
+
+
+def test_equal_scores_stand_by_id_descending_whatever_the_order_of_the_corpus() -> None:
+    corpus = dict.fromkeys(("b", "c", "a", "d"), "rain falls") | {"z": "stones fall and rain falls and falls"}
+    backwards = dict(reversed(corpus.items()))
+    assert list(bm25_run({"q": "rain"}, corpus, 3)["q"]) == ["d", "c", "b"]
+    assert list(bm25_run({"q": "rain"}, backwards, 3)["q"]) == ["d", "c", "b"]
+
+
+@pytest.mark.parametrize("query", ["what is it", "unheard", "", "x"])
+def test_a_query_that_shares_no_word_finds_nothing(query: str) -> None:
+    assert bm25_run({"q": query, "other": "rain"}, {"d": "it rains"}, 5) == {
+        "q": {},
+        "other": bm25_run({"q": "rain"}, {"d": "it rains"}, 5)["q"],
+    }
+
+
+@pytest.mark.parametrize("corpus", [{}, {"d": ""}, {"d": "the", "e": "x"}])
+def test_a_corpus_without_words_finds_nothing(corpus: dict[str, str]) -> None:
+    assert bm25_run({"q": "rain"}, corpus, 5) == {"q": {}}
+
+
+def test_the_index_of_a_large_corpus_is_kept_by_what_it_holds(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bm25_run(QUERIES, CORPUS, 10)
+    assert not kept.exists()  # a small corpus
+    monkeypatch.setattr(first_stage, "KEPT_FROM", 300)
+    assert bm25_run(QUERIES, CORPUS, 10) == made
+    assert len(list(kept.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(bm25s.BM25, "index", lambda *_, **__: pytest.fail("the index was made anew"))
+        assert bm25_run(QUERIES, CORPUS, 10) == made
+    assert bm25_run(QUERIES, {**CORPUS, "d0": "rainfall"}, 10) != made
+    assert bm25_run(QUERIES, dict(reversed(CORPUS.items())), 10) == made  # places differ, so the index does
+    assert len(list(kept.iterdir())) == 3
+
+
+def test_an_index_that_cannot_be_kept_is_used_all_the_same(
+    kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(first_stage, "KEPT_FROM", 1)
+    kept.parent.write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING, first_stage.__name__):
+        assert bm25_run({"q": "rain"}, {"d": "it rains"}, 5)["q"].keys() == {"d"}
+    assert "the BM25 index could not be kept in" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["bm25s", "Stemmer"])
+def test_a_missing_library_is_named_with_the_command(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def refused(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == missing:
+            raise ImportError(f"No module named {name!r}")
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refused)
+    with pytest.raises(ImportError, match=rf'{missing}.*pip install "matryoshka-reranker\[eval\]"; or give a TREC run'):
+        bm25_run({"q": "rain"}, {"d": "rain"}, 1)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_stage, "KEPT_FROM", 1)
+    bm25_run(QUERIES, CORPUS, 10)
+    bm25_run(QUERIES, CORPUS, 10)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_parameters_are_plain_data() -> None:
+    assert json.loads(json.dumps(first_stage.PARAMETERS)) == {"method": "lucene", "k1": 0.9, "b": 0.4}

@@ -1,0 +1,131 @@
+"""What an evaluation is told, and the grid that it makes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mrr_model import Compression
+from mrr_model.evaluation.config import DEPTHS, RATIOS, EvaluateSettings
+from mrr_model.evaluation.presets import preset
+
+EXITS = (2, 3, 4, 5, 6)
+
+
+def settings_of(**given: Any) -> EvaluateSettings:
+    return EvaluateSettings(**{"collections": ("toy",), **given})
+
+
+@given(
+    st.sets(st.integers(1, 40), min_size=1).map(sorted),
+    st.one_of(st.none(), st.lists(st.integers(1, 50), min_size=1).map(tuple)),
+    st.one_of(st.none(), st.lists(st.sampled_from([1.0, 0.5, "0.5", "1:0.5,3:0.25"]), min_size=1).map(tuple)),
+    st.booleans(),
+)
+def test_full_size_comes_first_and_no_setting_twice(
+    exits: list[int], depths: tuple[int, ...] | None, ratios: tuple[Any, ...] | None, merges: bool
+) -> None:
+    grid = settings_of(depths=depths, keep_ratios=ratios).grid(exits, merges)
+    assert grid[0] == Compression(exits[-1], 1.0)
+    assert len(set(grid)) == len(grid)
+    for setting in grid:
+        assert setting.depth in exits or depths is not None  # what lies below the first exit is the model's to refuse
+
+
+def test_without_depths_and_ratios_the_grid_is_spread_over_the_exits() -> None:
+    grid = settings_of().grid(range(8, 33), merges=True)
+    assert {setting.depth for setting in grid} == {32, 26, 20, 14, 8}
+    assert {setting.keep_ratio for setting in grid} == set(RATIOS)
+    assert len(grid) == DEPTHS * len(RATIOS)
+    assert settings_of().grid((4, 6), merges=False) == [Compression(6, 1.0), Compression(4, 1.0)]
+    assert settings_of().grid((6,), merges=False) == [Compression(6, 1.0)]
+
+
+def test_depths_come_to_exits_and_doubles_go() -> None:
+    grid = settings_of(depths=(3, 100, 7, 6, 3), keep_ratios=("1", 1.0, 0.5)).grid((2, 4, 6), merges=True)
+    assert grid == [Compression(6, 1.0), Compression(2, 1.0), Compression(2, 0.5), Compression(6, 0.5)]
+
+
+def test_a_depth_below_the_first_exit_stays_for_the_model_to_refuse() -> None:
+    assert settings_of(depths=(1,)).grid(EXITS, merges=False)[1] == Compression(1, 1.0)
+
+
+def test_a_settings_file_is_a_grid(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "- {depth: 4, keep_ratio: 0.5}\n- depth: 5\n  keep_ratio: {1: 0.5, 3: 0.25}\n"
+        "- {}\n- {keep_ratio: '2:0.5'}\n- {depth: 4, keep_ratio: 0.5}\n",
+        encoding="utf-8",
+    )
+    assert settings_of(settings=file).grid(EXITS, merges=True) == [
+        Compression(6, 1.0),
+        Compression(4, 0.5),
+        Compression(5, {1: 0.5, 3: 0.25}),
+        Compression(6, {2: 0.5}),
+    ]
+    (tmp_path / "grid.json").write_text('[{"depth": 3, "keep_ratio": {"1": 0.5}}]', encoding="utf-8")
+    assert settings_of(settings=tmp_path / "grid.json").grid(EXITS, merges=True)[1] == Compression(3, {1: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must hold a list of settings"),
+        (b"[]", "must hold a list of settings"),
+        (b"depth: 4", r"must hold a list of settings such as \{depth: 4, keep_ratio: 0.5\}, got"),
+        (b"- [", "is not valid YAML"),
+        (b"\xff\xfe\x00", "is not valid YAML"),
+        (b"- 4", "setting 1 must be"),
+        (b"- {depth: 4}\n- {deph: 4}", r"setting 2 must be .*'deph'"),
+        (b"- {depth: four}", "setting 1: depth must be a whole number, got 'four'"),
+        (b"- {depth: 4.0}", "setting 1: depth must be a whole number, got 4.0"),
+        (b"- {depth: 0}", "setting 1: depth must be at least 1"),
+        (b"- {keep_ratio: .nan}", r"setting 1: keep_ratio must be in \(0, 1\], got nan"),
+        (b"- {keep_ratio: }", "setting 1: keep_ratio must be a number"),
+        (b"- {keep_ratio: {1: 0.25, 2: 0.5}}", "setting 1: keep_ratio must not grow with depth"),
+    ],
+)
+def test_a_settings_file_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"bad\.yaml.*{message}"):
+        settings_of(settings=file).grid(EXITS, merges=True)
+
+
+def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        settings_of(settings=tmp_path / "absent.yaml").grid(EXITS, merges=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"collections": ()}, "name a collection to evaluate on, or a preset"),
+        ({"settings": Path("a.yaml"), "depths": (4,)}, "leave out depths and keep_ratios"),
+        ({"settings": Path("a.yaml"), "keep_ratios": (0.5,)}, "leave out depths and keep_ratios"),
+        ({"run": Path("a.run"), "collections": ("a", "b")}, "exactly one collection"),
+        ({"preset": "trec"}, "preset"),
+        ({"first_stage": "dense"}, "first_stage"),
+        ({"candidates": 0}, "candidates"),
+        ({"limit_queries": 0}, "limit_queries"),
+        ({"timing_pairs": 0}, "timing_pairs"),
+        ({"timing_repeats": 0}, "timing_repeats"),
+        ({"max_length": 0}, "max_length"),
+        ({"depth": 4}, "depth"),
+    ],
+)
+def test_settings_that_contradict_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings_of(**given)
+
+
+def test_what_is_given_wins_over_the_preset() -> None:
+    bare = EvaluateSettings(preset="msmarco-passage")
+    assert bare.all_collections == preset("msmarco-passage").collections
+    assert bare.all_measures == ("RR@10",)
+    own = EvaluateSettings(preset="msmarco-passage", collections=("toy",), measures=("AP",))
+    assert (own.all_collections, own.all_measures) == (("toy",), ("AP",))
+    assert settings_of().all_measures == ("nDCG@10",)

@@ -1,0 +1,524 @@
+"""One evaluation from collections to the frontier, and one that was stopped."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import ir_measures
+import pytest
+import scipy.stats
+
+from mrr_model import Compression, MatryoshkaReranker
+from mrr_model.data.beir import read_qrels, read_run
+from mrr_model.evaluation import evaluate as evaluating
+from mrr_model.evaluation.config import EvaluateSettings
+from mrr_model.evaluation.evaluate import STAR, Evaluation, evaluate, open_collections, open_reranker, run_name
+from mrr_model.evaluation.grid import passes
+from mrr_model.evaluation.metrics import measure
+from mrr_model.evaluation.presets import PRESETS
+from mrr_model.selection.latency import Timings, timings_of
+from mrr_model.selection.stopwatch import Noise, Timed
+
+MEASURES = ("nDCG@10", "RR@10", "Compat(p=0.8)")
+QUICK: dict[str, Any] = {
+    "max_length": 64,
+    "dtype": "float32",
+    "depths": (3, 6),
+    "keep_ratios": (1.0, 0.5),
+    "measures": MEASURES,
+    "timing_pairs": 1,
+    "timing_repeats": 1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """What else this machine does changes no test."""
+    with patch("mrr_model.selection.stopwatch.PROCESSOR_TIMES", Path("/nowhere")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_beir(make_beir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One query, no candidates of its own: BM25 finds them."""
+    corpus = {"x": "the panda eats bamboo", "y": "a zoo", "z": "panda panda", "same": "a zoo"}
+    folder = tmp_path_factory.mktemp("collections") / "small"
+    return make_beir(folder, {"q": "panda in a zoo"}, corpus, {"q": {"x": 2, "y": 1}})
+
+
+@pytest.fixture(scope="module")
+def settings_of(saved_encoder: Path, toy_beir: Path) -> Callable[..., EvaluateSettings]:
+    given = {**QUICK, "model": str(saved_encoder), "collections": (str(toy_beir),)}
+    return lambda **changes: EvaluateSettings(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def both(
+    settings_of: Callable[..., EvaluateSettings], toy_beir: Path, small_beir: Path, tmp_path_factory: Any
+) -> tuple[Evaluation, Path]:
+    """Both collections evaluated, and the output folder."""
+    output = tmp_path_factory.mktemp("evaluations") / "both"
+    return evaluate(settings_of(collections=(str(toy_beir), str(small_beir)), output=output)), output
+
+
+def results_of(output: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    results: dict[str, Any] = json.loads((output / "results.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    return results
+
+
+def without_times(results: dict[str, Any]) -> dict[str, Any]:
+    points = [{**point, "seconds": None} for point in results["profile"]["points"]]
+    return {**results, "profile": {**results["profile"], "points": points, "measured_at": None, "noise": None}}
+
+
+def files_of(output: Path) -> dict[str, bytes]:
+    """What does not hang on times."""
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for folder in ("kept", "runs", "queries")
+        for path in sorted((output / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+# What is written
+
+
+def test_every_number_is_ir_measures_own_on_the_written_runs(
+    both: tuple[Evaluation, Path], toy_beir: Path, small_beir: Path
+) -> None:
+    evaluation, output = both
+    library = [ir_measures.parse_measure(name) for name in MEASURES]
+    for folder, stored in zip((toy_beir, small_beir), results_of(output)["collections"], strict=True):
+        qrels = read_qrels(folder, "test")
+        by_query = [
+            json.loads(line)
+            for line in (output / "queries" / f"{folder.name}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        runs = sorted((output / "runs" / folder.name).iterdir())
+        assert {run.stem for run in runs} == stored["settings"].keys() == {row["setting"] for row in by_query}
+        assert len(runs) == 4
+        for run in runs:
+            results = ir_measures.calc(library, qrels, list(ir_measures.read_trec_run(str(run))))
+            for name, each in zip(MEASURES, library, strict=True):
+                assert stored["settings"][run.stem][name] == pytest.approx(results.aggregated[each], abs=1e-9)
+                rows = {row["query"]: row[name] for row in by_query if row["setting"] == run.stem}
+                found = {metric.query_id: metric.value for metric in results.per_query if metric.measure == each}
+                assert rows == pytest.approx(found, abs=1e-9)
+                assert rows.keys() == qrels.keys()  # the query without candidates too
+    assert [result.source for result in evaluation.collections] == [str(toy_beir), str(small_beir)]
+
+
+def test_runs_hold_the_logits_of_single_calls(both: tuple[Evaluation, Path], saved_encoder: Path) -> None:
+    _, output = both
+    reranker = MatryoshkaReranker(saved_encoder, dtype="float32", max_length=64, normalize=False)
+    run = read_run(output / "runs" / "small" / "depth-3_keep-ratio-0.5.run")["q"]
+    texts = {"x": "the panda eats bamboo", "y": "a zoo", "z": "panda panda", "same": "a zoo"}
+    alone = dict(zip(texts, reranker.score("panda in a zoo", texts.values(), depth=3, keep_ratio=0.5), strict=True))
+    assert run == pytest.approx(alone, rel=1e-5, abs=1e-5)
+    order = list(run)
+    assert order.index("y") + 1 == order.index("same")  # a tie, by docid descending
+    assert run["y"] > run["same"]
+
+
+def test_the_first_stage_is_measured_by_its_own_order(both: tuple[Evaluation, Path], toy_beir: Path) -> None:
+    evaluation, output = both
+    given = read_run(toy_beir / "candidates" / "test.run")
+    expected = measure(MEASURES, read_qrels(toy_beir, "test"), given)
+    assert evaluation.collections[0].first_stage == expected
+    assert results_of(output)["collections"][0]["first_stage"] == expected.mean
+
+
+def test_differences_are_tested_query_by_query_against_full_size(both: tuple[Evaluation, Path]) -> None:
+    _, output = both
+    rows = [json.loads(line) for line in (output / "queries" / "toy.jsonl").read_text(encoding="utf-8").splitlines()]
+    toy, small = results_of(output)["collections"]
+    values = {setting: [row["nDCG@10"] for row in rows if row["setting"] == setting] for setting in toy["settings"]}
+    full = "depth-6_keep-ratio-1"
+    assert toy["against_full"].keys() == values.keys() - {full}
+    for setting, compared in toy["against_full"].items():
+        expected = scipy.stats.ttest_rel(values[setting], values[full])
+        assert compared["nDCG@10"]["p_value"] == pytest.approx(expected.pvalue)
+        assert compared["nDCG@10"]["difference"] == pytest.approx(
+            toy["settings"][setting]["nDCG@10"] - toy["settings"][full]["nDCG@10"]
+        )
+    assert small["against_full"]["depth-3_keep-ratio-1"]["RR@10"]["p_value"] is None  # one query is no sample
+
+
+def test_the_profile_is_the_mean_over_collections(
+    both: tuple[Evaluation, Path], saved_encoder: Path, toy_beir: Path, small_beir: Path
+) -> None:
+    evaluation, output = both
+    profile = evaluation.profile
+    assert results_of(output)["profile"] == json.loads(profile.model_dump_json())
+    assert (profile.collections, profile.queries, profile.measure) == (("toy", "small"), 20, "nDCG@10")
+    assert profile.relevant == sum(
+        grade > 0 and document in read_run(output / "runs" / folder.name / "depth-6_keep-ratio-1.run").get(query, {})
+        for folder in (toy_beir, small_beir)
+        for query, judged in read_qrels(folder, "test").items()
+        for document, grade in judged.items()
+    )
+    toy, small = evaluation.collections
+    for point in profile.points:
+        means = [result.settings[point.setting].mean["nDCG@10"] for result in (toy, small)]
+        assert point.quality == pytest.approx(sum(means) / 2)
+        assert point.kept == pytest.approx(point.quality / profile.full.quality)
+        assert math.isfinite(point.seconds)
+    reranker = MatryoshkaReranker(saved_encoder, max_length=64)
+    operations = [point.operations for point in profile.points]
+    shares = [reranker.cost(depth=p.depth, keep_ratio=p.keep_ratio) for p in profile.points]
+    assert sorted(range(4), key=operations.__getitem__) == sorted(range(4), key=shares.__getitem__)
+
+
+def test_the_table_says_the_same_to_a_reader(both: tuple[Evaluation, Path]) -> None:
+    evaluation, output = both
+    table = evaluation.markdown()
+    assert (output / "table.md").read_text(encoding="utf-8") == table + "\n"
+    head, rule, first, *rows, blank, star = table.splitlines()
+    assert head == "| nDCG@10 | toy | small | mean | of full size | ms a pair | time | operations |"
+    assert first.startswith("| first stage | ")
+    assert (blank, star) == ("", STAR)
+    assert {line.count("|") for line in (head, rule, first, *rows)} == {9}
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| full size",
+        "| depth 3, keep ratio 1",
+        "| depth 3, keep ratio 0.5",
+        "| depth 6, keep ratio 0.5",
+    ]
+    assert "| 100.0% |" in rows[0]
+    for point, row in zip(evaluation.profile.points, rows, strict=True):
+        cells = [cell.strip() for cell in row.split("|")[2:-1]]
+        means = [result.settings[point.setting].mean["nDCG@10"] for result in evaluation.collections]
+        assert [cell.rstrip("*") for cell in cells[:2]] == [f"{mean:.3f}" for mean in means]
+        compared = evaluation.collections[0].against_full.get(point.setting)
+        assert cells[0].endswith("*") == (compared is not None and compared["nDCG@10"].p_value < 0.05)
+        assert cells[2:4] == [f"{point.quality:.3f}", f"{point.kept:.1%}"]
+    for name in ("frontier.png", "frontier.svg"):
+        assert (output / name).stat().st_size > 1000
+
+
+def test_run_names_are_file_names_and_all_different() -> None:
+    settings = [Compression(4, ratio) for ratio in (1.0, 0.5, {1: 0.5}, {1: 0.5, 2: 0.25}, {1: 0.5, 12: 0.25})]
+    names = [run_name(setting) for setting in settings]
+    assert len(set(names)) == len(names)
+    assert all(name.isascii() and not set(name) & set("/\\:,* ") for name in names)
+
+
+# Stopped and called again
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """How often logits were computed, and after how many times that is interrupted."""
+    counts = {"calls": 0, "stop": -1}
+    computed = MatryoshkaReranker.logits
+
+    def logits(self: MatryoshkaReranker, *args: Any, **kwargs: Any) -> Any:
+        if counts["calls"] == counts["stop"]:
+            raise KeyboardInterrupt
+        counts["calls"] += 1
+        return computed(self, *args, **kwargs)
+
+    monkeypatch.setattr(MatryoshkaReranker, "logits", logits)
+    return counts
+
+
+@pytest.mark.parametrize("model", ["saved_encoder", "saved_checkpoint"])
+def test_an_interrupted_evaluation_goes_on_to_the_same_results(
+    settings_of: Callable[..., EvaluateSettings],
+    request: pytest.FixtureRequest,
+    counted: dict[str, int],
+    tmp_path: Path,
+    model: str,
+) -> None:
+    name = str(request.getfixturevalue(model))
+    whole = settings_of(model=name, output=tmp_path / "whole")
+    evaluate(whole)
+    needed = counted["calls"]
+    assert needed == 3 * len(passes(open_reranker(whole), whole.grid((1, 2, 3, 4, 5, 6), merges=True)))
+    stopped = settings_of(model=name, output=tmp_path / "stopped")
+    for stop in (needed // 2, 1):  # the second time after one chunk more
+        counted.update(calls=0, stop=stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(stopped)
+        assert not (tmp_path / "stopped" / "results.json").exists()
+    last = max((tmp_path / "stopped" / "kept").rglob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    last.write_bytes(last.read_bytes()[:-7])  # the line that was being written
+    counted.update(calls=0, stop=-1)
+    evaluate(stopped)
+    assert counted["calls"] == needed - needed // 2  # what was left, and what was cut off
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+    assert without_times(results_of(tmp_path / "stopped")) == without_times(results_of(tmp_path / "whole"))
+
+
+def test_the_same_call_again_computes_nothing_and_another_measure_is_added(
+    settings_of: Callable[..., EvaluateSettings], counted: dict[str, int], tmp_path: Path
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    counted["stop"] = counted["calls"]
+    again = evaluate(settings_of(output=tmp_path, measures=("AP",)))
+    assert again.profile.measure == "AP"
+    assert all("AP" in means for means in results_of(tmp_path)["collections"][0]["settings"].values())
+
+
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than all else."""
+    monkeypatch.setattr(evaluating, "draw", lambda *_: None)
+
+
+def everything_in(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+
+
+def test_the_same_call_again_times_nothing_and_writes_the_same(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+) -> None:
+    made, before = evaluate(settings_of(output=tmp_path)), everything_in(tmp_path)
+    assert [name for name in before if name.startswith("timings/")]
+    lines: list[str] = []
+    with patch.object(MatryoshkaReranker, "score", side_effect=AssertionError("timed again")):
+        again = evaluate(settings_of(output=tmp_path), lines.append)
+    assert again == made
+    assert everything_in(tmp_path) == before
+    assert made.profile.measured_at is not None
+    assert lines[1:] == [f"times are those of {made.profile.measured_at:%Y-%m-%d %H:%M} UTC"]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_an_evaluation_that_stopped_after_timing_does_not_time_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+) -> None:
+    with (
+        patch("mrr_model.evaluation.evaluate._write", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        evaluate(settings_of(output=tmp_path))
+    with patch.object(MatryoshkaReranker, "score", side_effect=AssertionError("timed again")):
+        evaluate(settings_of(output=tmp_path))
+
+
+@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"retime": True},
+        {"depths": (6,)},
+        {"timing_repeats": 2},
+        {"timing_pairs": 30},
+        {"batch_tokens": 64},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_what_times_depend_on_is_timed_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
+        evaluate(settings_of(output=tmp_path, **changes))
+    timed.assert_called_once()
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_other_threads_and_another_device_are_timed_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
+        with patch("mrr_model.selection.latency.torch.get_num_threads", return_value=64):
+            evaluate(settings_of(output=tmp_path))
+        with patch("mrr_model.selection.latency.device_name", return_value="another processor"):
+            evaluate(settings_of(output=tmp_path))
+    assert timed.call_count == 2
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_damaged_times_are_a_warning_and_timed_again(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    [file] = (tmp_path / "timings").iterdir()
+    file.write_text("{")
+    evaluate(settings_of(output=tmp_path))
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert str(file) in record.message
+    assert Timings.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_noisy_times_are_kept_and_said(settings_of: Callable[..., EvaluateSettings], tmp_path: Path) -> None:
+    grid = settings_of().grid((1, 2, 3, 4, 5, 6), merges=True)
+    noisy = Timed(dict.fromkeys(grid, 0.5), Noise(spread=0.4))
+    with patch("mrr_model.selection.latency.timed", return_value=noisy) as timed:
+        for _ in range(2):
+            made = evaluate(settings_of(output=tmp_path))
+    timed.assert_called_once()
+    said = "Times are noisy: repeated runs differ by 40%; `--retime` measures them again"
+    assert made.markdown().splitlines()[-1] == said
+    assert results_of(tmp_path)["profile"]["noise"] == {"spread": 0.4, "contention": None}
+
+
+@pytest.mark.parametrize("changes", [{"max_length": 32}, {"candidates": 3}, {"without_compensation": True}])
+def test_an_output_folder_of_another_evaluation_is_refused(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    evaluate(settings_of(output=tmp_path))
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match=r"holds logits of another evaluation .* Choose another output folder"):
+        evaluate(settings_of(output=tmp_path, depths=(6,), **changes))
+    assert files_of(tmp_path) == before
+
+
+# What cannot be evaluated
+
+
+def test_what_the_model_cannot_do_shows_before_a_collection_is_opened(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+) -> None:
+    for changes, message in [
+        ({"depths": (0,)}, "depth must be at least 1"),
+        ({"keep_ratios": ({6: 0.5},)}, "keep_ratio names merge layer 6"),
+        ({"measures": ("nDCG@10", "nonsense")}, "'nonsense' is no measure"),
+        ({"prompt": "Is it so?"}, "has no prompt"),
+        ({"max_length": 4096}, "max_length=4096 is more than the 130 positions"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            evaluate(settings_of(collections=("no such/collection",), output=tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_collections_that_cannot_be_told_apart_or_hold_nothing_are_refused(
+    settings_of: Callable[..., EvaluateSettings], make_beir: Callable[..., Path], toy_beir: Path, tmp_path: Path
+) -> None:
+    other = make_beir(tmp_path / "toy", {"q": "a"}, {"d": "a"}, {"q": {"d": 1}}, {"q": ["d"]})
+    with pytest.raises(ValueError, match="two collections are called 'toy': evaluate one of them at a time"):
+        open_collections(settings_of(collections=(str(toy_beir), str(other))))
+    empty = make_beir(tmp_path / "empty", {"q": "a"}, {"d": "a"}, {"q": {"d": 1}}, {})
+    with pytest.raises(ValueError, match="has no candidates to re-rank: its first stage found nothing"):
+        open_collections(settings_of(collections=(str(empty),)))
+
+
+@pytest.mark.parametrize(("query", "document"), [("q", "a b"), ("q\u00a01", "d"), ("q", " d")])
+def test_ids_that_a_run_cannot_hold_are_refused_before_anything_is_scored(
+    settings_of: Callable[..., EvaluateSettings],
+    make_beir: Callable[..., Path],
+    tmp_path: Path,
+    query: str,
+    document: str,
+) -> None:
+    folder = make_beir(tmp_path / "blank", {query: "panda"}, {document: "the panda"}, {query: {document: 1}})
+    with pytest.raises(ValueError, match=r"holds a blank, which TREC runs cannot hold. Rename it"):
+        open_collections(settings_of(collections=(str(folder),)))
+
+
+def test_nothing_relevant_anywhere_is_no_error(
+    settings_of: Callable[..., EvaluateSettings], make_beir: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_beir(tmp_path / "none", {"q": "a"}, {"d": "a", "e": "b"}, {"q": {"d": 0}}, {"q": ["d", "e"]})
+    made = evaluate(settings_of(collections=(str(folder),), output=tmp_path / "out"))
+    assert {(point.quality, point.kept) for point in made.profile.points} == {(0.0, 1.0)}
+
+
+def test_an_output_that_is_a_file_is_an_error_before_anything_is_scored(
+    settings_of: Callable[..., EvaluateSettings], counted: dict[str, int], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        evaluate(settings_of(output=tmp_path / "file"))
+    assert counted["calls"] == 0
+
+
+# The protocol
+
+
+def test_adapters_can_be_left_off(settings_of: Callable[..., EvaluateSettings]) -> None:
+    assert open_reranker(settings_of()).adapters
+    assert open_reranker(settings_of(without_compensation=True)).adapters == ()
+
+
+def test_a_preset_sets_lengths_prompt_and_measures(
+    settings_of: Callable[..., EvaluateSettings], saved_checkpoint: Path, make_beir: Callable[..., Path], tmp_path: Path
+) -> None:
+    texts = {"d": "the panda", "e": "a bear"}
+    folder = make_beir(tmp_path / "trec-dl-quora", {"q": "panda"}, texts, {"q": {"d": 1}}, {"q": ["d", "e"]})
+    given = {"model": str(saved_checkpoint), "collections": (str(folder),), "measures": (), "depths": (6,)}
+    settings = settings_of(**given, preset="msmarco-passage", max_length=None, output=tmp_path / "out")
+    reranker = open_reranker(settings)
+    assert (reranker.max_length, reranker.query_max_length) == (224, 32)
+    made = evaluate(settings)
+    assert set(made.collections[0].settings[Compression(6, 1.0)].mean) == {"RR@10", "nDCG@10"}
+    kept = next((tmp_path / "out" / "kept").rglob("*.jsonl"))
+    assert json.loads(kept.read_text(encoding="utf-8").splitlines()[0])["prompt"] is None
+    beir = settings_of(**given, preset="beir", output=tmp_path / "beir")
+    evaluate(beir)
+    kept = next((tmp_path / "beir" / "kept").rglob("*.jsonl"))
+    assert "asking the same thing" in json.loads(kept.read_text(encoding="utf-8").splitlines()[0])["prompt"]
+    own = settings_of(**given, preset="beir", prompt="Mine?", output=tmp_path / "own")
+    assert open_reranker(own).prompt == "Mine?"
+    evaluate(own)
+    kept = next((tmp_path / "own" / "kept").rglob("*.jsonl"))
+    assert json.loads(kept.read_text(encoding="utf-8").splitlines()[0])["prompt"] == "Mine?"
+
+
+TWINS = {
+    "how do I bake bread?": "what is a good way of baking bread?",
+    "where do penguins live?": "in which places do penguins live?",
+    "how tall is the Eiffel tower?": "what is the height of the Eiffel tower?",
+    "who wrote Faust?": "who is the author of Faust?",
+}
+"""Questions and their duplicates."""
+
+
+def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., Path], tmp_path: Path) -> None:
+    queries = {f"q{number}": text for number, text in enumerate(TWINS)}
+    corpus = {**queries, **{f"d{number}": text for number, text in enumerate(TWINS.values())}}
+    qrels = {f"q{number}": {f"d{number}": 1} for number in range(len(TWINS))}
+    folder = make_beir(tmp_path / "twins", queries, corpus, qrels, {query: list(corpus) for query in queries})
+    given = {**QUICK, "max_length": 64, "depths": (6,), "keep_ratios": (1.0,), "collections": (str(folder),)}
+    kept = evaluate(EvaluateSettings(**given, ignore_identical_ids=False, output=tmp_path / "kept"))
+    assert kept.profile.full.quality == pytest.approx(1 / math.log2(3))  # the query itself comes first
+    assert results_of(tmp_path / "kept")["ignore_identical_ids"] is False
+    assert "left out" not in kept.markdown()
+    for preset in (None, "beir"):
+        made = evaluate(EvaluateSettings(**given, preset=preset, output=tmp_path / f"{preset}"))
+        assert made.profile.full.quality == 1.0
+        assert made.markdown().endswith("left out because their id is the query's own, as in BEIR: twins 4")
+        [stored] = results_of(tmp_path / f"{preset}")["collections"]
+        assert stored["identical_ids_left_out"] == 4
+        for query, found in read_run(next((tmp_path / f"{preset}" / "runs").rglob("*.run"))).items():
+            assert query not in found
+    by_preset = {name: EvaluateSettings(**given, preset=name).leaves_out_identical_ids for name in PRESETS}
+    assert by_preset == {"msmarco-passage": False, "msmarco-document": False, "beir": True}
+    assert EvaluateSettings(**given, preset="msmarco-passage", ignore_identical_ids=True).leaves_out_identical_ids
+
+
+def test_what_comes_next_is_reported(
+    settings_of: Callable[..., EvaluateSettings], toy_beir: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    evaluate(settings_of(output=tmp_path, depths=(6,), keep_ratios=(1.0,)), lines.append)
+    assert lines == [f"opening {toy_beir}", "timing 1 settings, 1 times each"]
+
+
+def test_nothing_is_printed_without_a_terminal(
+    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(settings_of(output=tmp_path, depths=(6,)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_progress_bar_shows_in_a_terminal(settings_of: Callable[..., EvaluateSettings], tmp_path: Path) -> None:
+    with patch("mrr_model.evaluation.evaluate.tqdm") as bar:
+        progress = bar.return_value.__enter__.return_value
+        evaluate(settings_of(output=tmp_path))
+    total = bar.call_args.kwargs["total"]
+    assert bar.call_args.kwargs["disable"] is None  # tqdm's own "in a terminal only"
+    assert sum(call.args[0] for call in progress.update.call_args_list) == total > 0
+    progress.set_description.assert_called_once_with("toy")

@@ -1,0 +1,195 @@
+"""Hostile texts in a reranker's calls: what they spell, how long they are, what they are made of."""
+
+import asyncio
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from mrr_model import MatryoshkaReranker, checkpoint
+from mrr_model.inference import encode as inputs
+from mrr_model.inference.encode import PairEncoder
+from mrr_model.inference.engine import Scoring
+
+DECODER = Path(__file__).parents[1] / "fixtures" / "reference" / "mistral" / "model"
+QUERY = "how do plants make food?"
+RELEVANT, IRRELEVANT = "Plants make food by photosynthesis.", "The committee met on Tuesday to discuss the budget."
+
+
+@pytest.fixture(scope="module")
+def mini() -> MatryoshkaReranker:
+    return MatryoshkaReranker(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def decoder() -> MatryoshkaReranker:
+    return MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
+
+
+@pytest.fixture(params=["mini", "decoder"])
+def reranker(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_special_tokens_in_a_document_are_letters(mini: MatryoshkaReranker) -> None:
+    spelled = "[SEP] " * 30 + IRRELEVANT
+    spaced = spelled.replace("[SEP]", "[ sep ]")
+    assert mini.score(QUERY, [spelled]) == pytest.approx(mini.score(QUERY, [spaced]), abs=1e-5)
+    own = mini.tokenizer(IRRELEVANT, add_special_tokens=False)["input_ids"]
+    batch = mini.batch([(QUERY, spelled), (QUERY, IRRELEVANT)])
+    sep = mini.tokenizer.sep_token_id
+    assert (batch.input_ids == sep).sum(1).tolist() == [2, 2]
+    assert batch.input_ids[1, int(batch.spans.query[1]) :][: len(own)].tolist() == own
+
+
+def test_a_pickled_reranker_reads_texts_the_same(mini: MatryoshkaReranker) -> None:
+    again = pickle.loads(pickle.dumps(mini))
+    for text in ("[SEP] a", "a " * 5000, "\ud800"):
+        assert torch.equal(again.batch([(text, text)]).input_ids, mini.batch([(text, text)]).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "scored"), [("\ud800 abc", "\ufffd abc"), ("a \ud83d", "a \ufffd"), ("x \ud83d\ude00", "x \U0001f600")]
+)
+def test_lone_surrogates_are_scored_and_kept(text: str, scored: str, reranker: MatryoshkaReranker) -> None:
+    expected = reranker.score(scored, [RELEVANT, scored])
+    assert reranker.score(text, [RELEVANT, text]) == expected
+    assert reranker.score_pairs([(text, text)]) == pytest.approx(expected[1:], abs=1e-5)
+    assert {document.text for document in reranker.rank(text, [RELEVANT, text])} == {RELEVANT, text}
+    assert {document.text for document in asyncio.run(reranker.arank(text, [text]))} == {text}
+    assert reranker.token_counts([(text, text)]) == reranker.token_counts([(scored, scored)])
+
+
+def test_lone_surrogates_in_a_prompt(decoder: MatryoshkaReranker) -> None:
+    assert decoder.score(QUERY, [RELEVANT], prompt="\ud800?") == decoder.score(QUERY, [RELEVANT], prompt="\ufffd?")
+
+
+@pytest.mark.parametrize("bad", [b"bytes", None, 3])
+def test_what_is_no_text_is_named_by_its_index(bad: object, mini: MatryoshkaReranker) -> None:
+    documents: list[Any] = [RELEVANT, "\ud800", bad]
+    with pytest.raises(TypeError, match=r"documents\[2\]"):
+        mini.score(QUERY, documents)
+
+
+def test_a_long_query_leaves_room_and_is_warned_of_once() -> None:
+    reranker = MatryoshkaReranker(dtype="float32")
+    query = QUERY + " and what else is there" * 300
+    with pytest.warns(UserWarning, match="query was cut to 257 tokens") as caught:
+        scores = reranker.score(query, [RELEVANT + " So it is." * 300, IRRELEVANT, "", "x"])
+    assert [warning.filename for warning in caught] == [__file__]
+    assert len(set(scores)) == 4
+    reranker.rank(query, [RELEVANT + " So it is." * 300])  # no second warning
+
+
+@pytest.mark.parametrize("call", ["score", "rank", "score_pairs", "logits"])
+def test_the_warning_points_at_the_caller(call: str) -> None:
+    reranker = MatryoshkaReranker(DECODER, dtype="float32", max_length=64)
+    calls: dict[str, Callable[[], object]] = {
+        "score": lambda: reranker.score("a " * 99, ["b"]),
+        "rank": lambda: reranker.rank("a " * 99, ["b"]),
+        "score_pairs": lambda: reranker.score_pairs([("a " * 99, "b")]),
+        "logits": lambda: reranker.logits([("a " * 99, "b")], reranker.plan()),
+    }
+    with pytest.warns(UserWarning, match="query was cut") as caught:
+        calls[call]()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_query_that_its_own_length_cuts_is_not_warned_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MatryoshkaReranker(dtype="float32", query_max_length=32).score("a " * 900, [RELEVANT * 90])
+        MatryoshkaReranker(DECODER, dtype="float32", query_max_length=32).score("a " * 900, [RELEVANT * 90])
+
+
+def test_query_max_length_above_max_length_leaves_the_passage_its_share() -> None:
+    reranker = MatryoshkaReranker(DECODER, dtype="float32", max_length=64, query_max_length=500)
+    [(_, passage)] = reranker.token_counts([("a " * 900, "b " * 900)])
+    assert passage >= 8
+    with pytest.warns(UserWarning, match="query was cut"):
+        first, second = reranker.score("a " * 900, ["b " * 900, "the cat " * 90])
+    assert first != second
+
+
+# Windows
+
+
+def pairs_of_three_queries() -> list[tuple[str, str]]:
+    texts = [f"{word} make food {number}." for number in range(6) for word in ("Plants", "Bees", "Towns")]
+    return [(query, text) for text in [*texts, texts[0]] for query in (QUERY, "what do bees make?", "why?")]
+
+
+def test_windows_change_no_score(reranker: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pairs_of_three_queries()
+    whole = reranker.logits(pairs, reranker.plan())
+    counts, operations = reranker.token_counts(pairs), reranker.operations(pairs, reranker.plan())
+    for characters in (1, 500, 1500):
+        monkeypatch.setattr(inputs, "WINDOW_CHARACTERS", characters)
+        torch.testing.assert_close(reranker.logits(pairs, reranker.plan()), whole, rtol=1e-5, atol=1e-5)
+        assert reranker.token_counts(pairs) == counts
+        assert reranker.operations(pairs, reranker.plan()) >= operations
+    assert reranker.score_pairs(pairs, batch_size=2) == pytest.approx(reranker.score_pairs(pairs), abs=1e-5)
+
+
+def test_a_window_is_scored_before_the_next_is_tokenized(
+    reranker: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "WINDOW_CHARACTERS", 1000)
+    events: list[str] = []
+    encode, logits = PairEncoder.encode, Scoring.logits
+
+    def encoding(self: PairEncoder, pairs: Any, prompt: str | None = None) -> Any:
+        events.append(f"encode {len(pairs)}")
+        return encode(self, pairs, prompt)
+
+    def scoring(self: Scoring) -> Any:
+        events.append(f"score {len(self.encoded)}")
+        return logits(self)
+
+    monkeypatch.setattr(PairEncoder, "encode", encoding)
+    monkeypatch.setattr(Scoring, "logits", scoring)
+    with patch("mrr_model.reranker.tqdm", side_effect=lambda **options: _Bar(events, **options)):
+        reranker.score_pairs(pairs_of_three_queries(), show_progress=True)
+    distinct = len(set(pairs_of_three_queries()))
+    assert events[0] == f"progress of {distinct}"
+    windows = [event.split() for event in events if event.split()[0] in ("encode", "score")]
+    assert len(windows) > 2
+    assert [kind for kind, _ in windows] == ["encode", "score"] * (len(windows) // 2)
+    advanced = [int(event.split()[1]) for event in events if event.startswith("advance")]
+    assert sum(advanced) == distinct
+    assert events.index(f"advance {advanced[0]}") < events.index(" ".join(windows[2]), 4)
+
+
+class _Bar:
+    """Notes what a progress bar is told."""
+
+    def __init__(self, events: list[str], total: int, **options: Any) -> None:
+        self.events = events
+        events.append(f"progress of {total}")
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, pairs: int) -> None:
+        self.events.append(f"advance {pairs}")
+
+
+def test_training_reads_texts_as_data_too(saved_encoder: Path) -> None:
+    from mrr_model.data.groups import Group
+    from mrr_model.training.dataset import GroupCollator
+
+    loaded = checkpoint.load(saved_encoder)
+    encoder = PairEncoder(loaded.tokenizer, loaded.model.matryoshka.layout, 64)
+    step = GroupCollator(encoder, 1)([Group("the [SEP] panda", ("[CLS] is",), ("what",))])
+    [batch] = step["batches"]
+    sep, cls = loaded.tokenizer.sep_token_id, loaded.tokenizer.cls_token_id
+    assert (batch.input_ids == sep).sum(1).tolist() == [2, 2]
+    assert (batch.input_ids == cls).sum(1).tolist() == [1, 1]

@@ -1,0 +1,133 @@
+"""Counted floating-point operations against those that torch itself counts while the model runs."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from mrr_model.compression import VERTICAL, Plan
+from mrr_model.modeling.batch import EncodedPair, collate
+from mrr_model.modeling.compensation import Compensation, LowRank
+from mrr_model.modeling.families import FAMILIES
+from mrr_model.modeling.flops import pair_operations
+from mrr_model.modeling.model import MatryoshkaModel
+
+ModelFactory = Callable[..., MatryoshkaModel]
+PairFactory = Callable[..., list[EncodedPair]]
+
+SPANS = (5, 21, 4)
+PLANS = [
+    Plan((6,)),
+    Plan((1,)),
+    Plan((3,)),
+    Plan((6,), {2: Fraction(1, 2)}),
+    Plan((5,), {1: Fraction(1, 3), 3: Fraction(2, 3)}),
+    Plan((2, 4, 6), {2: Fraction(1, 2)}),
+]
+
+
+def linear_operations(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
+    """What torch counts of the linear layers: matrix products without a batch; attention's are batched or fused."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        model(collate([pair], 0), plan)
+    counted = counter.get_flop_counts()["Global"]
+    return float(sum(count for operator, count in counted.items() if str(operator) in ("aten.mm", "aten.addmm")))
+
+
+def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
+    """The rest, by ``mrr_model.modeling.flops``: every token sees those before it (a decoder) or all, the
+    reading token alone attends in the last layer, a merge takes one row of attention and a weighted sum, and what a
+    similarity head compares two sums over all tokens.
+    """
+    size, total = model.backbone.attention_size, 0.0
+    passage = pair.passage_length
+    for layer in range(1, plan.last_layer + 1):
+        tokens = pair.query_length + passage + pair.prompt_length
+        seen = sum(place + 1 for place in range(tokens)) if model.backbone.causal else tokens * tokens
+        total += 2 * 2 * size * (seen if layer < plan.last_layer else tokens)  # q·k and weights·v
+        if layer in plan.exits and model.matryoshka.head == "similarity":
+            total += 2 * 2 * tokens * model.config.hidden_size
+        if layer in plan.merges:
+            row = size if model.matryoshka.merge_weights == "attention" else 0
+            total += 2 * tokens * (row + model.config.hidden_size)
+            passage = len({int(j * plan.merges[layer]) for j in range(passage)})
+    return total
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_linear_layers_take_what_torch_counts(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, plan: Plan
+) -> None:
+    model, [pair] = make_model(family), make_pairs([SPANS])
+    ours = pair_operations(model, plan, pair) - attention_and_merging(model, pair, plan)
+    assert ours == linear_operations(model, pair, plan)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"head": "classifier", "head_bias": True},
+        {"head": "yes_no"},
+        {"head": "similarity"},
+        {"merge_weights": "mean"},
+    ],
+)
+def test_heads_and_merge_weights_are_counted(
+    make_model: ModelFactory, make_pairs: PairFactory, own: dict[str, Any]
+) -> None:
+    model, [pair] = make_model("bert", own=own), make_pairs([SPANS])
+    plan = Plan((2, 4, 6), {2: Fraction(1, 2)})
+    ours = pair_operations(model, plan, pair) - attention_and_merging(model, pair, plan)
+    assert ours == linear_operations(model, pair, plan)
+
+
+def test_running_deltas_are_counted_and_folded_ones_are_free(
+    make_model: ModelFactory, make_pairs: PairFactory, make_adapter: Callable[..., dict[str, LowRank]]
+) -> None:
+    [pair] = make_pairs([SPANS])
+    plan = Plan((4,), {2: Fraction(1, 2)}, (VERTICAL,))
+    model = make_model("llama")
+    running = Compensation(model, {VERTICAL: make_adapter(model, rank=3)}, fold_limit=0)
+    plain = pair_operations(model, plan, pair)
+    ours = pair_operations(model, plan, pair, running.running_ranks(plan.adapters))
+    with running.applied(plan.adapters):
+        counted = linear_operations(model, pair, plan)
+    assert ours > plain
+    assert ours - attention_and_merging(model, pair, plan) == counted
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_deeper_and_wider_cost_more(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
+    model, [pair] = make_model(family), make_pairs([(8, 60, 4)])
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        layers=st.tuples(st.integers(2, 6), st.integers(2, 6)).map(sorted),
+        steps=st.tuples(*[st.sampled_from([Fraction(1, k) for k in (1, 2, 3, 4, 8)])] * 2).map(sorted),
+    )
+    def check(layers: list[int], steps: list[Fraction]) -> None:
+        def cost(depth: int, step: Fraction) -> float:
+            return pair_operations(model, Plan((depth,), {1: step} if step < 1 else {}), pair)
+
+        shallow, deep = layers
+        narrow, wide = steps
+        assert cost(shallow, wide) <= cost(deep, wide)
+        assert (cost(shallow, wide) == cost(deep, wide)) == (shallow == deep)
+        # Merging itself costs one weighted sum, so a width that saves next to nothing may come out even.
+        assert cost(deep, narrow) <= cost(deep, wide)
+
+    check()
+
+
+def test_longer_texts_cost_more(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    model, plan = make_model("llama"), Plan((4,), {1: Fraction(1, 2)})
+    costs = [pair_operations(model, plan, pair) for pair in make_pairs([(5, 0, 4), (5, 10, 4), (5, 20, 4), (9, 20, 4)])]
+    assert costs == sorted(costs)
+    assert len(set(costs)) == 4

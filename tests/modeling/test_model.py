@@ -1,0 +1,367 @@
+"""The layer loop: against a slow walk over the stock blocks, one pair at a time; and what a Plan may ask for."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import AttentionInterface, AutoModel, PreTrainedConfig
+
+from mrr_model.compression import Compression, Plan
+from mrr_model.modeling import attention
+from mrr_model.modeling.batch import EncodedPair, collate
+from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
+from mrr_model.modeling.families import FAMILIES, is_decoder
+from mrr_model.modeling.model import BatchReading, BatchState, MatryoshkaModel
+from mrr_model.template import BERT_LAYOUT
+
+ModelFactory = Callable[..., MatryoshkaModel]
+PairFactory = Callable[..., list[EncodedPair]]
+
+SPANS = [(5, 21, 4), (3, 40, 4), (4, 1, 4), (4, 0, 4)]
+MERGES = {2: Fraction(1, 2), 3: Fraction(2, 3), 5: Fraction(1, 4)}
+
+
+def logits_of(model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(collate(pairs, model.config.pad_token_id or 0), plan)
+    return logits
+
+
+WINDOWED = {"mistral": {"sliding_window": 7}, "gemma2": {"sliding_window": 7}}
+"""A window on every layer, and on every other one: outside of it, attention and so merge weights are zero."""
+
+CASES: list[tuple[str, dict[str, Any]]] = [*((family, {}) for family in FAMILIES), *WINDOWED.items()]
+
+
+def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fraction]) -> list[float]:
+    """Every exit's logit of one pair: stock blocks with eager attention, and merging as a loop.
+
+    Written from reference/README.md. The attention weights are what eager attention itself returns; nothing of this
+    project runs but the heads.
+    """
+    config = copy.deepcopy(model.config)
+    decoder = is_decoder(config.model_type)
+    kwargs = {} if decoder else {"add_pooling_layer": False}
+    twin: Any = AutoModel.from_config(config, attn_implementation="eager", **kwargs).eval()
+    twin.load_state_dict(model.model.state_dict())
+    query, passage, logits = pair.query_length, pair.passage_length, []
+
+    ids = torch.tensor([pair.input_ids])
+    if decoder:
+        hidden = twin.embed_tokens(ids) * getattr(twin, "embedding_multiplier", 1.0)
+    else:
+        types = (torch.arange(ids.shape[1]) >= query).long()[None] * (config.type_vocab_size - 1)
+        hidden = twin.embeddings(input_ids=ids, token_type_ids=types)
+    for layer in range(1, model.num_layers + 1):
+        means = slow_means(hidden[0], query, passage) if model.matryoshka.head == "similarity" else None
+        reading = -1 if decoder else 0 if means is None else query - 1
+        hidden, weights = slow_block(twin, layer, hidden, reading)
+        read = hidden[0, reading]
+        logit = model.heads[str(layer)]((twin.norm(read) if decoder else read)[None], means)[0].item()
+        cap = model.matryoshka.logit_softcap
+        logits.append(logit if cap is None else cap * math.tanh(logit / cap))
+        if layer in merges:
+            if model.matryoshka.merge_weights == "mean":
+                weights = torch.ones_like(weights)
+            hidden = slow_merge(hidden[0], weights, query, passage, merges[layer])[None]
+            passage = len({math.floor(j * merges[layer]) for j in range(passage)})
+    return logits
+
+
+def slow_block(twin: Any, layer: int, hidden: Tensor, reading: int) -> tuple[Tensor, Tensor]:
+    """One stock block, and its reading token's attention to each place summed over heads: (1, T, D) and (T,)."""
+    size = hidden.shape[1]
+    if not is_decoder(twin.config.model_type):
+        block = twin.encoder.layer[layer - 1]
+        attending = block.attention.self
+        seen: dict[str, Any] = {"attention_mask": None}
+    else:
+        block = twin.layers[layer - 1]
+        attending = block.self_attn
+        window = getattr(twin.config, "sliding_window", None)
+        if twin.config.model_type == "gemma2" and twin.config.layer_types[layer - 1] == "full_attention":
+            window = None
+        distance = torch.arange(size)[:, None] - torch.arange(size)[None, :]
+        hidden_places = (distance < 0) | (distance >= (window or size))
+        mask = torch.zeros(size, size).masked_fill(hidden_places, torch.finfo(torch.float32).min)[None, None]
+        places = torch.arange(size)[None]  # renumbered at every width
+        rotary = twin.rotary_emb(hidden, position_ids=places)
+        seen = {"attention_mask": mask, "position_ids": places, "position_embeddings": rotary}
+    caught: list[Tensor] = []
+    hook = attending.register_forward_hook(lambda _, __, output: caught.append(output[1]))
+    output = block(hidden, **seen)
+    hook.remove()
+    return output[0] if isinstance(output, tuple) else output, caught[0][0, :, reading].sum(0)
+
+
+def slow_means(hidden: Tensor, query: int, passage: int) -> Tensor:
+    """What a similarity head compares, (1, 2, D): the query's tokens but the first, and the passage's."""
+    passage_states = hidden[query : query + passage] if passage else torch.zeros(1, hidden.shape[1])
+    return torch.stack([hidden[1:query].mean(0), passage_states.mean(0)])[None]
+
+
+def slow_merge(hidden: Tensor, weights: Tensor, query: int, passage: int, step: Fraction) -> Tensor:
+    """(T, D) to (T', D): passage token j goes to group floor(j · step), which becomes its weighted average."""
+    groups: dict[int, list[int]] = {}
+    for j in range(passage):
+        groups.setdefault(math.floor(j * step), []).append(query + j)
+    merged = []
+    for members in groups.values():
+        shares = weights[members] if weights[members].sum() > 0 else torch.ones(len(members))
+        merged.append((shares[:, None] * hidden[members]).sum(0) / shares.sum())
+    return torch.stack([*hidden[:query], *merged, *hidden[query + passage :]])
+
+
+@pytest.mark.parametrize("merge_weights", ["attention", "mean"])
+@pytest.mark.parametrize(
+    ("family", "changes"), CASES, ids=[f"{family}{'-window' if changes else ''}" for family, changes in CASES]
+)
+def test_forward_equals_a_slow_walk(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any], merge_weights: str
+) -> None:
+    model = make_model(family, own={"merge_weights": merge_weights}, **changes)
+    pairs = make_pairs(SPANS)
+    logits = logits_of(model, pairs, Plan(exits=tuple(range(1, 7)), merges=MERGES))
+    for pair, row in zip(pairs, logits, strict=True):
+        with torch.inference_mode():
+            expected = slow_logits(model, pair, MERGES)
+        for actual, logit in zip(row.tolist(), expected, strict=True):
+            assert actual == pytest.approx(logit, abs=1e-5 * max(1.0, abs(logit)))
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, pairs = make_model(family, own={"head": "similarity"}, **no_dropout), make_pairs(SPANS)
+    for merges in ({}, MERGES):
+        expected = torch.tensor([slow_logits(model, pair, merges) for pair in pairs])
+        together = logits_of(model, pairs, Plan(exits=tuple(range(1, 7)), merges=merges))
+        torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+        for layer in range(1, 7):  # the last exit of a plan goes another way than those before it
+            alone = logits_of(model, pairs, Plan((layer,), {at: step for at, step in merges.items() if at < layer}))
+            torch.testing.assert_close(alone[:, 0], together[:, layer - 1], atol=1e-5, rtol=1e-5)
+        whole = model.train()(collate(pairs, 0), Plan(tuple(range(1, 7)), merges))
+        torch.testing.assert_close(whole.detach(), together, atol=1e-5, rtol=1e-5)
+        model.eval()
+
+
+def test_readings_of_similarity_heads_go_to_one_room_and_part(
+    make_model: ModelFactory, make_pairs: PairFactory
+) -> None:
+    model, pairs = make_model("bert", own={"head": "similarity"}), make_pairs(SPANS)
+    plan = Plan((2, 5), {1: Fraction(1, 2)})
+
+    def read(part: list[EncodedPair]) -> BatchReading:
+        state: BatchState | BatchReading = model.start(collate(part, 0))
+        while isinstance(state, BatchState):
+            state = model.advance(state, plan)
+        return state
+
+    with torch.inference_mode():
+        first, others = read(pairs[:1]), read(pairs[1:])
+        both = first.room(len(pairs))
+        both.part(slice(1)).copy_(first)
+        both.part(slice(1, None)).copy_(others)
+        expected = logits_of(model, pairs, plan)
+        torch.testing.assert_close(model.finish(both, plan), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.finish(both.part(slice(1, 3)), plan), expected[1:3], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_states_between_merges_join_and_part(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
+    model, pairs = make_model(family), make_pairs(SPANS)
+    plan = Plan((2, 4, 6), {1: Fraction(1, 2), 3: Fraction(1, 2)})
+    with torch.inference_mode():
+        expected = logits_of(model, pairs, plan)
+        states = [model.advance(model.start(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:])]
+        both = BatchState.joined([state for state in states if isinstance(state, BatchState)])
+        assert (both.layer, len(both), both.width) == (1, len(pairs), max(map(longest, states)))
+        for pairs_of in (slice(None), slice(1, 3)):
+            state: BatchState | BatchReading = both.part(pairs_of)
+            for _ in range(2):  # behind the second merge, then to its end; the same state can go on twice
+                assert isinstance(state, BatchState)
+                model.advance(state, plan)
+                state = model.advance(state, plan)
+            assert isinstance(state, BatchReading)
+            torch.testing.assert_close(model.finish(state, plan), expected[pairs_of], atol=1e-5, rtol=1e-5)
+
+
+def longest(state: BatchState | BatchReading) -> int:
+    assert isinstance(state, BatchState)
+    return int(state.spans.total.max())
+
+
+def test_gradients_reach_both_sides_of_a_similarity(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    model = make_model("bert", own={"head": "similarity"}).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(collate(make_pairs(SPANS), 0), Plan((2, 6))).sum().backward()
+    for layer in ("2", "6"):
+        grads = [parameter.grad for parameter in model.heads[layer].parameters()]
+        assert len(grads) == 3
+        assert all(grad is not None and grad.isfinite().all() and grad.abs().max() > 0 for grad in grads)
+    assert model.model.encoder.layer[4].output.dense.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_causal_model_has_no_similarity_heads(make_model: ModelFactory, family: str) -> None:
+    with pytest.raises(ValueError, match="similarity heads compare states of an encoder"):
+        make_model(family, own={"head": "similarity"})
+
+
+def test_attention_weights_matter(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    """Or the test above could not tell the weighted average from the plain one."""
+    pairs, plan = make_pairs(SPANS), Plan((6,), MERGES)
+    for family in FAMILIES:
+        weighted, plain = (
+            logits_of(make_model(family, own={"merge_weights": kind}), pairs, plan) for kind in ("attention", "mean")
+        )
+        assert (weighted - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_each_layer_works_on_the_planned_width_and_none_runs_beyond_the_exit(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str
+) -> None:
+    model = make_model(family)
+    widths: dict[int, int] = {}
+    for layer, block in enumerate(model.backbone.layers, start=1):
+        block.register_forward_pre_hook(lambda _, args, layer=layer: widths.update({layer: args[0].shape[1]}))
+    with torch.no_grad():
+        for block in model.backbone.layers[5:]:
+            for parameter in block.parameters():
+                parameter.fill_(float("nan"))
+    plan = Plan((2, 5), {1: Fraction(1, 2), 3: Fraction(1, 2)})
+    logits = logits_of(model, make_pairs([(5, 20, 4), (2, 8, 1)]), plan)
+    assert logits.isfinite().all()
+    assert widths == {1: 29, 2: 19, 3: 19, 4: 14}  # block 5 is read by its own parts, for one token of each pair
+    assert [5 + math.ceil(20 * plan.width(layer)) + 4 for layer in range(1, 5)] == list(widths.values())
+
+
+def test_each_exit_has_its_own_head(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    """Defect 1 of the release: there, asking for one exit scores it with the head of the first."""
+    model, pairs = make_model("mistral"), make_pairs(SPANS)
+    before = logits_of(model, pairs, Plan((2, 4, 6)))
+    with torch.no_grad():
+        model.get_parameter("heads.4.linear.weight").mul_(2)
+    after = logits_of(model, pairs, Plan((2, 4, 6)))
+    torch.testing.assert_close(after, before * torch.tensor([1.0, 2.0, 1.0]))
+    torch.testing.assert_close(logits_of(model, pairs, Plan((4,))), after[:, 1:2])
+
+
+def test_logits_are_float32_one_column_an_exit(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    model = make_model("llama").bfloat16()
+    model.heads.float()
+    logits = logits_of(model, make_pairs(SPANS), Plan((1, 3, 6)))
+    assert logits.shape == (4, 3)
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("head", ["linear", "classifier", "yes_no", "similarity"])
+def test_soft_cap_and_head_kinds(make_model: ModelFactory, make_pairs: PairFactory, head: str) -> None:
+    plain = make_model("bert", own={"head": head, "head_bias": True})
+    capped = make_model("bert", own={"head": head, "head_bias": True, "logit_softcap": 0.5})
+    pairs = make_pairs(SPANS)
+    expected = 0.5 * torch.tanh(logits_of(plain, pairs, Plan((6,))) / 0.5)
+    torch.testing.assert_close(logits_of(capped, pairs, Plan((6,))), expected)
+
+
+def test_plan_knows_the_models_own_layers(make_model: ModelFactory) -> None:
+    model = make_model("llama", own={"exits": (2, 4, 6), "merge_layers": (1, 3), "default_merge_layer": 3})
+    plan = model.plan(Compression(5, 0.5), vertical=True, horizontal=[Fraction(1, 2)])
+    assert plan == Plan((4,), {3: Fraction(1, 2)}, ("vertical", "horizontal_1_2"))
+
+
+def test_weights_have_their_stock_names(make_model: ModelFactory) -> None:
+    """So that PEFT, quantization and from_pretrained find what they know."""
+    model = make_model("qwen3", own={"exits": (2, 6)})
+    stock = {f"model.{name}" for name in AutoModel.from_config(model.config, attn_implementation="eager").state_dict()}
+    assert set(model.state_dict()) == stock | {"heads.2.linear.weight", "heads.6.linear.weight"}
+
+
+def test_model_pickles_into_a_process_that_has_built_none(
+    make_model: ModelFactory, make_pairs: PairFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pairs, plan = make_model("bert"), make_pairs(SPANS), Plan((6,), MERGES)
+    expected = logits_of(model, pairs, plan)
+    pickled = pickle.dumps(model)
+    monkeypatch.delitem(AttentionInterface._global_mapping, attention.NAME)  # as in a fresh process
+    torch.testing.assert_close(logits_of(pickle.loads(pickled), pairs, plan), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_deep_copy_scores_alike_and_stands_alone(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    model, pairs, plan = make_model("gemma2"), make_pairs(SPANS), Plan((6,), MERGES)
+    expected = logits_of(model, pairs, plan)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(logits_of(twin, pairs, plan), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_exit_beyond_the_last_layer(make_model: ModelFactory) -> None:
+    with pytest.raises(ValueError, match="exit 7 lies beyond the backbone's 6 layers"):
+        make_model("llama", own={"exits": (6, 7)})
+
+
+@pytest.mark.parametrize("exits", [(), (0, 2), (4, 2), (2, 2)])
+def test_exits_that_are_no_ascending_layers(exits: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match="exits must be ascending layer numbers from 1"):
+        MatryoshkaConfig(exits=exits, merge_layers=(1,), default_merge_layer=1, layout=BERT_LAYOUT)
+
+
+def test_config_forbids_what_it_does_not_know() -> None:
+    with pytest.raises(ValidationError, match="surprise"):
+        MatryoshkaConfig(exits=(1,), merge_layers=(), default_merge_layer=1, layout=BERT_LAYOUT, surprise=1)  # type: ignore[call-arg]
+
+
+def test_unknown_backbone(make_config: Callable[..., PreTrainedConfig]) -> None:
+    config: Any = make_config("llama")
+    config.model_type = "mamba"
+    own = MatryoshkaConfig(exits=(1,), merge_layers=(), default_merge_layer=1, layout=BERT_LAYOUT)
+    with pytest.raises(ValueError, match="'mamba' is not a known backbone"):
+        MatryoshkaModel.from_config(config, own)
+
+
+@pytest.mark.parametrize(("layers", "merge_layer"), [(1, 1), (4, 1), (8, 2), (32, 8), (42, 10)])
+def test_default_merge_layer_is_a_quarter(layers: int, merge_layer: int) -> None:
+    assert default_merge_layer(layers) == merge_layer
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "bert"])
+def test_rounding_the_widths_changes_no_logit(
+    family: str, make_model: Callable[..., MatryoshkaModel], make_pairs: Callable[..., list[EncodedPair]]
+) -> None:
+    model = make_model(family)
+    pairs = make_pairs([(3, 31, 4), (2, 5, 4), (4, 50, 2)])
+    plan = Plan((3, 6), {1: Fraction(1, 2), 4: Fraction(1, 3)})
+    pad_id = model.config.pad_token_id or 0
+    with torch.no_grad():
+        exact = model(collate(pairs, pad_id), plan)
+        rounded = model(collate(pairs, pad_id, rounded=True, max_tokens=model.backbone.max_tokens), plan)
+    assert (exact - rounded).abs().max() < 1e-5 * max(1.0, exact.abs().max().item())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gemma2"])
+def test_gradients_flow_through_merge_weights(
+    family: str, make_model: ModelFactory, make_pairs: PairFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same forward pass with the weights detached gives the layer before the merge another gradient."""
+    batch = collate(make_pairs(SPANS), 0)
+    plan = Plan(exits=(3,), merges={1: Fraction(1, 2)})
+    whole = attention.row_weights
+    grads = []
+    for detached in (False, True):
+        monkeypatch.setattr(attention, "row_weights", lambda *a, d=detached: whole(*a).detach() if d else whole(*a))
+        model = make_model(family).train()
+        model(batch, plan).sum().backward()
+        first = next(weight for name, weight in model.named_parameters() if "q_proj" in name or "query" in name)
+        assert first.grad is not None
+        grads.append(first.grad)
+    assert (grads[0] - grads[1]).abs().max() > 1e-6

@@ -1,0 +1,154 @@
+"""Fine-tuning a trained cross-encoder starts from its classifier, and every error about one names the next command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from typer.testing import CliRunner
+
+from mrr_model import MatryoshkaReranker, checkpoint
+from mrr_model.cli.app import app
+from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.recipe import Finetuning, finetune
+
+QUERY, TEXTS = "a runs", ["the red cat runs", "a dog", "bird sings the"]
+
+
+def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneSettings:
+    fields: dict[str, Any] = {
+        "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "passages": 4,
+        "max_length": 32,
+    }  # fmt: skip
+    return FinetuneSettings(**{**fields, **changes})
+
+
+def logits(start: checkpoint.Checkpoint, **setting: Any) -> list[float]:
+    return MatryoshkaReranker(start, max_length=32, normalize=False).score(QUERY, TEXTS, **setting)
+
+
+def test_exits_start_from_the_models_own_classifier(
+    cross_encoder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Finetuning(settings(cross_encoder, toy_file, tmp_path / "out")).base()
+    assert capsys.readouterr().err == "exits start from the model's own classifier\n"
+    stock = AutoModelForSequenceClassification.from_pretrained(cross_encoder).eval()
+    encode = start.tokenizer.encode
+    for text, score in zip(TEXTS, logits(start), strict=True):
+        first, second = encode(f"[CLS] {QUERY} [SEP]"), encode(f"{text} [SEP]")
+        with torch.no_grad():
+            expected = stock(
+                input_ids=torch.tensor([first + second]),
+                token_type_ids=torch.tensor([[0] * len(first) + [1] * len(second)]),
+            ).logits[0, 0]
+        assert score == pytest.approx(expected.item(), abs=1e-5)
+    for head in start.model.heads.values():
+        assert torch.equal(head.linear.weight, stock.classifier.weight)  # type: ignore[union-attr,arg-type]
+
+
+def test_a_training_step_away_it_still_scores_much_as_before(
+    cross_encoder: Path, toy_file: Path, tmp_path: Path
+) -> None:
+    before = logits(Finetuning(settings(cross_encoder, toy_file, tmp_path / "out")).base())
+    few = {"max_steps": 1, "learning_rate": 1e-6}
+    after = logits(checkpoint.load(finetune(settings(cross_encoder, toy_file, tmp_path / "out", distill=few))))
+    assert after == pytest.approx(before, abs=1e-3)
+
+
+def test_a_head_that_is_asked_for_is_fresh(
+    cross_encoder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Finetuning(settings(cross_encoder, toy_file, tmp_path / "out", head="linear")).base()
+    assert start.model.matryoshka.head == "linear"
+    assert capsys.readouterr().err == "exits start from fresh linear heads, not from the model's own classifier\n"
+
+
+def test_what_other_models_start_from_is_said(
+    stock_encoder: Path, stock_decoder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (stock_encoder, stock_decoder):
+        Finetuning(settings(model, toy_file, tmp_path / "out")).base()
+    assert capsys.readouterr().err.splitlines() == [
+        "exits start from fresh linear heads",
+        'exits start from its language model\'s row for "Yes"',
+    ]
+
+
+def test_its_last_layers_can_be_left_out_and_its_compensation_trained_alone(
+    cross_encoder: Path, toy_file: Path, tmp_path: Path
+) -> None:
+    few = {"max_steps": 1}
+    shallow = finetune(settings(cross_encoder, toy_file, tmp_path / "shallow", exits=(1, 2), distill=few))
+    assert checkpoint.load(shallow).model.matryoshka.exits == (1, 2)
+    alone = finetune(settings(cross_encoder, toy_file, tmp_path / "alone", stages=("vertical",), vertical=few))
+    assert logits(checkpoint.load(alone)) == pytest.approx(
+        logits(Finetuning(settings(cross_encoder, toy_file, tmp_path / "out")).base()), abs=1e-6
+    )
+
+
+@pytest.fixture
+def three_labels(make_config: Callable[..., PreTrainedConfig], cross_encoder: Path, tmp_path: Path) -> Path:
+    """A classifier of three labels."""
+    names = {0: "contradiction", 1: "entailment", 2: "neutral"}
+    config = make_config("bert", vocab_size=20, num_hidden_layers=2, pad_token_id=0, id2label=names)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "nli")
+    for file in cross_encoder.glob("tokenizer*"):
+        (tmp_path / "nli" / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "nli"
+
+
+def test_more_labels_than_one_are_named(three_labels: Path, toy_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"3 labels.*contradiction, entailment, neutral.*--head linear"):
+        finetune(settings(three_labels, toy_file, tmp_path / "out"))
+    Finetuning(settings(three_labels, toy_file, tmp_path / "out", head="linear")).base()
+
+
+def refusals(model: Path, words: Path) -> list[str]:
+    """What every door says to a model that does not open as it is."""
+    crossing = pytest.importorskip("mrr_integrations.sentence_transformers")
+    langchain = pytest.importorskip("mrr_integrations.langchain")
+    llama_index = pytest.importorskip("mrr_integrations.llama_index")
+    said = []
+    for opens in (
+        lambda: MatryoshkaReranker(model),
+        lambda: crossing.MatryoshkaCrossEncoder(str(model)),
+        lambda: langchain.MatryoshkaReranker(model=str(model)),
+        lambda: llama_index.MatryoshkaReranker(model=str(model)),
+    ):
+        with pytest.raises(ValueError, match=r"FOLDER") as error:
+            opens()
+        said.append(str(error.value))
+    for command in (
+        ["rerank", "--query", QUERY, "--model", model, words],
+        ["evaluate", model, words, "--output", words.parent / "evaluation"],
+        ["calibrate", model, "--texts", words, "--dry-run", "--output", words.parent / "evaluation"],
+        ["info", model],
+    ):
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in command])
+        assert result.exit_code == 2, result.output
+        said.append(result.stderr)
+    return said
+
+
+def test_every_door_names_the_command_that_takes_a_cross_encoder(cross_encoder: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("a\n", "utf-8")
+    for said in refusals(cross_encoder, words):
+        assert "it is a trained cross-encoder. `mrr flatten --model FOLDER" in said
+        assert "`mrr finetune --model FOLDER" in said
+
+
+def test_plain_and_foreign_models_are_told_what_takes_them(
+    stock_encoder: Path, three_labels: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"it is a plain model\. Train a re-ranker from it: `mrr finetune --model"):
+        MatryoshkaReranker(stock_encoder)
+    with pytest.raises(ValueError, match=r"3 labels \(contradiction, entailment, neutral\).*--head linear"):
+        MatryoshkaReranker(three_labels)
+    config = {"model_type": "deberta-v2", "architectures": ["DebertaV2ForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ValueError, match=r"no known family.*from these families: .*bert, xlm-roberta"):
+        MatryoshkaReranker(tmp_path)

@@ -1,0 +1,61 @@
+"""LoRA in training: which modules get one, and that what comes out is what PEFT computed."""
+
+from collections.abc import Callable
+
+import torch
+
+from mrr_model.compression import Plan
+from mrr_model.modeling.batch import EncodedPair, collate
+from mrr_model.modeling.compensation import fold
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.training.lora import FrozenAdapter, LoraSettings, adapter_of, linear_modules, with_lora
+
+ModelFactory = Callable[..., MatryoshkaModel]
+PairFactory = Callable[..., list[EncodedPair]]
+
+SPANS = [(5, 21, 4), (3, 9, 4)]
+
+
+def test_the_layers_that_run_and_their_heads_get_a_lora(make_model: ModelFactory) -> None:
+    names = linear_modules(make_model("llama"), (2, 4))
+    assert {name for name in names if name.startswith("heads.")} == {"heads.2.linear", "heads.4.linear"}
+    layers = {name.split(".")[2] for name in names if name.startswith("model.")}
+    assert layers == {"0", "1", "2", "3"}
+    assert sum(name.startswith("model.layers.0.") for name in names) == 7  # q, k, v, o, gate, up, down
+    assert len(names) == 2 + 4 * 7
+
+
+def test_the_adapter_adds_what_the_lora_added(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    batch = collate(make_pairs(SPANS), 0)
+    plan = Plan((2, 4))
+    settings = LoraSettings(rank=3, alpha=5, dropout=0.0)
+    trained = with_lora(make_model("llama"), settings, plan.exits).eval()
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+        expected = trained(batch, plan)
+        with trained.disable_adapter():
+            plain = trained(batch, plan)
+        adapter = adapter_of(trained, trained.state_dict())
+        folded = fold(make_model("llama"), [adapter])(batch, plan)
+    assert (expected - plain).abs().max() > 1e-2
+    torch.testing.assert_close(folded, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_adapter_adds_only_while_it_is_on(
+    make_model: ModelFactory, make_pairs: PairFactory, make_adapter: Callable[..., dict[str, object]]
+) -> None:
+    batch, plan = collate(make_pairs(SPANS), 0), Plan((2, 6))
+    model = make_model("bert")
+    adapter = make_adapter(model)
+    with torch.no_grad():
+        plain, folded = model(batch, plan), fold(model, [adapter])(batch, plan)  # type: ignore[list-item]
+        frozen = FrozenAdapter(model, adapter)  # type: ignore[arg-type]
+        assert torch.equal(model(batch, plan), plain)
+        with frozen.switched(True):
+            torch.testing.assert_close(model(batch, plan), folded, atol=1e-4, rtol=1e-4)
+            with frozen.switched(False):
+                assert torch.equal(model(batch, plan), plain)
+            torch.testing.assert_close(model(batch, plan), folded, atol=1e-4, rtol=1e-4)
+        assert torch.equal(model(batch, plan), plain)

@@ -1,0 +1,233 @@
+"""Flattening: full size scores as the re-ranker did, smaller sizes learn to agree with it, without any label."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from mrr_model import MatryoshkaReranker
+from mrr_model.checkpoint import Checkpoint
+from mrr_model.data.groups import Group
+from mrr_model.inference.encode import PairEncoder
+from mrr_model.template import QWEN3_LAYOUT, RELEASE_LAYOUT
+from mrr_model.training.config import FlattenSettings
+from mrr_model.training.initialize import from_reranker
+from mrr_model.training.losses import distillation_loss
+from mrr_model.training.self_distill import filled, flatten, read_texts
+
+QUERIES = ["the panda is eating what?", "is it 42", "a small bird", "what is the panda?"]
+DOCUMENTS = ["the panda is what", "42 is it", "a bird, small", "panda panda!", "is the bird 7?", "what (a) day"]
+STAGE = {"learning_rate": 1e-2, "epochs": 30.0, "lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}
+
+StockConfig = Callable[..., PreTrainedConfig]
+
+
+@pytest.fixture
+def save_classifier(make_config: StockConfig, tokenizers: Mapping[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """``save_classifier(family, **changes)``: the folder of a random sequence-classification model."""
+
+    def save(family: str, **changes: Any) -> Path:
+        config = make_config(family, **{"num_labels": 1, "num_hidden_layers": 4, **changes})
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / family)
+        tokenizers["encoder" if family in ("bert", "xlm-roberta") else "decoder"].save_pretrained(tmp_path / family)
+        return tmp_path / family
+
+    return save
+
+
+@pytest.fixture
+def causal(make_config: StockConfig, tokenizers: Mapping[str, Any], tmp_path: Path) -> Path:
+    """The folder of a random Qwen3 that answers "yes" or "no"."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(make_config("qwen3", num_hidden_layers=4)).save_pretrained(tmp_path / "causal")
+    tokenizers["decoder"].save_pretrained(tmp_path / "causal")
+    return tmp_path / "causal"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Unlabelled rows: each query with all documents."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"query": q, "documents": DOCUMENTS}) + "\n" for q in QUERIES), "utf-8")
+    return file
+
+
+def settings(model: Path, texts: Path, output: Path, **changes: Any) -> FlattenSettings:
+    fields: dict[str, Any] = {
+        "model": str(model), "texts": (str(texts),), "output": output, "passages": 6, "groups_per_step": 2,
+        "max_length": 100, "vertical": STAGE, "horizontal": {**STAGE, "ratios": (2,)},
+    }  # fmt: skip
+    return FlattenSettings(**{**fields, **changes})
+
+
+def logits(reranker: MatryoshkaReranker, **setting: Any) -> torch.Tensor:
+    """Of every query with every document, (queries, documents, 1)."""
+    rows = [reranker.score(query, DOCUMENTS, normalize=False, **setting) for query in QUERIES]
+    return torch.tensor(rows)[..., None]
+
+
+def test_a_bert_cross_encoder_is_flattened(save_classifier: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
+    folder = save_classifier("bert")
+    stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    flattened = flatten(settings(folder, texts, tmp_path / "out"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+
+    reranker = MatryoshkaReranker(flattened, dtype="float32", max_length=100)
+    assert reranker.exits == (1, 2, 3, 4)
+    full = logits(reranker)
+    for row, query in enumerate(QUERIES):
+        for column, document in enumerate(DOCUMENTS):
+            ids = (
+                tokenizer.encode(query, add_special_tokens=False),
+                tokenizer.encode(document, add_special_tokens=False),
+            )
+            cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+            first, second = [cls, *ids[0], sep], [*ids[1], sep]
+            inputs = torch.tensor([first + second]), torch.tensor([[0] * len(first) + [1] * len(second)])
+            with torch.no_grad():
+                expected = stock(input_ids=inputs[0], token_type_ids=inputs[1]).logits[0, 0]
+            assert full[row, column, 0].item() == pytest.approx(expected.item(), abs=1e-5)
+
+    # What the compensation earned: each smaller size against the same size without it.
+    untaught = from_reranker(folder)
+    plain = MatryoshkaReranker(Checkpoint(*untaught, {}), max_length=100)
+    for setting in ({"depth": 2}, {"depth": 3}, {"keep_ratio": 0.5}, {"depth": 3, "keep_ratio": 0.5}):
+        taught, before = (distillation_loss(logits(one, **setting), full) for one in (reranker, plain))
+        best = distillation_loss(full, full)  # the teacher's own entropy
+        assert taught - best < 0.5 * (before - best), setting
+
+
+def test_an_xlm_roberta_cross_encoder_keeps_its_scores(save_classifier: Callable[..., Path]) -> None:
+    folder = save_classifier("xlm-roberta")
+    model, tokenizer = from_reranker(folder)
+    stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    reranker = MatryoshkaReranker(Checkpoint(model, tokenizer, {}), max_length=100, normalize=False)
+    [pair] = reranker._encoder.encode([(QUERIES[0], DOCUMENTS[0])])
+    with torch.no_grad():
+        expected = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, 0]
+    assert reranker.score(QUERIES[0], DOCUMENTS[:1])[0] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_causal_classifier_keeps_its_scores(save_classifier: Callable[..., Path], tmp_path: Path) -> None:
+    folder = save_classifier("llama")
+    with pytest.raises(ValueError, match="give its layout"):
+        from_reranker(folder)
+    model, tokenizer = from_reranker(folder, layout=RELEASE_LAYOUT)
+    stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    [pair] = PairEncoder(tokenizer, RELEASE_LAYOUT, 100).encode([(QUERIES[0], DOCUMENTS[0])])
+    with torch.no_grad():
+        expected = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, 0]
+    reranker = MatryoshkaReranker(Checkpoint(model, tokenizer, {}), max_length=100, normalize=False)
+    assert reranker.score(QUERIES[0], DOCUMENTS[:1])[0] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("no", ["no", None])
+def test_a_yes_no_reranker_keeps_its_scores(no: str | None, causal: Path, texts: Path, tmp_path: Path) -> None:
+    few = {**STAGE, "epochs": 1.0}
+    changes: dict[str, Any] = {"no": no, "vertical": few, "horizontal": {**few, "ratios": (2,)}, "max_length": 400}
+    folder = flatten(settings(causal, texts, tmp_path / "out", **changes))
+    reranker = MatryoshkaReranker(folder, dtype="float32", max_length=400, normalize=False)
+    stock = AutoModelForCausalLM.from_pretrained(causal).eval()
+    ids = [reranker.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no")]
+    for document in DOCUMENTS:
+        [pair] = reranker._encoder.encode([(QUERIES[0], document)])
+        with torch.no_grad():
+            last = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, -1]
+        expected = last[ids[0]] - (last[ids[1]] if no else 0)
+        assert reranker.score(QUERIES[0], [document])[0] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_qwen3_layout_gives_the_ids_of_the_whole_text() -> None:
+    """Its pieces are tokenized one by one; with Qwen's rule of splitting text, no token would cross their borders."""
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    pattern += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    prefix, asked = QWEN3_LAYOUT.query
+    whole = prefix + asked + QWEN3_LAYOUT.passage[0] + QWEN3_LAYOUT.prompt[0]
+    backend.train_from_iterator([whole.format(query=q, passage=d) for q in QUERIES for d in DOCUMENTS] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|endoftext|>")
+    encoder = PairEncoder(tokenizer, QWEN3_LAYOUT, 1000)
+    for query, document in [("what?", "This."), ("who\nwrote it", '"Quoted" text.'), ("2 + 2 =", "(four)")]:
+        [pair] = encoder.encode([(query, document)])
+        assert pair.input_ids == tokenizer.encode(whole.format(query=query, passage=document))
+
+
+def test_flattening_refuses_what_it_cannot_take_in(
+    save_classifier: Callable[..., Path], causal: Path, stock_encoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="has 3 labels"):
+        from_reranker(save_classifier("bert", num_labels=3))
+    with pytest.raises(ValueError, match="A model to flatten is"):
+        from_reranker(stock_encoder)
+    with pytest.raises(ValueError, match="exits must end with the model's last layer, 4"):
+        flatten(settings(causal, texts, tmp_path / "out", exits=(2, 3)))
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}', "utf-8")
+    with pytest.raises(ValueError, match="'deberta-v2' is not a known backbone"):
+        from_reranker(tmp_path)
+
+
+def test_labels_and_teachers_cannot_be_asked_to_count() -> None:
+    with pytest.raises(ValueError, match="label_weight"):
+        FlattenSettings(model="m", texts=("t",), output=Path("o"), vertical={"label_weight": 1.0})  # type: ignore[arg-type]
+
+
+def test_texts_come_as_lists_as_single_documents_or_as_labelled_rows(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a", "documents": ["1", "2"]},
+        {"query": "b", "document": "3"},
+        {"query": "b", "document": "4"},
+        {"query": "c", "pos": ["5"], "neg": ["6"], "pos_scores": [1.0], "neg_scores": [0.0]},
+        {"query": "b", "document": "7"},
+    ]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    expected = [("a", ("1", "2")), ("b", ("3", "4")), ("c", ("5", "6")), ("b", ("7",))]
+    assert [(group.query, group.negatives) for group in read_texts(str(file))] == expected
+    assert not any(group.positives or group.negative_scores for group in read_texts(str(file)))
+
+
+def test_bad_texts_are_named_or_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"query": "a", "documents": ["1", "2"]}\n{"query": "a"}\n', "utf-8")
+    with pytest.raises(ValueError, match=r'texts\.jsonl:2: expected "documents"'):
+        list(read_texts(str(file)))
+    assert len(list(read_texts(str(file), on_bad_row="skip"))) == 1
+
+
+def test_rows_with_few_documents_are_filled_up_from_others() -> None:
+    rows = [Group(f"q{row}", (), (f"d{row}",)) for row in range(12)]
+    full = list(filled(rows, 4, seed=0))
+    assert [group.query for group in full] == [row.query for row in rows]
+    assert all(len(set(group.negatives)) == 4 and group.negatives[0] == f"d{row}" for row, group in enumerate(full))
+    assert full == list(filled(rows, 4, seed=0))
+    assert full != list(filled(rows, 4, seed=1))
