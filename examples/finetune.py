@@ -12,11 +12,11 @@ from pathlib import Path
 from mrr_model import MatryoshkaReranker
 from mrr_model.data.groups import Group, read_groups
 from mrr_model.training.config import (
-    CompensationSettings,
-    DistillSettings,
-    FinetuneSettings,
-    HorizontalSettings,
-    LoraSettings,
+    CompensationConfig,
+    DistillConfig,
+    FinetuneConfig,
+    HorizontalConfig,
+    LoraConfig,
 )
 from mrr_model.training.recipe import finetune
 
@@ -33,17 +33,17 @@ def main() -> None:
     arguments = parser.parse_args()
 
     rows = list(read_groups(arguments.train))
-    compensation = {"max_steps": arguments.steps, "learning_rate": 5e-4, "lora": LoraSettings(rank=16, alpha=32)}
+    compensation = {"max_steps": arguments.steps, "learning_rate": 5e-4, "lora": LoraConfig(rank=16, alpha=32)}
     trained = finetune(
-        FinetuneSettings(
+        FinetuneConfig(
             model=arguments.model,
             train=(str(arguments.train),),
             output=arguments.output,
             max_length=arguments.max_length,
             passages=min(8, 1 + min(len(row.negatives) for row in rows)),
-            distill=DistillSettings(max_steps=arguments.steps, learning_rate=5e-5, ratios=(1, 2, 4)),
-            vertical=CompensationSettings(**compensation, cascade_weight=1.0),
-            horizontal=HorizontalSettings(**compensation, cascade_weight=1.0, ratios=(2, 4)),
+            distill=DistillConfig(max_steps=arguments.steps, learning_rate=5e-5, ratios=(1, 2, 4)),
+            vertical=CompensationConfig(**compensation, cascade_weight=1.0),
+            horizontal=HorizontalConfig(**compensation, cascade_weight=1.0, ratios=(2, 4)),
         )
     )
     test = list(read_groups(arguments.test or arguments.train))

@@ -29,7 +29,7 @@ def main() -> None:
     texts = passages(MODULES)
     names, documents = list(texts), list(texts.values())
     reranker = MatryoshkaReranker()
-    full_cost = reranker.cost(depth=None, keep_ratio=1.0)
+    full_cost = reranker.flops(depth=None, keep_ratio=1.0)
 
     table = Table(title=f"{question}\n{len(documents)} docstrings of Python's standard library, {reranker.dtype}")
     table.add_column("setting", min_width=13)
@@ -50,7 +50,7 @@ def main() -> None:
             "full size" if depth is None else f"depth {depth}, keep ratio {keep_ratio}",
             "\n".join(f"{document.score:.3f} {names[document.index]}" for document in ranking),
             f"{taken * 1000:.0f} ms, {taken / full_time:.0%}",
-            f"{reranker.cost(depth=depth, keep_ratio=keep_ratio) / full_cost:.0%}",
+            f"{reranker.flops(depth=depth, keep_ratio=keep_ratio) / full_cost:.0%}",
         )
     Console().print(table)
 

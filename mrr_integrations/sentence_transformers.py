@@ -1,8 +1,8 @@
 """sentence-transformers: a CrossEncoder whose depth and width are chosen per object and per call.
 
 Three pieces: :class:`MatryoshkaModule`, the one module of the model, which plain CrossEncoder can run too;
-:class:`MatryoshkaCrossEncoder`, which hands inference to the core; :class:`AllExitsLoss`, which trains every exit under
-any of the library's losses.
+:class:`MatryoshkaCrossEncoder`, which hands inference to the core; :class:`MultiExitLoss`, which trains every exit
+under any of the library's losses.
 
 Letters: B pairs, T tokens, E exits.
 """
@@ -96,7 +96,7 @@ class MatryoshkaModule(Module):
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        self.reranker = self.reranker.replaced(max_length=value)
+        self.reranker = self.reranker.copy(max_length=value)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """(query, passage) pairs to padded ``input_ids`` and ``attention_mask`` (B, T) and the lengths of the three
@@ -104,7 +104,7 @@ class MatryoshkaModule(Module):
         """
         if all(isinstance(text, str) for text in inputs):
             return dict(self.tokenizer([*map(without_surrogates, inputs)], padding=True, return_tensors="pt"))
-        batch = self.reranker.batch([_pair(pair) for pair in inputs], _prompt(prompt))
+        batch = self.reranker.engine.batch([_pair(pair) for pair in inputs], self._prompt(prompt))
         places = torch.arange(batch.input_ids.shape[1])
         return {
             "input_ids": batch.input_ids,
@@ -113,6 +113,11 @@ class MatryoshkaModule(Module):
             "passage_length": batch.spans.passage,
             "prompt_length": batch.spans.prompt,
         }
+
+    def _prompt(self, prompt: str | None) -> str | None:
+        """The prompt that a pair is encoded with."""
+        asked = _prompt(prompt)
+        return self.reranker.prompt if isinstance(asked, Default) else asked
 
     def forward(
         self,
@@ -137,13 +142,15 @@ class MatryoshkaModule(Module):
             self._warned = True
             warnings.warn(
                 f"only exit {plan.last_layer} of {self.reranker.exits} is trained: the other depths will rank worse "
-                "than before. Wrap the loss in mrr_integrations.sentence_transformers.AllExitsLoss to train all.",
+                "than before. Wrap the loss in mrr_integrations.sentence_transformers.MultiExitLoss to train all.",
                 UserWarning,
                 stacklevel=2,
             )
-        scores = self.reranker.forward(batch, plan)[:, -1:]
-        if plan.calibration is not None and not torch.is_grad_enabled():
-            scores = scores.new_tensor([[plan.calibration.map(logit)] for logit in scores[:, 0].tolist()])
+        scores = self.reranker.engine.forward(batch, plan)[:, -1:]
+        calibration = self.reranker.calibration
+        if calibration is not None and not torch.is_grad_enabled():
+            own = calibration.nearest(plan.last_layer, plan.merges).map
+            scores = scores.new_tensor([[own(logit)] for logit in scores[:, 0].tolist()])
         return {**features, "scores": scores}
 
     @contextmanager
@@ -159,7 +166,7 @@ class MatryoshkaModule(Module):
         """The logits of ``replay.exit_layer``, (B, 1): from the pass kept for this place, or from a new one."""
         kept = replay.passes[replay.place] if replay.place < len(replay.passes) else None
         if kept is None or not torch.equal(kept.input_ids, batch.input_ids):
-            logits = self.reranker.forward(batch, replay.plan)
+            logits = self.reranker.engine.forward(batch, replay.plan)
             kept = _Pass(batch.input_ids, logits, torch.get_rng_state())
             replay.passes[replay.place :] = [kept]
         else:
@@ -172,7 +179,7 @@ class MatryoshkaModule(Module):
         """Leave out what belongs to the weights as they were: adapters, calibration and profile."""
         had_adapters = bool(self.reranker.adapters)
         if had_adapters or self.reranker.calibration is not None or self.reranker.profile is not None:
-            self.reranker = self.reranker.replaced(compensated=False)
+            self.reranker = self.reranker.copy(compensated=False)
         if had_adapters:
             warnings.warn(
                 "the compensation adapters repair the weights as they were before training, so they are left out from "
@@ -271,7 +278,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         else:
             if model_name_or_path not in (None, "mini") or model_kwargs:
                 raise ValueError("model_name_or_path and model_kwargs go with a model to load, not with a loaded one.")
-            shared = reranker.replaced(depth=depth, keep_ratio=keep_ratio, max_length=max_length)
+            shared = reranker.copy(depth=depth, keep_ratio=keep_ratio, max_length=max_length)
             modules, device = [MatryoshkaModule(shared)], device or str(reranker.device)
             kwargs.setdefault("activation_fn", None if reranker.normalize else nn.Identity())
         model_kwargs = _with_dtype(model_kwargs, device)
@@ -470,7 +477,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         return scores.squeeze(-1) if activation_fn is None else cast(Tensor, activation_fn(scores)).float().squeeze(-1)
 
 
-class AllExitsLoss(nn.Module):
+class MultiExitLoss(nn.Module):
     """Trains every exit at once under any CrossEncoder loss: the sum of the loss at each exit, from one forward pass.
 
     ``model``: a CrossEncoder whose module is a :class:`MatryoshkaModule`. ``loss``: a loss over that model, other than
@@ -586,7 +593,7 @@ def _open(
         folder,
         depth=depth,
         keep_ratio=keep_ratio,
-        dtype=dtype or checkpoint.read_blueprint(folder).defaults.dtype or "float32",
+        dtype=dtype or checkpoint.read_checkpoint_config(folder).defaults.dtype or "float32",
         device=device,
         max_length=max_length,
         model_kwargs=stock or None,

@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Real
 from operator import index
-from typing import TYPE_CHECKING
 
 from mrr_model.validation.arguments import whole_number
-
-if TYPE_CHECKING:
-    from mrr_model.calibration.maps import CalibratedSetting
 
 KeepRatio = float | str | Mapping[int, float] | Mapping[str, float] | Sequence[tuple[int, float]]
 """A ratio in (0, 1], a mapping ``{merge layer: ratio}``, or either in its command-line form (``"0.5"``,
@@ -77,8 +73,7 @@ class Plan:
     ``exits``: the layers (counted from 1) after which a score is read, ascending; one at inference, several in
     training.
     ``merges``: ``{layer: step ratio}``: after that many layers groups of passage tokens are merged, token j into group
-    floor(j · step). ``adapters``: names of the compensation adapters whose deltas are added. ``calibration``: the map
-    behind the probabilities of a Plan of one exit, and the setting that it was fitted for; None where there is none.
+    floor(j · step). ``adapters``: names of the compensation adapters whose deltas are added.
 
     >>> Plan(exits=(4,), merges={1: Fraction(1, 2)}).width(3)
     Fraction(1, 2)
@@ -87,7 +82,6 @@ class Plan:
     exits: tuple[int, ...]
     merges: Mapping[int, Fraction] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
-    calibration: "CalibratedSetting | None" = None
 
     def __post_init__(self) -> None:
         if not self.exits or list(self.exits) != sorted(set(self.exits)):
@@ -138,7 +132,7 @@ def resolve(
     ones for. Raises ``ValueError`` for a depth below the first exit or a merge layer that the model lacks.
 
     >>> resolve(Compression(5, 0.5), num_layers=6, exits=(2, 4, 6), merge_layers=range(1, 6), default_merge_layer=1)
-    Plan(exits=(4,), merges={1: Fraction(1, 2)}, adapters=(), calibration=None)
+    Plan(exits=(4,), merges={1: Fraction(1, 2)}, adapters=())
     """
     exit_layer = _resolve_exit(compression.depth, exits)
     merges = _resolve_merges(compression.keep_ratio, merge_layers, default_merge_layer)

@@ -3,21 +3,18 @@ call.
 """
 
 import copy
-import logging
 import math
 import pickle
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
@@ -29,22 +26,13 @@ from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
 from mrr_model.checkpoint.hub import locate
 from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.inference.cancelling import in_thread
-from mrr_model.inference.device import default_batch_tokens, resolve_device, resolve_dtype
-from mrr_model.inference.encode import PairEncoder
-from mrr_model.inference.engine import Scoring
-from mrr_model.inference.forking import POOL
-from mrr_model.modeling.batch import Batch, EncodedPair, collate
+from mrr_model.inference.device import resolve_device, resolve_dtype
+from mrr_model.inference.engine import InferenceEngine
 from mrr_model.modeling.compensation import Compensation
-from mrr_model.modeling.flops import call_operations, pair_operations
 from mrr_model.selection.choose import Explanation, chosen_setting, explanation
 from mrr_model.selection.profile import Profile
 from mrr_model.selection.target import Choice, Target
 from mrr_model.validation.arguments import NOT_LISTS, callers_level, checked_list, whole_number
-
-logger = logging.getLogger(__name__)
-
-PROGRESS_DELAY = 3.0
-"""Seconds before a progress bar shows."""
 
 SHOWN_CHARACTERS = 60
 """How much of a document's text its ``repr`` shows."""
@@ -86,13 +74,13 @@ class MatryoshkaReranker:
     loaded :class:`~mrr_model.checkpoint.Checkpoint`.
     ``depth``, ``keep_ratio``: this object's default setting; see :class:`~mrr_model.compression.Compression`. They,
     ``max_length``, ``query_max_length``, ``prompt`` and ``normalize`` are, if left out, as the checkpoint was saved
-    (:meth:`save_pretrained`); else all layers, full width, 512 tokens, the layout's own lengths and prompt.
+    (:meth:`save_pretrained`); else all layers, full width, 512 tokens, the template's own lengths and prompt.
     ``target``: a need in their place, :class:`~mrr_model.selection.target.Target`; :meth:`explain` says which.
     ``device``: ``"auto"`` or a torch device. ``dtype``: ``"auto"`` (bfloat16 where the processor computes it natively,
     else float32),
     ``"float32"``, ``"bfloat16"``, ``"float16"``.
     ``max_length``, ``query_max_length``: tokens. ``prompt``: the instruction after the passage, for models whose
-    layout has one.
+    template has one.
     ``normalize``: scores are probabilities; False gives raw logits. ``batch_tokens``: the most tokens of a batch, as
     many pairs times its longest; None: by device and model (:func:`~mrr_model.inference.device.default_batch_tokens`).
     ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as everywhere in huggingface_hub.
@@ -159,22 +147,27 @@ class MatryoshkaReranker:
             )
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
         self.model = loaded.model
-        self.tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
         defaults = loaded.defaults
         self.compression = _overridden(defaults.setting, depth, keep_ratio) if target is None else asked
-        self.batch_tokens = batch_tokens
         self.normalize = defaults.normalize if isinstance(normalize, Default) else normalize
         self.prompt = self._checked_prompt(defaults.prompt if isinstance(prompt, Default) else prompt)
-        self._compensation = Compensation(loaded.model, loaded.adapters)
         self._calibration, self._profile = loaded.calibration, loaded.profile
         self._stored = loaded.fingerprint
-        self._as_loaded = self._fingerprint_now()
         self._asked_dtype = None if str(dtype) == "auto" or isinstance(model, Checkpoint) else number_format
         max_length = max_length or defaults.max_length or MAX_LENGTH
         query_max_length = query_max_length or defaults.query_max_length
         self._check_max_length(max_length)
-        self._encoder = PairEncoder(self.tokenizer, self.model.matryoshka.layout, max_length, query_max_length)
-        self._warned = self._halved = self._warned_of_cut_query = False
+        self.engine = InferenceEngine(
+            loaded.model,
+            loaded.tokenizer,
+            Compensation(loaded.model, loaded.adapters),
+            max_length=max_length,
+            query_max_length=query_max_length,
+            batch_tokens=batch_tokens,
+            name=str(self.name),
+        )
+        self._as_loaded = self._fingerprint_now()
+        self._warned = False
         self._choice: Choice | None = None
         if target is not None:
             self._choice = chosen_setting(self, target)
@@ -183,7 +176,7 @@ class MatryoshkaReranker:
 
     def __getstate__(self) -> bytes:
         # First what may refuse to be pickled, with a reason: hooks on the model would fail without one.
-        state = {"_compensation": self._compensation, **self.__dict__}
+        state = {"compensation": self.engine.compensation, **self.__dict__}
         # As bytes: multiprocessing would share each of some hundred tensors through a file descriptor of its own.
         return pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
 
@@ -216,14 +209,24 @@ class MatryoshkaReranker:
         return self.model.model.dtype
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.engine.tokenizer
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """Tokens of a batch, padding counted; None: by device and model."""
+        return self.engine.batch_tokens
+
+    @property
     def max_length(self) -> int:
-        """Tokens of an input; what they bound is the layout's affair (:class:`~mrr_model.inference.encode.Layout`)."""
-        return self._encoder.max_length
+        """Tokens of an input; see :class:`~mrr_model.template.InputTemplate` for what they bound."""
+        return self.engine.encoder.max_length
 
     @property
     def query_max_length(self) -> int | None:
-        """Tokens of a query; None for the layout's own rule."""
-        return self._encoder.query_max_length
+        """Tokens of a query; None for the template's own rule."""
+        return self.engine.encoder.query_max_length
 
     @property
     def num_layers(self) -> int:
@@ -243,7 +246,7 @@ class MatryoshkaReranker:
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the compensation adapters, ``vertical`` and ``horizontal_1_2`` for example."""
-        return tuple(self._compensation.adapters)
+        return tuple(self.engine.compensation.adapters)
 
     @property
     def fingerprint(self) -> str:
@@ -260,7 +263,7 @@ class MatryoshkaReranker:
 
     def _fingerprint_now(self) -> str:
         """Of the weights in memory."""
-        return with_adapters(fingerprint(dict(self.model.named_parameters())), self._compensation.adapters)
+        return with_adapters(fingerprint(dict(self.model.named_parameters())), self.engine.compensation.adapters)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -293,7 +296,9 @@ class MatryoshkaReranker:
         _check_query(query, "query")
         plan = self.plan(depth, keep_ratio)
         pairs = [(query, text) for text in texts]
-        logits = self._logits(pairs, plan, self._prompt(prompt), show_progress=show_progress)[:, -1].tolist()
+        logits = self.engine.logits(pairs, plan, prompt=self._prompt(prompt), show_progress=show_progress)[
+            :, -1
+        ].tolist()
         return self._scores(logits, plan, normalize)
 
     def score_pairs(
@@ -314,23 +319,10 @@ class MatryoshkaReranker:
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size)
         plan = self.plan(depth, keep_ratio)
-        logits = self._logits(_checked_pairs(pairs), plan, self._prompt(prompt), batch_size, show_progress)[
-            :, -1
-        ].tolist()
+        logits = self.engine.logits(
+            checked_pairs(pairs), plan, prompt=self._prompt(prompt), batch_size=batch_size, show_progress=show_progress
+        )[:, -1].tolist()
         return self._scores(logits, plan, normalize)
-
-    def logits(
-        self,
-        pairs: Iterable[tuple[str, str]],
-        plan: Plan,
-        *,
-        prompt: str | Default | None = DEFAULT,
-        show_progress: bool | None = None,
-    ) -> Tensor:
-        """Raw logits of (query, document) pairs at every exit of a Plan, one pass for all: float32 (pairs, exits), on
-        the CPU, in input order. Errors as in :meth:`score`.
-        """
-        return self._logits(_checked_pairs(pairs), plan, self._prompt(prompt), show_progress=show_progress)
 
     def rank(
         self,
@@ -360,7 +352,9 @@ class MatryoshkaReranker:
         _check_query(query, "query")
         plan = self.plan(depth, keep_ratio)
         pairs = [(query, text) for text in texts]
-        logits = self._logits(pairs, plan, self._prompt(prompt), show_progress=show_progress)[:, -1].tolist()
+        logits = self.engine.logits(pairs, plan, prompt=self._prompt(prompt), show_progress=show_progress)[
+            :, -1
+        ].tolist()
         scores = self._scores(logits, plan, normalize)
         best_first = sorted(range(len(texts)), key=lambda index: -logits[index])
         kept = [index for index in best_first if min_score is None or scores[index] >= min_score]
@@ -378,7 +372,7 @@ class MatryoshkaReranker:
         self._warn_of_depth(settings.get("depth", DEFAULT))
         return await in_thread(self.rank, query, documents, **settings)
 
-    def cost(
+    def flops(
         self,
         *,
         depth: int | Default | None = DEFAULT,
@@ -386,47 +380,23 @@ class MatryoshkaReranker:
         query_tokens: int = 32,
         passage_tokens: int = 192,
     ) -> float:
-        """Floating-point operations (2 per multiply-add) that one pair executes here at a setting, compensation
+        """Floating-point flops (2 per multiply-add) that one pair executes here at a setting, compensation
         included.
 
-        ``query_tokens`` and ``passage_tokens`` count the texts' own tokens; what the layout adds is added, lengths are
-        cut as usual.
+        ``query_tokens`` and ``passage_tokens`` count the texts' own tokens; what the template adds is added, and
+        lengths are cut as usual.
         """
         query_tokens = whole_number("query_tokens", query_tokens, least=0)
         passage_tokens = whole_number("passage_tokens", passage_tokens, least=0)
         plan = self.plan(depth, keep_ratio)
-        return pair_operations(
-            self.model,
-            plan,
-            self._encoder.lengths(query_tokens, passage_tokens),
-            self._compensation.running_ranks(plan.adapters),
-        )
-
-    def operations(self, pairs: Iterable[tuple[str, str]], plan: Plan) -> float:
-        """Floating-point operations that these (query, document) pairs take under a Plan in one call; a query span that
-        a causal model's pairs share counts once.
-        """
-        windows = self._encoder.windows(_checked_pairs(pairs), self._prompt(DEFAULT))
-        ranks = self._compensation.running_ranks(plan.adapters)
-        return sum(call_operations(self.model, plan, encoded, ranks) for _, encoded in windows)
-
-    def token_counts(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[int, int]]:
-        """Each pair's tokens of query and passage span, as cut to this object's lengths."""
-        counts: dict[int, tuple[int, int]] = {}
-        for window, encoded in self._encoder.windows(_checked_pairs(pairs), self._prompt(DEFAULT)):
-            counts |= {i: (pair.query_length, pair.passage_length) for i, pair in zip(window, encoded, strict=True)}
-        return [counts[index] for index in range(len(counts))]
+        return self.engine.pair_flops(plan, query_tokens, passage_tokens)
 
     def plan(self, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT) -> Plan:
         """What one forward pass does at a setting. Raises ``ValueError`` for one that the model lacks."""
         compression = self._setting(depth, keep_ratio)
         self._warn_of_depth(compression.depth)
-        plan = self.model.plan(
-            compression, vertical=self._compensation.vertical, horizontal=self._compensation.horizontal
-        )
-        if self._calibration is None:
-            return plan
-        return replace(plan, calibration=self._calibration.nearest(plan.last_layer, plan.merges))
+        adapters = self.engine.compensation
+        return self.model.plan(compression, vertical=adapters.vertical, horizontal=adapters.horizontal)
 
     def explain(
         self, *, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT
@@ -435,20 +405,7 @@ class MatryoshkaReranker:
         setting, own = self._setting(depth, keep_ratio), isinstance(depth, Default) and isinstance(keep_ratio, Default)
         return explanation(self, self.plan(depth, keep_ratio), setting, self._choice if own else None)
 
-    def batch(self, pairs: Sequence[tuple[str, str]], prompt: str | Default | None = DEFAULT) -> Batch:
-        """(query, document) pairs as one padded batch of token ids, on the CPU."""
-        rows = self._encoder.encode(_checked_pairs(pairs), self._prompt(prompt))
-        return collate(rows, self.model.config.pad_token_id or 0)
-
-    def forward(self, batch: Batch, plan: Plan) -> Tensor:
-        """Logits of a batch at the plan's exits, float32 (B, E), compensation included."""
-        with self._compensation.applied(plan.adapters) as model:
-            if model.training != self.model.training:
-                model.train(self.model.training)
-            logits: Tensor = model(batch.to(self.device), plan)
-        return logits
-
-    def replaced(
+    def copy(
         self,
         *,
         depth: int | Default | None = DEFAULT,
@@ -469,9 +426,9 @@ class MatryoshkaReranker:
         if max_length is not None:
             max_length = whole_number("max_length", max_length)
             self._check_max_length(max_length)
-            other._encoder = self._encoder.resized(max_length)
+            other.engine = self.engine.copy(max_length=max_length)
         if not compensated:
-            other._compensation = Compensation(self.model, {})
+            other.engine = other.engine.copy(compensation=Compensation(self.model, {}))
             other._calibration = other._profile = other._stored = None  # measured with the adapters
         if target is not None:
             given = [value for value in (depth, keep_ratio) if not isinstance(value, Default)]
@@ -521,7 +478,7 @@ class MatryoshkaReranker:
                 stacklevel=3,
             )
         return Checkpoint(
-            self.model, self.tokenizer, self._compensation.adapters, calibration, profile, self._defaults()
+            self.model, self.tokenizer, self.engine.compensation.adapters, calibration, profile, self._defaults()
         )
 
     def _defaults(self) -> Defaults:
@@ -557,9 +514,9 @@ class MatryoshkaReranker:
             return None
         if not isinstance(prompt, str):
             raise TypeError(f"prompt must be a string or None, got {prompt!r} ({type(prompt).__name__}).")
-        if not self.model.matryoshka.layout.takes_prompt:
+        if not self.model.matryoshka.template.takes_prompt:
             raise ValueError(
-                f"prompt={prompt!r} was given, but the input layout of {str(self.name)!r} has no prompt. Leave it out."
+                f"prompt={prompt!r} was given, but the template of {str(self.name)!r} has no prompt. Leave it out."
             )
         return prompt
 
@@ -571,96 +528,17 @@ class MatryoshkaReranker:
                 f"Choose at most {limit}."
             )
 
-    def _logits(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        plan: Plan,
-        prompt: str | None,
-        batch_size: int | None = None,
-        show_progress: bool | None = None,
-    ) -> Tensor:
-        """Raw logits of pairs at every exit, float32 (pairs, E), in input order; identical pairs are computed once."""
-        distinct = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
-        if not distinct:
-            return torch.empty(0, len(plan.exits), dtype=torch.float32, device="cpu")
-        POOL.use()
-        texts = list(distinct)
-        logits = torch.empty(len(texts), len(plan.exits), dtype=torch.float32, device="cpu")
-        # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
-        with (
-            self._compensation.applied(plan.adapters) as model,
-            tqdm(
-                total=len(texts),
-                desc="Re-ranking",
-                unit="pair",
-                delay=PROGRESS_DELAY if show_progress is None else 0,
-                disable=None if show_progress is None else not show_progress,
-                leave=False,
-            ) as progress,
-        ):
-            if model.training:
-                model.eval()  # trained elsewhere, and left in training mode: scores must not hang on dropout
-            for window, encoded in self._encoder.windows(texts, prompt):
-                self._warn_of_cut_query(encoded)
-                logits[window] = Scoring(
-                    model,
-                    plan,
-                    encoded,
-                    batch_tokens=self._budget,
-                    halve=self._halve_batches,
-                    progress=progress.update,
-                    batch_size=batch_size,
-                ).logits()
-        logits = logits[[distinct[pair] for pair in pairs]]
-        if not logits.isfinite().all():
-            index, place = (~logits.isfinite()).nonzero()[0].tolist()
-            raise ValueError(
-                f"the model gave the score {logits[index, place].item()} for document {index}: its checkpoint "
-                f"{str(self.name)!r} is broken, or {self.dtype} is too narrow for it (try dtype='float32')."
-            )
-        return logits
-
-    def _warn_of_cut_query(self, encoded: Sequence[EncodedPair]) -> None:
-        cut = next((pair for pair in encoded if pair.query_cut), None)
-        if cut is None or self._warned_of_cut_query:
-            return
-        self._warned_of_cut_query = True
-        warnings.warn(
-            f"a query was cut to {cut.query_length} tokens, with what the input layout adds: max_length="
-            f"{self.max_length} has no room for more beside the document. Shorten the query, or choose max_length or "
-            "query_max_length.",
-            UserWarning,
-            stacklevel=callers_level(),
-        )
-
-    def _budget(self) -> int:
-        return self.batch_tokens or default_batch_tokens(self.device, self.model.config.hidden_size, self.dtype)
-
-    def _halve_batches(self, tokens: int) -> None:
-        """Take half of a batch that did not fit in memory as the budget from here on."""
-        half = max(1, tokens // 2)
-        self.batch_tokens = half if self.batch_tokens is None else min(self.batch_tokens, half)  # threads may differ
-        if not self._halved:
-            self._halved = True
-            logger.warning(
-                "Out of memory with a batch of %d tokens: going on with at most %d. Set batch_tokens to choose it.",
-                tokens,
-                self.batch_tokens,
-            )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def _scores(self, logits: list[float], plan: Plan, normalize: bool | Default) -> list[float]:
         if self.normalize if isinstance(normalize, Default) else normalize:
             return self.probabilities(logits, plan)
         return logits
 
-    @staticmethod
-    def probabilities(logits: Iterable[float], plan: Plan) -> list[float]:
-        """What a Plan's logits come to as probabilities, by its calibration where it has one."""
-        if plan.calibration is None:
+    def probabilities(self, logits: Iterable[float], plan: Plan) -> list[float]:
+        """What a Plan's logits come to as probabilities, by the checkpoint's calibration if it has one."""
+        if self._calibration is None:
             return [probability(logit) for logit in logits]
-        return [probability(plan.calibration.map(logit)) for logit in logits]
+        own = self._calibration.nearest(plan.last_layer, plan.merges).map
+        return [probability(own(logit)) for logit in logits]
 
     def _model_card(self, made: Checkpoint) -> str | None:
         """The card that came with the checkpoint, so that licences and credits travel with re-saved weights."""
@@ -720,7 +598,8 @@ def checked_documents(documents: object) -> list[str]:
     return texts
 
 
-def _checked_pairs(pairs: object) -> list[tuple[str, str]]:
+def checked_pairs(pairs: object) -> list[tuple[str, str]]:
+    """The (query, document) pairs of any ordered collection as a list. Raises ``TypeError`` or ``ValueError``."""
     checked = []
     for index, pair in enumerate(checked_list("pairs", "(query, document) pairs", pairs)):
         texts = [] if isinstance(pair, NOT_LISTS) or not isinstance(pair, Iterable) else list(pair)

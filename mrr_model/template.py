@@ -6,15 +6,15 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
 SPECIAL_TOKENS = ("{bos}", "{cls}", "{sep}", "{eos}")
-"""Pieces of a layout that stand for one of the tokenizer's special tokens."""
+"""Pieces of a template that stand for one of the tokenizer's special tokens."""
 
 
-class Layout(BaseModel):
+class InputTemplate(BaseModel):
     """How a query, a passage and a prompt become one sequence of tokens.
 
     Each span is a tuple of pieces. A piece is a special token (``{bos}``, ``{cls}``, ``{sep}``, ``{eos}``) or a text,
     which may hold ``{query}``, ``{passage}`` or ``{prompt}``; each text is tokenized by itself. A special token that
-    the layout's own text spells counts as one; what a query, a passage or a prompt spells is text.
+    the template's own text spells counts as one; what a query, a passage or a prompt spells is text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,7 +30,7 @@ class Layout(BaseModel):
     ``max_length`` bounds the whole sequence; the longer of query and passage is cut first (encoders).
     """
     default_prompt: str | None = None
-    """The prompt where a call gives none; None for layouts that have no prompt."""
+    """The prompt where a call gives none; None for templates that have no prompt."""
 
     @model_validator(mode="after")
     def _check_slots(self) -> Self:
@@ -46,7 +46,7 @@ class Layout(BaseModel):
         return any("{prompt}" in piece for piece in self.prompt)
 
 
-RELEASE_LAYOUT = Layout(
+RELEASE_TEMPLATE = InputTemplate(
     query=("{bos}", "A: {query}", "\n"),
     passage=("B: {passage}",),
     prompt=("\n", "{prompt}"),
@@ -55,15 +55,17 @@ RELEASE_LAYOUT = Layout(
 )
 """The input of the published release and this project's decoders (arXiv 2501.16302, input format)."""
 
-BERT_LAYOUT = Layout(query=("{cls}", "{query}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole")
+BERT_TEMPLATE = InputTemplate(
+    query=("{cls}", "{query}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole"
+)
 """``[CLS] query [SEP] passage [SEP]``."""
 
-XLM_ROBERTA_LAYOUT = Layout(
+XLM_ROBERTA_TEMPLATE = InputTemplate(
     query=("{cls}", "{query}", "{sep}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole"
 )
 """``<s> query </s></s> passage </s>``."""
 
-QWEN3_LAYOUT = Layout(
+QWEN3_TEMPLATE = InputTemplate(
     query=(
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
         'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',

@@ -41,7 +41,7 @@ from mrr_model.modeling.compensation import Adapter, LowRank
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.template import BERT_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, Layout
+from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 
@@ -89,7 +89,7 @@ TINY: dict[str, dict[str, Any]] = {
     "bert": ENCODER,
     "xlm-roberta": {**ENCODER, "type_vocab_size": 1},
 }
-LAYOUTS: dict[str, Layout] = {"bert": BERT_LAYOUT, "xlm-roberta": XLM_ROBERTA_LAYOUT}
+TEMPLATES: dict[str, InputTemplate] = {"bert": BERT_TEMPLATE, "xlm-roberta": XLM_ROBERTA_TEMPLATE}
 
 ModelFactory = Callable[..., MatryoshkaModel]
 
@@ -109,7 +109,7 @@ def build_model(family: str, *, seed: int = 0, own: Mapping[str, Any] | None = N
         "exits": tuple(range(1, layers + 1)),
         "merge_layers": tuple(range(1, layers)),
         "default_merge_layer": 1,
-        "layout": LAYOUTS.get(family, RELEASE_LAYOUT),
+        "template": TEMPLATES.get(family, RELEASE_TEMPLATE),
         "logit_softcap": 30.0 if family == "gemma2" else None,
     }
     with torch.random.fork_rng():

@@ -66,12 +66,12 @@ def test_weights_that_are_one_stay_one(make_checkpoint: Callable[..., Checkpoint
     reranker.model.heads["5"].linear.weight = tied.weight  # type: ignore[union-attr]
     sent = ForkingPickler.loads(ForkingPickler.dumps(reranker))
     assert sent.model.heads["5"].linear.weight is sent.model.heads["6"].linear.weight
-    assert sent._compensation.model is sent.model
+    assert sent.engine.compensation.model is sent.model
 
 
 def test_a_replaced_reranker_shares_its_weights(make_checkpoint: Callable[..., Checkpoint]) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
-    assert reranker.replaced(depth=3).model is reranker.model
+    assert reranker.copy(depth=3).model is reranker.model
 
 
 # Number formats
@@ -103,7 +103,7 @@ def test_dynamically_quantized_models_score_at_every_size(
     found = all_scores(quantized)
     for exact, coarse in zip(expected, found, strict=True):
         assert coarse == pytest.approx(exact, abs=0.1 * max(1.0, *map(abs, exact)))
-    loaded = Checkpoint(quantized.model, quantized.tokenizer, quantized._compensation.adapters)
+    loaded = Checkpoint(quantized.model, quantized.tokenizer, quantized.engine.compensation.adapters)
     again = MatryoshkaReranker(loaded, max_length=64)
     assert again.score(QUERY, TEXTS, normalize=False) == found[0]
 

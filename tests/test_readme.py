@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 
 from mrr_model.cli.flags import read_yaml
-from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.config import FinetuneConfig
 
 README = Path(__file__).parents[1] / "README.md"
 # An optional `<!-- no-run: reason -->` just before a block, then the fence, the code, the closing fence.
@@ -54,6 +54,6 @@ def test_skipping_needs_a_reason(comment: str) -> None:
 def test_the_recipe_file_is_one(tmp_path: Path) -> None:
     [recipe] = re.findall(r"^```yaml\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    settings = FinetuneSettings.model_validate(read_yaml(tmp_path / "recipe.yaml"))
+    settings = FinetuneConfig.model_validate(read_yaml(tmp_path / "recipe.yaml"))
     assert settings.distill.learning_rate == 2e-4
     assert settings.train == ("BeIR-folder#train", "train.jsonl")

@@ -110,7 +110,7 @@ def test_nothing_in_nothing_out(reranker: MatryoshkaReranker) -> None:
 
 def test_score_pairs_takes_many_queries_and_identical_pairs_score_once(mini: MatryoshkaReranker) -> None:
     pairs = [(QUERY, DOCUMENTS[0]), ("who met?", DOCUMENTS[2]), (QUERY, DOCUMENTS[0])]
-    with patch.object(mini._encoder, "encode", wraps=mini._encoder.encode) as encode:
+    with patch.object(mini.engine.encoder, "encode", wraps=mini.engine.encoder.encode) as encode:
         scores = mini.score_pairs(pairs)
     assert len(encode.call_args.args[0]) == 2
     assert scores[0] == scores[2] != scores[1]
@@ -255,19 +255,21 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(mini: MatryoshkaReranke
 
 
 def test_a_loaded_checkpoint_is_taken_as_it_is(mini: MatryoshkaReranker) -> None:
-    loaded = Checkpoint(mini.model, mini.tokenizer, mini._compensation.adapters, mini.calibration, mini.profile)
+    loaded = Checkpoint(mini.model, mini.tokenizer, mini.engine.compensation.adapters, mini.calibration, mini.profile)
     shared = MatryoshkaReranker(loaded, depth=3)
     assert shared.model is mini.model
     assert shared.score(QUERY, DOCUMENTS) == mini.score(QUERY, DOCUMENTS, depth=3)
 
 
 def test_cost_falls_with_depth_and_width(reranker: MatryoshkaReranker) -> None:
-    full = reranker.cost(depth=None, keep_ratio=1.0)
+    full = reranker.flops(depth=None, keep_ratio=1.0)
     assert isinstance(full, float)
-    assert full > reranker.cost(depth=4) > reranker.cost(depth=3)
+    assert full > reranker.flops(depth=4) > reranker.flops(depth=3)
     if reranker.merge_layers:
-        assert reranker.cost(depth=4) > reranker.cost(depth=4, keep_ratio=0.5) > reranker.cost(depth=4, keep_ratio=0.25)
-    assert reranker.cost(passage_tokens=100) < reranker.cost(passage_tokens=101)
+        assert (
+            reranker.flops(depth=4) > reranker.flops(depth=4, keep_ratio=0.5) > reranker.flops(depth=4, keep_ratio=0.25)
+        )
+    assert reranker.flops(passage_tokens=100) < reranker.flops(passage_tokens=101)
 
 
 # Calibrated probabilities
@@ -288,7 +290,7 @@ CALIBRATION = Calibration(
 
 def calibrated(reranker: MatryoshkaReranker, calibration: Calibration = CALIBRATION) -> MatryoshkaReranker:
     """The same weights with maps."""
-    loaded = Checkpoint(reranker.model, reranker.tokenizer, reranker._compensation.adapters, calibration)
+    loaded = Checkpoint(reranker.model, reranker.tokenizer, reranker.engine.compensation.adapters, calibration)
     return MatryoshkaReranker(loaded, dtype="float32", max_length=reranker.max_length)
 
 
@@ -321,8 +323,8 @@ def test_the_steepest_and_flattest_maps_keep_the_order_and_the_range(mini: Matry
 def test_maps_and_profile_pickle_and_are_left_out_with_the_adapters(mini: MatryoshkaReranker) -> None:
     own = calibrated(mini)
     assert pickle.loads(pickle.dumps(own)).score(QUERY, DOCUMENTS) == own.score(QUERY, DOCUMENTS)
-    assert own.replaced(depth=3).calibration == CALIBRATION
-    assert own.replaced(compensated=False).calibration is None
+    assert own.copy(depth=3).calibration == CALIBRATION
+    assert own.copy(compensated=False).calibration is None
 
 
 # What evaluations ask for
@@ -331,43 +333,43 @@ def test_maps_and_profile_pickle_and_are_left_out_with_the_adapters(mini: Matryo
 def test_logits_of_all_exits_are_those_of_each(reranker: MatryoshkaReranker) -> None:
     deep, shallow = (reranker.plan(depth, {1: 0.5}) for depth in (5, 3))
     pairs = [(QUERY, text) for text in DOCUMENTS]
-    both = reranker.logits(pairs, Plan((3, 5), deep.merges, deep.adapters))
+    both = reranker.engine.logits(pairs, Plan((3, 5), deep.merges, deep.adapters))
     assert (both.shape, both.dtype, both.device.type) == ((6, 2), torch.float32, "cpu")
     for column, plan in enumerate((shallow, deep)):
-        assert both[:, column].tolist() == pytest.approx(reranker.logits(pairs, plan)[:, 0].tolist(), abs=1e-4)
-    assert reranker.logits([], deep).shape == (0, 1)
+        assert both[:, column].tolist() == pytest.approx(reranker.engine.logits(pairs, plan)[:, 0].tolist(), abs=1e-4)
+    assert reranker.engine.logits([], deep).shape == (0, 1)
     with pytest.raises(TypeError, match="pairs must be a list of"):
-        reranker.logits(QUERY, deep)  # type: ignore[arg-type]
+        reranker.engine.logits(QUERY, deep)  # type: ignore[arg-type]
 
 
 def test_token_counts_are_the_spans_as_cut(reranker: MatryoshkaReranker) -> None:
-    counts = reranker.token_counts([(QUERY, text) for text in DOCUMENTS])
-    batch = reranker.batch([(QUERY, text) for text in DOCUMENTS])
+    counts = reranker.engine.token_counts([(QUERY, text) for text in DOCUMENTS])
+    batch = reranker.engine.batch([(QUERY, text) for text in DOCUMENTS])
     assert counts == list(zip(batch.spans.query.tolist(), batch.spans.passage.tolist(), strict=True))
     assert counts[5][1] == max(passage for _, passage in counts) <= reranker.max_length
-    assert reranker.token_counts([]) == []
+    assert reranker.engine.token_counts([]) == []
 
 
 def test_operations_of_a_call_count_a_shared_query_once(reranker: MatryoshkaReranker) -> None:
     plan = reranker.plan(4, 0.5)
     pairs = [(QUERY, text) for text in DOCUMENTS]
-    alone = [reranker.operations([pair], plan) for pair in pairs]
-    [(query, passage), *_] = reranker.token_counts(pairs)
-    assert reranker.operations([], plan) == 0
-    assert reranker.operations(pairs[: SHARING_LEAST - 1], plan) == sum(alone[: SHARING_LEAST - 1])
-    saved = [sum(alone[:count]) - reranker.operations(pairs[:count], plan) for count in (4, 5, 6)]
+    alone = [reranker.flops([pair], plan) for pair in pairs]
+    [(query, passage), *_] = reranker.engine.token_counts(pairs)
+    assert reranker.flops([], plan) == 0
+    assert reranker.flops(pairs[: SHARING_LEAST - 1], plan) == sum(alone[: SHARING_LEAST - 1])
+    saved = [sum(alone[:count]) - reranker.flops(pairs[:count], plan) for count in (4, 5, 6)]
     if not reranker.model.backbone.causal:
         assert saved == [0, 0, 0]
-        # One pair takes what the cost of its lengths says; the layout's own tokens are in both.
+        # One pair takes what the cost of its lengths says; the template's own tokens are in both.
         own = query - 2  # the span holds [CLS] and [SEP]
-        assert alone[0] == reranker.cost(depth=4, keep_ratio=0.5, query_tokens=own, passage_tokens=passage)
+        assert alone[0] == reranker.flops(depth=4, keep_ratio=0.5, query_tokens=own, passage_tokens=passage)
         return
     one = saved[0] / 3
     assert saved == pytest.approx([3 * one, 4 * one, 5 * one])
     assert 0 < one < min(alone)
     other = [("who met on Tuesday, and what did they discuss?", text) for text in DOCUMENTS]
-    together = reranker.operations([*pairs, *other], plan)
-    assert together == pytest.approx(reranker.operations(pairs, plan) + reranker.operations(other, plan))
+    together = reranker.flops([*pairs, *other], plan)
+    assert together == pytest.approx(reranker.engine.flops(pairs, plan) + reranker.flops(other, plan))
 
 
 BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -390,7 +392,7 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep_ratio": {1: 0.5, 3: 0.75}}, ValueError, "keep_ratio must not grow with depth: 0.75 at merge layer 3"),
     ({"keep_ratio": {6: 0.5}}, ValueError, "keep_ratio names merge layer 6, which this model lacks.* 1, 2, 3, 4, 5"),
     ({"keep_ratio": {"x": 0.5}}, TypeError, "merge layers must be whole numbers, got 'x'"),
-    ({"prompt": "Say yes."}, ValueError, "the input layout of 'mini' has no prompt"),
+    ({"prompt": "Say yes."}, ValueError, "the template of 'mini' has no prompt"),
     ({"prompt": 7}, TypeError, "prompt must be a string or None, got 7"),
     ({"top_n": 0}, ValueError, "top_n must be at least 1, got 0"),
     ({"top_n": 2.0}, TypeError, "top_n must be a whole number, got 2.0"),
@@ -522,9 +524,9 @@ def test_logits_go_to_their_pairs_however_many_batches_are_finished_together(tog
     reranker = MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
     pairs = [(query, f"{text} {place}") for query in (QUERY, "bees") for place, text in enumerate(DOCUMENTS * 3)]
     plan = reranker.plan()
-    each = torch.cat([reranker.logits([pair], plan) for pair in pairs])
-    with patch("mrr_model.inference.engine.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
-        torch.testing.assert_close(reranker.logits(pairs, plan), each, atol=1e-5, rtol=1e-5)
+    each = torch.cat([reranker.engine.logits([pair], plan) for pair in pairs])
+    with patch("mrr_model.inference.forward.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
+        torch.testing.assert_close(reranker.engine.logits(pairs, plan), each, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["mini", DECODER], ids=["encoder", "decoder"])
@@ -584,7 +586,7 @@ def test_a_reranker_built_in_inference_mode_scores_at_any_setting() -> None:
 
 def test_a_card_saved_without_what_was_measured_does_not_tell_of_it(mini: MatryoshkaReranker, tmp_path: Path) -> None:
     mini.save_pretrained(tmp_path / "whole")
-    mini.replaced(compensated=False).save_pretrained(tmp_path / "bare")
+    mini.copy(compensated=False).save_pretrained(tmp_path / "bare")
     whole, bare = ((tmp_path / name / "README.md").read_text(encoding="utf-8") for name in ("whole", "bare"))
     assert "<!-- profile -->" in whole
     assert "<!-- calibration -->" in whole

@@ -7,7 +7,7 @@ from mrr_model.checkpoint.io import (
     load,
     load_outline,
     outline,
-    read_blueprint,
+    read_checkpoint_config,
     read_config,
     save,
 )
@@ -19,7 +19,7 @@ __all__ = [
     "load",
     "load_outline",
     "outline",
-    "read_blueprint",
+    "read_checkpoint_config",
     "read_config",
     "save",
 ]

@@ -18,7 +18,7 @@ PUBLISHED_MERGE_LAYER = 8
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class CheckpointConfig:
     """A stock configuration, this project's own, and the name in :class:`MatryoshkaModel` of each stored weight.
 
     ``rename`` maps a stored module or weight name to the model's, or to None for weights that are not used.

@@ -22,9 +22,9 @@ class Defaults(BaseModel):
     max_length: int | None = Field(default=None, ge=1)
     """Tokens of an input; None: 512."""
     query_max_length: int | None = Field(default=None, ge=1)
-    """Tokens of a query; None: the layout's rule."""
+    """Tokens of a query; None: the template's rule."""
     prompt: str | None = None
-    """The instruction after the passage; None: the layout's own."""
+    """The instruction after the passage; None: the template's own."""
     normalize: bool = True
     """Whether scores are probabilities."""
     dtype: str | None = None
@@ -61,4 +61,4 @@ def _by_layer(ratios: dict[str, float]) -> dict[int, float]:
 
 
 NO_DEFAULTS = Defaults()
-"""Full size, as the layout and the model have it."""
+"""Full size, as the template and the model have it."""

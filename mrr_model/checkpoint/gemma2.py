@@ -3,19 +3,19 @@
 from typing import Any
 
 from mrr_model.checkpoint.blueprint import (
-    Blueprint,
+    CheckpointConfig,
     published_exits,
     published_merge_layer,
     rename_published,
     stock_config,
 )
 from mrr_model.modeling.config import MatryoshkaConfig
-from mrr_model.template import RELEASE_LAYOUT
+from mrr_model.template import RELEASE_TEMPLATE
 
 MODEL_TYPE = "cost_wise_gemma"
 
 
-def read(config: dict[str, Any]) -> Blueprint:
+def read(config: dict[str, Any]) -> CheckpointConfig:
     """Exits every ``layer_sep`` layers from ``start_layer``; merges anywhere by the plain mean; logits capped as Gemma
     2 caps them.
     """
@@ -26,6 +26,6 @@ def read(config: dict[str, Any]) -> Blueprint:
         default_merge_layer=published_merge_layer(layers),
         merge_weights="mean",
         logit_softcap=config.get("final_logit_softcapping"),
-        layout=RELEASE_LAYOUT,
+        template=RELEASE_TEMPLATE,
     )
-    return Blueprint(stock_config("gemma2", config), matryoshka, rename_published(exits))
+    return CheckpointConfig(stock_config("gemma2", config), matryoshka, rename_published(exits))

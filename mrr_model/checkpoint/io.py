@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint import gemma2, journal, lora, measured, minicpm, mistral, native
-from mrr_model.checkpoint.blueprint import Blueprint
+from mrr_model.checkpoint.blueprint import CheckpointConfig
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
 from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
@@ -82,7 +82,7 @@ def load(
     """
 
     def read() -> tuple[Checkpoint, list[str]]:
-        blueprint = read_blueprint(folder)
+        blueprint = read_checkpoint_config(folder)
         outlined = outline(blueprint, read_headers(folder), folder)
         stored = read_weights(folder)
         made, notes = _with_the_rest(folder, blueprint, outlined, stored, adapters or {})
@@ -106,7 +106,7 @@ def load_outline(folder: Path) -> Checkpoint:
     """
 
     def read() -> tuple[Checkpoint, list[str]]:
-        blueprint = read_blueprint(folder)
+        blueprint = read_checkpoint_config(folder)
         outlined = outline(blueprint, read_headers(folder), folder)
         return _with_the_rest(folder, blueprint, outlined, read_weights(folder), {})
 
@@ -122,7 +122,7 @@ def _noted(loaded: Checkpoint, notes: list[str]) -> Checkpoint:
 
 def _with_the_rest(
     folder: Path,
-    blueprint: Blueprint,
+    blueprint: CheckpointConfig,
     model: MatryoshkaModel,
     stored: Mapping[str, Tensor],
     published: Mapping[str, Any],
@@ -172,7 +172,7 @@ def save(
     }
     base = fingerprint(_parameters(model, state))
     bound = {name: with_adapters(base, {name: adapter}) for name, adapter in adapters.items()}
-    blueprint = Blueprint(model.config, model.matryoshka, lambda name: name, checkpoint.defaults, bound)
+    blueprint = CheckpointConfig(model.config, model.matryoshka, lambda name: name, checkpoint.defaults, bound)
     texts = {"config.json": native.write(blueprint), **native.cross_encoder_files(checkpoint.defaults)}
     with journal.saving(folder) as place:
         for name, content in texts.items():
@@ -190,7 +190,7 @@ def _parameters(model: MatryoshkaModel, state: Mapping[Any, Tensor]) -> dict[str
 
 
 def _bound(
-    adapters: Mapping[str, Adapter], blueprint: Blueprint, base: str, folder: Path, notes: list[str]
+    adapters: Mapping[str, Adapter], blueprint: CheckpointConfig, base: str, folder: Path, notes: list[str]
 ) -> dict[str, Adapter]:
     """The adapters that were saved with these weights."""
     bound = {
@@ -216,23 +216,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def read_blueprint(folder: Path) -> Blueprint:
+def read_checkpoint_config(folder: Path) -> CheckpointConfig:
     """What a checkpoint folder holds. Raises ``ValueError`` for a format that is not known, or a configuration of which
     no model can be built.
     """
     config = read_config(folder)
     with reading(folder / "config.json"):
-        return _blueprint_of(config, folder)
+        return _checkpoint_config_of(config, folder)
 
 
-def _blueprint_of(config: dict[str, Any], folder: Path) -> Blueprint:
+def _checkpoint_config_of(config: dict[str, Any], folder: Path) -> CheckpointConfig:
     if native.SECTION in config:
         return native.read(config)
     model_type = config.get("model_type")
     if model_type not in PUBLISHED:
         raise ValueError(_foreign(folder, config))
     try:
-        published: Blueprint = PUBLISHED[model_type](config)
+        published: CheckpointConfig = PUBLISHED[model_type](config)
         return published
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} lacks {error}, which the {model_type} format needs.") from None
@@ -258,7 +258,7 @@ def _foreign(folder: Path, config: Mapping[str, Any]) -> str:
     if not is_classifier(config):
         return (
             f"{what}: it is a plain model. Train a re-ranker from it: {train}. If it is a causal re-ranker that "
-            "answers yes or no, `mrr flatten --model FOLDER --texts TEXTS --output OUTPUT` takes it as it is."
+            "answers yes or no, `mrr self-distill --model FOLDER --texts TEXTS --output OUTPUT` takes it as it is."
         )
     if isinstance(labels, dict) and len(labels) > 1:
         return (
@@ -266,13 +266,13 @@ def _foreign(folder: Path, config: Mapping[str, Any]) -> str:
             f"re-ranker has one, the relevance. Train fresh heads in its place: {train} --head linear."
         )
     return (
-        f"{what}: it is a trained cross-encoder. `mrr flatten --model FOLDER --texts TEXTS --output OUTPUT` gives it "
-        f"every smaller size and leaves its full-size scores as they are; {train} trains it further. Then open OUTPUT."
+        f"{what}: it is a trained cross-encoder. `mrr self-distill --model FOLDER --texts TEXTS --output OUTPUT` gives "
+        f"it every smaller size and leaves its full-size scores as they are; {train} trains it further. Open OUTPUT."
     )
 
 
 def outline(
-    blueprint: Blueprint, stored: Mapping[str, Stored], folder: Path, allow_missing: tuple[str, ...] = ()
+    blueprint: CheckpointConfig, stored: Mapping[str, Stored], folder: Path, allow_missing: tuple[str, ...] = ()
 ) -> MatryoshkaModel:
     """The model of a blueprint on the meta device, for which the stored weights are known to fit: nothing large is made
     of a configuration that no weights belong to.
@@ -284,7 +284,7 @@ def outline(
     return model
 
 
-def build(blueprint: Blueprint, dtype: torch.dtype) -> MatryoshkaModel:
+def build(blueprint: CheckpointConfig, dtype: torch.dtype) -> MatryoshkaModel:
     """The model of a blueprint for weights in ``dtype``. The stock part has none yet (they are on the device
     ``"meta"``), the score heads, float32, have room for them.
     """

@@ -7,14 +7,14 @@ import math
 from typing import Any
 
 from mrr_model.checkpoint.blueprint import (
-    Blueprint,
+    CheckpointConfig,
     published_exits,
     published_merge_layer,
     rename_published,
     stock_config,
 )
 from mrr_model.modeling.config import MatryoshkaConfig
-from mrr_model.template import RELEASE_LAYOUT
+from mrr_model.template import RELEASE_TEMPLATE
 
 MODEL_TYPE = "minicpm"
 
@@ -24,7 +24,7 @@ PROMPT = (
 )
 
 
-def read(config: dict[str, Any]) -> Blueprint:
+def read(config: dict[str, Any]) -> CheckpointConfig:
     """An exit after every layer from ``start_layer`` on; no merges."""
     if not (config.get("head_multi") and config.get("head_type") == "simple"):
         raise ValueError(
@@ -44,6 +44,6 @@ def read(config: dict[str, Any]) -> Blueprint:
         exits=exits,
         merge_layers=(),
         default_merge_layer=published_merge_layer(layers),
-        layout=RELEASE_LAYOUT.model_copy(update={"default_prompt": PROMPT}),
+        template=RELEASE_TEMPLATE.model_copy(update={"default_prompt": PROMPT}),
     )
-    return Blueprint(stock_config("granite", {**scaled, **multipliers}), matryoshka, rename_published(exits))
+    return CheckpointConfig(stock_config("granite", {**scaled, **multipliers}), matryoshka, rename_published(exits))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mrr_model.checkpoint.blueprint import Blueprint, stock_config
+from mrr_model.checkpoint.blueprint import CheckpointConfig, stock_config
 from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.files.damage import faults_of
 from mrr_model.modeling.config import MatryoshkaConfig
@@ -25,7 +25,7 @@ ACTIVATIONS = {True: "torch.nn.modules.activation.Sigmoid", False: "torch.nn.mod
 """What CrossEncoder makes of logits, by whether scores are normalized."""
 
 
-def read(config: dict[str, Any]) -> Blueprint:
+def read(config: dict[str, Any]) -> CheckpointConfig:
     """The blueprint of an own checkpoint. Raises ``ValueError`` for a section that cannot be read or a newer format."""
     if not isinstance(config[SECTION], dict):
         raise ValueError(f"the {SECTION!r} section must be a JSON object, got {type(config[SECTION]).__name__}.")
@@ -48,10 +48,10 @@ def read(config: dict[str, Any]) -> Blueprint:
         raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {faults_of(error)}") from None
     except TypeError as error:
         raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {error}") from None
-    return Blueprint(stock_config(backbone, config), matryoshka, lambda name: name, defaults, adapters)
+    return CheckpointConfig(stock_config(backbone, config), matryoshka, lambda name: name, defaults, adapters)
 
 
-def write(blueprint: Blueprint) -> dict[str, Any]:
+def write(blueprint: CheckpointConfig) -> dict[str, Any]:
     """The config.json of a model in this format."""
     config = blueprint.backbone.to_dict()
     for foreign in ("_name_or_path", "architectures"):
@@ -77,7 +77,7 @@ def cross_encoder_files(defaults: Defaults) -> dict[str, Any]:
     }
 
 
-def default_card(blueprint: Blueprint) -> str:
+def default_card(blueprint: CheckpointConfig) -> str:
     """A model card for a checkpoint that has none of its own."""
     config, matryoshka = blueprint.backbone, blueprint.matryoshka
     return f"""---

@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: MatryoshkaModel, folder: Path) -> None:
     """Raise ``ValueError`` for a tokenizer that cannot be this model's: without words, with ids that the embeddings
-    lack, or without a special token that the input layout needs.
+    lack, or without a special token that the input template needs.
     """
     file = folder / FAST if (folder / FAST).is_file() else folder
     vocabulary = tokenizer.get_vocab()
@@ -65,10 +65,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: MatryoshkaModel, 
     last = max(vocabulary.values())
     if last >= rows:
         raise ValueError(f"{file} gives ids up to {last}, and the model's embeddings have {rows} rows. {OWN}")
-    layout = model.matryoshka.layout
-    for piece in (*layout.query, *layout.passage, *layout.prompt):
+    template = model.matryoshka.template
+    for piece in (*template.query, *template.passage, *template.prompt):
         if piece in SPECIAL_TOKENS and getattr(tokenizer, f"{piece[1:-1]}_token_id", None) is None:
             raise ValueError(
-                f"{folder / 'tokenizer_config.json'}: the input layout needs the special token {piece}, which the "
+                f"{folder / 'tokenizer_config.json'}: the input template needs the special token {piece}, which the "
                 f"tokenizer does not define. Define {piece[1:-1]}_token there."
             )

@@ -1,4 +1,4 @@
-"""The command line: ``mrr rerank | info | evaluate | calibrate | mine | finetune | flatten``.
+"""The command line: ``mrr rerank | info | evaluate | calibrate | mine | finetune | self-distill``.
 
 torch and transformers are imported inside the commands, so that ``mrr --help`` answers at once. What goes to stdout is
 the result and nothing else. Wrong arguments and bad input are one line on stderr and exit code 2.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mrr_model.checkpoint import Checkpoint
     from mrr_model.reranker import RankedDocument
     from mrr_model.selection.target import Target
-    from mrr_model.training.config import RunSettings
+    from mrr_model.training.config import RunConfig
 
 TRAIN_EXTRA = 'pip install "matryoshka-reranker[train]"'
 RATIOS = (1.0, 0.5, 0.25)
@@ -222,7 +222,7 @@ def finetune() -> None:
     """
 
 
-def flatten() -> None:
+def self_distill() -> None:
     """Teach an existing re-ranker every smaller size, by its own scores on unlabelled texts.
 
     Takes a sequence-classification cross-encoder or a yes/no causal re-ranker. At full size it scores as before.
@@ -268,9 +268,9 @@ def mine(
         if not output.parent.is_dir():
             raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}. Make it first.")
         from mrr_model.data.groups import write_groups
-        from mrr_model.training.mining import MiningSettings, mine_sources
+        from mrr_model.training.mining import MineConfig, mine_sources
 
-        settings = MiningSettings(encoder, negatives, depth, margin, scores, seed, keep_identical)
+        settings = MineConfig(encoder, negatives, depth, margin, scores, seed, keep_identical)
         mined = mine_sources(sources, settings, on_bad_row="skip" if on_bad_row == "skip" else "fail")
         unfinished = output.with_name(f"unfinished-{output.name}")
         try:
@@ -359,31 +359,31 @@ def _check_train_extra() -> None:
 
 def _finetune_flags() -> Callable[..., None]:
     from mrr_model.cli.flags import flags_of
-    from mrr_model.training.config import FinetuneSettings
+    from mrr_model.training.config import FinetuneConfig
 
-    def run(settings: FinetuneSettings) -> None:
+    def run(settings: FinetuneConfig) -> None:
         _check_train_extra()
         from mrr_model.training import recipe
 
         _train(settings, lambda: recipe.finetune(settings))
 
-    return flags_of(FinetuneSettings, run)
+    return flags_of(FinetuneConfig, run)
 
 
-def _flatten_flags() -> Callable[..., None]:
+def _self_distill_flags() -> Callable[..., None]:
     from mrr_model.cli.flags import flags_of
-    from mrr_model.training.config import FlattenSettings
+    from mrr_model.training.config import SelfDistillConfig
 
-    def run(settings: FlattenSettings) -> None:
+    def run(settings: SelfDistillConfig) -> None:
         _check_train_extra()
-        from mrr_model.training import self_distill as flattening
+        from mrr_model.training import self_distill as self_distilling
 
-        _train(settings, lambda: flattening.flatten(settings))
+        _train(settings, lambda: self_distilling.self_distill(settings))
 
-    return flags_of(FlattenSettings, run, leading="model")
+    return flags_of(SelfDistillConfig, run, leading="model")
 
 
-def _train(settings: "RunSettings", run: "Callable[[], Path]") -> None:
+def _train(settings: "RunConfig", run: "Callable[[], Path]") -> None:
     try:
         with redirect_stdout(sys.stderr):  # the Trainer prints its losses
             folder = run()
@@ -399,8 +399,10 @@ def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
     from rich.text import Text
 
     model, matryoshka = loaded.model, loaded.model.matryoshka
-    layout = matryoshka.layout
-    pieces = [piece if "{" in piece else repr(piece) for piece in (*layout.query, *layout.passage, *layout.prompt)]
+    template = matryoshka.template
+    pieces = [
+        piece if "{" in piece else repr(piece) for piece in (*template.query, *template.passage, *template.prompt)
+    ]
     facts = {
         "model": name if Path(name) == folder else f"{name} ({folder})",
         "backbone": f"{model.config.model_type}, hidden size {model.config.hidden_size}",
@@ -410,8 +412,8 @@ def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
         "default merge layer": str(matryoshka.default_merge_layer) if matryoshka.merge_layers else "none",
         "merge weights": matryoshka.merge_weights,
         "head": f"{matryoshka.head}, one per exit",
-        "layout": " ".join(pieces),
-        "prompt": layout.default_prompt or "none",
+        "template": " ".join(pieces),
+        "prompt": template.default_prompt or "none",
         "adapters": ", ".join(loaded.adapters) or "none",
         "weights": _stored_weights(folder),
         "profile": _profile_fact(loaded),
@@ -463,7 +465,7 @@ def _cost_table(loaded: "Checkpoint") -> "Table":
     last = len(reranker.exits) - 1
     depths = sorted({reranker.exits[round(last * step / 4)] for step in range(5)}, reverse=True)
     ratios = RATIOS if reranker.merge_layers else RATIOS[:1]
-    full = reranker.cost(depth=None, keep_ratio=1.0)
+    full = reranker.flops(depth=None, keep_ratio=1.0)
     table = Table(
         title="share of full-size computation",
         title_justify="left",
@@ -474,7 +476,7 @@ def _cost_table(loaded: "Checkpoint") -> "Table":
     for ratio in ratios:
         table.add_column(f"keep ratio {ratio:g}", justify="right")
     for depth in depths:
-        shares = [reranker.cost(depth=depth, keep_ratio=ratio) / full for ratio in ratios]
+        shares = [reranker.flops(depth=depth, keep_ratio=ratio) / full for ratio in ratios]
         table.add_row(str(depth), *(f"{share:.0%}" for share in shares))
     return table
 
@@ -486,4 +488,4 @@ app.command(cls=Command)(commands.evaluate)
 app.command(cls=Command)(commands.calibrate)
 app.command(cls=Command)(mine)
 app.command(cls=made_later(_finetune_flags))(finetune)
-app.command(cls=made_later(_flatten_flags))(flatten)
+app.command(cls=made_later(_self_distill_flags))(self_distill)

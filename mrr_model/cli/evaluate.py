@@ -9,7 +9,7 @@ from mrr_model.cli.command import ADVANCED
 from mrr_model.cli.reporting import reported, say
 
 if TYPE_CHECKING:
-    from mrr_model.evaluation.config import EvaluateSettings
+    from mrr_model.evaluation.config import EvaluateConfig
     from mrr_model.selection.profile import Profile
 
 NAMES = {
@@ -73,7 +73,7 @@ KeepIdentical = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the random draws.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per pair.", show_default="512", rich_help_panel=ADVANCED)]
 QueryMaxLength = Annotated[
-    int | None, typer.Option(help="Tokens per query.", show_default="the layout's rule", rich_help_panel=ADVANCED)
+    int | None, typer.Option(help="Tokens per query.", show_default="the template's rule", rich_help_panel=ADVANCED)
 ]
 Prompt = Annotated[
     str | None,
@@ -206,7 +206,7 @@ def calibrate(
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="Unlabelled pairs in the collections' place, as mrr flatten takes them: every setting learns "
+            help="Unlabelled pairs in the collections' place, as mrr self-distill takes them: every setting learns "
             "full size's probabilities.",
             show_default=False,
         ),
@@ -264,7 +264,7 @@ def calibrate(
             raise
 
 
-def _calibrate(asked: "EvaluateSettings", folder: Path | None, texts: Path | None, held_out: tuple[str, ...]) -> None:
+def _calibrate(asked: "EvaluateConfig", folder: Path | None, texts: Path | None, held_out: tuple[str, ...]) -> None:
     from mrr_model.calibration.reliability import error_table
     from mrr_model.evaluation.calibrate import calibrate_model
     from mrr_model.evaluation.store import save_calibration
@@ -286,17 +286,17 @@ def _warn(cautions: tuple[str, ...]) -> None:
         say("warning", caution)
 
 
-def _settings(**given: Any) -> "EvaluateSettings":
-    """Raises ``SettingsError`` with a line for each fault, by the flags' names."""
+def _settings(**given: Any) -> "EvaluateConfig":
+    """Raises ``ConfigError`` with a line for each fault, by the flags' names."""
     from pydantic import ValidationError
 
-    from mrr_model.evaluation.config import EvaluateSettings
-    from mrr_model.validation.config_errors import SettingsError, lines_of
+    from mrr_model.evaluation.config import EvaluateConfig
+    from mrr_model.validation.config_errors import ConfigError, lines_of
 
     try:
-        return EvaluateSettings(**given)
+        return EvaluateConfig(**given)
     except ValidationError as error:
-        raise SettingsError(lines_of(error, name=_flag)) from None
+        raise ConfigError(lines_of(error, name=_flag)) from None
 
 
 def _flag(path: tuple[str, ...]) -> str:

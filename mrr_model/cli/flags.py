@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from mrr_model.cli.command import ADVANCED
 from mrr_model.files.damage import reading
-from mrr_model.validation.config_errors import SettingsError, dotted, lines_of, model_in
+from mrr_model.validation.config_errors import ConfigError, dotted, lines_of, model_in
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Key = tuple[str, ...]
@@ -33,7 +33,7 @@ def flags_of(
     tuples are comma-separated. ``leading`` names a field that may come as the command's argument, in the file's place,
     if that does not end in .yaml or .yml. Help lists the fields that ``settings.help_first`` names first, in its order,
     and those of ``help_last``, of nested settings too, last, among the rarely used.
-    Raises :class:`~mrr_model.validation.config_errors.SettingsError`.
+    Raises :class:`~mrr_model.validation.config_errors.ConfigError`.
     """
     leaves = _leaves(settings)
     fields = {leaf.path: leaf.field for leaf in leaves}
@@ -64,7 +64,7 @@ def flags_of(
             checked = settings.model_validate(_merged(file, by_flag))
         except ValidationError as error:
             name = _flag if config is None else lambda path: _named(path, by_flag, file, config)
-            raise SettingsError(lines_of(error, settings, name)) from None
+            raise ConfigError(lines_of(error, settings, name)) from None
         run(checked)
 
     flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature() reads

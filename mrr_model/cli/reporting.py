@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from mrr_model.validation.config_errors import SettingsError, lines_of, sentence
+from mrr_model.validation.config_errors import ConfigError, lines_of, sentence
 
 UsageError: Any = typer.BadParameter.__mro__[1]
 """click's own; newer releases of typer carry click within them, so that it cannot be imported from one place."""
@@ -134,7 +134,7 @@ def _flag(parameter: Any) -> str:
 def _lines(error: Exception) -> list[str]:
     if isinstance(error, UsageError):
         return [_usage(error)]
-    if isinstance(error, SettingsError):
+    if isinstance(error, ConfigError):
         return error.lines
     if isinstance(error, ValueError):
         from pydantic import ValidationError

@@ -1,6 +1,7 @@
 """What every kind of source gives before a first stage chooses the candidates: queries, judgements, texts, a run.
 
-One reader for each kind of source makes a :class:`Judged`; :mod:`mrr_model.evaluation.collection` makes the collection.
+One reader for each kind of source makes a :class:`CollectionSource`;
+:mod:`mrr_model.evaluation.collection` makes the collection of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Run: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class CollectionSource:
     """A collection without candidates. What is large is read when it is asked for."""
 
     name: str

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from mrr_model.data.beir import title_and_text, whole_text
-from mrr_model.data.collection_source import Judged, StoredTexts, chosen_split, only_in_a_terminal
+from mrr_model.data.collection_source import CollectionSource, StoredTexts, chosen_split, only_in_a_terminal
 from mrr_model.files.damage import reading
 
 
-def read_hub(name: str, split: str = "") -> Judged:
+def read_hub(name: str, split: str = "") -> CollectionSource:
     """Queries and judgements of a dataset in BEIR's or MTEB's layout; its corpus is read when it is asked for.
 
     Without a split: the only one, or ``test``. Raises ImportError without ``datasets``, FileNotFoundError where the hub
@@ -42,7 +42,7 @@ def read_hub(name: str, split: str = "") -> Judged:
     for number, row in enumerate(asked, 1):
         place = f"{name} queries:{number}"
         queries[str(_field(place, row, "_id"))] = _text(place, row)
-    return Judged(name=name, queries=queries, qrels=qrels, texts=lambda _: _texts(name))
+    return CollectionSource(name=name, queries=queries, qrels=qrels, texts=lambda _: _texts(name))
 
 
 def _texts(name: str) -> StoredTexts:

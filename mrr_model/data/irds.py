@@ -16,7 +16,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from mrr_model.data.beir import title_and_text
-from mrr_model.data.collection_source import Judged, Run, StoredTexts, chosen_split, only_in_a_terminal
+from mrr_model.data.collection_source import CollectionSource, Run, StoredTexts, chosen_split, only_in_a_terminal
 
 HEADS = ("beir", "msmarco-passage", "msmarco-document")
 """First parts of ids that are meant for the library even where it is not installed."""
@@ -34,7 +34,7 @@ def knows(name: str) -> bool:
     return True
 
 
-def read_irds(name: str, split: str = "") -> Judged:
+def read_irds(name: str, split: str = "") -> CollectionSource:
     """Queries and judgements of an id; its documents and candidates are read when they are asked for.
 
     Without judgements of its own, the id's split is taken: ``split``, the only one, or ``test``. Raises ImportError
@@ -53,7 +53,7 @@ def read_irds(name: str, split: str = "") -> Judged:
         for row in dataset.qrels_iter():
             qrels.setdefault(row.query_id, {})[row.doc_id] = int(row.relevance)
         queries = {query.query_id: _query_text(query) for query in dataset.queries_iter()}
-    return Judged(
+    return CollectionSource(
         name=name,
         queries=queries,
         qrels=qrels,

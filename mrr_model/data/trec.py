@@ -24,7 +24,7 @@ from mrr_model.data.beir import (
     title_and_text,
     whole,
 )
-from mrr_model.data.collection_source import Judged, Run
+from mrr_model.data.collection_source import CollectionSource, Run
 from mrr_model.files.damage import short
 
 KEYS = ("run", "qrels", "queries", "corpus")
@@ -40,7 +40,7 @@ def is_trec(source: str) -> bool:
     return source.partition("=")[0] in KEYS
 
 
-def read_trec(source: str) -> Judged:
+def read_trec(source: str) -> CollectionSource:
     """Queries, judgements and run of the files that ``source`` names; the corpus is read when it is asked for.
 
     Raises ValueError for a list that names other things than it should, FileNotFoundError for a file that is not there.
@@ -51,7 +51,7 @@ def read_trec(source: str) -> Judged:
         if not text.strip():
             raise ValueError(f"{place}: the text of query {identifier!r} is empty; expected a query")
         queries[_new(place, identifier, queries)] = text
-    return Judged(
+    return CollectionSource(
         name=_stem(files["qrels"]),
         queries=queries,
         qrels=read_trec_qrels(files["qrels"]),

@@ -9,9 +9,9 @@ from pathlib import Path
 from mrr_model.calibration.fit import calibrate, self_calibrate
 from mrr_model.calibration.maps import Calibration
 from mrr_model.calibration.reliability import CalibrationReport, cross_fitted_report, report
-from mrr_model.compression import Compression, Plan
+from mrr_model.compression import Plan
 from mrr_model.data.beir import Collection
-from mrr_model.evaluation.config import EvaluateSettings
+from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import Runs, open_collections, open_reranker, score_grid
 from mrr_model.files.locks import locked
 from mrr_model.reranker import MatryoshkaReranker
@@ -43,7 +43,7 @@ class Calibrated:
 
 
 def calibrate_model(
-    settings: EvaluateSettings,
+    settings: EvaluateConfig,
     *,
     texts: Path | None = None,
     held_out: Sequence[str] = (),
@@ -51,7 +51,7 @@ def calibrate_model(
 ) -> Calibrated:
     """Fit a map for each setting of the grid.
 
-    On the collections' judgements; or, with ``texts`` (JSON lines as `mrr flatten` takes them), on full size's own
+    On the collections' judgements; or, with ``texts`` (JSON lines as `mrr self-distill` takes them), on full size's own
     probabilities, by its stored map where it has one. ``held_out``: collections to measure on that are not fitted on.
     Raises as :func:`~mrr_model.evaluation.evaluate.evaluate`, and ``ValueError`` for data that cannot be fitted.
     """
@@ -60,7 +60,7 @@ def calibrate_model(
 
 
 def _calibrated(
-    settings: EvaluateSettings, texts: Path | None, held_out: Sequence[str], report_to: Callable[[str], object]
+    settings: EvaluateConfig, texts: Path | None, held_out: Sequence[str], report_to: Callable[[str], object]
 ) -> Calibrated:
     reranker = open_reranker(settings)
     grid = settings.grid(reranker.exits, bool(reranker.merge_layers))
@@ -103,7 +103,7 @@ def pairs_of(reranker: MatryoshkaReranker, collection: Collection, runs: Runs) -
     keys = [(query, document) for query, scores in next(iter(runs.values())).items() for document in scores]
     return Pairs(
         logits={
-            _bare(reranker, setting): [run[query][document] for query, document in keys]
+            reranker.plan(setting.depth, setting.keep_ratio): [run[query][document] for query, document in keys]
             for setting, run in runs.items()
         },
         targets=[float(collection.qrels.get(query, {}).get(document, 0) > 0) for query, document in keys],
@@ -124,18 +124,12 @@ def _pairs(reranker: MatryoshkaReranker, scored: Iterable[tuple[str, Collection,
     return Pairs(logits, targets, groups)
 
 
-def _bare(reranker: MatryoshkaReranker, setting: Compression) -> Plan:
-    """A setting's Plan without the calibration that the checkpoint may have."""
-    plan = reranker.plan(setting.depth, setting.keep_ratio)
-    return Plan(plan.exits, plan.merges, plan.adapters)
-
-
 def _described(collections: Mapping[str, Collection]) -> str:
     parts = [f"{collection.name} ({len(collection.queries)} queries)" for collection in collections.values()]
     return " and ".join(parts) if len(parts) < 3 else ", ".join(parts)
 
 
-def _unlabelled(texts: Path, settings: EvaluateSettings) -> Collection:
+def _unlabelled(texts: Path, settings: EvaluateConfig) -> Collection:
     """Queries with documents as a collection without judgements."""
     try:
         from mrr_model.training.self_distill import read_texts

@@ -25,7 +25,7 @@ from mrr_model.data.beir import (
     read_run,
 )
 from mrr_model.data.bm25 import bm25_run
-from mrr_model.data.collection_source import Judged, Run, chosen_split
+from mrr_model.data.collection_source import CollectionSource, Run, chosen_split
 from mrr_model.data.hub import read_hub
 from mrr_model.data.irds import knows, read_irds
 from mrr_model.data.naming import looks_like_a_path, split_name
@@ -83,8 +83,8 @@ def open_collection(
     )
 
 
-def _warn_of_judged_identical_ids(judged: Judged, queries: Mapping[str, str]) -> None:
-    """Judged relevant, a document of the query's own id is either judged by mistake or not the query at all."""
+def _warn_of_judged_identical_ids(judged: CollectionSource, queries: Mapping[str, str]) -> None:
+    """If it is judged relevant, a document of the query's own id is a mistake, or not the query at all."""
     relevant = [query for query in queries if judged.qrels[query].get(query, 0) > 0]
     if relevant:
         warnings.warn(
@@ -97,7 +97,7 @@ def _warn_of_judged_identical_ids(judged: Judged, queries: Mapping[str, str]) ->
         )
 
 
-def _read(source: str) -> Judged:
+def _read(source: str) -> CollectionSource:
     """The reader of a source, told by what is on the disk and then by the name."""
     if is_trec(source):
         return read_trec(source)
@@ -122,14 +122,14 @@ def _in_hub_layout(folder: Path) -> bool:
     return "config_name:" in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _read_folder(folder: Path, split: str) -> Judged:
+def _read_folder(folder: Path, split: str) -> CollectionSource:
     splits = list_splits(folder)
     if not splits:
         raise FileNotFoundError(f"{folder} holds no qrels/SPLIT.tsv, plain or gzipped, and so nothing to evaluate with")
     split = chosen_split(str(folder), splits, split)
     runs = [folder / "candidates" / f"{split}.run{ending}" for ending in ("", ".gz")]
     existing = next((path for path in runs if path.is_file()), None)
-    return Judged(
+    return CollectionSource(
         name=folder.resolve().name,
         queries=read_queries(folder),
         qrels=read_qrels(folder, split),
@@ -142,7 +142,7 @@ def _read_file(path: Path, _: set[str]) -> Run:
     return read_run(path)
 
 
-def _judged_queries(judged: Judged, limit: int | None, seed: int) -> dict[str, str]:
+def _judged_queries(judged: CollectionSource, limit: int | None, seed: int) -> dict[str, str]:
     """The texts of the judged queries, or of ``limit`` drawn ones."""
     for query in judged.qrels:
         if not judged.queries.get(query, "").strip():
@@ -155,7 +155,9 @@ def _judged_queries(judged: Judged, limit: int | None, seed: int) -> dict[str, s
     return {query: judged.queries[query] for query in chosen}
 
 
-def _given(judged: Judged, queries: Mapping[str, str], run: str | Path | None, first_stage: FirstStage) -> Run | None:
+def _given(
+    judged: CollectionSource, queries: Mapping[str, str], run: str | Path | None, first_stage: FirstStage
+) -> Run | None:
     """The run to take the candidates from; None for BM25."""
     if run is not None:
         path = Path(run).expanduser()

@@ -22,7 +22,7 @@ DEPTHS = 5
 """So many exits at most where no depths are given, evenly spread."""
 
 
-class EvaluateSettings(BaseModel):
+class EvaluateConfig(BaseModel):
     """The settings of `mrr evaluate`; what a preset says holds where a field is left out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 
 from mrr_model import checkpoint
 from mrr_model.data.beir import Collection
-from mrr_model.evaluation.config import EvaluateSettings
+from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import FIRST_STAGE, open_collections, score_grid
 from mrr_model.evaluation.metrics import measure, parsed
 from mrr_model.inference.device import resolve_device, resolve_dtype
 from mrr_model.reranker import MatryoshkaReranker
-from mrr_model.training.config import RunSettings
+from mrr_model.training.config import RunConfig
 from mrr_model.training.progress import tell
 
 METRIC = "nDCG@10"
@@ -29,10 +29,10 @@ class HeldOut:
     Raises ``ValueError``, ``OSError`` or ``ImportError`` for collections that cannot be opened or measured with.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunConfig) -> None:
         parsed(METRIC)  # an error that names the extra, where it is not installed
         self.run = settings
-        self.asked = EvaluateSettings(collections=settings.dev, limit_queries=settings.dev_queries, seed=settings.seed)
+        self.asked = EvaluateConfig(collections=settings.dev, limit_queries=settings.dev_queries, seed=settings.seed)
         self.collections = {
             source: _candidates_only(collection) for source, collection in open_collections(self.asked, tell).items()
         }
@@ -58,7 +58,7 @@ class HeldOut:
         return _markdown([collection.name for collection in self.collections.values()], rows)
 
 
-def _opened(folder: Path, settings: RunSettings) -> MatryoshkaReranker:
+def _opened(folder: Path, settings: RunConfig) -> MatryoshkaReranker:
     """The checkpoint at training's lengths, as far as it has positions."""
     device = resolve_device("auto")
     loaded = checkpoint.load(folder, dtype=resolve_dtype("auto", device), device=device)

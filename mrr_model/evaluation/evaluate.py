@@ -7,7 +7,7 @@ In the output folder:
     runs/COLLECTION/SETTING.run  TREC runs
     queries/COLLECTION.jsonl     each query's measures at each setting
     results.json, table.md       all numbers, and the same to read
-    frontier.png, frontier.svg   quality against time and against operations
+    frontier.png, frontier.svg   quality against time and against FLOPs
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mrr_model import __version__
 from mrr_model.compression import Compression
 from mrr_model.data.beir import Collection
 from mrr_model.evaluation.collection import open_collection
-from mrr_model.evaluation.config import EvaluateSettings
+from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.grid import Logits, passes, scored
 from mrr_model.evaluation.grid import facts_of as logit_facts_of
 from mrr_model.evaluation.metrics import Comparison, Measured, compare, measure, parsed, write_run
@@ -39,7 +39,7 @@ from mrr_model.evaluation.presets import Preset, preset
 from mrr_model.evaluation.report import draw
 from mrr_model.files.atomic import write_file
 from mrr_model.files.locks import locked
-from mrr_model.reranker import DEFAULT, Default, MatryoshkaReranker
+from mrr_model.reranker import DEFAULT, MatryoshkaReranker
 from mrr_model.selection.latency import Timings, facts_of, keep_timings, key_of, moment, read_timings, timings_of
 from mrr_model.selection.profile import Profile, ProfilePoint
 
@@ -79,23 +79,23 @@ class Evaluation:
 
     def markdown(self) -> str:
         """A table with a row a setting: the profile's measure on each collection and in the mean, what it keeps of full
-        size, the milliseconds of a pair, the shares of full size's time and operations; what a star means; how many
+        size, the milliseconds of a pair, the shares of full size's time and FLOPs; what a star means; how many
         queries met their own document among the candidates, which was left out; and whether times are noisy.
         """
         profile = self.profile
         names = [result.name for result in self.collections]
         lines = [
-            f"| {profile.measure} | {' | '.join(names)} | mean | of full size | ms a pair | time | operations |",
+            f"| {profile.metric} | {' | '.join(names)} | mean | of full size | ms a pair | time | FLOPs |",
             "| --- |" + " ---: |" * (len(names) + 5),
         ]
-        first = [result.first_stage.mean[profile.measure] for result in self.collections]
+        first = [result.first_stage.mean[profile.metric] for result in self.collections]
         lines.append(f"| {FIRST_STAGE} | {' | '.join(f'{value:.3f}' for value in [*first, mean(first)])} |  |  |  |  |")
         full = profile.full
         for point in profile.points:
             name = "full size" if point == full else str(point.setting)
-            cells = [_cell(result, point.setting, profile.measure) for result in self.collections]
+            cells = [_cell(result, point.setting, profile.metric) for result in self.collections]
             cells += [f"{point.quality:.3f}", f"{point.kept:.1%}", f"{point.seconds * 1000:.2f}"]
-            cells += [f"{point.seconds / full.seconds:.0%}", f"{point.operations / full.operations:.0%}"]
+            cells += [f"{point.seconds / full.seconds:.0%}", f"{point.flops / full.flops:.0%}"]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines += ["", STAR]
         if any(result.identical_ids for result in self.collections):
@@ -106,7 +106,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambda _: None) -> Evaluation:
+def evaluate(settings: EvaluateConfig, report: Callable[[str], object] = lambda _: None) -> Evaluation:
     """Evaluate, and write everything to ``settings.output``. ``report`` is told what comes next, a line each.
 
     Raises ``ValueError``, ``OSError`` or ``ImportError`` for what cannot be opened, ``ValueError`` for an output folder
@@ -117,7 +117,7 @@ def evaluate(settings: EvaluateSettings, report: Callable[[str], object] = lambd
         return _evaluated(settings, report)
 
 
-def _evaluated(settings: EvaluateSettings, report: Callable[[str], object]) -> Evaluation:
+def _evaluated(settings: EvaluateConfig, report: Callable[[str], object]) -> Evaluation:
     for name in settings.all_measures:
         parsed(name)
     reranker = open_reranker(settings)
@@ -137,7 +137,7 @@ def _evaluated(settings: EvaluateSettings, report: Callable[[str], object]) -> E
     return evaluation
 
 
-def open_reranker(settings: EvaluateSettings) -> MatryoshkaReranker:
+def open_reranker(settings: EvaluateConfig) -> MatryoshkaReranker:
     """The model, at the protocol's lengths."""
     protocol = _protocol(settings)
     query_max_length = settings.query_max_length or (protocol.query_max_length if protocol else None)
@@ -154,12 +154,12 @@ def open_reranker(settings: EvaluateSettings) -> MatryoshkaReranker:
         local_files_only=settings.local_files_only,
     )
     if protocol and not settings.max_length:
-        reranker = reranker.replaced(max_length=protocol.max_length_for(reranker.model.backbone.max_tokens))
-    return reranker.replaced(compensated=False) if settings.without_compensation else reranker
+        reranker = reranker.copy(max_length=protocol.max_length_for(reranker.model.backbone.max_tokens))
+    return reranker.copy(compensated=False) if settings.without_compensation else reranker
 
 
 def open_collections(
-    settings: EvaluateSettings, report: Callable[[str], object] = lambda _: None
+    settings: EvaluateConfig, report: Callable[[str], object] = lambda _: None
 ) -> dict[str, Collection]:
     """Source -> collection, as the protocol says. Raises ``ValueError`` for two of one name."""
     protocol = _protocol(settings)
@@ -194,7 +194,7 @@ def score_grid(
     reranker: MatryoshkaReranker,
     grid: Sequence[Compression],
     collections: Mapping[str, Collection],
-    settings: EvaluateSettings,
+    settings: EvaluateConfig,
 ) -> Iterator[tuple[str, Collection, Runs]]:
     """Each collection with its logits at every setting, kept as they come; a progress bar in a terminal."""
     planned = passes(reranker, grid)
@@ -210,20 +210,20 @@ def score_grid(
             yield source, collection, {setting: runs[setting] for setting in grid}
 
 
-def _protocol(settings: EvaluateSettings) -> Preset | None:
+def _protocol(settings: EvaluateConfig) -> Preset | None:
     return preset(settings.preset) if settings.preset else None
 
 
-def _prompt(reranker: MatryoshkaReranker, source: str, settings: EvaluateSettings) -> str | Default | None:
+def _prompt(reranker: MatryoshkaReranker, source: str, settings: EvaluateConfig) -> str | None:
     """The reranker's, which is the one asked for; where none was, the protocol's if the model takes one."""
     protocol = _protocol(settings)
-    if settings.prompt is not None or protocol is None or not reranker.model.matryoshka.layout.takes_prompt:
-        return DEFAULT
+    if settings.prompt is not None or protocol is None or not reranker.model.matryoshka.template.takes_prompt:
+        return reranker.prompt
     own = protocol.prompt_for(source)
-    return DEFAULT if own is None else own
+    return reranker.prompt if own is None else own
 
 
-def _result(source: str, collection: Collection, runs: Runs, settings: EvaluateSettings) -> CollectionResult:
+def _result(source: str, collection: Collection, runs: Runs, settings: EvaluateConfig) -> CollectionResult:
     """Measure one collection; write its runs and its queries' values."""
     protocol = _protocol(settings)
     asked = settings.all_measures
@@ -269,7 +269,7 @@ def _timings(
     reranker: MatryoshkaReranker,
     grid: Sequence[Compression],
     sample: Sequence[tuple[str, list[str]]],
-    settings: EvaluateSettings,
+    settings: EvaluateConfig,
     report: Callable[[str], object],
 ) -> Timings:
     """Each setting's time, alone and on the same whole queries, since the grid's own passes are shared and tell nothing
@@ -311,18 +311,18 @@ def _profile(
     sample: Sequence[tuple[str, list[str]]],
     timings: Timings,
     relevant: int,
-    settings: EvaluateSettings,
+    settings: EvaluateConfig,
 ) -> Profile:
-    """Every setting's quality, time and operations."""
+    """Every setting's quality, time and flops."""
     name = settings.all_measures[0]
     pairs = [(query, text) for query, texts in sample for text in texts]
     seconds = timings.of(grid)
-    operations = {setting: _operations(reranker, setting, sample) for setting in grid}
+    flops = {setting: _flops(reranker, setting, sample) for setting in grid}
     quality = {setting: mean(result.settings[setting].mean[name] for result in results) for setting in grid}
     full = quality[grid[0]]
-    lengths = reranker.token_counts(pairs)
+    lengths = reranker.engine.token_counts(pairs, reranker.prompt)
     return Profile(
-        measure=name,
+        metric=name,
         collections=tuple(result.name for result in results),
         queries=sum(result.queries for result in results),
         query_tokens=max(1, round(mean(query for query, _ in lengths))),
@@ -344,7 +344,7 @@ def _profile(
                     _share(each.settings[setting].mean[name], each.settings[grid[0]].mean[name]) for each in results
                 ),
                 seconds=seconds[setting] / len(pairs),
-                operations=operations[setting] / len(pairs),
+                flops=flops[setting] / len(pairs),
             )
             for setting in grid
         ),
@@ -355,7 +355,7 @@ def _share(value: float, full: float) -> float:
     return value / full if full else 1.0
 
 
-def _timing_sample(collections: Sequence[Collection], settings: EvaluateSettings) -> list[tuple[str, list[str]]]:
+def _timing_sample(collections: Sequence[Collection], settings: EvaluateConfig) -> list[tuple[str, list[str]]]:
     """Whole queries with their passages, by turns from each collection, until there are pairs enough."""
     rng = random.Random(settings.seed)
     queues = []
@@ -385,9 +385,11 @@ def _timed_run(
     return run
 
 
-def _operations(reranker: MatryoshkaReranker, setting: Compression, sample: Sequence[tuple[str, list[str]]]) -> float:
+def _flops(reranker: MatryoshkaReranker, setting: Compression, sample: Sequence[tuple[str, list[str]]]) -> float:
     plan = reranker.plan(setting.depth, setting.keep_ratio)
-    return sum(reranker.operations([(query, text) for text in texts], plan) for query, texts in sample)
+    return sum(
+        reranker.engine.flops([(query, text) for text in texts], plan, reranker.prompt) for query, texts in sample
+    )
 
 
 def _cell(result: CollectionResult, setting: Compression, name: str) -> str:
@@ -415,7 +417,7 @@ def _without_nan(numbers: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(number) else number for name, number in numbers.items()}
 
 
-def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: EvaluateSettings) -> None:
+def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: EvaluateConfig) -> None:
     """results.json, table.md and the pictures."""
     output, profile = settings.output, evaluation.profile
     results = {

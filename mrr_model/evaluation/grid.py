@@ -18,7 +18,7 @@ from mrr_model.compression import Compression, Plan
 from mrr_model.data.beir import Collection
 
 if TYPE_CHECKING:
-    from mrr_model.reranker import Default, MatryoshkaReranker
+    from mrr_model.reranker import MatryoshkaReranker
 
 CHUNK = 8
 """Queries that are scored together and kept together. A chunk is scored whole or not at all, so that a run that was
@@ -62,7 +62,7 @@ def scored(
     one_pass: Pass,
     kept: Path,
     *,
-    prompt: str | Default | None,
+    prompt: str | None,
     facts: Mapping[str, Any],
     done: Callable[[int], object],
 ) -> dict[Compression, Logits]:
@@ -82,7 +82,7 @@ def scored(
             rows = known.get(place)
             if rows is None:
                 pairs = [(collection.queries[query], collection.corpus[document]) for query, document in keys]
-                rows = reranker.logits(pairs, one_pass.plan, prompt=prompt, show_progress=False).tolist()
+                rows = reranker.engine.logits(pairs, one_pass.plan, prompt=prompt, show_progress=False).tolist()
                 store.write(json.dumps([place, rows]) + "\n")
                 store.flush()
             for setting, column in one_pass.settings.items():
@@ -94,7 +94,7 @@ def scored(
     return runs
 
 
-def facts_of(reranker: MatryoshkaReranker, collection: Collection, prompt: str | Default | None) -> dict[str, Any]:
+def facts_of(reranker: MatryoshkaReranker, collection: Collection, prompt: str | None) -> dict[str, Any]:
     """What a collection's logits hang on beside the Plan: the model, its inputs' lengths, and every text."""
     candidates = hashlib.sha256()
     for query, documents in collection.candidates.items():
@@ -107,7 +107,7 @@ def facts_of(reranker: MatryoshkaReranker, collection: Collection, prompt: str |
         "dtype": str(reranker.dtype),
         "max_length": reranker.max_length,
         "query_max_length": reranker.query_max_length,
-        "prompt": prompt if isinstance(prompt, str) else reranker.prompt,
+        "prompt": prompt,
         "collection": collection.name,
         "candidates": candidates.hexdigest(),
         "chunk": CHUNK,

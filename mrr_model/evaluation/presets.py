@@ -82,7 +82,7 @@ class Preset(BaseModel):
         return _matching(self.measures_of, collection) or self.measures
 
     def prompt_for(self, collection: str) -> str | None:
-        """The prompt of a collection, for models whose layout takes one; None for the model's own default.
+        """The prompt of a collection, for models whose template takes one; None for the model's own default.
 
         >>> preset("beir").prompt_for("beir/arguana")
         'Predict whether argument A and counterargument B express contradictory opinions.'

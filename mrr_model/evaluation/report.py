@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mrr_model.selection.profile import Profile, ProfilePoint
 
-Cost = Literal["seconds", "operations"]
+Cost = Literal["seconds", "flops"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Axis:
 
 AXES = (
     _Axis("seconds", "time of a pair, share of full size's"),
-    _Axis("operations", "operations of a pair, share of full size's"),
+    _Axis("flops", "FLOPs of a pair, share of full size's"),
 )
 COLORS = ("#1b6ca8", "#d1495b", "#2e933c", "#edae49", "#6a4c93", "#00798c")
 
@@ -30,9 +30,9 @@ COLORS = ("#1b6ca8", "#d1495b", "#2e933c", "#edae49", "#6a4c93", "#00798c")
 def frontier(points: Sequence[ProfilePoint], cost: Cost) -> list[ProfilePoint]:
     """The points that no other one beats in quality at the same cost or less, cheapest first.
 
-    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=1.0, operations=4.0)
-    >>> worse = ProfilePoint(depth=5, quality=0.7, kept=0.9, least=0.9, seconds=0.9, operations=3.5)
-    >>> better = ProfilePoint(depth=4, quality=0.75, kept=0.94, least=0.94, seconds=0.7, operations=2.5)
+    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=1.0, flops=4.0)
+    >>> worse = ProfilePoint(depth=5, quality=0.7, kept=0.9, least=0.9, seconds=0.9, flops=3.5)
+    >>> better = ProfilePoint(depth=4, quality=0.75, kept=0.94, least=0.94, seconds=0.7, flops=2.5)
     >>> [point.depth for point in frontier([full, worse, better], "seconds")]
     [4, 6]
     """
@@ -44,7 +44,7 @@ def frontier(points: Sequence[ProfilePoint], cost: Cost) -> list[ProfilePoint]:
 
 
 def draw(profile: Profile, title: str, files: Sequence[Path]) -> None:
-    """Quality against time and against operations, every setting labelled, the frontier as a line; PNG, SVG or whatever
+    """Quality against time and against FLOPs, every setting labelled, the frontier as a line; PNG, SVG or whatever
     matplotlib writes, by the files' names.
     """
     matplotlib, figure = _figure()
@@ -52,7 +52,7 @@ def draw(profile: Profile, title: str, files: Sequence[Path]) -> None:
     ratios = sorted({point.setting.keep_ratio_text for point in profile.points}, key=_width, reverse=True)
     for axis, panel in zip(AXES, axes, strict=True):
         _draw_panel(panel, profile, axis, ratios)
-    axes[0].set_ylabel(f"{profile.measure}, share of full size's ({profile.full.quality:.3f})")
+    axes[0].set_ylabel(f"{profile.metric}, share of full size's ({profile.full.quality:.3f})")
     axes[0].legend(title="keep ratio", loc="lower right", frameon=False)
     figure.suptitle(title, parse_math=False)
     for file in files:

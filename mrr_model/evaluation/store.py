@@ -40,7 +40,7 @@ def save_profile(folder: Path, profile: Profile, table: str, weights: str) -> No
     """Store a profile and show its table in the card; ``weights``: the fingerprint of what was measured."""
     on = f"{', '.join(profile.collections)} ({profile.queries} queries)"
     text = (
-        f"## What each size keeps and costs\n\n{profile.measure} on {on}; times on {profile.device}, "
+        f"## What each size keeps and costs\n\n{profile.metric} on {on}; times on {profile.device}, "
         f"{profile.threads} threads, {profile.dtype}. `mrr evaluate` measured it.\n\n{table}"
     )
     _store(folder, profile, text, weights)

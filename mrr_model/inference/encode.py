@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN, TextTokenizer
 from mrr_model.modeling.batch import EncodedPair
-from mrr_model.template import SPECIAL_TOKENS, Layout
+from mrr_model.template import SPECIAL_TOKENS, InputTemplate
 
 COMPARED_TOKENS = 8192
 """Of a query and a passage that both exceed ``max_length``, the longer gets the odd token; from this many tokens on
@@ -23,29 +23,29 @@ WINDOW_CHARACTERS = 4_000_000
 
 
 class PairEncoder:
-    """Turns texts into :class:`EncodedPair` by a layout. Safe to share among threads; the tokenizer it is given stays
+    """Turns texts into :class:`EncodedPair` by a template. Safe to share among threads; the tokenizer it is given stays
     as it is.
 
     ``max_length`` counts tokens. The query is first cut to ``query_max_length``; without one, under ``spans``
     truncation, to three quarters of ``max_length``. A pair that is still too long is cut by ``whole`` truncation as
     transformers' ``longest_first`` cuts it. ``spans`` truncation cuts the passage, and the query where that would leave
     the passage less than its share: an eighth of ``max_length``, or a quarter of the room for both texts if that is
-    less. What a layout writes after a text stays when the text is cut.
+    less. What a template writes after a text stays when the text is cut.
     """
 
     def __init__(
-        self, tokenizer: Any, layout: Layout, max_length: int = 512, query_max_length: int | None = None
+        self, tokenizer: Any, template: InputTemplate, max_length: int = 512, query_max_length: int | None = None
     ) -> None:
-        self.layout = layout
+        self.template = template
         self.max_length = max_length
         self.query_max_length = query_max_length
-        slot = _slot_index(layout.query, "{query}")
-        self._tokenizer = TextTokenizer(tokenizer, _literals(layout))
+        slot = _slot_index(template.query, "{query}")
+        self._tokenizer = TextTokenizer(tokenizer, _literals(template))
         self._special_ids = {piece: getattr(tokenizer, f"{piece[1:-1]}_token_id", None) for piece in SPECIAL_TOKENS}
-        self._before_query = self._span_ids(layout.query[:slot])
-        self._after_query = self._span_ids(layout.query[slot + 1 :])
-        self._query = self._slot(layout.query[slot], "{query}")
-        self._passage = self._slot(layout.passage[0], "{passage}")
+        self._before_query = self._span_ids(template.query[:slot])
+        self._after_query = self._span_ids(template.query[slot + 1 :])
+        self._query = self._slot(template.query[slot], "{query}")
+        self._passage = self._slot(template.passage[0], "{passage}")
         self._check_room()
 
     def resized(self, max_length: int) -> Self:
@@ -56,14 +56,14 @@ class PairEncoder:
         return other
 
     def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
-        """Encode (query, passage) pairs; each distinct text is tokenized once. ``prompt`` replaces the layout's
+        """Encode (query, passage) pairs; each distinct text is tokenized once. ``prompt`` replaces the template's
         default.
         """
         prompt_ids = self.prompt_ids(prompt)
         most = max(self.max_length, self.query_max_length or 0)
         texts = {query for query, _ in pairs}
         queries = self._text_ids(self._query, texts, most)
-        if self.layout.truncation == "whole" and any(len(ids) > most for ids in queries.values()):
+        if self.template.truncation == "whole" and any(len(ids) > most for ids in queries.values()):
             most = max(most, COMPARED_TOKENS)
             queries = self._text_ids(self._query, texts, most)
         passages = self._text_ids(self._passage, {passage for _, passage in pairs}, most)
@@ -80,9 +80,9 @@ class PairEncoder:
 
     def prompt_ids(self, prompt: str | None = None) -> list[int]:
         """The ids of the span that follows the passage."""
-        if prompt is None and self.layout.default_prompt is not None:
-            return self._span_ids(self.layout.prompt, self._tokenizer.literal(self.layout.default_prompt))
-        return self._span_ids(self.layout.prompt, prompt or "")
+        if prompt is None and self.template.default_prompt is not None:
+            return self._span_ids(self.template.prompt, self._tokenizer.literal(self.template.default_prompt))
+        return self._span_ids(self.template.prompt, prompt or "")
 
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose query and passage have that many tokens (ids are zeros)."""
@@ -91,7 +91,7 @@ class PairEncoder:
     def _cut(self, query: list[int], passage: list[int], prompt: list[int]) -> EncodedPair:
         wanted = min(len(query), self._query_limit)
         room = max(0, self._room(len(prompt)))
-        if self.layout.truncation == "spans":
+        if self.template.truncation == "spans":
             longest = min(len(passage), self.max_length)
             free = (room - self._query.size - self._passage.size) // 4
             share = self._passage.size + max(1, min(self.max_length // 8, free))
@@ -111,22 +111,22 @@ class PairEncoder:
     def _query_limit(self) -> int:
         if self.query_max_length is not None:
             return self.query_max_length
-        return self.max_length * 3 // 4 if self.layout.truncation == "spans" else sys.maxsize
+        return self.max_length * 3 // 4 if self.template.truncation == "spans" else sys.maxsize
 
     def _room(self, prompt_tokens: int) -> int:
         """Tokens that query and passage, with the text written around them, may have together."""
         around = len(self._before_query) + len(self._after_query)
-        return self.max_length - around + (prompt_tokens if self.layout.truncation == "spans" else -prompt_tokens)
+        return self.max_length - around + (prompt_tokens if self.template.truncation == "spans" else -prompt_tokens)
 
     def _check_room(self) -> None:
         room = self._room(len(self.prompt_ids()))
         least = self._query.size + self._passage.size
-        if self.layout.truncation == "spans":
+        if self.template.truncation == "spans":
             least += 2
         if room < least:
             raise ValueError(
                 f"max_length={self.max_length} leaves no room beside the {self.max_length - room + least} tokens of "
-                f"the input layout. Choose at least {self.max_length - room + least + 1}."
+                f"the input template. Choose at least {self.max_length - room + least + 1}."
             )
 
     def _text_ids(self, slot: "_Slot", texts: set[str], most: int) -> dict[str, list[int]]:
@@ -170,14 +170,14 @@ class PairEncoder:
                 ids.append(special)
             else:
                 raise ValueError(
-                    f"the input layout needs the special token {piece}, which the tokenizer does not define."
+                    f"the input template needs the special token {piece}, which the tokenizer does not define."
                 )
         return ids
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """What a layout writes before and after a text, the ids of the latter, and the tokens of both."""
+    """What a template writes before and after a text, the ids of the latter, and the tokens of both."""
 
     before: str
     after: str
@@ -204,11 +204,11 @@ def longest_first(query: int, passage: int, room: int) -> tuple[int, int]:
     return (room - shorter, shorter) if query > passage else (shorter, room - shorter)
 
 
-def _literals(layout: Layout) -> set[str]:
-    """A layout's own texts, apart from special tokens."""
-    pieces = [piece for piece in (*layout.query, *layout.passage, *layout.prompt) if piece not in SPECIAL_TOKENS]
+def _literals(template: InputTemplate) -> set[str]:
+    """A template's own texts, apart from special tokens."""
+    pieces = [piece for piece in (*template.query, *template.passage, *template.prompt) if piece not in SPECIAL_TOKENS]
     texts = {text for piece in pieces for text in re.split(r"\{query\}|\{passage\}|\{prompt\}", piece)}
-    return texts | {layout.default_prompt or ""}
+    return texts | {template.default_prompt or ""}
 
 
 def _slot_index(pieces: tuple[str, ...], slot: str) -> int:

@@ -1,205 +1,202 @@
-"""Encoded pairs to logits, in batches that fit in memory and are joined again where they have become small.
+"""Texts in, logits out: the engine under a reranker, for evaluation, integrations and benchmarks.
 
-Letters: E exits.
+Letters: B pairs, E exits.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from typing import TypeVar
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import Self
 
 from mrr_model.compression import Plan
-from mrr_model.inference.batching import length_sorted_batches
-from mrr_model.inference.cancelling import check
-from mrr_model.inference.device import out_of_memory
-from mrr_model.modeling.batch import EncodedPair, collate, sharing_groups
-from mrr_model.modeling.model import BatchReading, BatchState, MatryoshkaModel
-from mrr_model.modeling.prefix import Prefix
+from mrr_model.inference.device import default_batch_tokens
+from mrr_model.inference.encode import PairEncoder
+from mrr_model.inference.forking import POOL
+from mrr_model.inference.forward import Scoring
+from mrr_model.modeling.batch import Batch, EncodedPair, collate
+from mrr_model.modeling.compensation import Compensation
+from mrr_model.modeling.flops import call_flops, pair_flops
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.validation.arguments import callers_level
 
-FINISHED_TOGETHER = 256
-"""Batches wait until they have so many pairs, whose reading tokens then go through the last layer's MLP together."""
+logger = logging.getLogger(__name__)
 
-JOINED_PADDING = 9 / 8
-"""Batches that have merged are joined where the padding that this takes adds at most an eighth to their tokens."""
+PROGRESS_DELAY = 3.0
+"""Seconds before a progress bar shows."""
 
-Made = TypeVar("Made")
-Part = tuple[list[int], BatchState | BatchReading]
-"""Pairs by their places, and how far they are."""
+Pairs = Sequence[tuple[str, str]]
+"""(query, document) pairs."""
 
 
-@dataclass
-class Scoring:
-    """One call's pairs at one Plan.
+class InferenceEngine:
+    """Tokenizes pairs and runs Plans, in batches that fit in memory. Safe to share among threads.
 
-    ``batch_tokens`` says how many tokens a batch may hold, ``halve`` is told of a batch of so many that did not fit in
-    memory, ``progress`` of pairs done. ``batch_size``: at most that many pairs in a batch.
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        compensation: The model's adapters.
+        max_length: Tokens of an input.
+        query_max_length: Tokens of a query; None for the template's rule.
+        batch_tokens: Tokens of a batch, padding counted; None: by device and model.
+        name: What error messages call the model.
     """
 
-    model: MatryoshkaModel
-    plan: Plan
-    encoded: Sequence[EncodedPair]
-    batch_tokens: Callable[[], int]
-    halve: Callable[[int], None]
-    progress: Callable[[int], object]
-    batch_size: int | None = None
+    def __init__(
+        self,
+        model: MatryoshkaModel,
+        tokenizer: PreTrainedTokenizerBase,
+        compensation: Compensation,
+        *,
+        max_length: int,
+        query_max_length: int | None = None,
+        batch_tokens: int | None = None,
+        name: str = "model",
+    ) -> None:
+        self.model, self.tokenizer, self.compensation = model, tokenizer, compensation
+        self.batch_tokens, self.name = batch_tokens, name
+        self.encoder = PairEncoder(tokenizer, model.matryoshka.template, max_length, query_max_length)
+        self._halved = self._warned_of_cut_query = False
 
-    def logits(self) -> Tensor:
-        """Float32 (pairs, E) on the CPU, in the pairs' order. Stops before the next batch if nobody waits for them
-        (:mod:`~mrr_model.inference.cancelling`).
+    def copy(self, *, max_length: int | None = None, compensation: Compensation | None = None) -> Self:
+        """The same model and tokenizer with another length or other adapters."""
+        other = copy.copy(self)
+        if max_length is not None:
+            other.encoder = self.encoder.resized(max_length)
+        if compensation is not None:
+            other.compensation = compensation
+        return other
+
+    def logits(
+        self,
+        pairs: Pairs,
+        plan: Plan,
+        *,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
+    ) -> Tensor:
+        """Raw logits of pairs at every exit of a Plan, one pass for all; identical pairs are computed once.
+
+        Args:
+            pairs: (query, document) pairs.
+            plan: What the forward pass does.
+            prompt: The instruction; None for the template's own.
+            batch_size: At most this many pairs in a batch.
+            show_progress: Show a progress bar or none; None shows one on long work in a terminal.
+
+        Returns:
+            Float32 (pairs, E) on the CPU, in input order.
+
+        Raises:
+            ValueError: If a logit is not finite.
         """
-        groups = sharing_groups(self.encoded) if self.model.backbone.causal else [(None, [*range(len(self.encoded))])]
-        logits = torch.empty(len(self.encoded), len(self.plan.exits), dtype=torch.float32, device="cpu")
-        waiting = _Waiting(min(FINISHED_TOGETHER, len(self.encoded)))
-        # A caller's autocast would move scores: they are computed in the weights' own format.
-        with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
-            for places, reading in chain.from_iterable(self._read(prefix, group) for prefix, group in groups):
-                assert isinstance(reading, BatchReading)
-                if len(waiting.places) + len(places) > waiting.most:
-                    self._finish(waiting, logits)
-                waiting.add(places, reading)
-                del reading  # before the next batch starts
-                self.progress(len(places))
-            self._finish(waiting, logits)
+        distinct = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
+        if not distinct:
+            return torch.empty(0, len(plan.exits), dtype=torch.float32, device="cpu")
+        POOL.use()
+        texts = list(distinct)
+        logits = torch.empty(len(texts), len(plan.exits), dtype=torch.float32, device="cpu")
+        # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
+        with (
+            self.compensation.applied(plan.adapters) as model,
+            tqdm(
+                total=len(texts),
+                desc="Re-ranking",
+                unit="pair",
+                delay=PROGRESS_DELAY if show_progress is None else 0,
+                disable=None if show_progress is None else not show_progress,
+                leave=False,
+            ) as progress,
+        ):
+            if model.training:
+                model.eval()  # trained elsewhere, and left in training mode: scores must not hang on dropout
+            for window, encoded in self.encoder.windows(texts, prompt):
+                self._warn_of_cut_query(encoded)
+                logits[window] = Scoring(
+                    model,
+                    plan,
+                    encoded,
+                    batch_tokens=self._budget,
+                    halve=self._halve_batches,
+                    progress=progress.update,
+                    batch_size=batch_size,
+                ).logits()
+        logits = logits[[distinct[pair] for pair in pairs]]
+        if not logits.isfinite().all():
+            index, column = (~logits.isfinite()).nonzero()[0].tolist()
+            dtype = self.model.model.dtype
+            raise ValueError(
+                f"the model gave the score {logits[index, column].item()} for document {index}: its checkpoint "
+                f"{self.name!r} is broken, or {dtype} is too narrow for it (try dtype='float32')."
+            )
         return logits
 
-    def _read(self, prefix: Prefix | None, group: list[int]) -> Iterator[Part]:
-        """All that is computed for every token of pairs that share a prefix, or none."""
-        parts = self._started(prefix, group)
-        for _ in self.plan.merges:
-            parts = self._advanced(parts)
-        return parts
+    def batch(self, pairs: Pairs, prompt: str | None = None) -> Batch:
+        """Pairs as one padded batch of token ids, on the CPU."""
+        return collate(self.encoder.encode(pairs, prompt), self.model.config.pad_token_id or 0)
 
-    def _started(self, prefix: Prefix | None, group: list[int]) -> Iterator[Part]:
-        """The pairs behind their first merge, or read where the plan has none, batch by batch, longest first. Where
-        memory runs out, here or later, batches are halved.
+    def forward(self, batch: Batch, plan: Plan) -> Tensor:
+        """Logits of a batch at the plan's exits, float32 (B, E), compensation included; gradients flow."""
+        with self.compensation.applied(plan.adapters) as model:
+            if model.training != self.model.training:
+                model.train(self.model.training)
+            logits: Tensor = model(batch.to(self.model.device), plan)
+        return logits
+
+    def token_counts(self, pairs: Pairs, prompt: str | None = None) -> list[tuple[int, int]]:
+        """Each pair's tokens of query and passage span, as cut to the engine's lengths."""
+        counts: dict[int, tuple[int, int]] = {}
+        for window, encoded in self.encoder.windows(pairs, prompt):
+            counts |= {i: (pair.query_length, pair.passage_length) for i, pair in zip(window, encoded, strict=True)}
+        return [counts[index] for index in range(len(counts))]
+
+    def flops(self, pairs: Pairs, plan: Plan, prompt: str | None = None) -> float:
+        """FLOPs that these pairs take under a Plan in one call; a query span that a causal model's pairs share counts
+        once.
         """
-        before = 0 if prefix is None else prefix.size
-        while group:
-            lengths = [len(self.encoded[place].input_ids) - before for place in group]
-            done: set[int] = set()
-            budget = self.batch_tokens()
-            for batch in length_sorted_batches(lengths, budget, self.batch_size):
-                check()
-                places = [group[index] for index in batch]
-                part = _unless_out_of_memory(partial(self._start, prefix, places), len(batch))
-                if part is None:
-                    self.halve(min(budget, len(batch) * max(lengths[index] for index in batch)))
-                    break
-                done.update(places)
-                yield places, part
-                del part  # before the next batch starts
-                if self.batch_tokens() < budget:
-                    break
-            group = [place for place in group if place not in done]
+        windows = self.encoder.windows(pairs, prompt)
+        ranks = self.compensation.running_ranks(plan.adapters)
+        return sum(call_flops(self.model, plan, encoded, ranks) for _, encoded in windows)
 
-    def _start(self, prefix: Prefix | None, places: list[int]) -> BatchState | BatchReading:
-        rows = [self.encoded[place] for place in places]
-        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
-        batch = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix)
-        return self.model.advance(self.model.start(batch.to(self.model.device)), self.plan)
+    def pair_flops(self, plan: Plan, query_tokens: int, passage_tokens: int) -> float:
+        """FLOPs of one pair with so many tokens of query and passage, under a Plan."""
+        pair = self.encoder.lengths(query_tokens, passage_tokens)
+        return pair_flops(self.model, plan, pair, self.compensation.running_ranks(plan.adapters))
 
-    def _advanced(self, parts: Iterator[Part]) -> Iterator[Part]:
-        """The pairs behind their next merge, or read. Neighbours that have become small go on as one batch: large
-        products take less time a token.
-        """
-        waiting: list[tuple[list[int], BatchState]] = []
-        for places, state in parts:
-            assert isinstance(state, BatchState)
-            if waiting and not self._fit([*(other for _, other in waiting), state]):
-                yield from self._together(waiting)
-            waiting.append((places, state))
-        yield from self._together(waiting)
-
-    def _fit(self, states: Sequence[BatchState]) -> bool:
-        pairs = sum(map(len, states))
-        tokens = pairs * max(state.width for state in states)
-        return (
-            pairs <= (self.batch_size or pairs)
-            and tokens <= self.batch_tokens()
-            and tokens <= JOINED_PADDING * sum(len(state) * state.width for state in states)
+    def _warn_of_cut_query(self, encoded: Sequence[EncodedPair]) -> None:
+        cut = next((pair for pair in encoded if pair.query_cut), None)
+        if cut is None or self._warned_of_cut_query:
+            return
+        self._warned_of_cut_query = True
+        warnings.warn(
+            f"a query was cut to {cut.query_length} tokens, with what the input template adds: max_length="
+            f"{self.encoder.max_length} has no space for more beside the document. Shorten the query, or choose "
+            "max_length or query_max_length.",
+            UserWarning,
+            stacklevel=callers_level(),
         )
 
-    def _together(self, waiting: list[tuple[list[int], BatchState]]) -> Iterator[Part]:
-        """Join what waits and let it go on; where memory runs out, apart. Leaves ``waiting`` empty, so that nothing
-        keeps what was joined alive.
-        """
-        one = _unless_out_of_memory(lambda: BatchState.joined([state for _, state in waiting]), len(waiting))
-        if one is None:
-            self.halve(sum(len(state) * state.width for _, state in waiting))
-        else:
-            waiting[:] = [([place for places, _ in waiting for place in places], one)]
-        del one
-        while waiting:
-            yield from self._advance(*waiting.pop(0))
+    def _budget(self) -> int:
+        return self.batch_tokens or default_batch_tokens(
+            self.model.device, self.model.config.hidden_size, self.model.model.dtype
+        )
 
-    def _advance(self, places: list[int], state: BatchState) -> Iterator[Part]:
-        """One batch behind its next merge, or read; where memory runs out, half of its pairs at a time."""
-        check()
-        part = _unless_out_of_memory(lambda: self.model.advance(state, self.plan), len(state))
-        if part is not None:
-            del state
-            yield places, part
-            return
-        self.halve(len(state) * state.width)
-        for half in _halves(state):
-            yield from self._advance(places[half], state.part(half))
-
-    def _finish(self, waiting: "_Waiting", logits: Tensor) -> None:
-        """Write the logits of what waits to their places in ``logits``; nothing waits then."""
-        if waiting.places:
-            logits[waiting.places] = self._finished(waiting.reading()).to("cpu", torch.float32)
-            waiting.places = []
-
-    def _finished(self, reading: BatchReading) -> Tensor:
-        """Logits (pairs, E); where memory runs out, half of the pairs at a time."""
-        logits = _unless_out_of_memory(lambda: self.model.finish(reading, self.plan), len(reading))
-        if logits is not None:
-            return logits
-        return torch.cat([self._finished(reading.part(half)) for half in _halves(reading)])
-
-
-class _Waiting:
-    """What is read of pairs at ``places``, until they are finished together: up to ``most`` of them, or one batch.
-
-    It is copied to one room. Where it was made it would, small as it is, keep the allocator from using the large
-    blocks around it again, and memory would grow with every batch.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.places: list[int] = []
-        self._room: BatchReading | None = None
-
-    def add(self, places: list[int], reading: BatchReading) -> None:
-        """``reading`` of the pairs at ``places``, which must fit where some wait already."""
-        if self._room is None or len(places) > self.most:
-            self.most = max(self.most, len(places))
-            self._room = reading.room(self.most)
-        self._room.part(slice(len(self.places), len(self.places) + len(places))).copy_(reading)
-        self.places += places
-
-    def reading(self) -> BatchReading:
-        """That of all places, a view of the room."""
-        assert self._room is not None
-        return self._room.part(slice(len(self.places)))
-
-
-def _unless_out_of_memory(run: Callable[[], Made], parts: int) -> Made | None:
-    """What ``run`` makes; None where memory runs out and the work has more than one part, so that it can be done in
-    smaller ones. The error is gone by then, and with it what it kept in memory.
-    """
-    try:
-        return run()
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error) or parts == 1:
-            raise
-    return None
-
-
-def _halves(pairs: Sized) -> tuple[slice, slice]:
-    half = len(pairs) // 2
-    return slice(half), slice(half, None)
+    def _halve_batches(self, tokens: int) -> None:
+        """Take half of a batch that did not fit in memory as the budget from here on."""
+        half = max(1, tokens // 2)
+        self.batch_tokens = half if self.batch_tokens is None else min(self.batch_tokens, half)  # threads may differ
+        if not self._halved:
+            self._halved = True
+            logger.warning(
+                "Out of memory with a batch of %d tokens: going on with at most %d. Set batch_tokens to choose it.",
+                tokens,
+                self.batch_tokens,
+            )
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Users' texts to token ids. Text is data: whatever a text spells, no special token comes of it.
 
 A tokenizer reads ``[SEP]`` in a text as its special token, and many hold the token among their ordinary words too. So
-texts are tokenized by a private copy, in which the special tokens have other names, drawn at random. A layout's own
+texts are tokenized by a private copy, in which the special tokens have other names, drawn at random. A template's own
 text may spell special tokens; it is rewritten with these names.
 """
 
@@ -49,8 +49,8 @@ class TextTokenizer:
     """Texts to ids, without special tokens of their own, truncation or padding. The tokenizer it is given stays as it
     is.
 
-    ``literals``: a layout's own texts, whose special tokens count. :meth:`literal` gives each as it must be written in
-    a text for :meth:`ids`.
+    ``literals``: a template's own texts, whose special tokens count. :meth:`literal` gives each as it must be written
+    in a text for :meth:`ids`.
     """
 
     def __init__(self, tokenizer: Any, literals: Iterable[str] = ()) -> None:
@@ -75,7 +75,7 @@ class TextTokenizer:
         self._encode = _Fast(private)
 
     def literal(self, text: str) -> str:
-        """One of the layout's own texts, as it is written beside a user's text."""
+        """One of the template's own texts, as it is written beside a user's text."""
         return self._literals[text]
 
     def ids(self, texts: Sequence[str], before: str = "", after: str = "", most: int | None = None) -> list[list[int]]:
@@ -172,7 +172,7 @@ def _names(contents: Iterable[str]) -> dict[str, str]:
 
 
 def _spelled(tokenizer: Any, literals: Iterable[str]) -> set[str]:
-    """The added tokens that a layout's own texts spell; they are found by their letters."""
+    """The added tokens that a template's own texts spell; they are found by their letters."""
     added = getattr(tokenizer, "added_tokens_encoder", {})
     return {content for content in added for text in literals if content in text}
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from mrr_model.modeling.heads import HeadKind
-from mrr_model.template import Layout
+from mrr_model.template import InputTemplate
 
 Layer = Annotated[int, Field(strict=True)]
 
@@ -28,7 +28,7 @@ class MatryoshkaConfig(BaseModel):
     head_bias: bool = False
     logit_softcap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Logits are squashed to c · tanh(z / c) where given."""
-    layout: Layout
+    template: InputTemplate
     """How a pair becomes tokens."""
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""How many floating-point operations one pair takes under a Plan: the arithmetic that this implementation executes.
+"""How many FLOPs one pair takes under a Plan: the arithmetic that this implementation executes.
 
 Counted: matrix products (2 per multiply-add), attention over the places that a token sees, the reading token's row and
 the weighted sums of merges. Not counted: norms, activations, look-ups, and the zeros with which a merge's row is
@@ -15,10 +15,10 @@ from mrr_model.modeling.batch import EncodedPair, sharing_groups
 from mrr_model.modeling.model import MatryoshkaModel
 
 
-def pair_operations(
+def pair_flops(
     model: MatryoshkaModel, plan: Plan, pair: EncodedPair, low_ranks: Mapping[str, int] | None = None
 ) -> float:
-    """Floating-point operations of one pair's forward pass.
+    """FLOPs of one pair's forward pass.
 
     ``low_ranks``: by module name, the rank of deltas that are added as they run; folded deltas cost nothing and are
     left out.
@@ -34,16 +34,14 @@ def pair_operations(
         for module in backbone.layers[layer - 1].modules():
             if isinstance(module, nn.Linear):
                 rows = tokens if not reads or module in everywhere else 1
-                total += rows * _linear_operations(module, ranks.get(names[module], 0))
+                total += rows * _linear_flops(module, ranks.get(names[module], 0))
         seen = tokens if reads else tokens * (tokens + 1) / 2 if backbone.causal else tokens**2
         total += 4 * backbone.attention_size * seen
         if layer in plan.exits:
             head = model.heads[str(layer)]
             total += 4 * tokens * hidden_size if model.matryoshka.head == "similarity" else 0  # both means
             total += sum(
-                _linear_operations(part, ranks.get(names[part], 0))
-                for part in head.modules()
-                if isinstance(part, nn.Linear)
+                _linear_flops(part, ranks.get(names[part], 0)) for part in head.modules() if isinstance(part, nn.Linear)
             )
         if layer in plan.merges:
             weighted = model.matryoshka.merge_weights == "attention"
@@ -52,23 +50,23 @@ def pair_operations(
     return total
 
 
-def call_operations(
+def call_flops(
     model: MatryoshkaModel, plan: Plan, pairs: Sequence[EncodedPair], low_ranks: Mapping[str, int] | None = None
 ) -> float:
-    """Floating-point operations of all pairs of a call; a query span that a causal model's pairs share counts once."""
+    """FLOPs of all pairs of a call; a query span that a causal model's pairs share counts once."""
     shapes: dict[tuple[int, int, int], float] = {}
     for pair in pairs:
         shape = (pair.query_length, pair.passage_length, pair.prompt_length)
         if shape not in shapes:
-            shapes[shape] = pair_operations(model, plan, pair, low_ranks)
+            shapes[shape] = pair_flops(model, plan, pair, low_ranks)
     total = sum(shapes[pair.query_length, pair.passage_length, pair.prompt_length] for pair in pairs)
     for prefix, group in sharing_groups(pairs) if model.backbone.causal else ():
         if prefix is not None:
-            total -= (len(group) - 1) * _query_operations(model, plan, prefix.size, low_ranks or {})
+            total -= (len(group) - 1) * _query_flops(model, plan, prefix.size, low_ranks or {})
     return total
 
 
-def _query_operations(model: MatryoshkaModel, plan: Plan, tokens: int, ranks: Mapping[str, int]) -> float:
+def _query_flops(model: MatryoshkaModel, plan: Plan, tokens: int, ranks: Mapping[str, int]) -> float:
     """What a causal model's query span takes of one pair."""
     backbone, total = model.backbone, 0.0
     names = {module: name for name, module in model.named_modules()}
@@ -76,7 +74,7 @@ def _query_operations(model: MatryoshkaModel, plan: Plan, tokens: int, ranks: Ma
         reads = layer == plan.last_layer
         everywhere = backbone.key_value_projections(layer)
         total += sum(
-            tokens * _linear_operations(module, ranks.get(names[module], 0))
+            tokens * _linear_flops(module, ranks.get(names[module], 0))
             for module in backbone.layers[layer - 1].modules()
             if isinstance(module, nn.Linear) and (not reads or module in everywhere)
         )
@@ -84,7 +82,7 @@ def _query_operations(model: MatryoshkaModel, plan: Plan, tokens: int, ranks: Ma
     return total
 
 
-def _linear_operations(module: nn.Linear, rank: int) -> float:
+def _linear_flops(module: nn.Linear, rank: int) -> float:
     outputs, inputs = module.weight.shape
     return 2.0 * (inputs * outputs + rank * (inputs + outputs))
 

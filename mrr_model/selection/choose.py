@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from mrr_model.compression import Compression, Plan
 from mrr_model.selection.latency import Request, moment, request_timings
-from mrr_model.selection.target import Choice, Target, choose, choose_by_operations
+from mrr_model.selection.target import Choice, Target, choose, choose_by_flops
 
 if TYPE_CHECKING:
     from mrr_model.reranker import MatryoshkaReranker
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
-"""The keep ratios that the operations model chooses among, where there is no profile."""
+"""The keep ratios that the FLOPs model chooses among, where there is no profile."""
 
 
 CHANGED = "the weights have changed since they were loaded, so the checkpoint's measurements are of others"
@@ -29,8 +29,8 @@ class Explanation:
     """Where it comes from."""
     plan: Plan
     """The same resolved for the model."""
-    operations: float
-    """The share of full size's floating-point operations, for a query of 32 and a passage of 192 tokens."""
+    flops: float
+    """The share of full size's FLOPs, for a query of 32 and a passage of 192 tokens."""
     calibration: str
     """Which map makes probabilities of its logits."""
     measured: str
@@ -44,7 +44,7 @@ class Explanation:
             "setting": f"{self.setting}: {self.reason}",
             "does": f"runs {self.plan.last_layer} layers, merges passage tokens {merges or 'nowhere'}",
             "adapters": ", ".join(self.plan.adapters) or "none",
-            "operations": f"{self.operations:.1%} of full size's",
+            "flops": f"{self.flops:.1%} of full size's",
             "measured": self.measured,
             "probabilities": self.calibration,
         }
@@ -67,12 +67,12 @@ def chosen_setting(reranker: MatryoshkaReranker, target: Target) -> Choice:
             )
         ratios = RATIOS[::-1] if reranker.merge_layers else RATIOS[:1]  # of settings that are one Plan the widest stays
         grid = {reranker.plan(depth, ratio): Compression(depth, ratio) for depth in reranker.exits for ratio in ratios}
-        full = reranker.cost(depth=None, keep_ratio=1.0)
+        full = reranker.flops(depth=None, keep_ratio=1.0)
         shares = {
-            setting: reranker.cost(depth=setting.depth, keep_ratio=setting.keep_ratio) / full
+            setting: reranker.flops(depth=setting.depth, keep_ratio=setting.keep_ratio) / full
             for setting in grid.values()
         }
-        return choose_by_operations(target.speedup, shares, target.if_unreachable)
+        return choose_by_flops(target.speedup, shares, target.if_unreachable)
     if target.max_latency_ms is None:
         return choose(target, profile)
     request = Request(target.documents, profile.query_tokens, profile.passage_tokens)
@@ -83,21 +83,22 @@ def chosen_setting(reranker: MatryoshkaReranker, target: Target) -> Choice:
 
 def explanation(reranker: MatryoshkaReranker, plan: Plan, setting: Compression, choice: Choice | None) -> Explanation:
     """What a reranker does at a setting; ``choice`` where a target chose it."""
-    cost = reranker.cost(depth=setting.depth, keep_ratio=setting.keep_ratio)
+    cost = reranker.flops(depth=setting.depth, keep_ratio=setting.keep_ratio)
     return Explanation(
         setting=setting,
         reason=choice.reason if choice is not None else "as asked",
         plan=plan,
-        operations=cost / reranker.cost(depth=None, keep_ratio=1.0),
+        flops=cost / reranker.flops(depth=None, keep_ratio=1.0),
         calibration=_calibration(reranker, plan),
         measured=_measured(reranker, plan),
     )
 
 
 def _calibration(reranker: MatryoshkaReranker, plan: Plan) -> str:
-    calibration, used = reranker.calibration, plan.calibration
-    if calibration is None or used is None:
+    calibration = reranker.calibration
+    if calibration is None:
         return "the logistic function of the logits: the checkpoint has no calibration"
+    used = calibration.nearest(plan.last_layer, plan.merges)
     whose = (
         "this setting's own map" if used.matches(plan.last_layer, plan.merges) else f"the map of {used}, the nearest"
     )
@@ -120,6 +121,6 @@ def _measured(reranker: MatryoshkaReranker, plan: Plan) -> str:
     when = "" if profile.measured_at is None else f", {moment(profile.measured_at)}"
     noise = f" ({profile.noise})" if profile.noise is not None and profile.noise.noisy else ""
     return (
-        f"kept {point.kept:.1%} of full size's {profile.measure} on {profile.data}, {profile.speedup(point):.2f} times "
+        f"kept {point.kept:.1%} of full size's {profile.metric} on {profile.data}, {profile.speedup(point):.2f} times "
         f"as quick on {profile.device} in {profile.dtype}{when}{noise}"
     )

@@ -35,8 +35,8 @@ class ProfilePoint(BaseModel):
     """The share of full size's that it kept on the collection where it kept least."""
     seconds: float = Field(gt=0)
     """A pair's time, tokenizing included; the median of several runs."""
-    operations: float = Field(gt=0)
-    """A pair's floating-point operations, 2 per multiply-add."""
+    flops: float = Field(gt=0)
+    """A pair's FLOPs, 2 per multiply-add."""
 
     @property
     def setting(self) -> Compression:
@@ -47,12 +47,10 @@ class ProfilePoint(BaseModel):
 class Profile(BaseModel):
     """The settings of a checkpoint side by side; the first point is full size.
 
-    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9)
-    >>> half = ProfilePoint(
-    ...     depth=4, keep_ratio=0.5, quality=0.78, kept=0.975, least=0.96, seconds=0.004, operations=1.6e9
-    ... )
+    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9)
+    >>> half = ProfilePoint(depth=4, keep_ratio=0.5, quality=0.78, kept=0.975, least=0.96, seconds=0.004, flops=1.6e9)
     >>> made = Profile(
-    ...     measure="nDCG@10",
+    ...     metric="nDCG@10",
     ...     collections=("wikiqa",),
     ...     queries=126,
     ...     query_tokens=8,
@@ -68,7 +66,7 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    measure: str
+    metric: str
     """By ir_measures' name."""
     collections: tuple[str, ...] = Field(min_length=1)
     queries: int = Field(ge=1)

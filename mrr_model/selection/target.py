@@ -115,7 +115,7 @@ def choose(
         quickest = min(enough, key=lambda point: (point.seconds, -point.kept))
         return Choice(
             quickest.setting,
-            f"the quickest setting that kept at least {target.keep_quality:.1%} of full size's {profile.measure} on "
+            f"the quickest setting that kept at least {target.keep_quality:.1%} of full size's {profile.metric} on "
             f"every collection: {quickest.kept:.1%} on average, {quickest.least:.1%} at least, at "
             f"{profile.speedup(quickest):.2f} times its speed, measured on {profile.data}",
         )
@@ -148,7 +148,7 @@ def choose(
     )
     return Choice(
         best.setting,
-        f"the best setting that is {wanted}: {measured}, and kept {best.kept:.1%} of full size's {profile.measure} on "
+        f"the best setting that is {wanted}: {measured}, and kept {best.kept:.1%} of full size's {profile.metric} on "
         f"{profile.data}{timed}",
     )
 
@@ -161,15 +161,15 @@ def _fastest(if_unreachable: IfUnreachable, setting: Compression, fault: str, ad
     return Choice(setting, f"the fastest there is, because {fault}")
 
 
-def choose_by_operations(
+def choose_by_flops(
     speedup: float, shares: Mapping[Compression, float], if_unreachable: IfUnreachable = "raise"
 ) -> Choice:
-    """The setting that computes most within full size's operations over ``speedup``; ``shares`` of full size's.
+    """The setting that computes most within full size's FLOPs over ``speedup``; ``shares`` of full size's.
 
     What stands in for a profile: more computation is taken for better quality; of equal ones the deeper is chosen.
 
     >>> shares = {Compression(6, 1.0): 1.0, Compression(4, 0.5): 0.42, Compression(2, 0.5): 0.23}
-    >>> choose_by_operations(3, shares).setting
+    >>> choose_by_flops(3, shares).setting
     Compression(depth=2, keep_ratio=0.5)
     """
     within = [setting for setting, share in shares.items() if share <= 1 / speedup]
@@ -179,12 +179,12 @@ def choose_by_operations(
             if_unreachable,
             setting,
             f"speedup={speedup:g} is out of reach: the smallest setting, {setting}, takes {least:.1%} of full size's "
-            f"operations, {1 / least:.2f} times as quick at best",
+            f"FLOPs, {1 / least:.2f} times as quick at best",
             "Ask for less",
         )
     chosen = max(within, key=lambda setting: (round(shares[setting], 9), setting.depth or 0))
     return Choice(
         chosen,
-        f"the largest setting within 1/{speedup:g} of full size's operations ({shares[chosen]:.1%}), by the operations "
+        f"the largest setting within 1/{speedup:g} of full size's FLOPs ({shares[chosen]:.1%}), by the FLOPs "
         "model: this checkpoint has no profile (make one with `mrr evaluate MODEL COLLECTION --save-profile`)",
     )

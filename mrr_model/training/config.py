@@ -51,7 +51,7 @@ EVALUATION = ("do_eval", "eval_strategy", "eval_on_start", "load_best_model_at_e
 """Training arguments that need an evaluation during training."""
 
 
-class LoraSettings(BaseModel):
+class LoraConfig(BaseModel):
     """The size of a LoRA. The defaults are the paper's (arXiv 2501.16302, implementation details)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -66,7 +66,7 @@ class LoraSettings(BaseModel):
     help_last: ClassVar[tuple[str, ...]] = ("alpha", "dropout")
 
 
-class StageSettings(BaseModel):
+class StageConfig(BaseModel):
     """What every stage has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -101,14 +101,14 @@ class StageSettings(BaseModel):
     """In this part of the narrow passes the default merge layer alone merges, as a plain keep_ratio does."""
 
 
-class DistillSettings(StageSettings):
+class DistillConfig(StageConfig):
     """Cascaded self-distillation (arXiv 2501.16302, cascaded self-distillation)."""
 
     cascade: Cascade = "anchors"
     """Which exits teach the others: anchors (the method's own), next, final or none."""
     ratios: tuple[int, ...] = (1, 2, 4, 8)
     """A step's merge ratio is drawn from these; 1 means full width alone."""
-    lora: LoraSettings | None = None
+    lora: LoraConfig | None = None
     """Train a LoRA and merge it; without one all weights are trained."""
 
     @field_validator("ratios")
@@ -117,7 +117,7 @@ class DistillSettings(StageSettings):
         return _checked_ratios(ratios)
 
 
-class CompensationSettings(StageSettings):
+class CompensationConfig(StageConfig):
     """One stage of factorized compensation: LoRAs over the frozen model (arXiv 2501.16302, factorized compensation)."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -126,11 +126,11 @@ class CompensationSettings(StageSettings):
     """Weight of the soft cross-entropy to the rows' teacher scores; the paper's stage uses hard labels alone."""
     cascade_weight: float = Field(default=0.0, ge=0)
     """Weight of the distillation from the frozen model's own full-size scores; the paper's stage has none."""
-    lora: LoraSettings = LoraSettings()
+    lora: LoraConfig = LoraConfig()
     """The size of the adapter."""
 
 
-class HorizontalSettings(CompensationSettings):
+class HorizontalConfig(CompensationConfig):
     """Horizontal compensation: one adapter per step ratio."""
 
     ratios: tuple[int, ...] = (2, 4, 8)
@@ -144,7 +144,7 @@ class HorizontalSettings(CompensationSettings):
         return _checked_ratios(ratios)
 
 
-class RunSettings(BaseModel):
+class RunConfig(BaseModel):
     """What every run has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -194,9 +194,9 @@ class RunSettings(BaseModel):
     takes. Repeatable."""
     dev_queries: int | None = Field(default=None, ge=1)
     """Measure on at most this many queries of each such collection, drawn by the seed."""
-    vertical: CompensationSettings = CompensationSettings()
+    vertical: CompensationConfig = CompensationConfig()
     """Vertical compensation, for depth."""
-    horizontal: HorizontalSettings = HorizontalSettings()
+    horizontal: HorizontalConfig = HorizontalConfig()
     """Horizontal compensation, for width."""
     trainer: dict[str, Any] = {}
     """Set any other of transformers' TrainingArguments: gradient_accumulation_steps, fsdp, deepspeed, report_to …"""
@@ -248,7 +248,7 @@ class RunSettings(BaseModel):
         raise NotImplementedError
 
 
-class FinetuneSettings(RunSettings):
+class FinetuneConfig(RunConfig):
     """The settings of a training run. Each is a flag of ``mrr finetune``, and a key of its YAML file."""
 
     model: str
@@ -266,7 +266,7 @@ class FinetuneSettings(RunSettings):
     cross-encoder's own classifier, else from fresh linear heads. Only for a stock model."""
     freeze_embeddings: bool = True
     """Leave the word embeddings as they are."""
-    distill: DistillSettings = DistillSettings()
+    distill: DistillConfig = DistillConfig()
     """Cascaded self-distillation."""
 
     @field_validator("train", mode="before")
@@ -279,7 +279,7 @@ class FinetuneSettings(RunSettings):
         return tuple(stage for stage in STAGES if stage in self.stages)
 
 
-class FlatteningSettings(CompensationSettings):
+class SelfDistillStageConfig(CompensationConfig):
     """A compensation stage that learns from the model's own full-size scores alone."""
 
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -294,28 +294,28 @@ class FlatteningSettings(CompensationSettings):
     """In this part of the narrow passes the default merge layer alone merges, as a plain keep_ratio does."""
 
 
-class HorizontalFlatteningSettings(FlatteningSettings, HorizontalSettings):
+class HorizontalSelfDistillConfig(SelfDistillStageConfig, HorizontalConfig):
     """The same for each step ratio."""
 
 
-class FlattenSettings(RunSettings):
-    """The settings of ``mrr flatten``."""
+class SelfDistillConfig(RunConfig):
+    """The settings of ``mrr self-distill``."""
 
     model: str
     """A sequence-classification cross-encoder or a yes/no causal re-ranker: a local folder or a hub id."""
     texts: tuple[str, ...] = Field(min_length=1)
     """Unlabelled queries and documents: JSON lines of query and documents, or any source of mrr finetune."""
-    layout: Path | None = None
-    """JSON file of the layout that the model reads, where its family has none of its own."""
+    template: Path | None = None
+    """JSON file of the template that the model reads, where its family has none of its own."""
     yes: str = "yes"
     """The token by which a causal model says yes."""
     no: str | None = "no"
     """The token by which it says no; empty or null where its score is the yes token's logit alone."""
     max_length: int = Field(default=512, ge=8, le=MANY)
     """Tokens of a pair (as in inference, a prompt comes on top)."""
-    vertical: FlatteningSettings = FlatteningSettings()
+    vertical: SelfDistillStageConfig = SelfDistillStageConfig()
     """Vertical compensation, for depth."""
-    horizontal: HorizontalFlatteningSettings = HorizontalFlatteningSettings()
+    horizontal: HorizontalSelfDistillConfig = HorizontalSelfDistillConfig()
     """Horizontal compensation, for width."""
 
     @property

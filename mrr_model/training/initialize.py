@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mrr_model import checkpoint
 from mrr_model.checkpoint import native
-from mrr_model.checkpoint.blueprint import Blueprint, stock_config
+from mrr_model.checkpoint.blueprint import CheckpointConfig, stock_config
 from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
 from mrr_model.checkpoint.weights import (
     FORMATS,
@@ -30,11 +30,11 @@ from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
 from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.heads import HeadKind, ScoreHead
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.template import BERT_LAYOUT, QWEN3_LAYOUT, RELEASE_LAYOUT, XLM_ROBERTA_LAYOUT, Layout
+from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
 
-LAYOUTS = {"bert": BERT_LAYOUT, "xlm-roberta": XLM_ROBERTA_LAYOUT}
-RERANKER_LAYOUTS = {**LAYOUTS, "qwen3": QWEN3_LAYOUT}
-"""What a re-ranker of a family reads, where it is one layout for all that are known."""
+TEMPLATES = {"bert": BERT_TEMPLATE, "xlm-roberta": XLM_ROBERTA_TEMPLATE}
+RERANKER_LAYOUTS = {**TEMPLATES, "qwen3": QWEN3_TEMPLATE}
+"""What a re-ranker of a family reads, where it is one template for all that are known."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def from_pretrained_backbone(
         exits=exits,
         merge_layers=merge_layers,
         merge_layer=merge_layer,
-        layout=RELEASE_LAYOUT if decoder else LAYOUTS[backbone.model_type],
+        template=RELEASE_TEMPLATE if decoder else TEMPLATES[backbone.model_type],
         head=head,
     )
     stored, tokenizer = read_weights(folder), load_tokenizer(folder)
@@ -94,7 +94,7 @@ def from_reranker(
     *,
     exits: tuple[int, ...] | None = None,
     merge_layer: int | None = None,
-    layout: Layout | None = None,
+    template: InputTemplate | None = None,
     yes: str = "yes",
     no: str | None = "no",
     dropout: float = 0.0,
@@ -102,17 +102,17 @@ def from_reranker(
 ) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
     """Take in a sequence-classification cross-encoder or a yes/no causal re-ranker, and load its tokenizer.
 
-    At full size it scores exactly as before: it keeps its head, of which each exit gets a copy, and its ``layout``,
+    At full size it scores exactly as before: it keeps its head, of which each exit gets a copy, and its ``template``,
     which is the family's where none is given. A causal model's logit is that of the token ``yes`` minus that of ``no``,
     or that of ``yes`` alone where ``no`` is None. ``dropout`` replaces the backbone's own.
 
     Raises ``ValueError`` for an architecture, a number of labels or a family that cannot be taken in.
     """
     backbone = _backbone_config(folder, dropout)
-    if layout is None and backbone.model_type not in RERANKER_LAYOUTS:
+    if template is None and backbone.model_type not in RERANKER_LAYOUTS:
         raise ValueError(
             f"how a {backbone.model_type} re-ranker reads a query and a passage differs from model to model: give its "
-            "layout."
+            "template."
         )
     stored, tokenizer = read_weights(folder), load_tokenizer(folder)
     head = _stock_head(folder, backbone, stored, tokenizer, [yes] if no is None else [yes, no])
@@ -120,7 +120,7 @@ def from_reranker(
         backbone,
         exits=exits,
         merge_layer=merge_layer,
-        layout=layout or RERANKER_LAYOUTS[backbone.model_type],
+        template=template or RERANKER_LAYOUTS[backbone.model_type],
         head=head.kind,
         head_bias=head.bias,
         logit_softcap=getattr(backbone, "final_logit_softcapping", None),
@@ -233,7 +233,7 @@ def _over_stock_weights(
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in stored)), "")
     weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
-    blueprint = Blueprint(backbone, matryoshka, lambda name: f"model.{name}")
+    blueprint = CheckpointConfig(backbone, matryoshka, lambda name: f"model.{name}")
     headers = {name: Stored.of(tensor) for name, tensor in weights.items()}
     checkpoint.outline(blueprint, headers, folder, allow_missing=("heads.",))
     model = checkpoint.build(blueprint, dtype)

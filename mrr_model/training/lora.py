@@ -4,15 +4,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import peft
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mrr_model.modeling.compensation import Adapter, LowRank
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.training.config import LoraSettings
+from mrr_model.training.config import LoraConfig
 
 
 def linear_modules(model: MatryoshkaModel, exits: tuple[int, ...]) -> list[str]:
@@ -29,12 +30,12 @@ def linear_modules(model: MatryoshkaModel, exits: tuple[int, ...]) -> list[str]:
     ]
 
 
-def with_lora(model: MatryoshkaModel, settings: LoraSettings, exits: tuple[int, ...]) -> PeftModel:
+def with_lora(model: MatryoshkaModel, settings: LoraConfig, exits: tuple[int, ...]) -> PeftModel:
     """The model under a fresh LoRA of all linear modules that run for ``exits``; everything else is frozen.
 
     PEFT changes ``model`` in place.
     """
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it, whole or not
         lora_dropout=settings.dropout,

@@ -30,7 +30,7 @@ QUERY_BLOCK = 256
 
 
 @dataclass(frozen=True)
-class MiningSettings:
+class MineConfig:
     """What ``mrr mine`` asks for."""
 
     encoder: str | None = None
@@ -54,7 +54,7 @@ class MiningSettings:
 class MinedGroups(Iterator[Group]):
     """Groups with mined negatives, one at a time; ``identical`` counts what was left out on the way."""
 
-    def __init__(self, sources: Iterable[str], settings: MiningSettings, on_bad_row: OnBadRow) -> None:
+    def __init__(self, sources: Iterable[str], settings: MineConfig, on_bad_row: OnBadRow) -> None:
         self.identical = 0
         """Queries so far whose own passage is in the corpus and was no candidate for a negative."""
         self._groups = self._mined(sources, settings, on_bad_row)
@@ -62,7 +62,7 @@ class MinedGroups(Iterator[Group]):
     def __next__(self) -> Group:
         return next(self._groups)
 
-    def _mined(self, sources: Iterable[str], settings: MiningSettings, on_bad_row: OnBadRow) -> Iterator[Group]:
+    def _mined(self, sources: Iterable[str], settings: MineConfig, on_bad_row: OnBadRow) -> Iterator[Group]:
         for source in sources:
             groups = list(read_source(source, on_bad_row=on_bad_row))
             documents = corpus_of(source, on_bad_row)
@@ -74,7 +74,7 @@ class MinedGroups(Iterator[Group]):
                 yield group
 
 
-def mine_sources(sources: Iterable[str], settings: MiningSettings, on_bad_row: OnBadRow = "fail") -> MinedGroups:
+def mine_sources(sources: Iterable[str], settings: MineConfig, on_bad_row: OnBadRow = "fail") -> MinedGroups:
     """The rows of :func:`~mrr_model.data.sources.read_source` with mined negatives.
 
     They are drawn from the corpus of a BEIR folder, and from all passages of another source.
@@ -85,7 +85,7 @@ def mine_sources(sources: Iterable[str], settings: MiningSettings, on_bad_row: O
 def mine(
     groups: Sequence[Group],
     corpus: Sequence[str],
-    settings: MiningSettings,
+    settings: MineConfig,
     own: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Group]:
     """The groups with negatives from ``corpus``: by BM25, or by a bi-encoder, whose cosines can come with them.

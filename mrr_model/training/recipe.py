@@ -32,9 +32,9 @@ from mrr_model.inference.encode import PairEncoder
 from mrr_model.modeling.compensation import Adapter, fold
 from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.template import RELEASE_LAYOUT
+from mrr_model.template import RELEASE_TEMPLATE
 from mrr_model.training.arguments import check_trainer
-from mrr_model.training.config import CompensationSettings, FinetuneSettings, RunSettings, StageSettings
+from mrr_model.training.config import CompensationConfig, FinetuneConfig, RunConfig, StageConfig
 from mrr_model.training.dataset import GroupCollator, GroupDataset, StreamedGroups
 from mrr_model.training.initialize import RERANKER_LAYOUTS, from_pretrained_backbone, from_reranker
 from mrr_model.training.lora import adapter_of, with_lora
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def finetune(settings: FinetuneSettings) -> Path:
+def finetune(settings: FinetuneConfig) -> Path:
     """Run the stages of ``settings``, write the checkpoint to ``settings.output`` and return that folder.
 
     A run that was cut short resumes from its last save when it is called again with the same settings, and ends as it
@@ -70,7 +70,7 @@ def run_whole(recipe: "Recipe") -> Path:
     return folder
 
 
-def _held_out(settings: RunSettings) -> "HeldOut | None":
+def _held_out(settings: RunConfig) -> "HeldOut | None":
     """The development collections; of several processes, the one that speaks measures."""
     if not settings.dev or not is_main_process():
         return None
@@ -85,7 +85,7 @@ class Recipe(ABC):
     command: str
     """What the user called."""
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunConfig) -> None:
         self.settings = settings
         self.steps = settings.output / "steps"
         self.distilled = self.steps / "distilled"
@@ -127,7 +127,7 @@ class Recipe(ABC):
     def distill(self) -> None:
         """Train the whole model and write it to ``self.distilled``."""
 
-    def _compensate(self, name: str, stage: CompensationSettings, ratio: int | None, seed: int) -> None:
+    def _compensate(self, name: str, stage: CompensationConfig, ratio: int | None, seed: int) -> None:
         start = self.start()
         model, exits = start.model, start.model.matryoshka.exits
         shallow = tuple(exit_layer for exit_layer in exits if exit_layer < model.num_layers)
@@ -253,7 +253,7 @@ class Recipe(ABC):
         shown = name.replace("_", " ", 1).replace("_", "/")
         return f"{shown}, {stages.index(name) + 1} of {len(stages)}"
 
-    def arguments(self, name: str, stage: StageSettings, seed: int) -> TrainingArguments:
+    def arguments(self, name: str, stage: StageConfig, seed: int) -> TrainingArguments:
         """The Trainer's arguments for a stage: the recipe's, then whatever the settings' ``trainer`` says."""
         settings = self.settings
         chosen: dict[str, Any] = {
@@ -286,7 +286,9 @@ class Recipe(ABC):
     def data(self, start: checkpoint.Checkpoint) -> dict[str, Any]:
         """The Trainer's data arguments."""
         settings, model = self.settings, start.model
-        encoder = PairEncoder(start.tokenizer, model.matryoshka.layout, settings.max_length, settings.query_max_length)
+        encoder = PairEncoder(
+            start.tokenizer, model.matryoshka.template, settings.max_length, settings.query_max_length
+        )
         pad_id, max_tokens = model.config.pad_token_id or 0, model.backbone.max_tokens
         dataset: Any
         if settings.stream:
@@ -304,9 +306,9 @@ class Finetuning(Recipe):
 
     command = "finetune"
 
-    def __init__(self, settings: FinetuneSettings) -> None:
+    def __init__(self, settings: FinetuneConfig) -> None:
         super().__init__(settings)
-        self.settings: FinetuneSettings = settings
+        self.settings: FinetuneConfig = settings
         self._told = False
 
     def base(self) -> checkpoint.Checkpoint:
@@ -349,7 +351,7 @@ class Finetuning(Recipe):
             folder,
             exits=settings.exits,
             merge_layer=settings.merge_layer,
-            layout=RERANKER_LAYOUTS.get(str(family), RELEASE_LAYOUT),
+            template=RERANKER_LAYOUTS.get(str(family), RELEASE_TEMPLATE),
             dropout=settings.dropout,
             dtype=DTYPES[settings.dtype],
         )
@@ -387,7 +389,7 @@ class Finetuning(Recipe):
         trainer.accelerator.wait_for_everyone()
 
 
-def sampled(rows: Iterator[Group], source: str, settings: RunSettings) -> Iterator[Group]:
+def sampled(rows: Iterator[Group], source: str, settings: RunConfig) -> Iterator[Group]:
     """The part of a source's rows that the settings' ``sample`` and seed draw."""
     if settings.sample == 1:
         return rows
@@ -399,7 +401,7 @@ def sampled(rows: Iterator[Group], source: str, settings: RunSettings) -> Iterat
     return iter(random.Random(f"{settings.seed}/{Path(source).name}").sample(held, count))
 
 
-def objective(stage: StageSettings, **fields: Any) -> Objective:
+def objective(stage: StageConfig, **fields: Any) -> Objective:
     """A stage's weights as the Trainer takes them."""
     return Objective(
         labels=stage.label_weight,

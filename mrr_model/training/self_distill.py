@@ -1,4 +1,4 @@
-"""Label-free flattening: a re-ranker that exists gets every smaller size, taught by its own full-size scores.
+"""Label-free self-distillation: a re-ranker that exists gets every smaller size, taught by its own full-size scores.
 
 Its weights stay as they are, and so do its scores at full size. Exits below the last get copies of its head; the
 compensation adapters, which full size never uses, learn to bring each of them, at each width, to the full model's
@@ -18,8 +18,8 @@ from mrr_model.data.beir import json_object, raw_lines
 from mrr_model.data.groups import Group, OnBadRow, checked, group_of
 from mrr_model.data.sources import read_source
 from mrr_model.files.damage import reading
-from mrr_model.template import Layout
-from mrr_model.training.config import FlattenSettings
+from mrr_model.template import InputTemplate
+from mrr_model.training.config import SelfDistillConfig
 from mrr_model.training.initialize import from_reranker
 from mrr_model.training.recipe import DTYPES, Recipe, run_whole, sampled
 
@@ -27,35 +27,35 @@ FILLERS = 1000
 """Documents of earlier rows that are kept to fill up rows with too few."""
 
 
-def flatten(settings: FlattenSettings) -> Path:
+def self_distill(settings: SelfDistillConfig) -> Path:
     """Flatten ``settings.model``, write the checkpoint to ``settings.output`` and return that folder.
 
     Resumes as :func:`~mrr_model.training.recipe.finetune` does. Raises ``ValueError`` for a model that cannot be
     taken in (:func:`~mrr_model.training.initialize.from_reranker`).
     """
-    return run_whole(Flattening(settings))
+    return run_whole(SelfDistillation(settings))
 
 
-class Flattening(Recipe):
-    """What ``mrr flatten`` runs: the compensation stages over a re-ranker taken in as it is."""
+class SelfDistillation(Recipe):
+    """What ``mrr self-distill`` runs: the compensation stages over a re-ranker taken in as it is."""
 
-    command = "flatten"
+    command = "self-distill"
 
-    def __init__(self, settings: FlattenSettings) -> None:
+    def __init__(self, settings: SelfDistillConfig) -> None:
         super().__init__(settings)
-        self.settings: FlattenSettings = settings
+        self.settings: SelfDistillConfig = settings
 
     def base(self) -> checkpoint.Checkpoint:
         settings = self.settings
-        layout = None
-        if settings.layout is not None:
-            with reading(settings.layout, "See Layout in mrr_model.inference.encode for its fields."):
-                layout = Layout.model_validate_json(settings.layout.read_text(encoding="utf-8-sig"))
+        template = None
+        if settings.template is not None:
+            with reading(settings.template, "See InputTemplate in mrr_model.inference.encode for its fields."):
+                template = InputTemplate.model_validate_json(settings.template.read_text(encoding="utf-8-sig"))
         model, tokenizer = from_reranker(
             locate(settings.model),
             exits=settings.exits,
             merge_layer=settings.merge_layer,
-            layout=layout,
+            template=template,
             yes=settings.yes,
             no=settings.no or None,
             dtype=DTYPES[settings.dtype],
@@ -76,7 +76,7 @@ class Flattening(Recipe):
         return filled(rows, self.settings.passages, self.settings.seed)
 
     def distill(self) -> None:
-        raise AssertionError("flattening leaves the model's weights as they are")
+        raise AssertionError("self-distillation leaves the model's weights as they are")
 
 
 def read_texts(source: str, on_bad_row: OnBadRow = "fail") -> Iterator[Group]:

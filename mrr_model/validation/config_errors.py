@@ -53,7 +53,7 @@ Path = tuple[str, ...]
 Name = Callable[[Path], str]
 
 
-class SettingsError(ValueError):
+class ConfigError(ValueError):
     """Settings that cannot be used. ``lines`` holds a sentence for each fault."""
 
     def __init__(self, lines: list[str]) -> None:

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from mrr_model.cli import app as cli
-from mrr_model.evaluation.config import EvaluateSettings
-from mrr_model.training.config import FinetuneSettings, FlattenSettings
+from mrr_model.evaluation.config import EvaluateConfig
+from mrr_model.training.config import FinetuneConfig, SelfDistillConfig
 from mrr_model.training.initialize import from_pretrained_backbone
 
 RUN: dict[str, Any] = {"model": "m", "output": "o", "train": ["rows.jsonl"]}
@@ -31,12 +31,12 @@ LABEL_FREE: dict[str, Any] = {"model": "m", "output": "o", "texts": ["t"], "max_
     ],
 )  # fmt: skip
 def test_a_recipes_number_is_bounded(name: str, value: Any) -> None:
-    FinetuneSettings.model_validate(RUN)
+    FinetuneConfig.model_validate(RUN)
     with pytest.raises(ValidationError, match=name):
-        FinetuneSettings.model_validate({**RUN, name: value})
+        FinetuneConfig.model_validate({**RUN, name: value})
     if name != "distill":
         with pytest.raises(ValidationError, match=name):
-            FlattenSettings.model_validate(
+            SelfDistillConfig.model_validate(
                 {"model": "m", "output": "o", "texts": ["t"], "max_length": 192, name: value}
             )
 
@@ -53,12 +53,12 @@ def test_a_recipes_number_is_bounded(name: str, value: Any) -> None:
 def test_an_evaluations_number_is_bounded(name: str, value: Any) -> None:
     field = {"depth": "depths", "keep_ratio": "keep_ratios"}.get(name, name)
     with pytest.raises(ValidationError, match=name):
-        EvaluateSettings(collections=("c",), **{field: value})
+        EvaluateConfig(collections=("c",), **{field: value})
 
 
 def test_a_query_must_leave_room() -> None:
     with pytest.raises(ValidationError, match="query_max_length must lie below max_length"):
-        EvaluateSettings(collections=("c",), max_length=64, query_max_length=64)
+        EvaluateConfig(collections=("c",), max_length=64, query_max_length=64)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mrr_model.checkpoint.fingerprint import fingerprint, sample
 from mrr_model.checkpoint.hub import SHIPPED
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile, ProfilePoint
-from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.recipe import finetune
 
 Make = Callable[..., Checkpoint]
@@ -30,7 +30,7 @@ CALIBRATION = Calibration(
     relevant=0.25,
 )
 PROFILE = Profile(
-    measure="nDCG@10",
+    metric="nDCG@10",
     collections=("toy",),
     queries=19,
     query_tokens=8,
@@ -38,7 +38,7 @@ PROFILE = Profile(
     device="a processor",
     dtype="float32",
     threads=2,
-    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9),),
+    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9),),
 )
 
 
@@ -57,7 +57,7 @@ def change_weights(folder: Path, name: str) -> None:
 
 def tuned(model: Path, rows: Path, output: Path, *stages: Any) -> Path:
     return finetune(
-        FinetuneSettings(
+        FinetuneConfig(
             model=str(model),
             train=(str(rows),),
             output=output,

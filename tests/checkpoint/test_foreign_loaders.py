@@ -16,9 +16,9 @@ from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.hub import FILES, SHIPPED
 from mrr_model.checkpoint.tokenizer import load_tokenizer
 from mrr_model.selection.target import Target
-from mrr_model.training.config import FinetuneSettings, FlattenSettings
+from mrr_model.training.config import FinetuneConfig, SelfDistillConfig
 from mrr_model.training.recipe import finetune
-from mrr_model.training.self_distill import flatten
+from mrr_model.training.self_distill import self_distill
 
 QUERY, TEXTS = "a runs", ["the red cat runs", "a dog", "bird sings the"]
 PAIRS = [(QUERY, text) for text in TEXTS]
@@ -36,7 +36,7 @@ def written(
     AutoTokenizer.from_pretrained(stock_encoder).save_pretrained(root / "classifier")
     common: dict[str, Any] = {"passages": 4, "vertical": {"max_steps": 1}}
     finetune(
-        FinetuneSettings(
+        FinetuneConfig(
             model=str(stock_encoder),
             train=(str(toy_file),),
             output=root / "finetune",
@@ -46,8 +46,8 @@ def written(
             **common,
         )
     )
-    flatten(
-        FlattenSettings(
+    self_distill(
+        SelfDistillConfig(
             model=str(root / "classifier"),
             texts=(str(toy_file),),
             output=root / "flatten",
@@ -150,7 +150,7 @@ def test_what_a_user_gives_wins_over_the_saved_defaults(make_checkpoint: Make, t
         make_checkpoint("bert"), depth=3, keep_ratio=0.5, max_length=64, query_max_length=9, normalize=False
     )
     saved.save_pretrained(tmp_path)
-    assert MatryoshkaReranker(tmp_path, depth=2).compression == saved.replaced(depth=2).compression
+    assert MatryoshkaReranker(tmp_path, depth=2).compression == saved.copy(depth=2).compression
     full = MatryoshkaReranker(tmp_path, depth=None, keep_ratio=1.0, max_length=100, query_max_length=5, normalize=True)
     assert (full.compression.depth, full.compression.keep_ratio) == (None, 1.0)
     assert (full.max_length, full.query_max_length, full.normalize) == (100, 5, True)
@@ -161,7 +161,7 @@ def test_what_a_user_gives_wins_over_the_saved_defaults(make_checkpoint: Make, t
 def test_training_does_not_inherit_a_saved_depth(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
     def run(model: Path, name: str, *stages: Any) -> Path:
         return finetune(
-            FinetuneSettings(
+            FinetuneConfig(
                 model=str(model),
                 train=(str(toy_file),),
                 output=tmp_path / name,

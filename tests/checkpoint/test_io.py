@@ -368,7 +368,7 @@ def test_published_default_merge_layer(reference: Path, tmp_path: Path, layers: 
         change_json(target / "config.json", lambda config: config.update(num_hidden_layers=layers, start_layer=4))
         if name == "mistral":
             change_json(target / "config.json", lambda config: config.update(layer_sep=2))
-        matryoshka = checkpoint.read_blueprint(target).matryoshka
+        matryoshka = checkpoint.read_checkpoint_config(target).matryoshka
         assert matryoshka.default_merge_layer == merge_layer
         assert matryoshka.exits == tuple(range(4, layers + 1, 2 if name == "mistral" else 1))
         assert matryoshka.merge_layers == (() if name == "minicpm" else tuple(range(1, layers)))

@@ -24,7 +24,7 @@ CALIBRATION = Calibration(
     relevant=0.2,
 )
 PROFILE = Profile(
-    measure="nDCG@10",
+    metric="nDCG@10",
     collections=("toy",),
     queries=19,
     query_tokens=8,
@@ -33,9 +33,9 @@ PROFILE = Profile(
     dtype="float32",
     threads=1,
     points=(
-        ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9),
+        ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9),
         ProfilePoint(
-            depth=4, keep_ratio={1: 0.5, 3: 0.25}, quality=0.7, kept=0.875, least=0.875, seconds=0.004, operations=1e9
+            depth=4, keep_ratio={1: 0.5, 3: 0.25}, quality=0.7, kept=0.875, least=0.875, seconds=0.004, flops=1e9
         ),
     ),
 )
@@ -92,7 +92,7 @@ def test_checkpoints_carry_them_from_folder_to_folder(saved_encoder: Path, tmp_p
     again = MatryoshkaReranker(tmp_path / "again", max_length=64)
     assert (again.calibration, again.profile) == (CALIBRATION, PROFILE)
     # Without its adapters the model is another one: saving it over the old removes what was measured.
-    reranker.replaced(compensated=False).save_pretrained(tmp_path / "again")
+    reranker.copy(compensated=False).save_pretrained(tmp_path / "again")
     bare = MatryoshkaReranker(tmp_path / "again", max_length=64)
     assert (bare.calibration, bare.profile, bare.adapters) == (None, None, ())
 
@@ -118,4 +118,4 @@ def test_weights_that_change_in_memory_are_not_vouched_for(saved_encoder: Path, 
     assert "kept" not in str(reranker.explain())
     assert str(reranker.explain()).count("the weights have changed") == 2
     with pytest.raises(ValueError, match=r"keep_quality=0\.9.* the weights have changed"):
-        reranker.replaced(target=Target(keep_quality=0.9))
+        reranker.copy(target=Target(keep_quality=0.9))

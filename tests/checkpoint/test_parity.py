@@ -142,12 +142,12 @@ def test_texts_become_the_same_ids_and_spans(name: str) -> None:
     for max_length, same in itertools.groupby(
         sorted(rows(name), key=lambda row: row.max_length), key=lambda row: row.max_length
     ):
-        encoder = PairEncoder(given.tokenizer, given.model.matryoshka.layout, max_length)
+        encoder = PairEncoder(given.tokenizer, given.model.matryoshka.template, max_length)
         for row in same:
             [pair] = encoder.encode([(row.query, row.passage)], row.prompt)
             assert pair == row.pair
             if row.key != "other_prompt":
-                assert row.prompt == encoder.layout.default_prompt
+                assert row.prompt == encoder.template.default_prompt
 
 
 @pytest.mark.parametrize(("name", "folds"), [*((name, True) for name in FORMATS), ("mistral", False)])

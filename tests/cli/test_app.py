@@ -18,9 +18,9 @@ from mrr_model.cli import app as cli
 from mrr_model.data.groups import Group, read_groups, write_groups
 from mrr_model.training import mining
 from mrr_model.training import recipe as finetuning
-from mrr_model.training import self_distill as flattening
-from mrr_model.training.config import FinetuneSettings, FlattenSettings
-from mrr_model.training.mining import MiningSettings, mine_sources
+from mrr_model.training import self_distill as self_distilling
+from mrr_model.training.config import FinetuneConfig, SelfDistillConfig
+from mrr_model.training.mining import MineConfig, mine_sources
 
 QUERY = "what is the panda?"
 TEXTS = ["the panda is eating", "what", "panda panda panda", "is the panda?"]
@@ -262,7 +262,7 @@ finally:
     assert not {"torch", "transformers", "pydantic"} & set(sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(command in run.stdout for command in ("rerank", "finetune", "flatten", "mine", "info"))
+    assert all(command in run.stdout for command in ("rerank", "finetune", "self-distill", "mine", "info"))
 
 
 def test_version(mrr: Mrr) -> None:
@@ -332,26 +332,26 @@ def leaves(settings: dict[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-Asked = list[FinetuneSettings | FlattenSettings]
+Asked = list[FinetuneConfig | SelfDistillConfig]
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """The settings that ``mrr finetune`` or ``mrr flatten`` was to train with, instead of training."""
+    """The settings that ``mrr finetune`` or ``mrr self-distill`` was to train with, instead of training."""
     seen: Asked = []
 
-    def record(settings: FinetuneSettings | FlattenSettings) -> Path:
+    def record(settings: FinetuneConfig | SelfDistillConfig) -> Path:
         seen.append(settings)
         return settings.output
 
     monkeypatch.setattr(finetuning, "finetune", record)
-    monkeypatch.setattr(flattening, "flatten", record)
+    monkeypatch.setattr(self_distilling, "self_distill", record)
     return seen
 
 
 def test_every_setting_of_a_run_is_a_flag(mrr: Mrr, asked: Asked) -> None:
-    settings = FinetuneSettings(**SETTINGS)
-    defaults = leaves(FinetuneSettings(model="m", train=("t",), output=Path("o")).model_dump())
+    settings = FinetuneConfig(**SETTINGS)
+    defaults = leaves(FinetuneConfig(model="m", train=("t",), output=Path("o")).model_dump())
     given = leaves(settings.model_dump())
     assert [flag for flag, value in given.items() if value == defaults.get(flag)] == [], "give each a value above"
     arguments: list[object] = []
@@ -371,21 +371,21 @@ def test_every_setting_of_a_run_is_a_flag(mrr: Mrr, asked: Asked) -> None:
 
 
 REQUIRED = ("--model", "m", "--train", "t", "--output", "o")
-TRAINING = {"finetune": REQUIRED, "flatten": ("--model", "m", "--texts", "t", "--output", "o")}
+TRAINING = {"finetune": REQUIRED, "self-distill": ("--model", "m", "--texts", "t", "--output", "o")}
 COMMANDS = pytest.mark.parametrize("command", TRAINING)
 
 
 def test_defaults_are_those_of_the_settings(mrr: Mrr, asked: Asked) -> None:
     assert mrr("finetune", *TRAINING["finetune"]).exit_code == 0
-    assert mrr("flatten", *TRAINING["flatten"]).exit_code == 0
+    assert mrr("self-distill", *TRAINING["flatten"]).exit_code == 0
     assert asked == [
-        FinetuneSettings(model="m", train=("t",), output=Path("o")),
-        FlattenSettings(model="m", texts=("t",), output=Path("o")),
+        FinetuneConfig(model="m", train=("t",), output=Path("o")),
+        SelfDistillConfig(model="m", texts=("t",), output=Path("o")),
     ]
 
 
 def test_settings_come_from_a_file_and_flags_win(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
-    settings = FinetuneSettings(**SETTINGS)
+    settings = FinetuneConfig(**SETTINGS)
     file = tmp_path / "settings.json"  # as a run notes them: JSON is YAML
     file.write_text(settings.model_dump_json(), encoding="utf-8")
     assert mrr("finetune", file).exit_code == 0
@@ -399,22 +399,22 @@ def test_settings_come_from_a_file_and_flags_win(mrr: Mrr, asked: Asked, tmp_pat
         "train": ("c.jsonl",),
         "trainer": {"report_to": "none", "gradient_accumulation_steps": 2},
     }
-    other = FinetuneSettings(**{**SETTINGS, **changed})
+    other = FinetuneConfig(**{**SETTINGS, **changed})
     assert asked == [settings, other, other]
 
 
 def test_flatten_takes_texts_a_layout_and_words_for_yes_and_no(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
     file = tmp_path / "flatten.yaml"
     file.write_text("texts: [a, b]\nyes: true\nno: no\nhorizontal:\n  ratios: [2]\n", encoding="utf-8")
-    flags = ("--texts", "c", "--texts", "d", "--layout", "layout.json", "--yes", "Yes", "--horizontal-max-steps", 5)
-    result = mrr("flatten", file, "--model", "m", "--output", "o", *flags)
+    flags = ("--texts", "c", "--texts", "d", "--template", "template.json", "--yes", "Yes", "--horizontal-max-steps", 5)
+    result = mrr("self-distill", file, "--model", "m", "--output", "o", *flags)
     assert (result.exit_code, result.stdout) == (0, "The trained re-ranker is in o\n"), result.output
     assert asked == [
-        FlattenSettings(
+        SelfDistillConfig(
             model="m",
             texts=("c", "d"),
             output=Path("o"),
-            layout=Path("layout.json"),
+            template=Path("template.json"),
             yes="Yes",
             no="no",
             horizontal={"ratios": (2,), "max_steps": 5},
@@ -512,7 +512,7 @@ def test_usage_errors_of_training_are_one_line(
 
 
 def test_data_of_one_command_is_no_flag_of_the_other(mrr: Mrr, asked: Asked) -> None:
-    for command, flag in (("finetune", "--texts"), ("flatten", "--train"), ("flatten", "--distill-epochs")):
+    for command, flag in (("finetune", "--texts"), ("self-distill", "--train"), ("flatten", "--distill-epochs")):
         result = mrr(command, *TRAINING[command], flag, "1")
         assert "No such option" in error_of(result)
         assert asked == []
@@ -532,7 +532,7 @@ def test_interrupted_training_says_how_to_go_on(mrr: Mrr, monkeypatch: pytest.Mo
     def interrupted(settings: object) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning if command == "finetune" else flattening, command, interrupted)
+    monkeypatch.setattr(finetuning if command == "finetune" else self_distilling, command, interrupted)
     result = mrr(command, *TRAINING[command])
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "stopped: run the same command to resume from the last save in o.\n"
@@ -540,11 +540,11 @@ def test_interrupted_training_says_how_to_go_on(mrr: Mrr, monkeypatch: pytest.Mo
 
 @COMMANDS
 def test_what_training_prints_is_no_result(mrr: Mrr, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    def prints(settings: FinetuneSettings | FlattenSettings) -> Path:
+    def prints(settings: FinetuneConfig | SelfDistillConfig) -> Path:
         sys.stdout.write("{'loss': 1.0}\n")
         return settings.output
 
-    monkeypatch.setattr(finetuning if command == "finetune" else flattening, command, prints)
+    monkeypatch.setattr(finetuning if command == "finetune" else self_distilling, command, prints)
     result = mrr(command, *TRAINING[command])
     assert (result.stdout, result.stderr) == ("The trained re-ranker is in o\n", "{'loss': 1.0}\n")
 
@@ -592,7 +592,7 @@ def test_mine_writes_what_mining_gives(mrr: Mrr, rows_file: Path, tmp_path: Path
     result = mrr("mine", rows_file, rows_file, "--output", output, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"4 rows with 2 mined negatives each are in {output}\n"
-    settings = MiningSettings(negatives=2, depth=3, seed=4)
+    settings = MineConfig(negatives=2, depth=3, seed=4)
     assert list(read_groups(output)) == list(mine_sources([str(rows_file)] * 2, settings))
     assert list(output.parent.iterdir()) == [output]
 
@@ -608,7 +608,7 @@ def test_mine_with_a_bi_encoder(mrr: Mrr, rows_file: Path, tmp_path: Path, monke
     output = tmp_path / "mined.jsonl"
     options = ("--encoder", "some/encoder", "--margin", 0.5, "--scores", "--negatives", 1)
     assert mrr("mine", rows_file, "--output", output, *options).exit_code == 0
-    settings = MiningSettings("some/encoder", negatives=1, margin=0.5, scores=True)
+    settings = MineConfig("some/encoder", negatives=1, margin=0.5, scores=True)
     rows = list(read_groups(output))
     assert rows == list(mine_sources([str(rows_file)], settings))
     assert all(row.negative_scores is not None and len(row.negative_scores) == 1 for row in rows)
@@ -664,6 +664,6 @@ def test_usage_errors_of_mine_exit_with_2(mrr: Mrr, arguments: tuple[object, ...
 
 def test_flatten_takes_the_model_as_its_argument(mrr: Mrr, encoder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    result = mrr("flatten", encoder, "--texts", tmp_path / "texts.jsonl", "--output", output)
+    result = mrr("self-distill", encoder, "--texts", tmp_path / "texts.jsonl", "--output", output)
     assert "is a Matryoshka re-ranker already" in error_of(result)
     assert not output.exists()  # what did not begin leaves nothing behind

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from mrr_model.cli import app as cli
 from mrr_model.cli.command import ADVANCED
-from mrr_model.training.config import FinetuneSettings, FlattenSettings, RunSettings
+from mrr_model.training.config import FinetuneConfig, RunConfig, SelfDistillConfig
 
-NAMES = ["rerank", "info", "evaluate", "calibrate", "mine", "finetune", "flatten"]
+NAMES = ["rerank", "info", "evaluate", "calibrate", "mine", "finetune", "self-distill"]
 """In the order of use."""
 EVERY = pytest.mark.parametrize("name", ["", *NAMES])
 
@@ -54,10 +54,10 @@ def test_commands_come_in_the_order_of_use() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["finetune", "flatten"])
+@pytest.mark.parametrize("name", ["finetune", "self-distill"])
 def test_stages_come_in_their_order_and_rare_flags_last(name: str) -> None:
     text = help_of(name)
-    stages = ["distill", "vertical", "horizontal"][name == "flatten" :]
+    stages = ["distill", "vertical", "horizontal"][name == "self-distill" :]
     panels = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
     assert panels == ["Arguments", "Run", *(f"Stage {stage}" for stage in stages), "Options", ADVANCED]
     before, rare = text.split(f"\n{ADVANCED}:\n")
@@ -74,10 +74,10 @@ def test_what_help_names_is_a_setting() -> None:
     def models(settings: Any) -> Iterator[Any]:
         yield settings
         for field in settings.model_fields.values():
-            if isinstance(field.get_default(), RunSettings.__base__ or ()):
+            if isinstance(field.get_default(), RunConfig.__base__ or ()):
                 yield from models(type(field.get_default()))
 
-    every = [model for settings in (FinetuneSettings, FlattenSettings) for model in models(settings)]
+    every = [model for settings in (FinetuneConfig, SelfDistillConfig) for model in models(settings)]
     fields = {name for model in every for name in model.model_fields}
     for model in every:
         assert {*getattr(model, "help_first", ()), *getattr(model, "help_last", ())} <= fields
@@ -127,7 +127,7 @@ def completed(line: str) -> list[str]:
         ("mrr finetune --model m --no-b", ["--no-bf16"]),
         ("mrr finetune --dtype bf", ["bfloat16"]),
         ("mrr finetune --distill-cascade ", ["anchors", "next", "final", "none"]),
-        ("mrr flatten m --horizontal-rat", ["--horizontal-ratios"]),
+        ("mrr self-distill m --horizontal-rat", ["--horizontal-ratios"]),
         ("mrr rerank --format ta", ["table"]),
     ],
 )

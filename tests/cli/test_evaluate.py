@@ -68,7 +68,7 @@ def test_the_table_and_recommendations_go_to_stdout(evaluate: Mrr, tmp_path: Pat
     assert kept == f"Target(keep_quality=0.9): {chosen.setting}, {chosen.reason}"
     assert speedup.startswith("Target(speedup=1000.0): no setting of the profile is 1000 times as quick")
     assert where.endswith(str(tmp_path / "out"))
-    assert profile.measure == "R@2"
+    assert profile.metric == "R@2"
     assert "Compat(p=0.8, normalize=True)" in (tmp_path / "out" / "queries" / "toy.jsonl").read_text(encoding="utf-8")
     assert len(profile.points) == 4
 
@@ -83,7 +83,7 @@ def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
             "--without-compensation", "--local-files-only", "--preset", "beir", "--keep-identical-ids", "--retime",
         )  # fmt: skip
     assert error_of(result) == "error: seen"
-    assert run.call_args.args[0] == evaluating.EvaluateSettings(
+    assert run.call_args.args[0] == evaluating.EvaluateConfig(
         model="m", collections=("a",), output=tmp_path, depths=(4, 2), keep_ratios=("1", "0.5", "1:0.5,2:0.25"),
         measures=("AP", "RBP(p=0.8, rel=1)", "R@5"), first_stage="bm25", candidates=7, limit_queries=3, seed=5,
         max_length=99, query_max_length=9, prompt="p", dtype="float32", device="cpu", batch_tokens=77, timing_pairs=4,

@@ -18,8 +18,8 @@ from typing_extensions import Self
 
 from mrr_model.cli.command import Command
 from mrr_model.cli.flags import flags_of, read_yaml
-from mrr_model.training.config import FinetuneSettings
-from mrr_model.validation.config_errors import SettingsError, lines_of
+from mrr_model.training.config import FinetuneConfig
+from mrr_model.validation.config_errors import ConfigError, lines_of
 
 
 class Settings(BaseModel):
@@ -99,7 +99,7 @@ def command(*arguments: object) -> Outcome:
     app = typer.Typer(rich_markup_mode=None)
     app.command(cls=Command)(flags_of(Run, ran.append))
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in arguments])
-    lines = result.exception.lines if isinstance(result.exception, SettingsError) else []
+    lines = result.exception.lines if isinstance(result.exception, ConfigError) else []
     return Outcome(result.exit_code, ran, lines, result.exception, result.output)
 
 
@@ -367,11 +367,11 @@ values = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(given=st.dictionaries(st.sampled_from([*FinetuneSettings.model_fields, "lr"]), values, max_size=4))
+@given(given=st.dictionaries(st.sampled_from([*FinetuneConfig.model_fields, "lr"]), values, max_size=4))
 def test_no_phrase_of_pydantic_is_left(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as raised:
-        FinetuneSettings.model_validate({**given, "output": None})
-    for line in lines_of(raised.value, FinetuneSettings):
+        FinetuneConfig.model_validate({**given, "output": None})
+    for line in lines_of(raised.value, FinetuneConfig):
         assert not PYDANTIC.search(line), line
         assert not line.endswith("..")
 
@@ -417,5 +417,5 @@ def test_help_tells_what_the_settings_tell() -> None:
 
 def test_a_list_whose_items_are_wrong_is_not_called_too_short() -> None:
     with pytest.raises(ValidationError) as raised:
-        FinetuneSettings(model="m", train=("t",), output=Path("o"), exits=("a",))  # type: ignore[arg-type]
+        FinetuneConfig(model="m", train=("t",), output=Path("o"), exits=("a",))  # type: ignore[arg-type]
     assert lines_of(raised.value) == ["exits, item 1, must be a whole number, got 'a'."]

@@ -15,7 +15,7 @@ from mrr_model.calibration.maps import Calibration, PlattMap
 from mrr_model.checkpoint import load_outline
 from mrr_model.data.beir import Collection
 from mrr_model.evaluation.calibrate import calibrate_model, pairs_of
-from mrr_model.evaluation.config import EvaluateSettings
+from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import open_collections, open_reranker, score_grid
 from mrr_model.evaluation.store import save_calibration
 from mrr_model.reranker import probability
@@ -24,7 +24,7 @@ GRID = [Compression(6, 1.0), Compression(6, 0.5), Compression(3, 1.0), Compressi
 
 
 @pytest.fixture
-def settings_of(facts_beir: Path, tmp_path: Path) -> Callable[..., EvaluateSettings]:
+def settings_of(facts_beir: Path, tmp_path: Path) -> Callable[..., EvaluateConfig]:
     given = {
         "collections": (f"{facts_beir}#test",),
         "dtype": "float32",
@@ -32,7 +32,7 @@ def settings_of(facts_beir: Path, tmp_path: Path) -> Callable[..., EvaluateSetti
         "keep_ratios": (1.0, 0.5),
         "output": tmp_path / "out",
     }
-    return lambda **changes: EvaluateSettings(**{**given, **changes})
+    return lambda **changes: EvaluateConfig(**{**given, **changes})
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def logits_of(reranker: MatryoshkaReranker, folder: Path, setting: Compression) 
 
 
 def test_each_setting_gets_the_map_of_its_own_logits(
-    settings_of: Callable[..., EvaluateSettings], facts_beir: Path
+    settings_of: Callable[..., EvaluateConfig], facts_beir: Path
 ) -> None:
     settings = settings_of()
     made = calibrate_model(settings).calibration
@@ -71,7 +71,7 @@ def test_each_setting_gets_the_map_of_its_own_logits(
 
 
 def test_probabilities_add_up_to_the_relevant_pairs(
-    settings_of: Callable[..., EvaluateSettings], own_mini: Path, facts_beir: Path
+    settings_of: Callable[..., EvaluateConfig], own_mini: Path, facts_beir: Path
 ) -> None:
     made = calibrate_model(settings_of(model=str(own_mini)))
     save_calibration(own_mini, made.calibration, "", made.weights)
@@ -97,7 +97,7 @@ def test_probabilities_add_up_to_the_relevant_pairs(
 
 
 def test_a_querys_own_document_is_not_fitted_on(
-    settings_of: Callable[..., EvaluateSettings], facts_beir: Path, make_beir: Callable[..., Path], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], facts_beir: Path, make_beir: Callable[..., Path], tmp_path: Path
 ) -> None:
     facts = Collection.load(facts_beir, "test")
     corpus = {**facts.queries, **facts.corpus}
@@ -107,7 +107,7 @@ def test_a_querys_own_document_is_not_fitted_on(
     assert (made.pairs, made.relevant) == (8 * 15, 1 / 15)
 
 
-def test_settings_that_are_one_plan_get_one_map(settings_of: Callable[..., EvaluateSettings]) -> None:
+def test_settings_that_are_one_plan_get_one_map(settings_of: Callable[..., EvaluateConfig]) -> None:
     made = calibrate_model(settings_of(keep_ratios=(1.0, "5:0.5")))
     assert [str(each) for each in made.calibration.settings] == [
         "exit 6, no merges",
@@ -117,7 +117,7 @@ def test_settings_that_are_one_plan_get_one_map(settings_of: Callable[..., Evalu
 
 
 def test_pairs_keep_the_runs_order_and_unjudged_is_not_relevant(
-    settings_of: Callable[..., EvaluateSettings],
+    settings_of: Callable[..., EvaluateConfig],
 ) -> None:
     settings = settings_of()
     reranker, opened = open_reranker(settings), open_collections(settings)
@@ -133,14 +133,14 @@ def test_pairs_keep_the_runs_order_and_unjudged_is_not_relevant(
         assert own.calibration is None
 
 
-def test_calibrating_goes_on_from_an_evaluation(settings_of: Callable[..., EvaluateSettings]) -> None:
+def test_calibrating_goes_on_from_an_evaluation(settings_of: Callable[..., EvaluateConfig]) -> None:
     made = calibrate_model(settings_of())
     with patch.object(MatryoshkaReranker, "logits", side_effect=AssertionError("computed again")):
         assert calibrate_model(settings_of()) == made
 
 
 def test_reports_are_of_queries_that_were_held_out_and_of_collections_held_out_whole(
-    settings_of: Callable[..., EvaluateSettings], facts_beir: Path
+    settings_of: Callable[..., EvaluateConfig], facts_beir: Path
 ) -> None:
     made = calibrate_model(settings_of(), held_out=(f"{facts_beir}#half",))  # another split of the same folder
     assert list(made.reports) == ["facts (8 queries), queries held out", "facts"]
@@ -150,7 +150,7 @@ def test_reports_are_of_queries_that_were_held_out_and_of_collections_held_out_w
 
 
 def test_a_run_is_the_collections_and_not_the_held_out_ones(
-    settings_of: Callable[..., EvaluateSettings], facts_beir: Path, make_beir: Callable[..., Path], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], facts_beir: Path, make_beir: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = facts_beir / "candidates" / "test.run"
     other = make_beir(
@@ -165,7 +165,7 @@ def test_a_run_is_the_collections_and_not_the_held_out_ones(
 
 
 def test_unlabelled_texts_teach_full_sizes_probabilities(
-    settings_of: Callable[..., EvaluateSettings], texts: Path, facts_beir: Path, own_mini: Path
+    settings_of: Callable[..., EvaluateConfig], texts: Path, facts_beir: Path, own_mini: Path
 ) -> None:
     settings = settings_of(collections=(str(texts),), model=str(own_mini))
     made = calibrate_model(settings, texts=texts)
@@ -186,7 +186,7 @@ def test_unlabelled_texts_teach_full_sizes_probabilities(
 
 
 def test_unlabelled_texts_keep_full_sizes_stored_map(
-    settings_of: Callable[..., EvaluateSettings], texts: Path, own_mini: Path
+    settings_of: Callable[..., EvaluateConfig], texts: Path, own_mini: Path
 ) -> None:
     labelled = calibrate_model(settings_of(model=str(own_mini), depths=(6,), keep_ratios=(1.0,))).calibration
     save_calibration(own_mini, labelled, "", load_outline(own_mini).fingerprint or "")
@@ -196,12 +196,12 @@ def test_unlabelled_texts_keep_full_sizes_stored_map(
     assert made.nearest(3, {}).map != labelled.settings[0].map
 
 
-def test_fewer_texts(settings_of: Callable[..., EvaluateSettings], texts: Path) -> None:
+def test_fewer_texts(settings_of: Callable[..., EvaluateConfig], texts: Path) -> None:
     settings = settings_of(collections=(str(texts),), limit_queries=5)
     assert calibrate_model(settings, texts=texts).calibration.pairs == 5 * 8
 
 
-def test_the_same_document_twice_is_one_pair(settings_of: Callable[..., EvaluateSettings], tmp_path: Path) -> None:
+def test_the_same_document_twice_is_one_pair(settings_of: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
     rows = [{"query": f"what is {n}?", "documents": [f"{n} is {n}.", "a", "a", f"{n} is {n}."]} for n in range(6)]
     file = tmp_path / "twice.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -217,13 +217,13 @@ def test_the_same_document_twice_is_one_pair(settings_of: Callable[..., Evaluate
     ],
 )
 def test_what_cannot_be_calibrated_is_said(
-    settings_of: Callable[..., EvaluateSettings], change: dict[str, Any], message: str
+    settings_of: Callable[..., EvaluateConfig], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         calibrate_model(settings_of(**change))
 
 
-def test_empty_texts_are_an_error(settings_of: Callable[..., EvaluateSettings], tmp_path: Path) -> None:
+def test_empty_texts_are_an_error(settings_of: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
     file = tmp_path / "empty.jsonl"
     file.touch()
     with pytest.raises(ValueError, match=r"empty\.jsonl"):
@@ -231,7 +231,7 @@ def test_empty_texts_are_an_error(settings_of: Callable[..., EvaluateSettings], 
 
 
 def test_texts_without_the_training_extra_name_the_pip_command(
-    settings_of: Callable[..., EvaluateSettings], texts: Path
+    settings_of: Callable[..., EvaluateConfig], texts: Path
 ) -> None:
     with (
         patch.dict("sys.modules", {"mrr_model.training.self_distill": None}),
@@ -240,6 +240,6 @@ def test_texts_without_the_training_extra_name_the_pip_command(
         calibrate_model(settings_of(collections=(str(texts),)), texts=texts)
 
 
-def test_a_calibration_is_what_a_checkpoint_stores(settings_of: Callable[..., EvaluateSettings]) -> None:
+def test_a_calibration_is_what_a_checkpoint_stores(settings_of: Callable[..., EvaluateConfig]) -> None:
     made = calibrate_model(settings_of()).calibration
     assert Calibration.model_validate_json(made.model_dump_json()) == made

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mrr_model import Compression
-from mrr_model.evaluation.config import DEPTHS, RATIOS, EvaluateSettings
+from mrr_model.evaluation.config import DEPTHS, RATIOS, EvaluateConfig
 from mrr_model.evaluation.presets import preset
 
 EXITS = (2, 3, 4, 5, 6)
 
 
-def settings_of(**given: Any) -> EvaluateSettings:
-    return EvaluateSettings(**{"collections": ("toy",), **given})
+def settings_of(**given: Any) -> EvaluateConfig:
+    return EvaluateConfig(**{"collections": ("toy",), **given})
 
 
 @given(
@@ -123,9 +123,9 @@ def test_settings_that_contradict_are_refused(given: dict[str, Any], message: st
 
 
 def test_what_is_given_wins_over_the_preset() -> None:
-    bare = EvaluateSettings(preset="msmarco-passage")
+    bare = EvaluateConfig(preset="msmarco-passage")
     assert bare.all_collections == preset("msmarco-passage").collections
     assert bare.all_measures == ("RR@10",)
-    own = EvaluateSettings(preset="msmarco-passage", collections=("toy",), measures=("AP",))
+    own = EvaluateConfig(preset="msmarco-passage", collections=("toy",), measures=("AP",))
     assert (own.all_collections, own.all_measures) == (("toy",), ("AP",))
     assert settings_of().all_measures == ("nDCG@10",)

@@ -9,9 +9,9 @@ import pytest
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.training import recipe as finetuning
-from mrr_model.training.config import FinetuneSettings, FlattenSettings
+from mrr_model.training.config import FinetuneConfig, SelfDistillConfig
 from mrr_model.training.recipe import finetune
-from mrr_model.training.self_distill import flatten
+from mrr_model.training.self_distill import self_distill
 
 QUERIES = {"q0": "a runs", "q1": "a sings"}
 CORPUS = {"d0": "the red cat runs", "d1": "the blue dog runs", "d2": "a red bird sings", "d3": "cat the sings a"}
@@ -25,12 +25,12 @@ def dev(make_beir: Any, tmp_path: Path) -> Path:
     return folder
 
 
-def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneSettings:
+def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
         "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "passages": 4,
         "max_length": 32, "distill": {"max_steps": 2}, "save_steps": 1,
     }  # fmt: skip
-    return FinetuneSettings(**{**fields, **changes})
+    return FinetuneConfig(**{**fields, **changes})
 
 
 def table(said: str) -> dict[str, list[float]]:
@@ -75,8 +75,8 @@ def test_several_collections_have_a_mean_and_flattening_measures_too(
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"query": "a runs", "documents": ["the red cat runs", "a dog", "bird sings"]}\n' * 8, "utf-8")
     stage: Any = {"max_steps": 1}
-    flatten(
-        FlattenSettings(
+    self_distill(
+        SelfDistillConfig(
             model=str(cross_encoder),
             texts=(str(texts),),
             output=tmp_path / "out",

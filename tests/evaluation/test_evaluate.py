@@ -14,7 +14,7 @@ import scipy.stats
 from mrr_model import Compression, MatryoshkaReranker
 from mrr_model.data.beir import read_qrels, read_run
 from mrr_model.evaluation import evaluate as evaluating
-from mrr_model.evaluation.config import EvaluateSettings
+from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import STAR, Evaluation, evaluate, open_collections, open_reranker, run_name
 from mrr_model.evaluation.grid import passes
 from mrr_model.evaluation.metrics import measure
@@ -50,14 +50,14 @@ def small_beir(make_beir: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def settings_of(saved_encoder: Path, toy_beir: Path) -> Callable[..., EvaluateSettings]:
+def settings_of(saved_encoder: Path, toy_beir: Path) -> Callable[..., EvaluateConfig]:
     given = {**QUICK, "model": str(saved_encoder), "collections": (str(toy_beir),)}
-    return lambda **changes: EvaluateSettings(**{**given, **changes})
+    return lambda **changes: EvaluateConfig(**{**given, **changes})
 
 
 @pytest.fixture(scope="module")
 def both(
-    settings_of: Callable[..., EvaluateSettings], toy_beir: Path, small_beir: Path, tmp_path_factory: Any
+    settings_of: Callable[..., EvaluateConfig], toy_beir: Path, small_beir: Path, tmp_path_factory: Any
 ) -> tuple[Evaluation, Path]:
     """Both collections evaluated, and the output folder."""
     output = tmp_path_factory.mktemp("evaluations") / "both"
@@ -157,7 +157,7 @@ def test_the_profile_is_the_mean_over_collections(
     evaluation, output = both
     profile = evaluation.profile
     assert results_of(output)["profile"] == json.loads(profile.model_dump_json())
-    assert (profile.collections, profile.queries, profile.measure) == (("toy", "small"), 20, "nDCG@10")
+    assert (profile.collections, profile.queries, profile.metric) == (("toy", "small"), 20, "nDCG@10")
     assert profile.relevant == sum(
         grade > 0 and document in read_run(output / "runs" / folder.name / "depth-6_keep-ratio-1.run").get(query, {})
         for folder in (toy_beir, small_beir)
@@ -171,9 +171,9 @@ def test_the_profile_is_the_mean_over_collections(
         assert point.kept == pytest.approx(point.quality / profile.full.quality)
         assert math.isfinite(point.seconds)
     reranker = MatryoshkaReranker(saved_encoder, max_length=64)
-    operations = [point.operations for point in profile.points]
-    shares = [reranker.cost(depth=p.depth, keep_ratio=p.keep_ratio) for p in profile.points]
-    assert sorted(range(4), key=operations.__getitem__) == sorted(range(4), key=shares.__getitem__)
+    flops = [point.flops for point in profile.points]
+    shares = [reranker.flops(depth=p.depth, keep_ratio=p.keep_ratio) for p in profile.points]
+    assert sorted(range(4), key=flops.__getitem__) == sorted(range(4), key=shares.__getitem__)
 
 
 def test_the_table_says_the_same_to_a_reader(both: tuple[Evaluation, Path]) -> None:
@@ -181,7 +181,7 @@ def test_the_table_says_the_same_to_a_reader(both: tuple[Evaluation, Path]) -> N
     table = evaluation.markdown()
     assert (output / "table.md").read_text(encoding="utf-8") == table + "\n"
     head, rule, first, *rows, blank, star = table.splitlines()
-    assert head == "| nDCG@10 | toy | small | mean | of full size | ms a pair | time | operations |"
+    assert head == "| nDCG@10 | toy | small | mean | of full size | ms a pair | time | FLOPs |"
     assert first.startswith("| first stage | ")
     assert (blank, star) == ("", STAR)
     assert {line.count("|") for line in (head, rule, first, *rows)} == {9}
@@ -231,7 +231,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
 @pytest.mark.parametrize("model", ["saved_encoder", "saved_checkpoint"])
 def test_an_interrupted_evaluation_goes_on_to_the_same_results(
-    settings_of: Callable[..., EvaluateSettings],
+    settings_of: Callable[..., EvaluateConfig],
     request: pytest.FixtureRequest,
     counted: dict[str, int],
     tmp_path: Path,
@@ -258,12 +258,12 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_results(
 
 
 def test_the_same_call_again_computes_nothing_and_another_measure_is_added(
-    settings_of: Callable[..., EvaluateSettings], counted: dict[str, int], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], counted: dict[str, int], tmp_path: Path
 ) -> None:
     evaluate(settings_of(output=tmp_path))
     counted["stop"] = counted["calls"]
     again = evaluate(settings_of(output=tmp_path, measures=("AP",)))
-    assert again.profile.measure == "AP"
+    assert again.profile.metric == "AP"
     assert all("AP" in means for means in results_of(tmp_path)["collections"][0]["settings"].values())
 
 
@@ -278,7 +278,7 @@ def everything_in(output: Path) -> dict[str, bytes]:
 
 
 def test_the_same_call_again_times_nothing_and_writes_the_same(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
     made, before = evaluate(settings_of(output=tmp_path)), everything_in(tmp_path)
     assert [name for name in before if name.startswith("timings/")]
@@ -293,7 +293,7 @@ def test_the_same_call_again_times_nothing_and_writes_the_same(
 
 @pytest.mark.usefixtures("_undrawn")
 def test_an_evaluation_that_stopped_after_timing_does_not_time_again(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
     with (
         patch("mrr_model.evaluation.evaluate._write", side_effect=KeyboardInterrupt),
@@ -318,7 +318,7 @@ def test_an_evaluation_that_stopped_after_timing_does_not_time_again(
     ids=str,
 )
 def test_what_times_depend_on_is_timed_again(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, changes: dict[str, Any]
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     evaluate(settings_of(output=tmp_path))
     with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
@@ -328,7 +328,7 @@ def test_what_times_depend_on_is_timed_again(
 
 @pytest.mark.usefixtures("_undrawn")
 def test_other_threads_and_another_device_are_timed_again(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
     evaluate(settings_of(output=tmp_path))
     with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
@@ -341,7 +341,7 @@ def test_other_threads_and_another_device_are_timed_again(
 
 @pytest.mark.usefixtures("_undrawn")
 def test_damaged_times_are_a_warning_and_timed_again(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluate(settings_of(output=tmp_path))
     [file] = (tmp_path / "timings").iterdir()
@@ -353,7 +353,7 @@ def test_damaged_times_are_a_warning_and_timed_again(
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_noisy_times_are_kept_and_said(settings_of: Callable[..., EvaluateSettings], tmp_path: Path) -> None:
+def test_noisy_times_are_kept_and_said(settings_of: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
     grid = settings_of().grid((1, 2, 3, 4, 5, 6), merges=True)
     noisy = Timed(dict.fromkeys(grid, 0.5), Noise(spread=0.4))
     with patch("mrr_model.selection.latency.timed", return_value=noisy) as timed:
@@ -367,7 +367,7 @@ def test_noisy_times_are_kept_and_said(settings_of: Callable[..., EvaluateSettin
 
 @pytest.mark.parametrize("changes", [{"max_length": 32}, {"candidates": 3}, {"without_compensation": True}])
 def test_an_output_folder_of_another_evaluation_is_refused(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, changes: dict[str, Any]
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     evaluate(settings_of(output=tmp_path))
     before = files_of(tmp_path)
@@ -380,7 +380,7 @@ def test_an_output_folder_of_another_evaluation_is_refused(
 
 
 def test_what_the_model_cannot_do_shows_before_a_collection_is_opened(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
     for changes, message in [
         ({"depths": (0,)}, "depth must be at least 1"),
@@ -395,7 +395,7 @@ def test_what_the_model_cannot_do_shows_before_a_collection_is_opened(
 
 
 def test_collections_that_cannot_be_told_apart_or_hold_nothing_are_refused(
-    settings_of: Callable[..., EvaluateSettings], make_beir: Callable[..., Path], toy_beir: Path, tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], make_beir: Callable[..., Path], toy_beir: Path, tmp_path: Path
 ) -> None:
     other = make_beir(tmp_path / "toy", {"q": "a"}, {"d": "a"}, {"q": {"d": 1}}, {"q": ["d"]})
     with pytest.raises(ValueError, match="two collections are called 'toy': evaluate one of them at a time"):
@@ -407,7 +407,7 @@ def test_collections_that_cannot_be_told_apart_or_hold_nothing_are_refused(
 
 @pytest.mark.parametrize(("query", "document"), [("q", "a b"), ("q\u00a01", "d"), ("q", " d")])
 def test_ids_that_a_run_cannot_hold_are_refused_before_anything_is_scored(
-    settings_of: Callable[..., EvaluateSettings],
+    settings_of: Callable[..., EvaluateConfig],
     make_beir: Callable[..., Path],
     tmp_path: Path,
     query: str,
@@ -419,7 +419,7 @@ def test_ids_that_a_run_cannot_hold_are_refused_before_anything_is_scored(
 
 
 def test_nothing_relevant_anywhere_is_no_error(
-    settings_of: Callable[..., EvaluateSettings], make_beir: Callable[..., Path], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], make_beir: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = make_beir(tmp_path / "none", {"q": "a"}, {"d": "a", "e": "b"}, {"q": {"d": 0}}, {"q": ["d", "e"]})
     made = evaluate(settings_of(collections=(str(folder),), output=tmp_path / "out"))
@@ -427,7 +427,7 @@ def test_nothing_relevant_anywhere_is_no_error(
 
 
 def test_an_output_that_is_a_file_is_an_error_before_anything_is_scored(
-    settings_of: Callable[..., EvaluateSettings], counted: dict[str, int], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], counted: dict[str, int], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
@@ -438,13 +438,13 @@ def test_an_output_that_is_a_file_is_an_error_before_anything_is_scored(
 # The protocol
 
 
-def test_adapters_can_be_left_off(settings_of: Callable[..., EvaluateSettings]) -> None:
+def test_adapters_can_be_left_off(settings_of: Callable[..., EvaluateConfig]) -> None:
     assert open_reranker(settings_of()).adapters
     assert open_reranker(settings_of(without_compensation=True)).adapters == ()
 
 
 def test_a_preset_sets_lengths_prompt_and_measures(
-    settings_of: Callable[..., EvaluateSettings], saved_checkpoint: Path, make_beir: Callable[..., Path], tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], saved_checkpoint: Path, make_beir: Callable[..., Path], tmp_path: Path
 ) -> None:
     texts = {"d": "the panda", "e": "a bear"}
     folder = make_beir(tmp_path / "trec-dl-quora", {"q": "panda"}, texts, {"q": {"d": 1}}, {"q": ["d", "e"]})
@@ -482,25 +482,25 @@ def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., 
     qrels = {f"q{number}": {f"d{number}": 1} for number in range(len(TWINS))}
     folder = make_beir(tmp_path / "twins", queries, corpus, qrels, {query: list(corpus) for query in queries})
     given = {**QUICK, "max_length": 64, "depths": (6,), "keep_ratios": (1.0,), "collections": (str(folder),)}
-    kept = evaluate(EvaluateSettings(**given, ignore_identical_ids=False, output=tmp_path / "kept"))
+    kept = evaluate(EvaluateConfig(**given, ignore_identical_ids=False, output=tmp_path / "kept"))
     assert kept.profile.full.quality == pytest.approx(1 / math.log2(3))  # the query itself comes first
     assert results_of(tmp_path / "kept")["ignore_identical_ids"] is False
     assert "left out" not in kept.markdown()
     for preset in (None, "beir"):
-        made = evaluate(EvaluateSettings(**given, preset=preset, output=tmp_path / f"{preset}"))
+        made = evaluate(EvaluateConfig(**given, preset=preset, output=tmp_path / f"{preset}"))
         assert made.profile.full.quality == 1.0
         assert made.markdown().endswith("left out because their id is the query's own, as in BEIR: twins 4")
         [stored] = results_of(tmp_path / f"{preset}")["collections"]
         assert stored["identical_ids_left_out"] == 4
         for query, found in read_run(next((tmp_path / f"{preset}" / "runs").rglob("*.run"))).items():
             assert query not in found
-    by_preset = {name: EvaluateSettings(**given, preset=name).leaves_out_identical_ids for name in PRESETS}
+    by_preset = {name: EvaluateConfig(**given, preset=name).leaves_out_identical_ids for name in PRESETS}
     assert by_preset == {"msmarco-passage": False, "msmarco-document": False, "beir": True}
-    assert EvaluateSettings(**given, preset="msmarco-passage", ignore_identical_ids=True).leaves_out_identical_ids
+    assert EvaluateConfig(**given, preset="msmarco-passage", ignore_identical_ids=True).leaves_out_identical_ids
 
 
 def test_what_comes_next_is_reported(
-    settings_of: Callable[..., EvaluateSettings], toy_beir: Path, tmp_path: Path
+    settings_of: Callable[..., EvaluateConfig], toy_beir: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
     evaluate(settings_of(output=tmp_path, depths=(6,), keep_ratios=(1.0,)), lines.append)
@@ -508,13 +508,13 @@ def test_what_comes_next_is_reported(
 
 
 def test_nothing_is_printed_without_a_terminal(
-    settings_of: Callable[..., EvaluateSettings], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(settings_of(output=tmp_path, depths=(6,)))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_progress_bar_shows_in_a_terminal(settings_of: Callable[..., EvaluateSettings], tmp_path: Path) -> None:
+def test_a_progress_bar_shows_in_a_terminal(settings_of: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
     with patch("mrr_model.evaluation.evaluate.tqdm") as bar:
         progress = bar.return_value.__enter__.return_value
         evaluate(settings_of(output=tmp_path))

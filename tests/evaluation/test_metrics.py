@@ -88,7 +88,10 @@ def test_a_query_without_documents_counts_and_one_without_judgements_does_not() 
         assert values.keys() == qrels.keys()
         assert (values["a"], values["b"], values["missing"]) == (1.0, 0.0, 0.0)
     assert measure(["nDCG@10"], qrels, run).mean == {"nDCG@10": 0.25}
-    assert measure(["Judged@10", "Compat"], qrels, {"a": {}}).mean == {"Judged@10": 0.0, "Compat": 0.0}
+    assert measure(["Judged@10", "Compat"], qrels, {"a": {}}).mean == {
+        "Judged@10": 0.0,
+        "Compat": 0.0,
+    }
 
 
 def test_two_names_of_one_measure_both_have_values() -> None:

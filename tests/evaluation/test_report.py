@@ -21,7 +21,7 @@ points = st.lists(
         kept=few,
         least=few,
         seconds=few,
-        operations=few,
+        flops=few,
     ),
     min_size=1,
     max_size=12,
@@ -37,13 +37,13 @@ def profile_of(ratios: int = 3) -> Profile:
             kept=1 - 0.1 * (6 - depth) - 0.2 * (1 - width),
             least=1 - 0.1 * (6 - depth) - 0.2 * (1 - width),
             seconds=0.001 * depth * width,
-            operations=1e6 * depth * width,
+            flops=1e6 * depth * width,
         )
         for ratio, width in [(1.0, 1.0), (0.5, 0.6), ({2: 0.5, 4: 0.25}, 0.5)][:ratios]
         for depth in (6, 4, 2)
     ]
     return Profile(
-        measure="nDCG@10",
+        metric="nDCG@10",
         collections=("toy",),
         queries=19,
         query_tokens=8,
@@ -56,12 +56,12 @@ def profile_of(ratios: int = 3) -> Profile:
 
 
 @given(points)
-@pytest.mark.parametrize("cost", ["seconds", "operations"])
+@pytest.mark.parametrize("cost", ["seconds", "flops"])
 def test_the_frontier_is_what_no_point_dominates(cost: str, points: list[ProfilePoint]) -> None:
     def cost_of(point: ProfilePoint) -> float:
         return float(getattr(point, cost))
 
-    line = frontier(points, "seconds" if cost == "seconds" else "operations")
+    line = frontier(points, "seconds" if cost == "seconds" else "flops")
     expected = {
         (cost_of(one), one.quality)
         for one in points
@@ -113,7 +113,7 @@ def test_titles_are_no_formulas(tmp_path: Path, title: str) -> None:
 
 
 def test_one_setting_and_no_quality_can_be_drawn(tmp_path: Path) -> None:
-    point = ProfilePoint(depth=6, quality=0.0, kept=1.0, least=1.0, seconds=1.0, operations=1.0)
+    point = ProfilePoint(depth=6, quality=0.0, kept=1.0, least=1.0, seconds=1.0, flops=1.0)
     draw(profile_of().model_copy(update={"points": (point,)}), "one", [tmp_path / "a.png"])
     assert (tmp_path / "a.png").stat().st_size > 1000
 

@@ -23,7 +23,7 @@ CALIBRATION = Calibration(
     relevant=0.25,
 )
 PROFILE = Profile(
-    measure="nDCG@10",
+    metric="nDCG@10",
     collections=("toy", "other"),
     queries=19,
     query_tokens=8,
@@ -31,7 +31,7 @@ PROFILE = Profile(
     device="a processor",
     dtype="float32",
     threads=2,
-    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, operations=4e9),),
+    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9),),
 )
 
 

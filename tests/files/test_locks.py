@@ -13,7 +13,7 @@ import pytest
 from mrr_model.checkpoint import journal
 from mrr_model.evaluation import evaluate as evaluating
 from mrr_model.evaluation.calibrate import calibrate_model
-from mrr_model.evaluation.config import EvaluateSettings
+from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.files import locks
 from mrr_model.files.locks import SAVE, FolderInUseError, holder_of, locked, trying
 from mrr_model.training.progress import is_main_process
@@ -122,7 +122,7 @@ def test_a_save_into_a_running_output_is_refused(tmp_path: Path, saved_encoder: 
 
 
 def test_evaluations_share_no_output(toy_beir: Path, saved_encoder: Path, tmp_path: Path) -> None:
-    settings = EvaluateSettings(model=str(saved_encoder), collections=(str(toy_beir),), output=tmp_path)
+    settings = EvaluateConfig(model=str(saved_encoder), collections=(str(toy_beir),), output=tmp_path)
     with another_process(tmp_path, "mrr evaluate"):
         for run in (evaluating.evaluate, calibrate_model):
             with pytest.raises(FolderInUseError, match="in use by mrr evaluate"):

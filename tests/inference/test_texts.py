@@ -41,7 +41,7 @@ def test_special_tokens_in_a_document_are_letters(mini: MatryoshkaReranker) -> N
     spaced = spelled.replace("[SEP]", "[ sep ]")
     assert mini.score(QUERY, [spelled]) == pytest.approx(mini.score(QUERY, [spaced]), abs=1e-5)
     own = mini.tokenizer(IRRELEVANT, add_special_tokens=False)["input_ids"]
-    batch = mini.batch([(QUERY, spelled), (QUERY, IRRELEVANT)])
+    batch = mini.engine.batch([(QUERY, spelled), (QUERY, IRRELEVANT)])
     sep = mini.tokenizer.sep_token_id
     assert (batch.input_ids == sep).sum(1).tolist() == [2, 2]
     assert batch.input_ids[1, int(batch.spans.query[1]) :][: len(own)].tolist() == own
@@ -50,7 +50,7 @@ def test_special_tokens_in_a_document_are_letters(mini: MatryoshkaReranker) -> N
 def test_a_pickled_reranker_reads_texts_the_same(mini: MatryoshkaReranker) -> None:
     again = pickle.loads(pickle.dumps(mini))
     for text in ("[SEP] a", "a " * 5000, "\ud800"):
-        assert torch.equal(again.batch([(text, text)]).input_ids, mini.batch([(text, text)]).input_ids)
+        assert torch.equal(again.batch([(text, text)]).input_ids, mini.engine.batch([(text, text)]).input_ids)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_lone_surrogates_are_scored_and_kept(text: str, scored: str, reranker: M
     assert reranker.score_pairs([(text, text)]) == pytest.approx(expected[1:], abs=1e-5)
     assert {document.text for document in reranker.rank(text, [RELEVANT, text])} == {RELEVANT, text}
     assert {document.text for document in asyncio.run(reranker.arank(text, [text]))} == {text}
-    assert reranker.token_counts([(text, text)]) == reranker.token_counts([(scored, scored)])
+    assert reranker.engine.token_counts([(text, text)]) == reranker.engine.token_counts([(scored, scored)])
 
 
 def test_lone_surrogates_in_a_prompt(decoder: MatryoshkaReranker) -> None:
@@ -93,7 +93,7 @@ def test_the_warning_points_at_the_caller(call: str) -> None:
         "score": lambda: reranker.score("a " * 99, ["b"]),
         "rank": lambda: reranker.rank("a " * 99, ["b"]),
         "score_pairs": lambda: reranker.score_pairs([("a " * 99, "b")]),
-        "logits": lambda: reranker.logits([("a " * 99, "b")], reranker.plan()),
+        "logits": lambda: reranker.engine.logits([("a " * 99, "b")], reranker.plan()),
     }
     with pytest.warns(UserWarning, match="query was cut") as caught:
         calls[call]()
@@ -109,7 +109,7 @@ def test_a_query_that_its_own_length_cuts_is_not_warned_of() -> None:
 
 def test_query_max_length_above_max_length_leaves_the_passage_its_share() -> None:
     reranker = MatryoshkaReranker(DECODER, dtype="float32", max_length=64, query_max_length=500)
-    [(_, passage)] = reranker.token_counts([("a " * 900, "b " * 900)])
+    [(_, passage)] = reranker.engine.token_counts([("a " * 900, "b " * 900)])
     assert passage >= 8
     with pytest.warns(UserWarning, match="query was cut"):
         first, second = reranker.score("a " * 900, ["b " * 900, "the cat " * 90])
@@ -126,13 +126,13 @@ def pairs_of_three_queries() -> list[tuple[str, str]]:
 
 def test_windows_change_no_score(reranker: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = pairs_of_three_queries()
-    whole = reranker.logits(pairs, reranker.plan())
-    counts, operations = reranker.token_counts(pairs), reranker.operations(pairs, reranker.plan())
+    whole = reranker.engine.logits(pairs, reranker.plan())
+    counts, flops = reranker.engine.token_counts(pairs), reranker.engine.flops(pairs, reranker.plan())
     for characters in (1, 500, 1500):
         monkeypatch.setattr(inputs, "WINDOW_CHARACTERS", characters)
-        torch.testing.assert_close(reranker.logits(pairs, reranker.plan()), whole, rtol=1e-5, atol=1e-5)
-        assert reranker.token_counts(pairs) == counts
-        assert reranker.operations(pairs, reranker.plan()) >= operations
+        torch.testing.assert_close(reranker.engine.logits(pairs, reranker.plan()), whole, rtol=1e-5, atol=1e-5)
+        assert reranker.engine.token_counts(pairs) == counts
+        assert reranker.engine.flops(pairs, reranker.plan()) >= flops
     assert reranker.score_pairs(pairs, batch_size=2) == pytest.approx(reranker.score_pairs(pairs), abs=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_training_reads_texts_as_data_too(saved_encoder: Path) -> None:
     from mrr_model.training.dataset import GroupCollator
 
     loaded = checkpoint.load(saved_encoder)
-    encoder = PairEncoder(loaded.tokenizer, loaded.model.matryoshka.layout, 64)
+    encoder = PairEncoder(loaded.tokenizer, loaded.model.matryoshka.template, 64)
     step = GroupCollator(encoder, 1)([Group("the [SEP] panda", ("[CLS] is",), ("what",))])
     [batch] = step["batches"]
     sep, cls = loaded.tokenizer.sep_token_id, loaded.tokenizer.cls_token_id

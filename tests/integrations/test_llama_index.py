@@ -206,7 +206,9 @@ def test_settings_come_back_onto_a_loaded_reranker_too(core: CoreReranker) -> No
 
 def test_what_cannot_travel_leaves_the_object_as_it_was(make_checkpoint: Any) -> None:
     core = CoreReranker(make_checkpoint("bert"), max_length=64)
-    core._compensation = type(core._compensation)(core.model, core._compensation.adapters, fold_limit=0)
+    core.engine.compensation = type(core.engine.compensation)(
+        core.model, core.engine.compensation.adapters, fold_limit=0
+    )
     reranker = MatryoshkaReranker(reranker=core)
     with pytest.raises(TypeError, match="load it in each process instead"):
         pickle.dumps(reranker)

@@ -23,7 +23,7 @@ from sentence_transformers.cross_encoder.evaluation import (
 )
 from sentence_transformers.util import mine_hard_negatives
 
-from mrr_integrations.sentence_transformers import AllExitsLoss, MatryoshkaCrossEncoder, MatryoshkaModule
+from mrr_integrations.sentence_transformers import MatryoshkaCrossEncoder, MatryoshkaModule, MultiExitLoss
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
 from mrr_model.checkpoint import Checkpoint
@@ -135,7 +135,7 @@ def test_batch_size_bounds_the_pairs_of_a_batch(mini: MatryoshkaCrossEncoder) ->
     first = mini.reranker.model.backbone.layers[0]
     handle = first.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     # The adapters of this setting are folded into a copy, whose hooks are its own: ask for one that uses none.
-    plain = mini.reranker.replaced(compensated=False)
+    plain = mini.reranker.copy(compensated=False)
     MatryoshkaCrossEncoder(reranker=plain).predict([(QUERY, f"text {place}") for place in range(7)], batch_size=3)
     handle.remove()
     assert sizes == [3, 3, 1]
@@ -320,7 +320,7 @@ def test_all_exits_are_trained_together(tiny: MatryoshkaCrossEncoder, tmp_path: 
     before = {depth: tiny.reranker.model.heads[str(depth)].linear.weight.clone() for depth in tiny.reranker.exits}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(tiny, AllExitsLoss(tiny, loss(tiny), keep_ratios=(1.0, 0.5)), kind, tmp_path)
+        train(tiny, MultiExitLoss(tiny, loss(tiny), keep_ratios=(1.0, 0.5)), kind, tmp_path)
     for depth, weight in before.items():
         assert not torch.equal(tiny.reranker.model.heads[str(depth)].linear.weight, weight), depth
 
@@ -333,7 +333,7 @@ def test_the_sum_over_exits_is_what_separate_passes_give(make_checkpoint: MakeCh
     labels: Any = ROWS[kind].get("label", ROWS[kind].get("labels"))
     labels = torch.tensor(labels) if kind == "binary" else [torch.tensor(row) for row in labels or []]
     torch.manual_seed(3)
-    together = AllExitsLoss(tiny, loss(tiny), exits=(2, 5, 6), weights=(1, 2, 0.5), keep_ratios=(1.0, 0.5))
+    together = MultiExitLoss(tiny, loss(tiny), exits=(2, 5, 6), weights=(1, 2, 0.5), keep_ratios=(1.0, 0.5))
     total = float(together(columns, labels).detach())
     torch.manual_seed(3)
     apart = 0.0
@@ -341,7 +341,7 @@ def test_the_sum_over_exits_is_what_separate_passes_give(make_checkpoint: MakeCh
         state = torch.get_rng_state()
         for depth, weight in ((2, 1), (5, 2), (6, 0.5)):
             torch.set_rng_state(state)  # every exit sees the same negatives; the next width draws new ones
-            shown = MatryoshkaCrossEncoder(reranker=tiny.reranker.replaced(depth=depth, keep_ratio=ratio))
+            shown = MatryoshkaCrossEncoder(reranker=tiny.reranker.copy(depth=depth, keep_ratio=ratio))
             with torch.no_grad():
                 apart += weight * float(loss(shown.train())(columns, labels))
     assert total == pytest.approx(apart, rel=1e-4)
@@ -352,10 +352,10 @@ def test_training_leaves_the_adapters_out_and_says_so(make_checkpoint: MakeCheck
     model = MatryoshkaCrossEncoder(reranker=core)
     model.predict(PAIRS)  # folds the vertical adapter into a copy, which must not be what is trained or scored later
     with pytest.warns(UserWarning, match="compensation adapters repair the weights as they were"):
-        train(model, AllExitsLoss(model, losses.BinaryCrossEntropyLoss(model)), "binary", tmp_path)
+        train(model, MultiExitLoss(model, losses.BinaryCrossEntropyLoss(model)), "binary", tmp_path)
     assert model.reranker.adapters == ()
     scores = model.predict(PAIRS, activation_fn=torch.nn.Identity())
-    batch, plan = model.reranker.batch(PAIRS), model.reranker.plan()
+    batch, plan = model.reranker.engine.batch(PAIRS), model.reranker.plan()
     assert scores == pytest.approx(model.reranker.model(batch, plan)[:, -1].tolist(), abs=1e-5)
 
 
@@ -392,7 +392,7 @@ def test_training_leaves_the_calibration_out(make_checkpoint: MakeCheckpoint, tm
     model = MatryoshkaCrossEncoder(reranker=MatryoshkaReranker(loaded, max_length=64))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(model, AllExitsLoss(model, losses.BinaryCrossEntropyLoss(model)), "binary", tmp_path / "train")
+        train(model, MultiExitLoss(model, losses.BinaryCrossEntropyLoss(model)), "binary", tmp_path / "train")
     assert any("compensation adapters" in str(warning.message) for warning in caught) == adapters
     assert model.reranker.calibration is None
     logits = model.predict(PAIRS, activation_fn=torch.nn.Identity(), convert_to_tensor=True)
@@ -402,7 +402,7 @@ def test_training_leaves_the_calibration_out(make_checkpoint: MakeCheckpoint, tm
 
 
 def test_a_trained_model_is_saved_loaded_back_and_carded(tiny: MatryoshkaCrossEncoder, tmp_path: Path) -> None:
-    loss = AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny))
+    loss = MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny))
     rows = Dataset.from_dict(ROWS["binary"])
     trainer = CrossEncoderTrainer(
         model=tiny,
@@ -428,27 +428,27 @@ def test_a_trained_model_is_saved_loaded_back_and_carded(tiny: MatryoshkaCrossEn
     tiny.save_pretrained(str(tmp_path / "final"))
     assert MatryoshkaCrossEncoder(tmp_path / "final").predict(PAIRS) == pytest.approx(tiny.predict(PAIRS), abs=1e-6)
     card = (tmp_path / "final" / "README.md").read_text()
-    assert "AllExitsLoss" in card
+    assert "MultiExitLoss" in card
     assert checkpoint.load(tmp_path / "checkpoint-2").model.matryoshka.exits == tiny.reranker.exits
     assert json.loads((tmp_path / "final" / "modules.json").read_text())[0]["type"].endswith("MatryoshkaModule")
 
 
 def test_a_loss_that_cannot_share_a_pass_or_a_model_without_exits_is_refused(tiny: MatryoshkaCrossEncoder) -> None:
     with pytest.raises(TypeError, match="CachedMultipleNegativesRankingLoss runs its own backward"):
-        AllExitsLoss(tiny, losses.CachedMultipleNegativesRankingLoss(tiny))
+        MultiExitLoss(tiny, losses.CachedMultipleNegativesRankingLoss(tiny))
     with pytest.raises(ValueError, match="exits must be different ones"):
-        AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 9))
+        MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 9))
     with pytest.raises(ValueError, match="exits must be different ones"):
-        AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 2))
+        MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 2))
     with pytest.raises(ValueError, match="weights must be one number for each"):
-        AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), weights=(1.0,))
+        MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), weights=(1.0,))
     other = CrossEncoder(modules=[torch.nn.Identity()], device="cpu")
     with pytest.raises(TypeError, match="model must hold a MatryoshkaModule"):
-        AllExitsLoss(other, losses.BinaryCrossEntropyLoss(tiny))
+        MultiExitLoss(other, losses.BinaryCrossEntropyLoss(tiny))
 
 
 def test_weights_stay_with_their_exits(tiny: MatryoshkaCrossEncoder) -> None:
-    loss = AllExitsLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(6, 2), weights=(10.0, 0.0))
+    loss = MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(6, 2), weights=(10.0, 0.0))
     assert (loss.exits, loss.weights) == ((2, 6), (0.0, 10.0))
 
 
@@ -465,7 +465,7 @@ class TwoArguments(torch.nn.Module):
 
 
 def test_a_loss_without_prompt_is_wrapped_too(tiny: MatryoshkaCrossEncoder, tmp_path: Path) -> None:
-    train(tiny, AllExitsLoss(tiny, TwoArguments(tiny)), "binary", tmp_path)
+    train(tiny, MultiExitLoss(tiny, TwoArguments(tiny)), "binary", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_nothing_around_a_call_moves_its_scores(folders: dict[str, str | Path], 
 def test_logits_without_pairs_name_their_format_too(make_checkpoint: Callable[..., Checkpoint]) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
     with default_dtype(torch.float64), default_device("meta"):
-        empty = reranker.logits([], reranker.plan())
+        empty = reranker.engine.logits([], reranker.plan())
     assert (empty.dtype, empty.device.type) == (torch.float32, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Counted floating-point operations against those that torch itself counts while the model runs."""
+"""Counted FLOPs against those that torch itself counts while the model runs."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,7 +14,7 @@ from mrr_model.compression import VERTICAL, Plan
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.compensation import Compensation, LowRank
 from mrr_model.modeling.families import FAMILIES
-from mrr_model.modeling.flops import pair_operations
+from mrr_model.modeling.flops import pair_flops
 from mrr_model.modeling.model import MatryoshkaModel
 
 ModelFactory = Callable[..., MatryoshkaModel]
@@ -31,7 +31,7 @@ PLANS = [
 ]
 
 
-def linear_operations(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
+def linear_flops(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
     """What torch counts of the linear layers: matrix products without a batch; attention's are batched or fused."""
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
@@ -66,8 +66,8 @@ def test_linear_layers_take_what_torch_counts(
     make_model: ModelFactory, make_pairs: PairFactory, family: str, plan: Plan
 ) -> None:
     model, [pair] = make_model(family), make_pairs([SPANS])
-    ours = pair_operations(model, plan, pair) - attention_and_merging(model, pair, plan)
-    assert ours == linear_operations(model, pair, plan)
+    ours = pair_flops(model, plan, pair) - attention_and_merging(model, pair, plan)
+    assert ours == linear_flops(model, pair, plan)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_heads_and_merge_weights_are_counted(
 ) -> None:
     model, [pair] = make_model("bert", own=own), make_pairs([SPANS])
     plan = Plan((2, 4, 6), {2: Fraction(1, 2)})
-    ours = pair_operations(model, plan, pair) - attention_and_merging(model, pair, plan)
-    assert ours == linear_operations(model, pair, plan)
+    ours = pair_flops(model, plan, pair) - attention_and_merging(model, pair, plan)
+    assert ours == linear_flops(model, pair, plan)
 
 
 def test_running_deltas_are_counted_and_folded_ones_are_free(
@@ -95,10 +95,10 @@ def test_running_deltas_are_counted_and_folded_ones_are_free(
     plan = Plan((4,), {2: Fraction(1, 2)}, (VERTICAL,))
     model = make_model("llama")
     running = Compensation(model, {VERTICAL: make_adapter(model, rank=3)}, fold_limit=0)
-    plain = pair_operations(model, plan, pair)
-    ours = pair_operations(model, plan, pair, running.running_ranks(plan.adapters))
+    plain = pair_flops(model, plan, pair)
+    ours = pair_flops(model, plan, pair, running.running_ranks(plan.adapters))
     with running.applied(plan.adapters):
-        counted = linear_operations(model, pair, plan)
+        counted = linear_flops(model, pair, plan)
     assert ours > plain
     assert ours - attention_and_merging(model, pair, plan) == counted
 
@@ -114,7 +114,7 @@ def test_deeper_and_wider_cost_more(make_model: ModelFactory, make_pairs: PairFa
     )
     def check(layers: list[int], steps: list[Fraction]) -> None:
         def cost(depth: int, step: Fraction) -> float:
-            return pair_operations(model, Plan((depth,), {1: step} if step < 1 else {}), pair)
+            return pair_flops(model, Plan((depth,), {1: step} if step < 1 else {}), pair)
 
         shallow, deep = layers
         narrow, wide = steps
@@ -128,6 +128,6 @@ def test_deeper_and_wider_cost_more(make_model: ModelFactory, make_pairs: PairFa
 
 def test_longer_texts_cost_more(make_model: ModelFactory, make_pairs: PairFactory) -> None:
     model, plan = make_model("llama"), Plan((4,), {1: Fraction(1, 2)})
-    costs = [pair_operations(model, plan, pair) for pair in make_pairs([(5, 0, 4), (5, 10, 4), (5, 20, 4), (9, 20, 4)])]
+    costs = [pair_flops(model, plan, pair) for pair in make_pairs([(5, 0, 4), (5, 10, 4), (5, 20, 4), (9, 20, 4)])]
     assert costs == sorted(costs)
     assert len(set(costs)) == 4

@@ -19,7 +19,7 @@ from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
 from mrr_model.modeling.families import FAMILIES, is_decoder
 from mrr_model.modeling.model import BatchReading, BatchState, MatryoshkaModel
-from mrr_model.template import BERT_LAYOUT
+from mrr_model.template import BERT_TEMPLATE
 
 ModelFactory = Callable[..., MatryoshkaModel]
 PairFactory = Callable[..., list[EncodedPair]]
@@ -313,18 +313,18 @@ def test_exit_beyond_the_last_layer(make_model: ModelFactory) -> None:
 @pytest.mark.parametrize("exits", [(), (0, 2), (4, 2), (2, 2)])
 def test_exits_that_are_no_ascending_layers(exits: tuple[int, ...]) -> None:
     with pytest.raises(ValidationError, match="exits must be ascending layer numbers from 1"):
-        MatryoshkaConfig(exits=exits, merge_layers=(1,), default_merge_layer=1, layout=BERT_LAYOUT)
+        MatryoshkaConfig(exits=exits, merge_layers=(1,), default_merge_layer=1, template=BERT_TEMPLATE)
 
 
 def test_config_forbids_what_it_does_not_know() -> None:
     with pytest.raises(ValidationError, match="surprise"):
-        MatryoshkaConfig(exits=(1,), merge_layers=(), default_merge_layer=1, layout=BERT_LAYOUT, surprise=1)  # type: ignore[call-arg]
+        MatryoshkaConfig(exits=(1,), merge_layers=(), default_merge_layer=1, template=BERT_TEMPLATE, surprise=1)  # type: ignore[call-arg]
 
 
 def test_unknown_backbone(make_config: Callable[..., PreTrainedConfig]) -> None:
     config: Any = make_config("llama")
     config.model_type = "mamba"
-    own = MatryoshkaConfig(exits=(1,), merge_layers=(), default_merge_layer=1, layout=BERT_LAYOUT)
+    own = MatryoshkaConfig(exits=(1,), merge_layers=(), default_merge_layer=1, template=BERT_TEMPLATE)
     with pytest.raises(ValueError, match="'mamba' is not a known backbone"):
         MatryoshkaModel.from_config(config, own)
 

@@ -73,7 +73,7 @@ def test_the_query_runs_once_however_many_passages_and_batches(make_checkpoint: 
     projection = reranker.model.backbone.layers[0].self_attn.k_proj  # type: ignore[union-attr]
     projection.register_forward_hook(lambda module, given, output: rows.append(given[0].shape[0] * given[0].shape[1]))  # type: ignore[union-attr, operator]
     query, texts = "what is a panda " * 4, [f"text {number} about pandas" for number in range(12)]
-    encoded = reranker._encoder.encode([(query, text) for text in texts])
+    encoded = reranker.engine.encoder.encode([(query, text) for text in texts])
     reranker.score(query, texts)
     size = encoded[0].query_length
     assert rows.count(size) == 1
@@ -109,7 +109,9 @@ def test_running_adapters_reach_the_shared_query_too(saved_checkpoint: Path) -> 
     texts = [f"passage {number}" for number in range(5)]
     folded = reranker.score("what is a panda", texts, depth=3, keep_ratio=0.5, normalize=False)
     running = MatryoshkaReranker(saved_checkpoint, dtype="float32")
-    running._compensation = type(running._compensation)(running.model, running._compensation.adapters, fold_limit=0)
+    running.engine.compensation = type(running.engine.compensation)(
+        running.model, running.engine.compensation.adapters, fold_limit=0
+    )
     assert running.score("what is a panda", texts, depth=3, keep_ratio=0.5, normalize=False) == pytest.approx(
         folded, abs=1e-4
     )

@@ -25,7 +25,7 @@ QUERY, TEXTS = "what is the panda?", ["the panda is eating", "what", "panda pand
 def profile_of(points: list[tuple[int, Any, float, float]]) -> Profile:
     """From (depth, keep ratio, share of quality, share of time)."""
     return Profile(
-        measure="nDCG@10",
+        metric="nDCG@10",
         collections=("toy",),
         queries=19,
         query_tokens=6,
@@ -41,7 +41,7 @@ def profile_of(points: list[tuple[int, Any, float, float]]) -> Profile:
                 kept=kept,
                 least=kept,
                 seconds=0.01 * time,
-                operations=1e9 * time,
+                flops=1e9 * time,
             )
             for depth, ratio, kept, time in points
         ),
@@ -182,32 +182,32 @@ def test_a_running_service_can_choose_anew(measured: Checkpoint) -> None:
     faster = {setting: seconds / 2 for setting, seconds in TIMES.items()}
     with patch("mrr_model.selection.latency.timed", side_effect=[Timed(TIMES, QUIET), Timed(faster, QUIET)]):
         reranker = opened(measured, target=Target(max_latency_ms=5))
-        again = reranker.replaced(target=Target(max_latency_ms=5, refresh=True))
+        again = reranker.copy(target=Target(max_latency_ms=5, refresh=True))
     assert (reranker.compression, again.compression) == (Compression(4, 0.5), Compression(6, 1.0))
     assert again.model is reranker.model
     assert "best setting that is done with 20 documents" in again.explain().reason
     with pytest.raises(ValueError, match="chooses depth and keep_ratio: give it or them"):
-        reranker.replaced(target=Target(speedup=2), depth=3)
+        reranker.copy(target=Target(speedup=2), depth=3)
     with pytest.raises(TypeError, match="target must be a Target, got 3"):
-        reranker.replaced(target=3)  # type: ignore[arg-type]
+        reranker.copy(target=3)  # type: ignore[arg-type]
 
 
 # Without one
 
 
 @pytest.mark.parametrize("times", [1, 1.5, 2, 3, 5])
-def test_without_a_profile_the_operations_model_serves_for_speedup(bare: Checkpoint, times: float) -> None:
+def test_without_a_profile_the_flops_model_serves_for_speedup(bare: Checkpoint, times: float) -> None:
     reranker = opened(bare, target=Target(speedup=times))
-    full = reranker.cost(depth=None, keep_ratio=1.0)
-    assert reranker.cost() <= full / times
+    full = reranker.flops(depth=None, keep_ratio=1.0)
+    assert reranker.flops() <= full / times
     within = [
-        reranker.cost(depth=depth, keep_ratio=ratio)
+        reranker.flops(depth=depth, keep_ratio=ratio)
         for depth in reranker.exits
         for ratio in choosing.RATIOS
-        if reranker.cost(depth=depth, keep_ratio=ratio) <= full / times
+        if reranker.flops(depth=depth, keep_ratio=ratio) <= full / times
     ]
-    assert reranker.cost() == max(within)
-    assert "by the operations model: this checkpoint has no profile" in reranker.explain().reason
+    assert reranker.flops() == max(within)
+    assert "by the FLOPs model: this checkpoint has no profile" in reranker.explain().reason
 
 
 def test_of_settings_that_are_one_plan_the_widest_is_named(make_checkpoint: Callable[..., Checkpoint]) -> None:
@@ -252,8 +252,8 @@ def test_a_chosen_setting_pickles_and_gives_way_to_another(measured: Checkpoint)
     again = pickle.loads(pickle.dumps(reranker))
     assert (again.compression, str(again.explain())) == (reranker.compression, str(reranker.explain()))
     assert again.score(QUERY, TEXTS) == reranker.score(QUERY, TEXTS)
-    assert reranker.replaced(max_length=32).explain().reason == reranker.explain().reason
-    assert reranker.replaced(depth=5).explain().reason == "as asked"
+    assert reranker.copy(max_length=32).explain().reason == reranker.explain().reason
+    assert reranker.copy(depth=5).explain().reason == "as asked"
     assert reranker.explain(depth=5).reason == reranker.explain(keep_ratio=1.0).reason == "as asked"
 
 
@@ -268,15 +268,15 @@ def test_an_explanation_says_what_runs_and_what_is_known_of_it(measured: Checkpo
         "quick, and kept 97.0% of full size's nDCG@10 on toy (19 queries)",
         "does          runs 4 layers, merges passage tokens after layer 1 to 0.5",
         "adapters      vertical, horizontal_1_2",
-        f"operations    {said.operations:.1%} of full size's",
+        f"FLOPs         {said.flops:.1%} of full size's",
         "measured      kept 97.0% of full size's nDCG@10 on toy (19 queries), 2.50 times as quick on a processor in "
         "float32",
         "probabilities by this setting's own map, fitted on toy (19 queries), 108 pairs, 20.0% of them relevant",
     ]
     reranker = opened(measured)
-    assert said.operations == reranker.cost(depth=4, keep_ratio=0.5) / reranker.cost()
+    assert said.flops == reranker.flops(depth=4, keep_ratio=0.5) / reranker.flops()
     full = reranker.explain()
-    assert (full.operations, full.reason, full.plan) == (1.0, "as asked", reranker.plan())
+    assert (full.flops, full.reason, full.plan) == (1.0, "as asked", reranker.plan())
     assert "merges passage tokens nowhere" in str(full)
     assert "adapters      none" in str(full)
 

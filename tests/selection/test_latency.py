@@ -107,7 +107,7 @@ def test_what_a_time_depends_on_is_timed_anew(
     request_timings(MatryoshkaReranker(loaded, max_length=32), SETTINGS, REQUEST)
     request_timings(MatryoshkaReranker(loaded, max_length=64, batch_tokens=64), SETTINGS, REQUEST)
     request_timings(MatryoshkaReranker(loaded, max_length=64, query_max_length=3), SETTINGS, REQUEST)
-    request_timings(reranker.replaced(compensated=False), SETTINGS, REQUEST)
+    request_timings(reranker.copy(compensated=False), SETTINGS, REQUEST)
     with patch.object(timing.torch, "get_num_threads", return_value=64):
         request_timings(reranker, SETTINGS, REQUEST)
     with patch.object(timing, "device_name", return_value="another processor"):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from mrr_model import Compression
 from mrr_model.selection.profile import Profile, ProfilePoint
 
-FULL: dict[str, Any] = {"depth": 6, "quality": 0.8, "kept": 1.0, "least": 1.0, "seconds": 0.01, "operations": 4e9}
+FULL: dict[str, Any] = {"depth": 6, "quality": 0.8, "kept": 1.0, "least": 1.0, "seconds": 0.01, "flops": 4e9}
 HALF: dict[str, Any] = {
     **FULL,
     "depth": 4,
@@ -67,7 +67,7 @@ def test_speedups_are_against_full_size() -> None:
         ([FULL, {**HALF, "quality": float("nan")}], "quality"),
         ([FULL, {**HALF, "kept": -0.1}], "kept"),
         ([FULL, {**HALF, "seconds": 0}], "seconds"),
-        ([FULL, {**HALF, "operations": 0}], "operations"),
+        ([FULL, {**HALF, "flops": 0}], "flops"),
         ([FULL, {**HALF, "speed": 3}], "speed"),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mrr_model import Compression
 from mrr_model.selection.profile import Profile, ProfilePoint
-from mrr_model.selection.target import DOCUMENTS, Target, choose, choose_by_operations
+from mrr_model.selection.target import DOCUMENTS, Target, choose, choose_by_flops
 
 few = st.sampled_from([0.25, 0.5, 0.75, 0.9, 0.98, 1.0, 1.02])
 
@@ -22,7 +22,7 @@ few = st.sampled_from([0.25, 0.5, 0.75, 0.9, 0.98, 1.0, 1.02])
 def profiles(draw: st.DrawFn) -> Profile:
     """Full size and up to eight settings below it, with many ties."""
     settings = draw(st.sets(st.tuples(st.integers(1, 5), st.sampled_from([1.0, 0.5, 0.25])), max_size=8))
-    points = [ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=1.0, operations=1.0)]
+    points = [ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=1.0, flops=1.0)]
     for depth, ratio in sorted(settings):
         kept = draw(few)
         taken = draw(st.sampled_from([0.1, 0.2, 0.4, 0.5, 1.0, 1.25]))
@@ -34,11 +34,11 @@ def profiles(draw: st.DrawFn) -> Profile:
                 kept=kept,
                 least=kept,
                 seconds=taken,
-                operations=taken,
+                flops=taken,
             )
         )
     return Profile(
-        measure="nDCG@10", collections=("toy",), queries=9, query_tokens=8, passage_tokens=40, device="a processor",
+        metric="nDCG@10", collections=("toy",), queries=9, query_tokens=8, passage_tokens=40, device="a processor",
         dtype="float32", threads=1, points=tuple(points),
     )  # fmt: skip
 
@@ -116,12 +116,12 @@ def test_without_a_profile_most_computation_within_the_budget_is_chosen(
 ) -> None:
     if min(shares.values()) > 1 / times:
         with pytest.raises(ValueError, match=f"speedup={times:g} is out of reach: the smallest setting"):
-            choose_by_operations(times, shares)
+            choose_by_flops(times, shares)
         return
-    choice = choose_by_operations(times, shares)
+    choice = choose_by_flops(times, shares)
     within = [share for share in shares.values() if share <= 1 / times]
     assert shares[choice.setting] == pytest.approx(max(within), abs=1e-8)
-    assert "operations model: this checkpoint has no profile (make one with `mrr evaluate" in choice.reason
+    assert "FLOPs model: this checkpoint has no profile (make one with `mrr evaluate" in choice.reason
 
 
 # What a user says

@@ -7,12 +7,12 @@ import pytest
 from transformers.integrations import integration_utils
 
 from mrr_model.training import arguments
-from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.recipe import Finetuning, finetune
 
 
-def settings(output: Path, **trainer: Any) -> FinetuneSettings:
-    return FinetuneSettings(model="/not/there", train=("nor.jsonl",), output=output, trainer=trainer)
+def settings(output: Path, **trainer: Any) -> FinetuneConfig:
+    return FinetuneConfig(model="/not/there", train=("nor.jsonl",), output=output, trainer=trainer)
 
 
 @pytest.mark.parametrize(

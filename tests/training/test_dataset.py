@@ -17,7 +17,7 @@ from mrr_model.data.groups import Group
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.modeling.merging import padded_length
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.template import BERT_LAYOUT, RELEASE_LAYOUT
+from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE
 from mrr_model.training.dataset import GroupCollator, GroupDataset, StreamedGroups, cut_group
 
 
@@ -163,7 +163,7 @@ BATCH = [
 
 @pytest.fixture
 def encoder(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> PairEncoder:
-    return PairEncoder(tokenizers["encoder"], BERT_LAYOUT, max_length=32)
+    return PairEncoder(tokenizers["encoder"], BERT_TEMPLATE, max_length=32)
 
 
 def pairs_in(inputs: dict[str, Any]) -> list[tuple[list[int], tuple[int, ...]]]:
@@ -246,7 +246,7 @@ def test_labels_and_the_teachers_scores(encoder: PairEncoder, parts: int) -> Non
 
 
 def test_a_row_has_its_own_prompt(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
-    encoder = PairEncoder(tokenizers["decoder"], RELEASE_LAYOUT, max_length=64)
+    encoder = PairEncoder(tokenizers["decoder"], RELEASE_TEMPLATE, max_length=64)
     rows = [Group("what", ("the panda",), ("is",), prompt=prompt) for prompt in (None, "Find it.", "")]
     inputs = GroupCollator(encoder, pad_id=0)(rows)
     assert pairs_in(inputs) == encoded(encoder, rows)

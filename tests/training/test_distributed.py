@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mrr_model import checkpoint
-from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.recipe import finetune
 
 
@@ -21,10 +21,10 @@ def test_two_processes_give_the_single_process_result(stock_encoder: Path, toy_f
         "distill": {"learning_rate": 0.1, "teacher_temperature": 0.2, "ratios": (1, 2)},
         "vertical": stage, "horizontal": {**stage, "ratios": (2,)},
     }  # fmt: skip
-    one = finetune(FinetuneSettings(output=tmp_path / "one", groups_per_step=8, trainer={"optim": "sgd"}, **common))
+    one = finetune(FinetuneConfig(output=tmp_path / "one", groups_per_step=8, trainer={"optim": "sgd"}, **common))
 
     switches = {"optim": "sgd", "ddp_backend": "gloo"}
-    shared = FinetuneSettings(output=tmp_path / "two", groups_per_step=4, trainer=switches, **common)
+    shared = FinetuneConfig(output=tmp_path / "two", groups_per_step=4, trainer=switches, **common)
     (tmp_path / "recipe.yaml").write_text(shared.model_dump_json(), "utf-8")  # JSON is YAML
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(

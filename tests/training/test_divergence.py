@@ -16,22 +16,22 @@ from torch import Tensor
 
 from mrr_model.data.groups import Group
 from mrr_model.training import trainer as trainers
-from mrr_model.training.config import FinetuneSettings, FlattenSettings
+from mrr_model.training.config import FinetuneConfig, SelfDistillConfig
 from mrr_model.training.divergence import DivergenceError
 from mrr_model.training.losses import distillation_loss
 from mrr_model.training.recipe import finetune
-from mrr_model.training.self_distill import flatten
+from mrr_model.training.self_distill import self_distill
 
 STAGE: dict[str, Any] = {"learning_rate": 1e-3, "lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}
 
 
-def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneSettings:
+def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
         "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "passages": 4,
         "groups_per_step": 8, "max_length": 32, "save_steps": 2, "freeze_embeddings": False, "vertical": STAGE,
         "horizontal": {**STAGE, "ratios": (2,)},
     }  # fmt: skip
-    return FinetuneSettings(**{**fields, **changes})
+    return FinetuneConfig(**{**fields, **changes})
 
 
 def saved(output: Path) -> list[str]:
@@ -156,11 +156,11 @@ def test_flattening_stops_too(toy_rows: list[Group], tmp_path: Path, spoil: Any,
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     spoil("vertical", 2, lambda loss, _: loss * torch.nan)
     fields: dict[str, Any] = {"passages": 4, "max_length": 32, "save_steps": 1, "vertical": STAGE}
-    chosen = FlattenSettings(
+    chosen = SelfDistillConfig(
         model=str(cross_encoder), texts=(str(texts),), output=tmp_path / "out", **fields,
     )  # fmt: skip
     with pytest.raises(DivergenceError, match="vertical, 1 of 4: training diverged at step 3 of 5"):
-        flatten(chosen)
+        self_distill(chosen)
     assert all_finite(tmp_path / "out")
 
 
@@ -170,7 +170,7 @@ def test_an_infinite_teacher_is_not_taken_for_none() -> None:
     assert distillation_loss(logits, teacher.masked_fill(teacher.isinf(), torch.nan)) == 0
 
 
-def train_as(rank: int, port: int, chosen: FinetuneSettings, told: Path) -> None:
+def train_as(rank: int, port: int, chosen: FinetuneConfig, told: Path) -> None:
     """Be one of two processes of a run, whose loss is lost in the second one alone."""
     warnings.simplefilter("default")  # torch and accelerate warn of what they do to each other
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -12,18 +12,18 @@ from typer.testing import CliRunner
 
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.cli.app import app
-from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.recipe import Finetuning, finetune
 
 QUERY, TEXTS = "a runs", ["the red cat runs", "a dog", "bird sings the"]
 
 
-def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneSettings:
+def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
         "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "passages": 4,
         "max_length": 32,
     }  # fmt: skip
-    return FinetuneSettings(**{**fields, **changes})
+    return FinetuneConfig(**{**fields, **changes})
 
 
 def logits(start: checkpoint.Checkpoint, **setting: Any) -> list[float]:
@@ -137,7 +137,7 @@ def test_every_door_names_the_command_that_takes_a_cross_encoder(cross_encoder: 
     words = tmp_path / "words.txt"
     words.write_text("a\n", "utf-8")
     for said in refusals(cross_encoder, words):
-        assert "it is a trained cross-encoder. `mrr flatten --model FOLDER" in said
+        assert "it is a trained cross-encoder. `mrr self-distill --model FOLDER" in said
         assert "`mrr finetune --model FOLDER" in said
 
 

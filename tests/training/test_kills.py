@@ -13,10 +13,10 @@ import pytest
 
 from mrr_model.cli import app as cli
 from mrr_model.files.locks import FolderInUseError, locked
-from mrr_model.training.config import FinetuneSettings, FlattenSettings
+from mrr_model.training.config import FinetuneConfig, SelfDistillConfig
 from mrr_model.training.recipe import finetune
 from mrr_model.training.saves import MARK, drop_torn, is_whole, last_whole, mark
-from mrr_model.training.self_distill import flatten
+from mrr_model.training.self_distill import self_distill
 
 InAFork = Callable[..., int | None]
 Contents = Callable[[Path], dict[str, bytes]]
@@ -32,16 +32,16 @@ def tuning(model: Path, rows: Path, output: Path) -> Callable[[], Path]:
         "max_length": 32, "save_steps": 2, "distill": {"learning_rate": 3e-3, "max_steps": 3, "ratios": (1, 2)},
         "vertical": STAGE, "trainer": {"disable_tqdm": True},
     }  # fmt: skip
-    return lambda: finetune(FinetuneSettings(**fields))
+    return lambda: finetune(FinetuneConfig(**fields))
 
 
-def flattening(model: Path, rows: Path, output: Path) -> Callable[[], Path]:
+def self_distilling(model: Path, rows: Path, output: Path) -> Callable[[], Path]:
     """A run of two adapters with two saves each."""
     fields: dict[str, Any] = {
         "model": str(model), "texts": (str(rows),), "output": output, "passages": 4, "max_length": 32, "save_steps": 2,
         "vertical": STAGE, "horizontal": {**STAGE, "ratios": (2,)}, "trainer": {"disable_tqdm": True},
     }  # fmt: skip
-    return lambda: flatten(FlattenSettings(**fields))
+    return lambda: self_distill(SelfDistillConfig(**fields))
 
 
 def quiet(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -63,13 +63,13 @@ def sample(events: int, count: int) -> list[int]:
     return sorted({1 + place * (events - 1) // (count - 1) for place in range(count)})
 
 
-@pytest.mark.parametrize(("recipe", "kills"), [("finetune", 4), ("flatten", 3)])
+@pytest.mark.parametrize(("recipe", "kills"), [("finetune", 4), ("self-distill", 3)])
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(
     recipe: str, kills: int, stock_encoder: Path, toy_classifier: Path, toy_file: Path, tmp_path: Path,
     in_a_fork: InAFork, contents: Contents,
 ) -> None:  # fmt: skip
     output = tmp_path / "out"
-    make, model = (tuning, stock_encoder) if recipe == "finetune" else (flattening, toy_classifier)
+    make, model = (tuning, stock_encoder) if recipe == "finetune" else (self_distilling, toy_classifier)
     run = quiet(make(model, toy_file, output))
     events = in_a_fork(run, tmp_path)
     assert events is not None

@@ -8,7 +8,7 @@ from mrr_model.compression import Plan
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.compensation import fold
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.training.lora import FrozenAdapter, LoraSettings, adapter_of, linear_modules, with_lora
+from mrr_model.training.lora import FrozenAdapter, LoraConfig, adapter_of, linear_modules, with_lora
 
 ModelFactory = Callable[..., MatryoshkaModel]
 PairFactory = Callable[..., list[EncodedPair]]
@@ -28,7 +28,7 @@ def test_the_layers_that_run_and_their_heads_get_a_lora(make_model: ModelFactory
 def test_the_adapter_adds_what_the_lora_added(make_model: ModelFactory, make_pairs: PairFactory) -> None:
     batch = collate(make_pairs(SPANS), 0)
     plan = Plan((2, 4))
-    settings = LoraSettings(rank=3, alpha=5, dropout=0.0)
+    settings = LoraConfig(rank=3, alpha=5, dropout=0.0)
     trained = with_lora(make_model("llama"), settings, plan.exits).eval()
     with torch.no_grad():
         for name, weight in trained.named_parameters():

@@ -8,7 +8,7 @@ import pytest
 
 from mrr_model.data.groups import Group, write_groups
 from mrr_model.training import trainer as trainers
-from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.progress import tell
 from mrr_model.training.recipe import finetune
 
@@ -16,13 +16,13 @@ FEW: dict[str, Any] = {"max_steps": 2}
 NUMBER = r"\d[\d.e+-]*"
 
 
-def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneSettings:
+def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
         "model": str(model), "train": (train,), "output": output, "passages": 4, "max_length": 32, "save_steps": 1,
         "exits": (2, 4), "distill": {"max_steps": 4, "ratios": (2,)}, "vertical": FEW, "horizontal": FEW,
         "trainer": {"logging_steps": 2},
     }  # fmt: skip
-    return FinetuneSettings(**{**fields, **changes})
+    return FinetuneConfig(**{**fields, **changes})
 
 
 def test_a_log_holds_a_line_for_each_beginning_log_and_end(

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.data.groups import Group
 from mrr_model.training import trainer as trainers
-from mrr_model.training.config import FinetuneSettings
+from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.initialize import from_pretrained_backbone
 from mrr_model.training.recipe import finetune
 
@@ -21,7 +21,7 @@ SGD: dict[str, Any] = {"trainer": {"optim": "sgd"}, "distill": {"learning_rate":
 """An optimizer whose steps are as close as the gradients are; Adam divides small ones by their own size."""
 
 
-def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneSettings:
+def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
         "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "passages": 4,
         "groups_per_step": 8, "max_length": 32, "save_steps": 4, "freeze_embeddings": False,
@@ -29,7 +29,7 @@ def settings(model: Path, train: Path, output: Path, **changes: Any) -> Finetune
         "vertical": STAGE, "horizontal": {**STAGE, "ratios": (2,)},
     }  # fmt: skip
     distill = {**fields["distill"], **changes.pop("distill", {})}
-    return FinetuneSettings(**{**fields, "distill": distill, **changes})
+    return FinetuneConfig(**{**fields, "distill": distill, **changes})
 
 
 def cats_first(reranker: MatryoshkaReranker, rows: list[Group], **setting: Any) -> float:
@@ -301,9 +301,9 @@ def test_dropout_is_what_the_settings_say(stock_encoder: Path) -> None:
 )
 def test_settings_are_checked(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FinetuneSettings(**{"model": "m", "train": ("t",), "output": Path("o"), **wrong})
+        FinetuneConfig(**{"model": "m", "train": ("t",), "output": Path("o"), **wrong})
 
 
 def test_settings_survive_json() -> None:
-    one = FinetuneSettings(model="m", train=("t",), output=Path("o"), distill={"lora": LORA})
-    assert FinetuneSettings.model_validate(json.loads(one.model_dump_json())) == one
+    one = FinetuneConfig(model="m", train=("t",), output=Path("o"), distill={"lora": LORA})
+    assert FinetuneConfig.model_validate(json.loads(one.model_dump_json())) == one

@@ -1,4 +1,4 @@
-"""Flattening: full size scores as the re-ranker did, smaller sizes learn to agree with it, without any label."""
+"""SelfDistillation: full size scores as the re-ranker did, smaller sizes learn to agree with it, without any label."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ from mrr_model import MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.data.groups import Group
 from mrr_model.inference.encode import PairEncoder
-from mrr_model.template import QWEN3_LAYOUT, RELEASE_LAYOUT
-from mrr_model.training.config import FlattenSettings
+from mrr_model.template import QWEN3_TEMPLATE, RELEASE_TEMPLATE
+from mrr_model.training.config import SelfDistillConfig
 from mrr_model.training.initialize import from_reranker
 from mrr_model.training.losses import distillation_loss
-from mrr_model.training.self_distill import filled, flatten, read_texts
+from mrr_model.training.self_distill import filled, read_texts, self_distill
 
 QUERIES = ["the panda is eating what?", "is it 42", "a small bird", "what is the panda?"]
 DOCUMENTS = ["the panda is what", "42 is it", "a bird, small", "panda panda!", "is the bird 7?", "what (a) day"]
@@ -68,12 +68,12 @@ def texts(tmp_path: Path) -> Path:
     return file
 
 
-def settings(model: Path, texts: Path, output: Path, **changes: Any) -> FlattenSettings:
+def settings(model: Path, texts: Path, output: Path, **changes: Any) -> SelfDistillConfig:
     fields: dict[str, Any] = {
         "model": str(model), "texts": (str(texts),), "output": output, "passages": 6, "groups_per_step": 2,
         "max_length": 100, "vertical": STAGE, "horizontal": {**STAGE, "ratios": (2,)},
     }  # fmt: skip
-    return FlattenSettings(**{**fields, **changes})
+    return SelfDistillConfig(**{**fields, **changes})
 
 
 def logits(reranker: MatryoshkaReranker, **setting: Any) -> torch.Tensor:
@@ -85,7 +85,7 @@ def logits(reranker: MatryoshkaReranker, **setting: Any) -> torch.Tensor:
 def test_a_bert_cross_encoder_is_flattened(save_classifier: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
     folder = save_classifier("bert")
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    flattened = flatten(settings(folder, texts, tmp_path / "out"))
+    flattened = self_distill(settings(folder, texts, tmp_path / "out"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 
     reranker = MatryoshkaReranker(flattened, dtype="float32", max_length=100)
@@ -118,7 +118,7 @@ def test_an_xlm_roberta_cross_encoder_keeps_its_scores(save_classifier: Callable
     model, tokenizer = from_reranker(folder)
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     reranker = MatryoshkaReranker(Checkpoint(model, tokenizer, {}), max_length=100, normalize=False)
-    [pair] = reranker._encoder.encode([(QUERIES[0], DOCUMENTS[0])])
+    [pair] = reranker.engine.encoder.encode([(QUERIES[0], DOCUMENTS[0])])
     with torch.no_grad():
         expected = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, 0]
     assert reranker.score(QUERIES[0], DOCUMENTS[:1])[0] == pytest.approx(expected.item(), abs=1e-5)
@@ -126,11 +126,11 @@ def test_an_xlm_roberta_cross_encoder_keeps_its_scores(save_classifier: Callable
 
 def test_a_causal_classifier_keeps_its_scores(save_classifier: Callable[..., Path], tmp_path: Path) -> None:
     folder = save_classifier("llama")
-    with pytest.raises(ValueError, match="give its layout"):
+    with pytest.raises(ValueError, match="give its template"):
         from_reranker(folder)
-    model, tokenizer = from_reranker(folder, layout=RELEASE_LAYOUT)
+    model, tokenizer = from_reranker(folder, template=RELEASE_TEMPLATE)
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    [pair] = PairEncoder(tokenizer, RELEASE_LAYOUT, 100).encode([(QUERIES[0], DOCUMENTS[0])])
+    [pair] = PairEncoder(tokenizer, RELEASE_TEMPLATE, 100).encode([(QUERIES[0], DOCUMENTS[0])])
     with torch.no_grad():
         expected = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, 0]
     reranker = MatryoshkaReranker(Checkpoint(model, tokenizer, {}), max_length=100, normalize=False)
@@ -141,12 +141,12 @@ def test_a_causal_classifier_keeps_its_scores(save_classifier: Callable[..., Pat
 def test_a_yes_no_reranker_keeps_its_scores(no: str | None, causal: Path, texts: Path, tmp_path: Path) -> None:
     few = {**STAGE, "epochs": 1.0}
     changes: dict[str, Any] = {"no": no, "vertical": few, "horizontal": {**few, "ratios": (2,)}, "max_length": 400}
-    folder = flatten(settings(causal, texts, tmp_path / "out", **changes))
+    folder = self_distill(settings(causal, texts, tmp_path / "out", **changes))
     reranker = MatryoshkaReranker(folder, dtype="float32", max_length=400, normalize=False)
     stock = AutoModelForCausalLM.from_pretrained(causal).eval()
     ids = [reranker.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no")]
     for document in DOCUMENTS:
-        [pair] = reranker._encoder.encode([(QUERIES[0], document)])
+        [pair] = reranker.engine.encoder.encode([(QUERIES[0], document)])
         with torch.no_grad():
             last = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, -1]
         expected = last[ids[0]] - (last[ids[1]] if no else 0)
@@ -172,11 +172,11 @@ def test_the_qwen3_layout_gives_the_ids_of_the_whole_text() -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    prefix, asked = QWEN3_LAYOUT.query
-    whole = prefix + asked + QWEN3_LAYOUT.passage[0] + QWEN3_LAYOUT.prompt[0]
+    prefix, asked = QWEN3_TEMPLATE.query
+    whole = prefix + asked + QWEN3_TEMPLATE.passage[0] + QWEN3_TEMPLATE.prompt[0]
     backend.train_from_iterator([whole.format(query=q, passage=d) for q in QUERIES for d in DOCUMENTS] * 3, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|endoftext|>")
-    encoder = PairEncoder(tokenizer, QWEN3_LAYOUT, 1000)
+    encoder = PairEncoder(tokenizer, QWEN3_TEMPLATE, 1000)
     for query, document in [("what?", "This."), ("who\nwrote it", '"Quoted" text.'), ("2 + 2 =", "(four)")]:
         [pair] = encoder.encode([(query, document)])
         assert pair.input_ids == tokenizer.encode(whole.format(query=query, passage=document))
@@ -190,7 +190,7 @@ def test_flattening_refuses_what_it_cannot_take_in(
     with pytest.raises(ValueError, match="A model to flatten is"):
         from_reranker(stock_encoder)
     with pytest.raises(ValueError, match="exits must end with the model's last layer, 4"):
-        flatten(settings(causal, texts, tmp_path / "out", exits=(2, 3)))
+        self_distill(settings(causal, texts, tmp_path / "out", exits=(2, 3)))
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}', "utf-8")
     with pytest.raises(ValueError, match="'deberta-v2' is not a known backbone"):
         from_reranker(tmp_path)
@@ -198,7 +198,7 @@ def test_flattening_refuses_what_it_cannot_take_in(
 
 def test_labels_and_teachers_cannot_be_asked_to_count() -> None:
     with pytest.raises(ValueError, match="label_weight"):
-        FlattenSettings(model="m", texts=("t",), output=Path("o"), vertical={"label_weight": 1.0})  # type: ignore[arg-type]
+        SelfDistillConfig(model="m", texts=("t",), output=Path("o"), vertical={"label_weight": 1.0})  # type: ignore[arg-type]
 
 
 def test_texts_come_as_lists_as_single_documents_or_as_labelled_rows(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ PAIRS_TAKEN: dict[str, Callable[[], Any]] = {
 def test_pairs_are_taken_in_any_form(reranker: MatryoshkaReranker, kind: str) -> None:
     assert reranker.score_pairs(PAIRS_TAKEN[kind]()) == reranker.score_pairs(PAIRS)
     plan = reranker.plan()
-    assert torch.equal(reranker.logits(PAIRS_TAKEN[kind](), plan), reranker.logits(PAIRS, plan))
+    assert torch.equal(reranker.engine.logits(PAIRS_TAKEN[kind](), plan), reranker.engine.logits(PAIRS, plan))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,9 @@ def test_whole_numbers_of_any_library_are_taken(
 ) -> None:
     assert reranker.rank(QUERY, TEXTS, top_n=number) == reranker.rank(QUERY, TEXTS, top_n=2)
     assert reranker.score_pairs(PAIRS, batch_size=number) == pytest.approx(reranker.score_pairs(PAIRS))
-    assert reranker.cost(query_tokens=number, passage_tokens=number) == reranker.cost(query_tokens=2, passage_tokens=2)
+    assert reranker.flops(query_tokens=number, passage_tokens=number) == reranker.flops(
+        query_tokens=2, passage_tokens=2
+    )
     assert reranker.score(QUERY, TEXTS, depth=number) == reranker.score(QUERY, TEXTS, depth=2)
     assert type(whole_number("top_n", number)) is int
     small = MatryoshkaReranker(
@@ -168,7 +170,7 @@ ENTRIES: dict[str, Callable[[MatryoshkaReranker], Any]] = {
     "score": lambda reranker: reranker.score(QUERY, TEXTS),
     "rank": lambda reranker: reranker.rank(QUERY, TEXTS, depth=50),
     "score_pairs": lambda reranker: reranker.score_pairs(PAIRS),
-    "cost": lambda reranker: reranker.cost(),
+    "cost": lambda reranker: reranker.flops(),
     "explain": lambda reranker: reranker.explain(),
     "plan": lambda reranker: reranker.plan(),
     "ascore": lambda reranker: asyncio.run(reranker.ascore(QUERY, TEXTS)),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrr_model.compression import Plan
-from mrr_model.inference.engine import Scoring
+from mrr_model.inference.forward import Scoring
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
 from mrr_model.modeling.model import BatchReading, BatchState, MatryoshkaModel
 
