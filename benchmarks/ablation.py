@@ -1,6 +1,6 @@
 """The paper's ablation at small scale: what the cascade, distillation and compensation each bring, at twelve settings.
 
-    python examples/mini_data.py --data ../shared/data --output runs/data
+    python examples/mini/data.py --data ../shared/data --output runs/data
     python benchmarks/ablation.py --train runs/data --data ../shared/data --output runs/ablation
 
 All variants start from all-MiniLM-L6-v2 with similarity heads, which rank from the first step on, and see the same rows
@@ -56,7 +56,7 @@ Grid = dict[str, dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--train", type=Path, default=Path("runs/data"), help="folder that examples/mini_data.py wrote")
+    parser.add_argument("--train", type=Path, default=Path("runs/data"), help="folder that examples/mini/data.py wrote")
     parser.add_argument("--kinds", nargs="+", default=["squad", "extra", "medquad"], help="files of it to train on")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=200, help="of the first stage; each adapter takes a third of it")

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py
 
-Trains a few steps of every stage, as examples/train_mini.py sets them, on made-up rows of 8 passages whose lengths are
+Trains a few steps of every stage, as examples/mini/train.py sets them, on made-up rows of 8 passages whose lengths are
 drawn from 20 to 150 words, all-MiniLM-L6-v2 in bfloat16 autocast. A pair counts once a step, though a step of the first
 stage runs it at two widths. Each stage is a process of its own; the first steps, which compile kernels, are left out.
 Prints a table, then one JSON line.

