@@ -11,9 +11,11 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 # Each test file runs in one of these processes, each on one thread.
 TEST_PROCESSES ?= 2
+# Where `make docs` writes.
+SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint types test-versions clean
+.PHONY: help quickstart install test lint types docs test-versions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +34,10 @@ lint: $(VENV)/.dev  ## Check style and formatting
 
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy
+
+# The variable silences an announcement of mkdocs-material about its own future.
+docs: $(VENV)/.docs  ## Build the documentation into site/, strictly and without the network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(abspath $(SITE))
 
 ADAPTERS := langchain-core llama-index-core sentence-transformers
 ADAPTER_TESTS := tests/integrations
@@ -52,7 +58,7 @@ test-versions: .venv-lowest/.done .venv-newest/.done  ## Test the adapters at bo
 	@touch $@
 
 clean:  ## Remove the environment, the caches and what was built
-	rm -rf $(VENV) .venv-lowest .venv-newest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find mrr_* tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A stamp is as new as the last install that went through; a change to the requirements makes it old.
@@ -66,4 +72,8 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.docs: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e ".[docs]"
 	@touch $@ $(VENV)/.runtime
