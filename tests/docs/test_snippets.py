@@ -136,19 +136,19 @@ def test_shell_commands_and_their_flags_exist(help_of: dict[str, str], monkeypat
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     checked = set()
-    for place, words in shell_commands():
+    for location, words in shell_commands():
         if words[0] == "make":
-            assert set(words[1:]) <= targets, place
+            assert set(words[1:]) <= targets, location
         elif "mrr_model" in words or words[0] == "mrr":
             start = words.index("mrr_model" if "mrr_model" in words else "mrr")
             command, *rest = words[start + 1 :]
             if command.startswith("-") or command == "COMMAND":
                 continue
             used = {word.split("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
-            assert used <= flags_of(command, help_of, monkeypatch), place
+            assert used <= flags_of(command, help_of, monkeypatch), location
             checked.add(command)
         elif words[0] == "python" and words[1].endswith(".py"):
-            assert (ROOT / words[1]).is_file(), place
+            assert (ROOT / words[1]).is_file(), location
     assert {"rerank", "info", "evaluate", "calibrate", "mine", "finetune", "self-distill"} <= checked
 
 
