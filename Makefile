@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint types docs test-versions clean
+.PHONY: help quickstart install test lint types docs results test-versions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ types: $(VENV)/.dev  ## Check types
 # The variable silences an announcement of mkdocs-material about its own future.
 docs: $(VENV)/.docs  ## Build the documentation into site/, strictly and without the network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(abspath $(SITE))
+
+results: $(VENV)/.dev  ## Render benchmarks/results/*.json into the tables and the picture of README.md and docs/
+	$(BIN)/python benchmarks/render.py
 
 ADAPTERS := langchain-core llama-index-core sentence-transformers
 ADAPTER_TESTS := tests/integrations

@@ -1,0 +1,166 @@
+"""The result files: one JSON for each benchmark in `benchmarks/results/`, all with the fields of `BenchmarkResult`.
+
+A benchmark calls `write_result` once, at its end; `render.py` reads the files and writes the tables of the pages. What
+`results` holds is each benchmark's own; its script's docstring says what it measures.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MEASURED_CODE = ("mrr_model", "mrr_integrations", "benchmarks", "examples", ":(exclude)benchmarks/results")
+"""Uncommitted changes here make a commit `-dirty`."""
+PACKAGES = ("matryoshka-reranker", "torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
+CPU_INFO = Path("/proc/cpuinfo")
+FEATURES = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+"""The kernel's flag for a processor feature that changes speed -> its usual name."""
+
+
+class Machine(BaseModel):
+    """Where a benchmark ran."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    processor: str
+    features: tuple[str, ...] = ()
+    """Vector and matrix instructions, by the names of `FEATURES`."""
+    cores: int = Field(ge=1)
+    """Cores that the process may use."""
+
+    def __str__(self) -> str:
+        facts = [*self.features[:1], f"{self.cores} core{'s' if self.cores > 1 else ''}"]
+        return f"{self.processor}, {', '.join(facts)}"
+
+
+class BenchmarkResult(BaseModel):
+    """One benchmark's figures, and all that is needed to measure them again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z-]*$")
+    """Also the file's name."""
+    what: str
+    """What is measured, and against what, in one sentence."""
+    machine: Machine
+    versions: dict[str, str]
+    """Package -> version."""
+    commit: str = Field(pattern=r"^([0-9a-f]{40}(-dirty)?|unknown)$")
+    """The commit whose code was measured; `-dirty` if the code differed from it."""
+    command: str
+    """The command line, as it ran in the repository's root at that commit."""
+    date: datetime.date
+    seeds: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else a reader of the figures needs to know."""
+    results: dict[str, Any]
+
+
+def add_output_argument(parser: argparse.ArgumentParser, name: str) -> None:
+    """Give a benchmark the flag `--output`, whose default is its result file."""
+    default = RESULTS / f"{name}.json"
+    shown = default.relative_to(ROOT)
+    parser.add_argument("--output", type=Path, default=default, metavar="FILE", help=f"result file (default: {shown})")
+
+
+def write_result(
+    file: Path, name: str, what: str, results: dict[str, Any], *, seeds: Sequence[int] = (), notes: Sequence[str] = ()
+) -> BenchmarkResult:
+    """Write a benchmark's figures with the machine, versions, commit, command line and date of this run.
+
+    Args:
+        file: Where to write; replaced whole.
+        name: The benchmark's name, such as `time-share`.
+        what: What was measured, and against what.
+        results: The figures, as JSON holds them.
+        seeds: Seeds that the figures depend on.
+        notes: What else a reader needs to know.
+
+    Returns:
+        What was written.
+    """
+    result = BenchmarkResult(
+        name=name,
+        what=what,
+        machine=this_machine(),
+        versions=installed_versions(),
+        commit=current_commit(),
+        command=command_line(sys.argv),
+        date=datetime.datetime.now(datetime.timezone.utc).date(),
+        seeds=tuple(seeds),
+        notes=tuple(notes),
+        results=results,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.part")
+    beside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    beside.replace(file)
+    return result
+
+
+def read_result(file: Path) -> BenchmarkResult:
+    """Read a result file; a field that is missing, unknown or of another type is a `ValueError` of pydantic's."""
+    return BenchmarkResult.model_validate_json(file.read_bytes())
+
+
+def this_machine() -> Machine:
+    """The processor, its features, and the cores that this process may use."""
+    facts = CPU_INFO.read_text(encoding="utf-8") if CPU_INFO.is_file() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", facts, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", facts, re.MULTILINE)
+    found = set(flags[1].split()) if flags else set()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(
+        processor=name[1].strip() if name else platform.processor() or platform.machine() or "unknown",
+        features=tuple(feature for flag, feature in FEATURES.items() if flag in found),
+        cores=cores,
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of those of `PACKAGES` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def current_commit(root: Path = ROOT) -> str:
+    """The commit that is checked out, `-dirty` if measured code differs from it; `unknown` outside a repository."""
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--", *MEASURED_CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if changes else commit
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """This process's command as one types it in the repository's root.
+
+    >>> command_line([str(ROOT / "benchmarks" / "speed.py"), "--words", "60"])
+    'python benchmarks/speed.py --words 60'
+    """
+    script, *flags = arguments
+    path = Path(script).resolve()
+    return shlex.join(["python", str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name), *flags])
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
