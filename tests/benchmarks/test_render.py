@@ -1,0 +1,322 @@
+"""Pages show what the result files hold: the project's own pages, and pages and figures that the tests invent."""
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from render import PICTURE, TABLES, RenderError, ResultFiles, Table, render, render_page
+from result_files import RESULTS, ROOT, BenchmarkResult, Machine, read_result
+
+SETTINGS = [(6, 1.0), (4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25)]
+WORKLOAD = {"model": "mini", "words": 60, "passages": 100, "tokens": 80.5, "dtype": "bfloat16", "share_of_matmul": 0.35}
+INVENTED: dict[str, dict[str, Any]] = {
+    "quality": {
+        "metric": "nDCG@10",
+        "significance": 0.05,
+        "collections": {"birds": {"queries": 7, "pairs": 70}, "trees": {"queries": 3, "pairs": 30}},
+        "baselines": [{"name": "BM25", "values": {"birds": 0.5, "trees": 0.6}, "mean": 0.55}],
+        "settings": [
+            {
+                "depth": depth,
+                "keep_ratio": keep_ratio,
+                "values": {"birds": 0.8 - 0.01 * index, "trees": 0.7},
+                "differs": ["birds"] if index > 2 else [],
+                "mean": 0.75 - 0.005 * index,
+                "kept": 1 - 0.0066 * index,
+            }
+            for index, (depth, keep_ratio) in enumerate(SETTINGS)
+        ],
+    },
+    "time-share": {
+        "workloads": [
+            {
+                **WORKLOAD,
+                "settings": [
+                    {
+                        "depth": depth,
+                        "keep_ratio": keep_ratio,
+                        "pairs_per_second": 100.0 * (1 + index),
+                        "time": 1 / (1 + index),
+                        "model_time": 0.9 / (1 + index),
+                        "flops": 0.8 / (1 + index) if index else 1.0,
+                    }
+                    for index, (depth, keep_ratio) in enumerate(SETTINGS)
+                ],
+            }
+        ]
+    },
+    "speed": {
+        "workloads": [
+            {
+                **WORKLOAD,
+                "contenders": [
+                    {
+                        "name": "this package",
+                        "dtype": "bfloat16",
+                        "batch_size": None,
+                        "pairs_per_second": 200.4,
+                        "ours_same_dtype": 1.0,
+                        "ours_default": 1.0,
+                    },
+                    {
+                        "name": "CrossEncoder",
+                        "dtype": "float32",
+                        "batch_size": 32,
+                        "pairs_per_second": 50.0,
+                        "ours_same_dtype": 2.0,
+                        "ours_default": 4.0,
+                    },
+                ],
+            }
+        ]
+    },
+    "calibration": {
+        "fitted_on": {"collection": "birds", "queries": 7, "pairs": 7000, "relevant": 0.01},
+        "collections": ["birds"],
+        "settings": [
+            {"depth": 6, "keep_ratio": 1.0, "error": {"birds": {"plain": 0.9, "shared": 0.02, "own": 0.01}}},
+            {"depth": 3, "keep_ratio": 0.5, "error": {"birds": {"plain": 0.5, "shared": 0.04, "own": 0.03}}},
+        ],
+        "thresholds": [{"threshold": 0.2, "spread": {"birds": {"plain": 0.01, "shared": 0.45, "own": 0.12}}}],
+    },
+    "ablation": {
+        "metric": "nDCG@10",
+        "steps": 5,
+        "queries": 4,
+        "settings": [{"depth": 2, "keep_ratio": 1.0}, {"depth": 3, "keep_ratio": 0.5}],
+        "variants": [
+            {"name": "full recipe", "values": [0.616, 0.624], "mean": 0.62, "spread": 0.001},
+            {"name": "one model for each", "values": [None, 0.63], "mean": None, "spread": None},
+        ],
+    },
+    "adapters": {
+        "metric": "nDCG@10",
+        "full": {"depth": 6},
+        "settings": [
+            {"depth": 4, "keep_ratio": 1.0, "with": None, "without": None, "difference": -0.007},
+            {"depth": 4, "keep_ratio": 0.5, "with": 0.794, "without": 0.785, "difference": 0.009},
+        ],
+        "mean": {"settings": 2, "with": 0.77, "without": 0.765},
+    },
+    "targets": {
+        "summary": [
+            {"target": "keep_quality", "values": [0.98, 0.9], "choices": 4, "met": 4, "missed": []},
+            {
+                "target": "speedup",
+                "values": [2.0, 3.0],
+                "choices": 4,
+                "met": 3,
+                "missed": [{"collection": "trees", "value": 3.0, "got": 2.41}],
+            },
+        ]
+    },
+    "memory": {
+        "passages": 10,
+        "tokens": 512,
+        "runs": 3,
+        "settings": [{"depth": 6, "keep_ratio": 1.0, "dtype": "float32", "loaded_mib": 500, "peak_mib": 570}],
+    },
+    "cold-start": {"runs": 5, "seconds": 4.9, "parts": [{"name": "import torch", "seconds": 2.5}]},
+    "training": {
+        "pairs_per_step": 64,
+        "stages": [{"stage": "distill", "pairs_per_second": 37.0, "step_seconds": 1.73, "peak_mib": 4096}],
+    },
+    "precision": {
+        "metric": "nDCG@10",
+        "rows": [
+            {
+                "collection": "birds",
+                "depth": 6,
+                "keep_ratio": 1.0,
+                "float32": 0.8,
+                "bfloat16": 0.7982,
+                "tau": 0.9951,
+            }
+        ],
+    },
+}
+EXPECTED = {
+    "sizes": [
+        "| size | nDCG@10 | of full size | time | FLOPs |",
+        "| `depth=4, keep_ratio=0.5` | 0.740 | 98.7% | 33% | 27% |",
+    ],
+    "quality": [
+        "| BM25 | 0.500 | 0.600 | 0.550 |  |",
+        "| `depth=3, keep_ratio=0.5` | 0.770* | 0.700 | 0.735 | 98.0% |",
+    ],
+    "calibration": ["| full size | 0.900 → 0.010 |", "| full size's map for all | 0.45 |"],
+    "ablation": ["| full recipe | 61.6 | 62.4 | 62.0 ± 0.1 |", "| one model for each |  | 63.0 |  |"],
+    "adapters": ["| `depth=4` |  |  | -0.007 |", "| mean of 2 compressed settings | 0.770 | 0.765 | +0.005 |"],
+    "targets": ["| `speedup` = 2, 3 | 4 | 3 | trees: 3 asked, 2.4 got |"],
+    "speed": ["| CrossEncoder | float32 | 32 | 50 | 2.0 × | 4.0 × |"],
+    "time-share": ["| `depth=4, keep_ratio=0.5` | 300 | 33% | 30% | 27% | 1.12 |"],
+    "memory": ["| full size | float32 | 500 MiB | 570 MiB |"],
+    "cold-start": ["| import torch | 2.50 |", "| from the start to the ranking | 4.90 |"],
+    "training": ["| distill | 37 | 1.73 | 4.0 GiB |"],
+    "precision": ["| birds | full size | 0.8000 | 0.7982 | -0.0018 | 0.9951 |"],
+}
+"""Lines that each table must have."""
+
+
+def invented(name: str, **changes: Any) -> BenchmarkResult:
+    fields = {
+        "name": name,
+        "what": "Invented figures.",
+        "machine": Machine(processor="Abacus", features=("beads",), cores=2),
+        "versions": {"torch": "2.6"},
+        "commit": "0" * 40,
+        "command": "python benchmarks/invented.py",
+        "date": "2026-01-02",
+        "results": INVENTED[name],
+    }
+    return BenchmarkResult.model_validate({**fields, **changes})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with every result file and no page."""
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    for name in INVENTED:
+        (results / f"{name}.json").write_text(invented(name).model_dump_json(), encoding="utf-8")
+    return tmp_path
+
+
+def marked(name: str, content: str = "") -> str:
+    return f"<!-- results: {name} -->\n{content}<!-- /results -->\n"
+
+
+def test_the_projects_pages_show_the_result_files() -> None:
+    stale = [
+        str(file.relative_to(ROOT))
+        for file, text in render(ROOT).items()
+        if not file.is_file() or file.read_text(encoding="utf-8") != text
+    ]
+    assert not stale, f"run `make results`: {stale}"
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_a_result_file_is_named_after_its_script_and_renders(file: Path) -> None:
+    assert read_result(file).name == file.stem
+    assert (ROOT / "benchmarks" / f"{file.stem.replace('-', '_')}.py").is_file()
+    for table in TABLES.values():
+        if table.sources == (file.stem,):
+            assert table.render(ResultFiles(RESULTS)).count("\n|") > 2
+
+
+def test_every_table_has_a_script_for_its_sources() -> None:
+    for source in {source for table in TABLES.values() for source in table.sources}:
+        assert (ROOT / "benchmarks" / f"{source.replace('-', '_')}.py").is_file()
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_a_marker_becomes_its_table(name: str, root: Path) -> None:
+    page = "\n".join(["before\n", marked(name, "old\n"), "after\n"])
+    (root / "docs" / "page.md").write_text(page, encoding="utf-8")
+    [text] = render(root).values()
+    lines = text.splitlines()
+    assert lines[:2] == ["before", ""]
+    assert lines[-2:] == ["", "after"]
+    assert "old" not in lines
+    assert [line for line in EXPECTED[name] if line not in lines] == []
+    assert "Measured on 2026-01-02, Abacus, beads, 2 cores" in text
+
+
+def test_rendering_again_changes_nothing(root: Path) -> None:
+    (root / "README.md").write_text("# A\n\n" + "\n".join(map(marked, TABLES)) + "\nend", encoding="utf-8")
+    [once] = render(root).values()
+    assert render_page(once, ResultFiles(root / "benchmarks" / "results")) == once
+    assert once.endswith("\nend")
+
+
+def test_pages_without_markers_are_left_alone(root: Path) -> None:
+    (root / "README.md").write_text("# A\n", encoding="utf-8")
+    (root / "docs" / "page.md").write_text("Write `<!-- results` here.\n", encoding="utf-8")
+    assert render(root) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (marked("sped"), "'sped'"),
+        ("<!-- results: speed -->\n", "speed"),
+        ("<!-- results: speed -->\n" + marked("memory"), "speed"),
+        ("text\n<!-- /results -->\n<!-- results: speed -->\n<!-- /results -->\n", "/results"),
+    ],
+)
+def test_a_wrong_marker_is_an_error_that_names_it(text: str, named: str, root: Path) -> None:
+    (root / "docs" / "page.md").write_text(text, encoding="utf-8")
+    with pytest.raises(RenderError, match=f"docs/page.md.*{re.escape(named)}"):
+        render(root)
+
+
+def test_a_missing_result_file_is_an_error_that_names_its_script(root: Path) -> None:
+    (root / "README.md").write_text(marked("cold-start"), encoding="utf-8")
+    (root / "benchmarks" / "results" / "cold-start.json").unlink()
+    with pytest.raises(RenderError, match=r"benchmarks/cold_start\.py"):
+        render(root)
+
+
+@pytest.mark.parametrize("change", [{"unknown": 1}, {"commit": "main"}, {"results": {}}])
+def test_a_result_file_that_lacks_a_figure_is_an_error(change: dict[str, Any], root: Path) -> None:
+    (root / "README.md").write_text(marked("memory"), encoding="utf-8")
+    file = root / "benchmarks" / "results" / "memory.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+    with pytest.raises(RenderError, match="memory"):
+        render(root)
+
+
+def test_the_picture_is_drawn_if_a_page_links_to_it(root: Path) -> None:
+    (root / "README.md").write_text("![frontier](docs/images/frontier.svg)\n", encoding="utf-8")
+    rendered = render(root)
+    assert list(rendered) == [root / PICTURE]
+    svg = ElementTree.fromstring(rendered[root / PICTURE])
+    texts = ["".join(each.itertext()) for each in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("BM25") == 2
+    assert {"depth", "6", "4", "3", "2", "keep_ratio", "1", "0.5", "0.25"} <= set(texts)
+    titles = [each.text for each in svg.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles.count("depth 4, keep_ratio 0.5: 0.740") == 2  # the panels of time and FLOPs
+
+
+def test_the_picture_places_better_settings_higher_and_cheaper_ones_to_the_left(root: Path) -> None:
+    (root / "README.md").write_text("docs/images/frontier.svg", encoding="utf-8")
+    [text] = render(root).values()
+    lines = re.findall(r'<polyline points="([^" ]+) ([^" ]+)"', text)  # depth 4 in both panels
+    assert len(lines) == 2
+    for line in lines:
+        (wide_x, wide_y), (narrow_x, narrow_y) = (map(float, point.split(",")) for point in line)
+        assert narrow_x < wide_x
+        assert narrow_y > wide_y
+
+
+def test_the_command_checks_writes_and_names_errors(root: Path) -> None:
+    page = root / "docs" / "page.md"
+    page.write_text(marked("memory"), encoding="utf-8")
+
+    def command(*flags: str) -> subprocess.CompletedProcess[str]:
+        script = [sys.executable, str(ROOT / "benchmarks" / "render.py"), "--root", str(root), *flags]
+        return subprocess.run(script, capture_output=True, text=True, check=False)
+
+    assert command("--check").returncode == 1
+    assert page.read_text(encoding="utf-8") == marked("memory")
+    assert command().stdout == "rendered: docs/page.md\n"
+    assert command("--check").returncode == 0
+    page.write_text(marked("sped"), encoding="utf-8")
+    failed = command()
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: docs/page.md: no table is called 'sped'")
+
+
+def test_a_row_of_another_length_is_an_error(root: Path) -> None:
+    broken = INVENTED["ablation"] | {"settings": INVENTED["ablation"]["settings"][:1]}
+    file = root / "benchmarks" / "results" / "ablation.json"
+    file.write_text(invented("ablation", results=broken).model_dump_json(), encoding="utf-8")
+    table: Table = TABLES["ablation"]
+    with pytest.raises(RenderError, match="cells"):
+        table.render(ResultFiles(file.parent))
