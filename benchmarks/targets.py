@@ -12,8 +12,8 @@ import argparse
 from typing import Any
 
 from development import METRIC, add_data_arguments, evaluated, name_of
-from render import targets as table
 from result_files import add_output_argument, write_result
+from result_tables import targets as table
 
 from mrr_model import Target
 from mrr_model.profile import Profile

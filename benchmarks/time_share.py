@@ -15,8 +15,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from render import time_share as table
 from result_files import add_output_argument, write_result
+from result_tables import time_share as table
 from workloads import DEFAULT_DTYPE, DTYPES, QUERY, Workload, mean_tokens, median_ratio
 
 from mrr_model.stopwatch import in_turns

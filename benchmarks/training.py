@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from render import training as table
 from result_files import add_output_argument, write_result
+from result_tables import training as table
 
 STAGES = ("distill", "vertical", "horizontal")
 GROUPS, PASSAGES, WARM_UP_STEPS = 8, 8, 3

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from render import PICTURE, TABLES, RenderError, ResultFiles, Table, render, render_page
-from result_files import RESULTS, ROOT, BenchmarkResult, Machine, read_result
+from render import PICTURE, render, render_page
+from result_files import RESULTS, ROOT, BenchmarkResult, Machine, RenderError, ResultFiles, read_result
+from result_tables import TABLES, Table
 
 SETTINGS = [(6, 1.0), (4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25)]
 WORKLOAD = {"model": "mini", "words": 60, "passages": 100, "tokens": 80.5, "dtype": "bfloat16", "share_of_matmul": 0.35}

@@ -1,0 +1,313 @@
+"""The tables of the pages, and the picture: from result files to Markdown and SVG."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frontier import Point, draw
+from result_files import BenchmarkResult, RenderError, ResultFiles, script_of
+
+SIZES = ((4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25))
+"""The (depth, keep_ratio) pairs of the README's table, besides full size."""
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One marker's content: the result files it reads, and how they become Markdown."""
+
+    sources: tuple[str, ...]
+    markdown: Callable[..., str]
+    """Takes one `BenchmarkResult` for each source."""
+
+    def render(self, files: ResultFiles) -> str:
+        results = [files[name] for name in self.sources]
+        try:
+            body = self.markdown(*results)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise RenderError(f"{' and '.join(self.sources)} lacks what the table shows: {error!r}") from error
+        return "\n\n".join([body, *map(source_line, results)])
+
+
+def source_line(result: BenchmarkResult) -> str:
+    """When and where a table's figures were measured, and what measures them again."""
+    script = script_of(result.name)
+    return f"<small>Measured on {result.date:%Y-%m-%d}, {result.machine}; again with `python {script}`.</small>"
+
+
+def sizes(quality: BenchmarkResult, time_share: BenchmarkResult) -> str:
+    rows = quality.results["settings"]
+    shares = _by_setting(time_share.results["workloads"][0]["settings"])
+    full = rows[0]
+    chosen = [full, *(_by_setting(rows)[setting] for setting in SIZES)]
+    return _markdown(
+        ["size", quality.results["metric"], "of full size", "time", "FLOPs"],
+        [
+            [
+                _setting(row, full),
+                f"{row['mean']:.3f}",
+                f"{row['kept']:.1%}",
+                f"{shares[_key(row)]['time']:.0%}",
+                f"{shares[_key(row)]['flops']:.0%}",
+            ]
+            for row in chosen
+        ],
+    )
+
+
+def quality(result: BenchmarkResult) -> str:
+    found = result.results
+    names, full = list(found["collections"]), found["settings"][0]
+    rows = [
+        [row["name"], *(f"{row['values'][name]:.3f}" for name in names), f"{row['mean']:.3f}", ""]
+        for row in found["baselines"]
+    ]
+    for row in found["settings"]:
+        stars = {name: "*" if name in row["differs"] else "" for name in names}
+        cells = [f"{row['values'][name]:.3f}{stars[name]}" for name in names]
+        rows.append([_setting(row, full), *cells, f"{row['mean']:.3f}", f"{row['kept']:.1%}"])
+    queries = [f"{name} ({facts['queries']} queries)" for name, facts in found["collections"].items()]
+    table = _markdown([found["metric"], *names, "mean", "of full size"], rows)
+    return (
+        f"{table}\n\n`*`: differs from full size, p < {found['significance']} in a paired t-test (not corrected for "
+        f"the number of settings). Collections: {', '.join(queries)}."
+    )
+
+
+def calibration(result: BenchmarkResult) -> str:
+    found = result.results
+    names, full = list(found["collections"]), found["settings"][0]
+    errors = _markdown(
+        ["expected calibration error", *names],
+        [
+            [
+                _setting(row, full),
+                *(f"{row['error'][name]['plain']:.3f} → {row['error'][name]['own']:.3f}" for name in names),
+            ]
+            for row in found["settings"]
+        ],
+    )
+    ways = {"plain": "plain logistic function", "shared": "full size's map for all", "own": "own map"}
+    spreads = [
+        _markdown(
+            [f"spread of precision at {row['threshold']:g}", *names],
+            [[label, *(_decimals(row["spread"][name][way], 2, "–") for name in names)] for way, label in ways.items()],
+        )
+        for row in found["thresholds"]
+    ]
+    fitted = found["fitted_on"]
+    return (
+        f"Plain logistic function → the setting's own map, fitted on {fitted['queries']} queries of "
+        f"{fitted['collection']} ({fitted['pairs']:,} pairs, {fitted['relevant']:.1%} relevant) and measured on "
+        f"queries that it has not seen:\n\n{errors}\n\nThe precision of what reaches a threshold, greatest less "
+        f"smallest over the {len(found['settings'])} settings:\n\n" + "\n\n".join(spreads)
+    )
+
+
+def ablation(result: BenchmarkResult) -> str:
+    found = result.results
+    heads = [f"{row['depth']} / {row['keep_ratio']:g}" for row in found["settings"]]
+    rows = []
+    for variant in found["variants"]:
+        mean = "" if variant["mean"] is None else _percent(variant["mean"])
+        spread = "" if variant["spread"] is None else f" ± {_percent(variant['spread'])}"
+        cells = ["" if value is None else _percent(value) for value in variant["values"]]
+        rows.append([variant["name"], *cells, mean + spread])
+    table = _markdown([f"{found['metric']} (%), depth / keep_ratio", *heads, "mean"], rows)
+    return (
+        f"{table}\n\n{found['steps']} steps a variant, {found['queries']} queries of each collection, means of "
+        f"{len(result.seeds)} seeds; ±: half the distance between their means."
+    )
+
+
+def adapters(result: BenchmarkResult) -> str:
+    found = result.results
+    full = {"depth": found["full"]["depth"], "keep_ratio": 1.0}
+    rows = [
+        [_setting(row, full), _decimals(row["with"]), _decimals(row["without"]), f"{row['difference']:+.3f}"]
+        for row in found["settings"]
+    ]
+    mean = found["mean"]
+    every = [_decimals(mean["with"]), _decimals(mean["without"]), f"{mean['with'] - mean['without']:+.3f}"]
+    rows.append([f"mean of {mean['settings']} compressed settings", *every])
+    return _markdown([found["metric"], "with adapters", "without", "difference"], rows)
+
+
+def targets(result: BenchmarkResult) -> str:
+    rows = []
+    for row in result.results["summary"]:
+        values = ", ".join(f"{value:g}" for value in row["values"])
+        missed = [f"{each['collection']}: {each['value']:g} asked, {each['got']:.2g} got" for each in row["missed"]]
+        rows.append([f"`{row['target']}` = {values}", str(row["choices"]), str(row["met"]), "; ".join(missed)])
+    return _markdown(["target", "choices", "met", "missed"], rows, numbers=(1, 2))
+
+
+def speed(result: BenchmarkResult) -> str:
+    tables = []
+    for workload in result.results["workloads"]:
+        rows = [
+            [
+                row["name"],
+                row["dtype"],
+                "" if row["batch_size"] is None else str(row["batch_size"]),
+                f"{row['pairs_per_second']:.0f}",
+                f"{row['ours_same_dtype']:.1f} ×",
+                f"{row['ours_default']:.1f} ×",
+            ]
+            for row in workload["contenders"]
+        ]
+        heads = ["contender", "dtype", "batch size", "pairs/s", "this package, same dtype", "this package, default"]
+        tables.append(f"{_workload(workload)}:\n\n{_markdown(heads, rows, numbers=(2, 3, 4, 5))}")
+    return "\n\n".join(tables)
+
+
+def time_share(result: BenchmarkResult) -> str:
+    tables = []
+    for workload in result.results["workloads"]:
+        full = workload["settings"][0]
+        rows = [
+            [
+                _setting(row, full),
+                f"{row['pairs_per_second']:.0f}",
+                f"{row['time']:.0%}",
+                f"{row['model_time']:.0%}",
+                f"{row['flops']:.0%}",
+                f"{row['model_time'] / row['flops']:.2f}",
+            ]
+            for row in workload["settings"]
+        ]
+        heads = ["size", "pairs/s", "time", "time without tokenizing", "FLOPs", "time without tokenizing / FLOPs"]
+        tables.append(
+            f"{_workload(workload)}, {workload['dtype']}; full size runs at {workload['share_of_matmul']:.0%} of a "
+            f"large matrix product's FLOPs per second:\n\n{_markdown(heads, rows)}"
+        )
+    return "\n\n".join(tables)
+
+
+def memory(result: BenchmarkResult) -> str:
+    found = result.results
+    full = found["settings"][0]
+    rows = [
+        [_setting(row, full), row["dtype"], f"{row['loaded_mib']} MiB", f"{row['peak_mib']} MiB"]
+        for row in found["settings"]
+    ]
+    table = _markdown(["size", "dtype", "`mini` loaded", "peak"], rows, numbers=(2, 3))
+    return (
+        f"{table}\n\nResident memory of a process that scores {found['passages']} passages of {found['tokens']} "
+        f"tokens; means of {found['runs']} processes."
+    )
+
+
+def cold_start(result: BenchmarkResult) -> str:
+    found = result.results
+    rows = [[part["name"], f"{part['seconds']:.2f}"] for part in found["parts"]]
+    rows.append(["from the start to the ranking", f"{found['seconds']:.2f}"])
+    return f"{_markdown(['part', 'seconds'], rows)}\n\nMedians of {found['runs']} processes."
+
+
+def training(result: BenchmarkResult) -> str:
+    found = result.results
+    rows = [
+        [
+            row["stage"],
+            f"{row['pairs_per_second']:.0f}",
+            f"{row['step_seconds']:.2f}",
+            f"{row['peak_mib'] / 1024:.1f} GiB",
+        ]
+        for row in found["stages"]
+    ]
+    return _markdown(["stage", "pairs/s", f"seconds a step of {found['pairs_per_step']} pairs", "peak memory"], rows)
+
+
+def precision(result: BenchmarkResult) -> str:
+    found = result.results
+    full = found["rows"][0]
+    rows = [
+        [
+            row["collection"],
+            _setting(row, full),
+            f"{row['float32']:.4f}",
+            f"{row['bfloat16']:.4f}",
+            f"{row['bfloat16'] - row['float32']:+.4f}",
+            f"{row['tau']:.4f}",
+        ]
+        for row in found["rows"]
+    ]
+    metric = found["metric"]
+    heads = ["collection", "size", f"{metric}, float32", f"{metric}, bfloat16", "difference", "Kendall's tau"]
+    return _markdown(heads, rows, numbers=(2, 3, 4, 5))
+
+
+def frontier_picture(quality: BenchmarkResult, time_share: BenchmarkResult) -> str:
+    """Every setting's quality against its share of full size's time and FLOPs."""
+    workload = time_share.results["workloads"][0]
+    shares = _by_setting(workload["settings"])
+    points = [
+        Point(row["depth"], row["keep_ratio"], row["mean"], (shares[_key(row)]["time"], shares[_key(row)]["flops"]))
+        for row in quality.results["settings"]
+    ]
+    return draw(
+        points,
+        costs=("time, share of full size's", "FLOPs, share of full size's"),
+        metric=f"{quality.results['metric']}, mean of {len(quality.results['collections'])} collections",
+        baselines={row["name"]: row["mean"] for row in quality.results["baselines"]},
+    )
+
+
+TABLES: dict[str, Table] = {
+    "sizes": Table(("quality", "time-share"), sizes),
+    "quality": Table(("quality",), quality),
+    "calibration": Table(("calibration",), calibration),
+    "ablation": Table(("ablation",), ablation),
+    "adapters": Table(("adapters",), adapters),
+    "targets": Table(("targets",), targets),
+    "speed": Table(("speed",), speed),
+    "time-share": Table(("time-share",), time_share),
+    "memory": Table(("memory",), memory),
+    "cold-start": Table(("cold-start",), cold_start),
+    "training": Table(("training",), training),
+    "precision": Table(("precision",), precision),
+}
+"""Marker -> its table."""
+
+
+def _key(row: Row) -> tuple[int, float]:
+    return row["depth"], row["keep_ratio"]
+
+
+def _by_setting(rows: Sequence[Row]) -> dict[tuple[int, float], Row]:
+    return {_key(row): row for row in rows}
+
+
+def _setting(row: Row, full: Row) -> str:
+    """A setting as the arguments of a call."""
+    depth, keep_ratio = _key(row)
+    if _key(row) == _key(full):
+        return "full size"
+    return f"`depth={depth}`" if keep_ratio == 1 else f"`depth={depth}, keep_ratio={keep_ratio:g}`"
+
+
+def _workload(row: Row) -> str:
+    return f"**{row['model']}**, one query with {row['passages']} passages of {row['words']} words"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _decimals(value: float | None, digits: int = 3, missing: str = "") -> str:
+    return missing if value is None else f"{value:.{digits}f}"
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] | None = None) -> str:
+    """A Markdown table; the columns `numbers` (default: all but the first) are aligned to the right."""
+    right = range(1, len(heads)) if numbers is None else numbers
+    rule = ["---:" if index in right else "---" for index in range(len(heads))]
+
+    def lines() -> Iterator[str]:
+        for cells in (heads, rule, *rows):
+            if len(cells) != len(heads):
+                raise RenderError(f"a row has {len(cells)} cells, not {len(heads)}: {cells}")
+            yield f"| {' | '.join(cells)} |"
+
+    return "\n".join(lines())
