@@ -1,15 +1,16 @@
 """Compensation: low-rank deltas that repair what a smaller depth (vertical) or width (horizontal) loses (arXiv
 2501.16302, factorized compensation).
 
-Letters: r rank, I a linear module's inputs, O its outputs.
+Shapes: r rank, I a linear module's inputs, O its outputs.
 """
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -20,12 +21,18 @@ from mrr_model.compression import VERTICAL
 from mrr_model.modeling.model import MatryoshkaModel
 
 FOLD_LIMIT = 1 << 30
-"""Models whose adapted weights take more bytes than this are not copied for each adapter set."""
+"""Models whose adapted weights take more bytes than this are not copied for each set of adapters."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """One module's delta, scaling · B A: ``a`` (r, I), ``b`` (O, r)."""
+    """One module's delta, scaling · B A.
+
+    Attributes:
+        a: A, (r, I).
+        b: B, (O, r).
+        scaling: A factor.
+    """
 
     a: Tensor
     b: Tensor
@@ -35,25 +42,85 @@ class LowRank:
         """The dense delta in float32, (O, I)."""
         return self.scaling * (self.b.float() @ self.a.float())
 
-
-@dataclass(frozen=True)
-class _Folded:
-    """A model with deltas added, and what tells whether the weights that it was made from are still the same."""
-
-    model: MatryoshkaModel
-    state: tuple[Any, ...]
+    def added(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """The module's output (…, O) with the delta of its inputs (…, I) added."""
+        a, b = (part.to(output.device, inputs.dtype) for part in (self.a, self.b))
+        return output + self.scaling * linear(linear(inputs, a), b).to(output.dtype)
 
 
 Adapter = Mapping[str, LowRank]
-"""A compensation adapter: the delta of each linear module, by the module's name in :class:`MatryoshkaModel`."""
+"""A compensation adapter: the delta of each linear module, by the module's name in `MatryoshkaModel`."""
+
+
+class RunningAdapters:
+    """Adapters whose deltas are added as a model runs, by forward hooks. None is active at first.
+
+    Args:
+        model: The model; its modules get the hooks.
+        adapters: Adapters by name.
+        every_thread: Whether an active adapter is active in all threads. Training needs it: the backward pass runs
+            checkpointed blocks again, in threads of its own. Otherwise it is active in the thread that activated it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> deltas = {"0": LowRank(torch.ones(1, 2), torch.ones(2, 1), 1.0)}
+        >>> adapters = RunningAdapters(model, {"vertical": deltas})
+        >>> with torch.no_grad(), adapters.active(["vertical"]):
+        ...     changed = model(torch.ones(2))
+        >>> (changed - model(torch.ones(2))).tolist()
+        [2.0, 2.0]
+    """
+
+    def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter], *, every_thread: bool = False) -> None:
+        self._adapters = adapters
+        # Hooks of several objects may lie on the same modules: each sees its own names only.
+        self._state: Any = SimpleNamespace() if every_thread else threading.local()
+        modules = dict(model.named_modules())
+        for module in {module for adapter in adapters.values() for module in adapter}:
+            modules[module].register_forward_hook(self._hook(module))
+
+    @contextmanager
+    def active(self, names: Iterable[str]) -> Iterator[None]:
+        """Activate these adapters and no others; afterwards those that were active before."""
+        before = getattr(self._state, "names", ())
+        self._state.names = tuple(names)
+        try:
+            yield
+        finally:
+            self._state.names = before
+
+    def _hook(self, module_name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            for name in getattr(self._state, "names", ()):
+                low = self._adapters[name].get(module_name)
+                output = output if low is None else low.added(args[0], output)
+            return output
+
+        return add
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A model with deltas added, and the state of the weights that it was made from."""
+
+    model: MatryoshkaModel
+    state: tuple[Any, ...]
 
 
 class Compensation:
     """A model and its adapters: gives the model with the right deltas for a Plan. Safe to share among threads.
 
     Small models are folded: one copy of the adapted weights per set of adapters, made on first use, everything else
-    shared. Large ones, and those with quantized weights, which no delta can be added to, keep one copy, add the
+    shared. Large models, and those with quantized weights, to which no delta can be added, keep one copy, add the
     low-rank products as they run, and hold a lock over each forward pass.
+
+    Args:
+        model: The model.
+        adapters: Adapters by name.
+        fold_limit: Bytes of adapted weights above which a model is not folded.
+
+    Raises:
+        ValueError: If an adapter does not fit the model's linear modules.
     """
 
     def __init__(self, model: MatryoshkaModel, adapters: Mapping[str, Adapter], fold_limit: int = FOLD_LIMIT) -> None:
@@ -63,23 +130,12 @@ class Compensation:
         for name, adapter in self.adapters.items():
             _check(name, adapter, modules)
         weights = [_weight(modules[module]) for module in self._adapted(self.adapters)]
-        self._folds = all(weight is not None for weight in weights) and (
+        folds = all(weight is not None for weight in weights) and (
             sum(weight.nbytes for weight in weights if weight is not None) <= fold_limit
         )
+        self._running = None if folds else RunningAdapters(model, self.adapters)
         self._folded: dict[tuple[str, ...], _Folded] = {}
         self._lock = threading.RLock()
-        self._active = threading.local()  # hooks of another object on the same modules must not see these names
-        if not self._folds:
-            self._add_hooks()
-
-    def _adapted(self, names: Iterable[str]) -> set[str]:
-        """The modules that these adapters change."""
-        return {module for name in names for module in self.adapters[name]}
-
-    def _add_hooks(self) -> None:
-        modules = dict(self.model.named_modules())
-        for module in self._adapted(self.adapters):
-            modules[module].register_forward_hook(self._adding_hook(module))
 
     @property
     def vertical(self) -> bool:
@@ -93,9 +149,9 @@ class Compensation:
         return tuple(Fraction(int(numerator), int(denominator)) for _, numerator, denominator in parts)
 
     def running_ranks(self, names: tuple[str, ...]) -> dict[str, int]:
-        """By module name, the rank of the deltas that are added as a model runs; empty where they are folded."""
+        """By module name, the rank of the deltas that are added as the model runs; empty if they are folded."""
         ranks: dict[str, int] = {}
-        if not self._folds:
+        if self._running is not None:
             for name in names:
                 for module, low in self.adapters[name].items():
                     ranks[module] = ranks.get(module, 0) + low.a.shape[0]
@@ -104,25 +160,22 @@ class Compensation:
     @contextmanager
     def applied(self, names: tuple[str, ...]) -> Iterator[MatryoshkaModel]:
         """The model with these adapters' deltas added, for one forward pass."""
-        if self._folds and not self._can_fold(names):
+        if self._running is None and not self._can_fold(names):
             with self._lock:
-                if self._folds:
-                    self._add_hooks()
-                    self._folds = False
-        if self._folds:
+                if self._running is None:
+                    self._running = RunningAdapters(self.model, self.adapters)
+        if self._running is None:
             yield self._fold(names)
             return
-        with self._lock:
-            self._active.names = names
-            try:
-                yield self.model
-            finally:
-                self._active.names = ()
+        with self._lock, self._running.active(names):
+            yield self.model
+
+    def _adapted(self, names: Iterable[str]) -> set[str]:
+        """The modules that these adapters change."""
+        return {module for name in names for module in self.adapters[name]}
 
     def _can_fold(self, names: tuple[str, ...]) -> bool:
-        """Whether the adapted weights are still numbers that a delta can be added to: a model may have been quantized
-        in place.
-        """
+        """Whether deltas can be added to the adapted weights: a model may have been quantized in place."""
         modules = dict(self.model.named_modules()) if names else {}
         return all(_weight(modules[module]) is not None for module in self._adapted(names))
 
@@ -140,7 +193,7 @@ class Compensation:
         return known.model
 
     def _state(self, names: tuple[str, ...]) -> tuple[Any, ...]:
-        """What tells whether the adapted weights are those that were folded: trained, moved or cast ones are not."""
+        """A value that differs once the adapted weights have been trained, moved or cast."""
         modules = dict(self.model.named_modules())
         weights = [_linear(modules[module]).weight for name in names for module in self.adapters[name]]
         return tuple(
@@ -149,33 +202,21 @@ class Compensation:
             for weight in weights
         )
 
-    def _adding_hook(self, module_name: str) -> Any:
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            for name in getattr(self._active, "names", ()):
-                low = self.adapters[name].get(module_name)
-                if low is not None:
-                    a, b = (part.to(output.device, output.dtype) for part in (low.a, low.b))
-                    output = output + low.scaling * linear(linear(args[0], a), b)
-            return output
-
-        return add
-
     def __getstate__(self) -> dict[str, Any]:
-        if not self._folds:
+        if self._running is not None:
             raise TypeError(
                 "a large or quantized model with compensation adapters cannot be pickled; load it in each process "
                 "instead: MatryoshkaReranker(model, adapters=...)."
             )
-        return {**self.__dict__, "_lock": None, "_active": None, "_folded": {}}
+        return {**self.__dict__, "_lock": None, "_folded": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
-        self._active = threading.local()
 
 
 def fold(model: MatryoshkaModel, adapters: list[Adapter]) -> MatryoshkaModel:
-    """A copy of ``model`` with the adapters' deltas added; weights that no adapter touches are shared."""
+    """A copy of a model with the deltas of some adapters added. Weights that no adapter changes are shared."""
     touched = {name for adapter in adapters for name in adapter}
     modules = dict(model.named_modules())
     own = {id(_linear(modules[name]).weight) for name in touched}
@@ -193,17 +234,26 @@ def fold(model: MatryoshkaModel, adapters: list[Adapter]) -> MatryoshkaModel:
 
 
 def _linear(module: nn.Module) -> nn.Linear:
-    """The linear module itself, also where PEFT has put a wrapper around it since."""
+    """The linear module itself, without the wrapper that PEFT may have put around it."""
     return cast(nn.Linear, getattr(module, "base_layer", module))
 
 
 def check_adapter(name: str, adapter: Adapter, model: MatryoshkaModel) -> None:
-    """Raise ``ValueError`` for an adapter that does not fit the model's linear modules."""
+    """Check that an adapter fits the model's linear modules.
+
+    Args:
+        name: The adapter's name, for the error.
+        adapter: The adapter.
+        model: The model.
+
+    Raises:
+        ValueError: If a module is missing or of another shape, or if the delta's matrices do not fit each other.
+    """
     _check(name, adapter, dict(model.named_modules()))
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    """The weight of a linear module, which a delta can be added to; None if it is quantized."""
+    """The weight of a linear module, to which a delta can be added; None if it is quantized."""
     weight = getattr(_linear(module), "weight", None)
     return weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
 

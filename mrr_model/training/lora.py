@@ -1,15 +1,12 @@
 """LoRA in training, by PEFT: which modules get one, and what comes out as this project's adapters."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import peft
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from mrr_model.modeling.compensation import Adapter, LowRank
 from mrr_model.modeling.model import MatryoshkaModel
@@ -58,34 +55,6 @@ def adapter_of(peft_model: PeftModel, state: Mapping[str, Tensor]) -> Adapter:
         for name, module in peft_model.get_base_model().named_modules()
         if isinstance(module, LoraLayer)
     }
-
-
-class FrozenAdapter:
-    """An adapter that is added, without being trained, while it is switched on."""
-
-    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
-        self._on = False
-        modules = dict(model.named_modules())
-        for name, low in adapter.items():
-            modules[name].register_forward_hook(self._adding(low))
-
-    @contextmanager
-    def switched(self, on: bool) -> Iterator[None]:
-        """Switch it on or off inside."""
-        before, self._on = self._on, on
-        try:
-            yield
-        finally:
-            self._on = before
-
-    def _adding(self, low: LowRank) -> Any:
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self._on:
-                return output
-            a, b = (part.to(output.device, args[0].dtype) for part in (low.a, low.b))
-            return output + low.scaling * linear(linear(args[0], a), b)
-
-        return add
 
 
 def _stored(weight: Tensor) -> Tensor:

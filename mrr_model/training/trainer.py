@@ -14,12 +14,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback
 
-from mrr_model.compression import Plan
-from mrr_model.modeling.compensation import Adapter
+from mrr_model.compression import VERTICAL, Plan
+from mrr_model.modeling.compensation import Adapter, RunningAdapters
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.training.dataset import GroupDataset
 from mrr_model.training.divergence import DivergenceGuard
-from mrr_model.training.lora import FrozenAdapter
 from mrr_model.training.losses import Cascade, cascade_loss, distillation_loss, ranking_loss, teaching_exits
 from mrr_model.training.progress import StageProgress
 from mrr_model.training.sampling import draw_merges, draw_shallow
@@ -225,14 +224,14 @@ class CompensationTrainer(RankingTrainer):
         self.ratio = ratio
         self.widths = widths
         core = self.core(cast(nn.Module, self.model))
-        self._vertical = FrozenAdapter(core, vertical or {})
+        self._vertical = RunningAdapters(core, {VERTICAL: vertical or {}}, every_thread=True)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step; the vertical adapter stays on until gradients are computed, since checkpointing runs blocks
         again.
         """
         shallow = self._exits()[-1] < self.core(cast(nn.Module, self.model)).num_layers
-        with self._vertical.switched(shallow and self.ratio is not None):
+        with self._vertical.active([VERTICAL] if shallow and self.ratio is not None else []):
             return super().training_step(*args, **kwargs)
 
     def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -263,7 +262,7 @@ class CompensationTrainer(RankingTrainer):
         """Logits of the model without any adapter, all layers, full width: (G, N, 1)."""
         peft_model = cast(PeftModel, self.accelerator.unwrap_model(model))
         plan = Plan(self.core(model).matryoshka.exits[-1:])
-        with peft_model.disable_adapter(), self._vertical.switched(False):
+        with peft_model.disable_adapter(), self._vertical.active([]):
             return self.logits(model, inputs, plan)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mrr_model.compression import VERTICAL, Plan
 from mrr_model.modeling.batch import EncodedPair, collate
-from mrr_model.modeling.compensation import FOLD_LIMIT, Compensation, LowRank, fold
+from mrr_model.modeling.compensation import FOLD_LIMIT, Compensation, LowRank, RunningAdapters, fold
 from mrr_model.modeling.model import MatryoshkaModel
 
 ModelFactory = Callable[..., MatryoshkaModel]
@@ -91,8 +91,8 @@ def test_every_delta_is_felt(make_compensation: Callable[..., Compensation], pai
         score(compensation, pairs, Plan(plain.exits, HALF, names))
         for names in ((), (VERTICAL,), (HORIZONTAL,), (VERTICAL, HORIZONTAL))
     ]
-    for place, one in enumerate(scores):
-        for other in scores[place + 1 :]:
+    for index, one in enumerate(scores):
+        for other in scores[index + 1 :]:
             assert (one - other).abs().min() > 1e-3
 
 
@@ -114,8 +114,8 @@ def test_ten_threads_give_the_scores_of_one(
     shared = make_compensation(fold_limit=fold_limit)
     work = list(range(len(PLANS))) * 15
     with ThreadPoolExecutor(10) as pool:
-        for place, logits in zip(work, pool.map(lambda place: score(shared, pairs, PLANS[place]), work), strict=True):
-            torch.testing.assert_close(logits, expected[place], atol=1e-6, rtol=1e-6)
+        for index, logits in zip(work, pool.map(lambda index: score(shared, pairs, PLANS[index]), work), strict=True):
+            torch.testing.assert_close(logits, expected[index], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("eager_threads")
@@ -132,8 +132,8 @@ def test_two_running_objects_on_one_model(
     expected = [score(one, pairs, plan) for one in compensations(make_model("llama"), folds=True)]
     shared = compensations(make_model("llama"), folds=False)
     with ThreadPoolExecutor(10) as pool:
-        for place, logits in enumerate(pool.map(lambda place: score(shared[place % 2], pairs, plan), range(40))):
-            torch.testing.assert_close(logits, expected[place % 2], atol=1e-5, rtol=1e-5)
+        for index, logits in enumerate(pool.map(lambda index: score(shared[index % 2], pairs, plan), range(40))):
+            torch.testing.assert_close(logits, expected[index % 2], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("eager_threads")
@@ -259,3 +259,41 @@ def test_folding_beside_peft_leaves_the_base_alone(
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), compensation.model.model)
     assert torch.allclose(score(compensation, pairs, PLANS[1]), wanted, atol=1e-5)  # PEFT's own deltas start at zero
     assert torch.allclose(score(compensation, pairs, PLANS[0]), before, atol=1e-5)
+
+
+def test_running_adapters_add_deltas_only_while_they_are_active(
+    make_model: ModelFactory, make_adapter: AdapterFactory, pairs: list[EncodedPair]
+) -> None:
+    batch, plan = collate(pairs, 0), Plan((2, 6))
+    model = make_model("bert")
+    adapter = make_adapter(model)
+    with torch.no_grad():
+        plain, folded = model(batch, plan), fold(model, [adapter])(batch, plan)
+        running = RunningAdapters(model, {VERTICAL: adapter})
+        assert torch.equal(model(batch, plan), plain)
+        with running.active([VERTICAL]):
+            torch.testing.assert_close(model(batch, plan), folded, atol=1e-4, rtol=1e-4)
+            with running.active([]):
+                assert torch.equal(model(batch, plan), plain)
+            torch.testing.assert_close(model(batch, plan), folded, atol=1e-4, rtol=1e-4)
+        assert torch.equal(model(batch, plan), plain)
+
+
+@pytest.mark.parametrize("every_thread", [True, False])
+def test_an_adapter_is_active_in_its_own_thread_or_in_all(
+    make_model: ModelFactory, make_adapter: AdapterFactory, pairs: list[EncodedPair], every_thread: bool
+) -> None:
+    """Training needs all of them: a backward pass runs checkpointed blocks again in threads of its own."""
+    batch, plan, model = collate(pairs, 0), Plan((4,)), make_model("llama")
+    running = RunningAdapters(model, {VERTICAL: make_adapter(model)}, every_thread=every_thread)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = model(batch, plan)
+        return logits
+
+    plain = run()
+    with ThreadPoolExecutor(1) as pool, running.active([VERTICAL]):
+        here, elsewhere = run(), pool.submit(run).result()
+    assert not torch.allclose(here, plain, atol=1e-3)
+    assert torch.equal(elsewhere, here if every_thread else plain)

@@ -8,7 +8,7 @@ from mrr_model.compression import Plan
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.compensation import fold
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.training.lora import FrozenAdapter, LoraConfig, adapter_of, linear_modules, with_lora
+from mrr_model.training.lora import LoraConfig, adapter_of, linear_modules, with_lora
 
 ModelFactory = Callable[..., MatryoshkaModel]
 PairFactory = Callable[..., list[EncodedPair]]
@@ -41,21 +41,3 @@ def test_the_adapter_adds_what_the_lora_added(make_model: ModelFactory, make_pai
         folded = fold(make_model("llama"), [adapter])(batch, plan)
     assert (expected - plain).abs().max() > 1e-2
     torch.testing.assert_close(folded, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_frozen_adapter_adds_only_while_it_is_on(
-    make_model: ModelFactory, make_pairs: PairFactory, make_adapter: Callable[..., dict[str, object]]
-) -> None:
-    batch, plan = collate(make_pairs(SPANS), 0), Plan((2, 6))
-    model = make_model("bert")
-    adapter = make_adapter(model)
-    with torch.no_grad():
-        plain, folded = model(batch, plan), fold(model, [adapter])(batch, plan)  # type: ignore[list-item]
-        frozen = FrozenAdapter(model, adapter)  # type: ignore[arg-type]
-        assert torch.equal(model(batch, plan), plain)
-        with frozen.switched(True):
-            torch.testing.assert_close(model(batch, plan), folded, atol=1e-4, rtol=1e-4)
-            with frozen.switched(False):
-                assert torch.equal(model(batch, plan), plain)
-            torch.testing.assert_close(model(batch, plan), folded, atol=1e-4, rtol=1e-4)
-        assert torch.equal(model(batch, plan), plain)
