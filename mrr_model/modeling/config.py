@@ -12,22 +12,31 @@ Layer = Annotated[int, Field(strict=True)]
 
 
 class MatryoshkaConfig(BaseModel):
-    """What this project adds to a backbone's own configuration."""
+    """What this project adds to a backbone's own configuration.
+
+    Example:
+        >>> from mrr_model.template import BERT_TEMPLATE
+        >>> config = MatryoshkaConfig(exits=(3, 6), merge_layers=(1, 2), default_merge_layer=1, template=BERT_TEMPLATE)
+        >>> config.exits
+        (3, 6)
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     exits: tuple[Layer, ...]
     """Layers after which a score can be read, ascending, from 1."""
     merge_layers: tuple[Layer, ...]
-    """Layers after which tokens may merge, ascending, from 1; none for a model of depth alone."""
+    """Layers after which tokens may merge, ascending, from 1; empty for a model compressed by depth only."""
     default_merge_layer: Layer
-    """Where a plain ``keep_ratio`` number merges: one of ``merge_layers``, if there are any."""
+    """The layer after which a plain `keep_ratio` number merges; one of `merge_layers`, unless those are empty."""
     merge_weights: Literal["attention", "mean"] = "attention"
-    """Whether merged states are weighted by the reading token's attention or averaged plainly."""
+    """Weights of merged states: the pooled token's attention, or equal ones."""
     head: HeadKind = "linear"
+    """The kind of score head."""
     head_bias: bool = False
+    """Whether the score heads have a bias."""
     logit_softcap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Logits are squashed to c · tanh(z / c) where given."""
+    """Bound c of the logits, c · tanh(z / c); None for no bound."""
     template: InputTemplate
     """How a pair becomes tokens."""
 
@@ -47,7 +56,14 @@ class MatryoshkaConfig(BaseModel):
         return self
 
     def check_layers(self, num_layers: int) -> None:
-        """Raise ``ValueError`` where an exit or a merge lies beyond what a model of ``num_layers`` layers has."""
+        """Check that a model has the layers that exits and merges name.
+
+        Args:
+            num_layers: The model's layers.
+
+        Raises:
+            ValueError: If an exit lies beyond the last layer, or a merge layer is not below it.
+        """
         if self.exits[-1] > num_layers:
             raise ValueError(f"exit {self.exits[-1]} lies beyond the backbone's {num_layers} layers")
         if self.merge_layers and self.merge_layers[-1] >= num_layers:
@@ -62,5 +78,5 @@ def _ascends(layers: tuple[int, ...]) -> bool:
 
 
 def default_merge_layer(num_layers: int) -> int:
-    """Where a plain keep ratio merges in a model that does not say: after a quarter of its layers, at least one."""
+    """The merge layer of models that name none: a quarter of the layers, at least one."""
     return max(1, num_layers // 4)

@@ -1,4 +1,4 @@
-"""Models are built alike whatever the process's default number format and device are, and leave both alone."""
+"""Build models independently of the process's default dtype and device, and leave both alone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,15 +18,23 @@ FACTORIES = (
     torch.tensor,
     torch.zeros,
 )
-"""What makes tensors, and asks for the process's defaults where it is given no number format or device."""
+"""The functions that make tensors, and use the process's defaults unless they are given a dtype and a device."""
 
 
 class NamedTensors(TorchFunctionMode):
-    """Within it, floating tensors that are made without a number format have ``dtype``, and all that are made without
-    a device lie on the CPU. Other threads see nothing of it.
+    """A context in which new tensors have a given dtype and device unless the code names others.
 
-    ``weights``: where empty tensors are made, which hold nothing yet. On the device ``"meta"`` they take no memory and
-    no time: for models that a checkpoint fills.
+    Other threads are not affected.
+
+    Args:
+        dtype: Of new floating-point tensors.
+        weights: The device of empty tensors, which models fill with weights later. On `"meta"` they take no memory and
+            no time: for models that a checkpoint fills. All other tensors lie on the CPU.
+
+    Example:
+        >>> with NamedTensors(torch.bfloat16, weights="meta"):
+        ...     print(torch.zeros(1).dtype, torch.empty(1).device)
+        torch.bfloat16 meta
     """
 
     def __init__(self, dtype: torch.dtype, weights: str | torch.device = "cpu") -> None:

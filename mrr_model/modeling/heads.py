@@ -1,6 +1,6 @@
-"""One score head per exit: from the reading token's normed state to a raw logit.
+"""One score head per exit: from the pooled token's normed state to a raw logit.
 
-Letters: B pairs, D hidden size.
+Shapes: B pairs, D hidden size.
 """
 
 import math
@@ -11,21 +11,29 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 HeadKind = Literal["linear", "classifier", "yes_no", "similarity"]
-"""``linear``: one row; ``classifier``: a dense layer, tanh, then one row (a BERT pooler and classifier, an XLM-R
-classification head); ``yes_no``: two rows of a language-model head, "yes" first, whose difference is the logit;
-``similarity``, for encoders: one row plus a bi-encoder's cosine, between the mean states of query and passage, both
+"""`linear`: one row. `classifier`: a dense layer, tanh, then one row (a BERT pooler and classifier, an XLM-R
+classification head). `yes_no`: two rows of a language-model head, "yes" first, whose difference is the logit.
+`similarity`, for encoders: one row plus a bi-encoder's cosine between the mean states of query and passage, both
 scaled.
 """
-FIRST_SCALE = 20.0
-"""What an untrained similarity is multiplied with, as losses over cosines usually are."""
+INITIAL_SCALE = 20.0
+"""The scale of an untrained similarity, the usual one in losses over cosines."""
 
 
 class ScoreHead(nn.Module):
-    """The head of one exit. ``forward`` takes states (B, D) of any dtype and gives logits (B,) in float32; of the kind
-    ``similarity`` also the mean states of both spans (B, 2, D), the query's first.
+    """The head of one exit.
 
-    Its weights are stock ``nn.Linear`` modules, so that PEFT can adapt them. It computes in its weights' dtype even
-    under autocast: logits of a few tens need more than bfloat16's three digits.
+    Its weights are stock `nn.Linear` modules, so that PEFT can adapt them. It computes in its weights' dtype even under
+    autocast: logits of a few tens need more than bfloat16's three digits.
+
+    Args:
+        hidden_size: D.
+        kind: See `HeadKind`.
+        bias: Whether the last layer has a bias.
+
+    Example:
+        >>> ScoreHead(8)(torch.zeros(2, 8)).tolist()
+        [0.0, 0.0]
     """
 
     def __init__(self, hidden_size: int, kind: HeadKind = "linear", bias: bool = False) -> None:
@@ -35,8 +43,20 @@ class ScoreHead(nn.Module):
         self.similarity = Similarity(hidden_size) if kind == "similarity" else None
 
     def forward(self, hidden: Tensor, means: Tensor | None = None) -> Tensor:
+        """Logits of the pooled tokens.
+
+        Args:
+            hidden: Their states, (B, D) of any dtype.
+            means: The mean states of query and passage, (B, 2, D); for the kind `similarity`.
+
+        Returns:
+            Float32 (B,).
+
+        Raises:
+            ValueError: If the kind is `similarity` and `means` is missing.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.to(_format(self.linear))
+            hidden = hidden.to(_compute_dtype(self.linear))
             if self.dense is not None:
                 hidden = self.dense(hidden).tanh()
             rows = self.linear(hidden).float()  # (B, 1) or (B, 2)
@@ -49,8 +69,10 @@ class ScoreHead(nn.Module):
 
     @torch.no_grad()
     def initialize(self, rows: Tensor | None = None) -> None:
-        """Fresh weights: ``rows`` for the last layer where given, small noise elsewhere; of the kind ``similarity`` a
-        plain cosine.
+        """Set fresh weights: small noise, or for the kind `similarity` a plain cosine.
+
+        Args:
+            rows: The last layer's weights, (1, D) or (2, D), in place of noise.
         """
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)
@@ -63,12 +85,11 @@ class ScoreHead(nn.Module):
 
 
 class Similarity(nn.Module):
-    """Cosine of the passage's mean state and the query's, projected; it and what it is added to times a learned scale.
+    """A learned scale times the sum of the row's output and a cosine between mean states, the query's projected.
 
-    A bi-encoder's score over the states of a cross-encoder. Where the backbone was trained as a bi-encoder, it ranks
-    from the first step on, while attention across both texts is yet to learn. The scale lets the row over the reading
-    token's state grow beside it at the low learning rates that keep a bi-encoder's knowledge. ``forward`` takes rows
-    (B,) and mean states (B, 2, D), the query's first, and gives (B,) in float32.
+    A bi-encoder's score over the states of a cross-encoder. If the backbone was trained as a bi-encoder, it ranks from
+    the first step on, while attention across both texts has yet to be learned. The scale lets the row over the pooled
+    token's state grow beside it at the low learning rates that keep a bi-encoder's knowledge.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -79,28 +100,36 @@ class Similarity(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """A plain cosine times ``FIRST_SCALE``."""
+        """Set a plain cosine times `INITIAL_SCALE`."""
         nn.init.eye_(self.projection.weight)
-        nn.init.constant_(self.log_scale, math.log(FIRST_SCALE))
+        nn.init.constant_(self.log_scale, math.log(INITIAL_SCALE))
 
     def forward(self, rows: Tensor, means: Tensor) -> Tensor:
-        query, passage = means.to(_format(self.projection)).unbind(1)
-        # In float32 whatever the weights are: in float16 the smallest divisor that cosines allow is 0.
+        """Add the cosine to the row's output, (B,), and scale: float32 (B,). `means`: (B, 2, D), the query's first."""
+        query, passage = means.to(_compute_dtype(self.projection)).unbind(1)
+        # In float32 for weights of any dtype: in float16 the smallest divisor that cosines allow is 0.
         cosine = cosine_similarity(self.projection(query).float(), passage.float())
         return self.log_scale.float().exp() * (rows + cosine)
 
 
-def _format(module: nn.Linear) -> torch.dtype:
-    """The number format that a linear module computes in: its weight's, float32 if it is quantized."""
+def _compute_dtype(module: nn.Linear) -> torch.dtype:
+    """The dtype that a linear module computes in: its weight's, float32 if it is quantized."""
     weight: Any = module.weight
     return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
-    """Squash logits into (−cap, cap): cap · tanh(z / cap), as Gemma 2's ``final_logit_softcapping``; unchanged for
-    ``None``.
+    """Squash logits into (−cap, cap): cap · tanh(z / cap), as Gemma 2's `final_logit_softcapping`.
 
-    >>> soft_cap(torch.tensor([0.0, 1000.0]), 30.0).tolist()
-    [0.0, 30.0]
+    Args:
+        logits: Of any shape.
+        cap: The bound; None leaves the logits unchanged.
+
+    Returns:
+        Of the same shape.
+
+    Example:
+        >>> soft_cap(torch.tensor([0.0, 1000.0]), 30.0).tolist()
+        [0.0, 30.0]
     """
     return logits if cap is None else cap * (logits / cap).tanh()

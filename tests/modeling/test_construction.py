@@ -90,7 +90,7 @@ def test_nothing_around_a_call_moves_its_scores(folders: dict[str, str | Path], 
                 assert [loaded_before.score(QUERY, TEXTS, normalize=False, **s) for s in SETTINGS] == expected, name
 
 
-def test_logits_without_pairs_name_their_format_too(make_checkpoint: Callable[..., Checkpoint]) -> None:
+def test_logits_without_pairs_ignore_the_defaults_too(make_checkpoint: Callable[..., Checkpoint]) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
     with default_dtype(torch.float64), default_device("meta"):
         empty = reranker.engine.logits([], reranker.plan())
@@ -148,7 +148,7 @@ def test_loading_beside_a_thread_that_sets_the_default_gives_equal_scores(folder
         torch.set_default_dtype(before)
         sys.setswitchinterval(interval)
     assert wrong == []
-    assert seen == set(formats)  # nobody else set another one in between
+    assert seen == set(formats)  # no other code set another one in between
 
 
 def test_random_models_are_those_of_transformers(

@@ -1,11 +1,11 @@
-"""Score heads: each kind is the formula of its docstring, in float32 whatever the states' format."""
+"""Score heads: each kind is the formula of its docstring, in float32 for states of any dtype."""
 
 import math
 
 import pytest
 import torch
 
-from mrr_model.modeling.heads import FIRST_SCALE, HeadKind, ScoreHead, soft_cap
+from mrr_model.modeling.heads import INITIAL_SCALE, HeadKind, ScoreHead, soft_cap
 
 KINDS: tuple[HeadKind, ...] = ("linear", "classifier", "yes_no", "similarity")
 STATES = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def test_similarity_of_nothing_is_zero() -> None:
     head = ScoreHead(8, "similarity")
     empty = MEANS.clone()
     empty[:, 1] = 0
-    torch.testing.assert_close(head(STATES, empty), FIRST_SCALE * (STATES @ head.linear.weight[0]))
+    torch.testing.assert_close(head(STATES, empty), INITIAL_SCALE * (STATES @ head.linear.weight[0]))
 
 
 def test_similarity_needs_means() -> None:
@@ -75,7 +75,7 @@ def test_fresh_similarity_is_a_plain_cosine(bias: bool) -> None:
         torch.nn.init.normal_(weight)
     head.initialize()
     cosine = torch.nn.functional.cosine_similarity(MEANS[:, 0], MEANS[:, 1])
-    torch.testing.assert_close(head(STATES, MEANS), FIRST_SCALE * cosine)
+    torch.testing.assert_close(head(STATES, MEANS), INITIAL_SCALE * cosine)
 
 
 @pytest.mark.parametrize("kind", KINDS)

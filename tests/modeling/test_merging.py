@@ -26,7 +26,7 @@ def spans_of(rows: list[tuple[int, int, int]]) -> Spans:
 
 
 def slow_targets(query: int, passage: int, prompt: int, step: Fraction) -> list[int]:
-    """Query tokens keep their places, passage token j goes to group floor(j · step), the prompt follows."""
+    """Query tokens keep positions of their own, passage token j goes to group floor(j · step), the prompt follows."""
     groups = [math.floor(j * step) for j in range(passage)]
     after = query + len(set(groups))
     return [*range(query), *(query + group for group in groups), *range(after, after + prompt)]
@@ -76,7 +76,7 @@ def test_merge_equals_the_loop(
     for index, row in enumerate(rows):
         expected = slow_merge(hidden[index], slow_targets(*row, step), weights[index] if weighted else None)
         assert (merged[index, : len(expected)] - expected).abs().max() <= 1e-5
-        assert merged[index, len(expected) :].eq(0).all(), "places that no token goes to are zero"
+        assert merged[index, len(expected) :].eq(0).all(), "positions that no token goes to are zero"
 
 
 @given(rows=batches, seed=seeds, weighted=st.booleans())
