@@ -21,7 +21,7 @@ from mrr_model import Compression, MatryoshkaReranker, RankedDocument
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, KnotMap, PlattMap
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
-from mrr_model.modeling.batch import SHARING_LEAST
+from mrr_model.inference.batching import MIN_SHARING_PAIRS
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.reranker import probability
 
@@ -122,7 +122,7 @@ def test_batches_order_and_neighbours_do_not_change_a_score(reranker: Matryoshka
     tolerance = [1e-5 * max(1.0, abs(logit)) for logit in expected]
     backwards = reranker.score(QUERY, DOCUMENTS[::-1], **settings)[::-1]
     alone = [reranker.score(QUERY, [text], **settings)[0] for text in DOCUMENTS]
-    with patch.object(reranker, "batch_tokens", 1):
+    with patch.object(reranker.engine.budget, "limit", 1):
         one_by_one = reranker.score(QUERY, DOCUMENTS, **settings)
     for other in (backwards, alone, one_by_one):
         assert all(abs(a - b) <= allowed for a, b, allowed in zip(expected, other, tolerance, strict=True))
@@ -350,17 +350,17 @@ def test_token_counts_are_the_spans_as_cut(reranker: MatryoshkaReranker) -> None
     assert reranker.engine.token_counts([]) == []
 
 
-def test_operations_of_a_call_count_a_shared_query_once(reranker: MatryoshkaReranker) -> None:
-    plan = reranker.plan(4, 0.5)
+def test_flops_of_a_call_count_a_shared_query_once(reranker: MatryoshkaReranker) -> None:
+    plan, flops = reranker.plan(4, 0.5), reranker.engine.flops
     pairs = [(QUERY, text) for text in DOCUMENTS]
-    alone = [reranker.flops([pair], plan) for pair in pairs]
+    alone = [flops([pair], plan) for pair in pairs]
     [(query, passage), *_] = reranker.engine.token_counts(pairs)
-    assert reranker.flops([], plan) == 0
-    assert reranker.flops(pairs[: SHARING_LEAST - 1], plan) == sum(alone[: SHARING_LEAST - 1])
-    saved = [sum(alone[:count]) - reranker.flops(pairs[:count], plan) for count in (4, 5, 6)]
+    assert flops([], plan) == 0
+    assert flops(pairs[: MIN_SHARING_PAIRS - 1], plan) == sum(alone[: MIN_SHARING_PAIRS - 1])
+    saved = [sum(alone[:count]) - flops(pairs[:count], plan) for count in (4, 5, 6)]
     if not reranker.model.backbone.causal:
         assert saved == [0, 0, 0]
-        # One pair takes what the cost of its lengths says; the template's own tokens are in both.
+        # One pair takes what its lengths say; the template's own tokens are in both.
         own = query - 2  # the span holds [CLS] and [SEP]
         assert alone[0] == reranker.flops(depth=4, keep_ratio=0.5, query_tokens=own, passage_tokens=passage)
         return
@@ -368,8 +368,8 @@ def test_operations_of_a_call_count_a_shared_query_once(reranker: MatryoshkaRera
     assert saved == pytest.approx([3 * one, 4 * one, 5 * one])
     assert 0 < one < min(alone)
     other = [("who met on Tuesday, and what did they discuss?", text) for text in DOCUMENTS]
-    together = reranker.flops([*pairs, *other], plan)
-    assert together == pytest.approx(reranker.engine.flops(pairs, plan) + reranker.flops(other, plan))
+    together = flops([*pairs, *other], plan)
+    assert together == pytest.approx(flops(pairs, plan) + flops(other, plan))
 
 
 BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -472,15 +472,15 @@ OUT_OF_MEMORY = [
 
 
 def failing_above(pairs: int, error: Exception) -> Any:
-    """MatryoshkaModel.advance, with ``error`` for every batch of more pairs than that."""
-    advance = MatryoshkaModel.advance
+    """Patch a model's layers to raise `error` for every batch of more pairs."""
+    run_to_next_merge = MatryoshkaModel.run_to_next_merge
 
-    def limited(self: MatryoshkaModel, state: Any, plan: Any) -> Any:
-        if len(state) > pairs:
+    def limited(self: MatryoshkaModel, hidden: Any, plan: Any) -> Any:
+        if len(hidden) > pairs:
             raise error
-        return advance(self, state, plan)
+        return run_to_next_merge(self, hidden, plan)
 
-    return patch.object(MatryoshkaModel, "advance", limited)
+    return patch.object(MatryoshkaModel, "run_to_next_merge", limited)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
@@ -495,13 +495,13 @@ def test_out_of_memory_halves_the_batches_and_is_logged_once(
         assert reranker.score(QUERY, texts) == pytest.approx(wanted, abs=1e-5)
         assert reranker.score(QUERY, texts) == pytest.approx(wanted, abs=1e-5)
     [record] = caplog.records
-    assert record.name == "mrr_model.reranker"
+    assert record.name == "mrr_model.inference.batching"
     assert "Out of memory with a batch of" in record.message
     assert reranker.batch_tokens < 1024
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float32", 3), ("bfloat16", 6)])
-def test_a_batch_holds_so_many_bytes_of_states_unless_told_otherwise(dtype: str, largest: int) -> None:
+def test_a_batch_holds_a_fixed_number_of_bytes_unless_batch_tokens_is_given(dtype: str, largest: int) -> None:
     texts = [f"{number} " + "word " * 100 for number in range(8)]  # cut to 64 tokens with the query
 
     def batches(**options: Any) -> list[int]:
@@ -510,39 +510,40 @@ def test_a_batch_holds_so_many_bytes_of_states_unless_told_otherwise(dtype: str,
         with (
             budget,
             patch("mrr_model.inference.device.BATCH_TOKENS", 1),
-            patch.object(MatryoshkaModel, "start", autospec=True, side_effect=MatryoshkaModel.start) as started,
+            patch.object(MatryoshkaModel, "embed", autospec=True, side_effect=MatryoshkaModel.embed) as embedded,
         ):
             reranker.score(QUERY, texts)
-        return [len(call.args[1].input_ids) for call in started.call_args_list]
+        return [len(call.args[1].input_ids) for call in embedded.call_args_list]
 
     assert max(batches()) == largest
     assert max(batches(batch_tokens=128)) == 2
 
 
 @pytest.mark.parametrize("together", [1, 3, 256])
-def test_logits_go_to_their_pairs_however_many_batches_are_finished_together(together: int) -> None:
+def test_logits_go_to_their_pairs_for_any_number_of_batches_scored_together(together: int) -> None:
     reranker = MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
-    pairs = [(query, f"{text} {place}") for query in (QUERY, "bees") for place, text in enumerate(DOCUMENTS * 3)]
+    pairs = [(query, f"{text} {number}") for query in (QUERY, "bees") for number, text in enumerate(DOCUMENTS * 3)]
     plan = reranker.plan()
     each = torch.cat([reranker.engine.logits([pair], plan) for pair in pairs])
-    with patch("mrr_model.inference.forward.FINISHED_TOGETHER", together), patch.object(reranker, "batch_tokens", 1):
+    reranker.engine.budget.limit = 1
+    with patch("mrr_model.inference.forward.SCORED_TOGETHER", together):
         torch.testing.assert_close(reranker.engine.logits(pairs, plan), each, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["mini", DECODER], ids=["encoder", "decoder"])
-def test_out_of_memory_in_the_last_part_finishes_fewer_pairs_at_a_time(model: Any) -> None:
+def test_out_of_memory_at_the_last_exit_scores_fewer_pairs_at_a_time(model: Any) -> None:
     reranker = MatryoshkaReranker(model, dtype="float32", max_length=128)
     texts = [f"{text} {number}" for number, text in enumerate(DOCUMENTS * 3)]
     wanted = reranker.score(QUERY, texts)
-    finish = MatryoshkaModel.finish
+    score_last_exit = MatryoshkaModel.score_last_exit
 
     def limited(most: int) -> Any:
-        def run(self: MatryoshkaModel, reading: Any, plan: Any) -> torch.Tensor:
-            if len(reading) > most:
+        def run(self: MatryoshkaModel, pooled: Any, plan: Any) -> torch.Tensor:
+            if len(pooled) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return finish(self, reading, plan)
+            return score_last_exit(self, pooled, plan)
 
-        return patch.object(MatryoshkaModel, "finish", run)
+        return patch.object(MatryoshkaModel, "score_last_exit", run)
 
     with limited(1):
         assert reranker.score(QUERY, texts) == pytest.approx(wanted, abs=1e-5)
@@ -553,7 +554,7 @@ def test_out_of_memory_in_the_last_part_finishes_fewer_pairs_at_a_time(model: An
 def test_halving_never_makes_a_budget_larger() -> None:
     """Another thread may have halved it further meanwhile."""
     reranker = MatryoshkaReranker(dtype="float32", batch_tokens=8)
-    reranker._halve_batches(1024)
+    reranker.engine.budget.halve(1024)
     assert reranker.batch_tokens == 8
 
 

@@ -1,16 +1,110 @@
-"""Pairs to batches by a token budget."""
+"""Pairs to batches: by the query that they share, by length, and within a token budget that fits in memory."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mrr_model.inference.device import default_batch_tokens
+from mrr_model.modeling.batch import EncodedPair
+from mrr_model.modeling.model import MatryoshkaModel
+
+logger = logging.getLogger(__name__)
+
+MIN_SHARING_PAIRS = 4
+"""Fewer pairs of one query are not worth batches of their own."""
+
+
+class BatchBudget:
+    """How many tokens a batch may hold, padding counted. It shrinks when a batch does not fit in memory.
+
+    Args:
+        model: The model. Its device, size and dtype give the default.
+        limit: Tokens; None for the default.
+    """
+
+    def __init__(self, model: MatryoshkaModel, limit: int | None = None) -> None:
+        self.model, self.limit = model, limit
+        self._warned = False
+
+    @property
+    def tokens(self) -> int:
+        """The budget at this moment."""
+        return self.limit or default_batch_tokens(
+            self.model.device, self.model.config.hidden_size, self.model.model.dtype
+        )
+
+    def halve(self, tokens: int) -> None:
+        """Allow at most half of the `tokens` of a batch that did not fit in memory; warn of the first one."""
+        half = max(1, tokens // 2)
+        self.limit = half if self.limit is None else min(self.limit, half)  # another thread may have halved it further
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "Out of memory with a batch of %d tokens: batches hold at most %d from now on. Set batch_tokens to "
+                "choose it.",
+                tokens,
+                self.limit,
+            )
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """Pairs that may run in one batch.
+
+    Attributes:
+        indices: The pairs' indices.
+        shared_ids: The token ids of the query span that all of them share; empty if they share none.
+    """
+
+    indices: list[int]
+    shared_ids: tuple[int, ...] = ()
+
+
+def query_groups(pairs: Sequence[EncodedPair], *, share: bool) -> list[QueryGroup]:
+    """Group pairs by the query span that is worth computing once for all of them.
+
+    That is one that `MIN_SHARING_PAIRS` pairs or more have, each with tokens after it. All other pairs form the last
+    group.
+
+    Args:
+        pairs: Encoded pairs.
+        share: Whether the model can share query spans. If not, all pairs form one group.
+
+    Example:
+        >>> pairs = [EncodedPair([query, 9], 1, 1, 0) for query in (7, 7, 8, 7, 7)]
+        >>> [(group.shared_ids, group.indices) for group in query_groups(pairs, share=True)]
+        [((7,), [0, 1, 3, 4]), ((), [2])]
+    """
+    by_query: dict[tuple[int, ...], list[int]] = {}
+    for index, pair in enumerate(pairs if share else ()):
+        if pair.query_length and pair.passage_length + pair.prompt_length:
+            by_query.setdefault(tuple(pair.input_ids[: pair.query_length]), []).append(index)
+    groups = [QueryGroup(indices, ids) for ids, indices in by_query.items() if len(indices) >= MIN_SHARING_PAIRS]
+    shared = {index for group in groups for index in group.indices}
+    others = [index for index in range(len(pairs)) if index not in shared]
+    return [*groups, QueryGroup(others)] if others else groups
 
 
 def length_sorted_batches(
     lengths: Sequence[int], batch_tokens: int, batch_size: int | None = None
 ) -> Iterator[list[int]]:
-    """Indices of pairs in batches, longest first; a batch holds at most ``batch_tokens`` tokens, padding counted, or
-    one pair; and at most ``batch_size`` pairs where that is given.
+    """Split pairs into batches by length, longest first.
 
-    >>> list(length_sorted_batches([3, 9, 4, 8], 16))
-    [[1], [3, 2], [0]]
+    Args:
+        lengths: Tokens of each pair.
+        batch_tokens: Tokens that a batch may hold, padding counted; a batch of one pair may hold more.
+        batch_size: Pairs that a batch may hold; None for no limit.
+
+    Returns:
+        The indices of each batch's pairs.
+
+    Example:
+        >>> list(length_sorted_batches([3, 9, 4, 8], 16))
+        [[1], [3, 2], [0]]
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

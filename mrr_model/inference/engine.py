@@ -1,10 +1,9 @@
 """Texts in, logits out: the engine under a reranker, for evaluation, integrations and benchmarks.
 
-Letters: B pairs, E exits.
+Shapes: B pairs, T tokens, E exits.
 """
 
 import copy
-import logging
 import warnings
 from collections.abc import Sequence
 
@@ -15,17 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from mrr_model.compression import Plan
-from mrr_model.inference.device import default_batch_tokens
+from mrr_model.inference.batching import BatchBudget, query_groups
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.forking import POOL
-from mrr_model.inference.forward import Scoring
+from mrr_model.inference.forward import ForwardPass
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.modeling.flops import call_flops, pair_flops
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.validation.arguments import callers_level
-
-logger = logging.getLogger(__name__)
 
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
@@ -38,13 +35,23 @@ class InferenceEngine:
     """Tokenizes pairs and runs Plans, in batches that fit in memory. Safe to share among threads.
 
     Args:
-        model: The model, in evaluation mode.
+        model: The model. It is set to evaluation mode before it scores.
         tokenizer: Its tokenizer.
         compensation: The model's adapters.
         max_length: Tokens of an input.
         query_max_length: Tokens of a query; None for the template's rule.
-        batch_tokens: Tokens of a batch, padding counted; None: by device and model.
-        name: What error messages call the model.
+        batch_tokens: Tokens of a batch, padding counted; None for the default of the model and its device.
+        name: The model's name in error messages.
+
+    Raises:
+        ValueError: If `max_length` is too short for what the template adds.
+
+    Example:
+        >>> from mrr_model import MatryoshkaReranker
+        >>> reranker = MatryoshkaReranker("mini")
+        >>> pairs = [("who wrote Faust?", "Goethe wrote Faust."), ("who wrote Faust?", "Bees make honey.")]
+        >>> reranker.engine.logits(pairs, reranker.plan(depth=3)).shape
+        torch.Size([2, 1])
     """
 
     def __init__(
@@ -58,13 +65,23 @@ class InferenceEngine:
         batch_tokens: int | None = None,
         name: str = "model",
     ) -> None:
-        self.model, self.tokenizer, self.compensation = model, tokenizer, compensation
-        self.batch_tokens, self.name = batch_tokens, name
+        self.model, self.tokenizer, self.compensation, self.name = model, tokenizer, compensation, name
         self.encoder = PairEncoder(tokenizer, model.matryoshka.template, max_length, query_max_length)
-        self._halved = self._warned_of_cut_query = False
+        self.budget = BatchBudget(model, batch_tokens)
+        self._warned_of_cut_query = False
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """Tokens of a batch, padding counted: as given, or less after memory ran out; None for the default."""
+        return self.budget.limit
 
     def copy(self, *, max_length: int | None = None, compensation: Compensation | None = None) -> Self:
-        """The same model and tokenizer with another length or other adapters."""
+        """An engine for the same model, tokenizer and batch budget.
+
+        Args:
+            max_length: Tokens of an input; None for the same.
+            compensation: Other adapters; None for the same.
+        """
         other = copy.copy(self)
         if max_length is not None:
             other.encoder = self.encoder.resized(max_length)
@@ -81,17 +98,17 @@ class InferenceEngine:
         batch_size: int | None = None,
         show_progress: bool | None = None,
     ) -> Tensor:
-        """Raw logits of pairs at every exit of a Plan, one pass for all; identical pairs are computed once.
+        """Raw logits of pairs at every exit of a Plan, in one pass. Identical pairs are computed once.
 
         Args:
             pairs: (query, document) pairs.
-            plan: What the forward pass does.
-            prompt: The instruction; None for the template's own.
-            batch_size: At most this many pairs in a batch.
-            show_progress: Show a progress bar or none; None shows one on long work in a terminal.
+            plan: What to run.
+            prompt: The instruction; None for the template's default.
+            batch_size: Pairs of a batch, at most; None for no limit besides the token budget.
+            show_progress: Whether to show a progress bar; None shows one on long work in a terminal.
 
         Returns:
-            Float32 (pairs, E) on the CPU, in input order.
+            Float32 (B, E) on the CPU, in input order.
 
         Raises:
             ValueError: If a logit is not finite.
@@ -115,18 +132,13 @@ class InferenceEngine:
             ) as progress,
         ):
             if model.training:
-                model.eval()  # trained elsewhere, and left in training mode: scores must not hang on dropout
+                model.eval()  # the caller may have trained it: scores must not depend on dropout
             for window, encoded in self.encoder.windows(texts, prompt):
                 self._warn_of_cut_query(encoded)
-                logits[window] = Scoring(
-                    model,
-                    plan,
-                    encoded,
-                    batch_tokens=self._budget,
-                    halve=self._halve_batches,
-                    progress=progress.update,
-                    batch_size=batch_size,
-                ).logits()
+                forward = ForwardPass(
+                    model, plan, encoded, self.budget, batch_size=batch_size, progress=progress.update
+                )
+                logits[window] = forward.logits()
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
             index, column = (~logits.isfinite()).nonzero()[0].tolist()
@@ -138,11 +150,27 @@ class InferenceEngine:
         return logits
 
     def batch(self, pairs: Pairs, prompt: str | None = None) -> Batch:
-        """Pairs as one padded batch of token ids, on the CPU."""
+        """Pairs as one padded batch of token ids.
+
+        Args:
+            pairs: (query, document) pairs, at least one.
+            prompt: The instruction; None for the template's default.
+
+        Returns:
+            Ids (B, T) and spans, on the CPU.
+        """
         return collate(self.encoder.encode(pairs, prompt), self.model.config.pad_token_id or 0)
 
     def forward(self, batch: Batch, plan: Plan) -> Tensor:
-        """Logits of a batch at the plan's exits, float32 (B, E), compensation included; gradients flow."""
+        """Logits of one batch, in the model's own mode: gradients flow if torch records them.
+
+        Args:
+            batch: What `batch` returns.
+            plan: What to run; its adapters are applied.
+
+        Returns:
+            Float32 (B, E) on the model's device, exits in ascending order.
+        """
         with self.compensation.applied(plan.adapters) as model:
             if model.training != self.model.training:
                 model.train(self.model.training)
@@ -150,22 +178,49 @@ class InferenceEngine:
         return logits
 
     def token_counts(self, pairs: Pairs, prompt: str | None = None) -> list[tuple[int, int]]:
-        """Each pair's tokens of query and passage span, as cut to the engine's lengths."""
+        """The tokens of each pair's query and passage span, after they are cut.
+
+        Args:
+            pairs: (query, document) pairs.
+            prompt: The instruction; None for the template's default.
+
+        Returns:
+            (query tokens, passage tokens) per pair, in input order; what the template adds is included.
+        """
         counts: dict[int, tuple[int, int]] = {}
         for window, encoded in self.encoder.windows(pairs, prompt):
             counts |= {i: (pair.query_length, pair.passage_length) for i, pair in zip(window, encoded, strict=True)}
         return [counts[index] for index in range(len(counts))]
 
     def flops(self, pairs: Pairs, plan: Plan, prompt: str | None = None) -> float:
-        """FLOPs that these pairs take under a Plan in one call; a query span that a causal model's pairs share counts
-        once.
+        """FLOPs of scoring pairs in one call. A query span that a causal model's pairs share counts once.
+
+        Args:
+            pairs: (query, document) pairs.
+            plan: What to run.
+            prompt: The instruction; None for the template's default.
+
+        Returns:
+            Floating-point operations, 2 per multiply-add.
         """
-        windows = self.encoder.windows(pairs, prompt)
-        ranks = self.compensation.running_ranks(plan.adapters)
-        return sum(call_flops(self.model, plan, encoded, ranks) for _, encoded in windows)
+        ranks, total = self.compensation.running_ranks(plan.adapters), 0.0
+        for _, encoded in self.encoder.windows(pairs, prompt):
+            groups = query_groups(encoded, share=self.model.backbone.causal)
+            shared = [(len(group.shared_ids), len(group.indices)) for group in groups if group.shared_ids]
+            total += call_flops(self.model, plan, encoded, shared, ranks)
+        return total
 
     def pair_flops(self, plan: Plan, query_tokens: int, passage_tokens: int) -> float:
-        """FLOPs of one pair with so many tokens of query and passage, under a Plan."""
+        """FLOPs of scoring one pair.
+
+        Args:
+            plan: What to run.
+            query_tokens: Tokens of the query's own text.
+            passage_tokens: Tokens of the passage's own text.
+
+        Returns:
+            Floating-point operations, 2 per multiply-add. What the template adds is included; lengths are cut as usual.
+        """
         pair = self.encoder.lengths(query_tokens, passage_tokens)
         return pair_flops(self.model, plan, pair, self.compensation.running_ranks(plan.adapters))
 
@@ -181,22 +236,3 @@ class InferenceEngine:
             UserWarning,
             stacklevel=callers_level(),
         )
-
-    def _budget(self) -> int:
-        return self.batch_tokens or default_batch_tokens(
-            self.model.device, self.model.config.hidden_size, self.model.model.dtype
-        )
-
-    def _halve_batches(self, tokens: int) -> None:
-        """Take half of a batch that did not fit in memory as the budget from here on."""
-        half = max(1, tokens // 2)
-        self.batch_tokens = half if self.batch_tokens is None else min(self.batch_tokens, half)  # threads may differ
-        if not self._halved:
-            self._halved = True
-            logger.warning(
-                "Out of memory with a batch of %d tokens: going on with at most %d. Set batch_tokens to choose it.",
-                tokens,
-                self.batch_tokens,
-            )
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()

@@ -1,199 +1,263 @@
-"""Encoded pairs to logits, in batches that fit in memory and are joined again where they have become small.
+"""Encoded pairs to logits: one forward pass over many pairs, in batches that fit in memory.
 
-Letters: E exits.
+A batch starts with as many pairs of similar length as the token budget allows, and runs its layers up to the first
+merge. A merge makes it small, and small products are slow, so it waits there until enough batches can be joined. At the
+last exit the pooled tokens, one of each pair, are collected from all batches and scored together:
+
+    pairs ─► batch ─► layers ─► merge ─► join ─► layers ─► … ─► pool ─► collect ─► score ─► logits
+
+Wherever memory runs out, the budget is halved and the same work is done in smaller batches.
+
+Shapes: N pairs, E exits.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mrr_model.compression import Plan
-from mrr_model.inference.batching import length_sorted_batches
+from mrr_model.inference.batching import BatchBudget, QueryGroup, length_sorted_batches, query_groups
 from mrr_model.inference.cancelling import check
 from mrr_model.inference.device import out_of_memory
-from mrr_model.modeling.batch import EncodedPair, collate, sharing_groups
-from mrr_model.modeling.model import BatchReading, BatchState, MatryoshkaModel
-from mrr_model.modeling.prefix import Prefix
+from mrr_model.modeling.batch import EncodedPair, collate
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.modeling.prefix import SharedPrefix
+from mrr_model.modeling.states import HiddenBatch, PooledBatch
 
-FINISHED_TOGETHER = 256
-"""Batches wait until they have so many pairs, whose reading tokens then go through the last layer's MLP together."""
+SCORED_TOGETHER = 256
+"""How many pooled tokens are collected before they run through the last exit's MLP and head together."""
 
-JOINED_PADDING = 9 / 8
-"""Batches that have merged are joined where the padding that this takes adds at most an eighth to their tokens."""
+MAX_JOINED_PADDING = 9 / 8
+"""Batches are joined after a merge if padding them to one width adds at most an eighth to their tokens."""
 
 Made = TypeVar("Made")
-Part = tuple[list[int], BatchState | BatchReading]
-"""Pairs by their places, and how far they are."""
 
 
-@dataclass
-class Scoring:
-    """One call's pairs at one Plan.
+class ForwardPass:
+    """The forward pass of one call's pairs under one Plan. Run it once.
 
-    ``batch_tokens`` says how many tokens a batch may hold, ``halve`` is told of a batch of so many that did not fit in
-    memory, ``progress`` of pairs done. ``batch_size``: at most that many pairs in a batch.
+    Args:
+        model: The model, in evaluation mode, with the plan's adapters applied.
+        plan: What to run.
+        pairs: The encoded pairs.
+        budget: Tokens that a batch may hold. It is halved when memory runs out.
+        batch_size: Pairs that a batch may hold; None for no limit.
+        progress: Called with the number of pairs that have been pooled since the last call.
     """
 
-    model: MatryoshkaModel
-    plan: Plan
-    encoded: Sequence[EncodedPair]
-    batch_tokens: Callable[[], int]
-    halve: Callable[[int], None]
-    progress: Callable[[int], object]
-    batch_size: int | None = None
+    def __init__(
+        self,
+        model: MatryoshkaModel,
+        plan: Plan,
+        pairs: Sequence[EncodedPair],
+        budget: BatchBudget,
+        *,
+        batch_size: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        self.model, self.plan, self.pairs, self.budget = model, plan, pairs, budget
+        self.batch_size, self.progress = batch_size, progress
+        self._waiting: dict[int, list[_MergedBatch]] = {layer: [] for layer in sorted(plan.merges)}
+        self._collected = _PooledBuffer(min(SCORED_TOGETHER, len(pairs)))
+        self._logits = torch.empty(len(pairs), len(plan.exits), dtype=torch.float32, device="cpu")
 
     def logits(self) -> Tensor:
-        """Float32 (pairs, E) on the CPU, in the pairs' order. Stops before the next batch if nobody waits for them
-        (:mod:`~mrr_model.inference.cancelling`).
+        """Run the pass.
+
+        Returns:
+            Float32 (N, E) on the CPU, in the order of the pairs.
+
+        Raises:
+            Cancelled: Before the next batch, if the caller has stopped waiting (`mrr_model.inference.cancelling`).
+            RuntimeError: If a single pair does not fit in memory.
         """
-        groups = sharing_groups(self.encoded) if self.model.backbone.causal else [(None, [*range(len(self.encoded))])]
-        logits = torch.empty(len(self.encoded), len(self.plan.exits), dtype=torch.float32, device="cpu")
-        waiting = _Waiting(min(FINISHED_TOGETHER, len(self.encoded)))
-        # A caller's autocast would move scores: they are computed in the weights' own format.
+        # A caller's autocast would move scores: they are computed in the weights' own dtype.
         with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
-            for places, reading in chain.from_iterable(self._read(prefix, group) for prefix, group in groups):
-                assert isinstance(reading, BatchReading)
-                if len(waiting.places) + len(places) > waiting.most:
-                    self._finish(waiting, logits)
-                waiting.add(places, reading)
-                del reading  # before the next batch starts
-                self.progress(len(places))
-            self._finish(waiting, logits)
-        return logits
+            for group in query_groups(self.pairs, share=self.model.backbone.causal):
+                self._run_group(group)
+            self._score_collected()
+        return self._logits
 
-    def _read(self, prefix: Prefix | None, group: list[int]) -> Iterator[Part]:
-        """All that is computed for every token of pairs that share a prefix, or none."""
-        parts = self._started(prefix, group)
-        for _ in self.plan.merges:
-            parts = self._advanced(parts)
-        return parts
+    def _run_group(self, group: QueryGroup) -> None:
+        """Run all pairs of a group until they are pooled."""
+        prefix = SharedPrefix(torch.tensor(group.shared_ids, device="cpu")) if group.shared_ids else None
+        left = group.indices
+        while left:
+            left = self._run_new_batches(left, prefix)
+        self._run_waiting(no_more=True)
 
-    def _started(self, prefix: Prefix | None, group: list[int]) -> Iterator[Part]:
-        """The pairs behind their first merge, or read where the plan has none, batch by batch, longest first. Where
-        memory runs out, here or later, batches are halved.
+    def _run_new_batches(self, indices: list[int], prefix: SharedPrefix | None) -> list[int]:
+        """Run pairs in batches, longest first, until the budget shrinks. Returns the pairs that are left."""
+        prefix_length = 0 if prefix is None else prefix.length
+        lengths = [len(self.pairs[index].input_ids) - prefix_length for index in indices]
+        budget, done = self.budget.tokens, set[int]()
+        for batch in length_sorted_batches(lengths, budget, self.batch_size):
+            check()
+            rows = [indices[position] for position in batch]
+            if not self._run_layers(rows, 0, partial(self._embed, rows, prefix)):
+                self.budget.halve(min(budget, len(rows) * max(lengths[position] for position in batch)))
+                break
+            done.update(rows)
+            self._run_waiting()
+            if self.budget.tokens < budget:
+                break
+        return [index for index in indices if index not in done]
+
+    def _embed(self, rows: list[int], prefix: SharedPrefix | None) -> HiddenBatch:
+        batch = collate(
+            [self.pairs[row] for row in rows],
+            self.model.config.pad_token_id or 0,
+            rounded=True,
+            max_tokens=self.model.backbone.max_tokens,
+            prefix_length=0 if prefix is None else prefix.length,
+        )
+        return self.model.embed(batch.to(self.model.device), prefix)
+
+    def _run_layers(self, rows: list[int], layer: int, hidden: Callable[[], HiddenBatch]) -> bool:
+        """Run a batch that has passed `layer` to its next merge, where it waits, or to the last exit's pooled tokens.
+
+        Returns whether it fitted in memory.
         """
-        before = 0 if prefix is None else prefix.size
-        while group:
-            lengths = [len(self.encoded[place].input_ids) - before for place in group]
-            done: set[int] = set()
-            budget = self.batch_tokens()
-            for batch in length_sorted_batches(lengths, budget, self.batch_size):
-                check()
-                places = [group[index] for index in batch]
-                part = _unless_out_of_memory(partial(self._start, prefix, places), len(batch))
-                if part is None:
-                    self.halve(min(budget, len(batch) * max(lengths[index] for index in batch)))
-                    break
-                done.update(places)
-                yield places, part
-                del part  # before the next batch starts
-                if self.batch_tokens() < budget:
-                    break
-            group = [place for place in group if place not in done]
+        if any(merge > layer for merge in self.plan.merges):
+            merged = _unless_out_of_memory(lambda: self.model.run_to_next_merge(hidden(), self.plan), len(rows))
+            if merged is not None:
+                self._waiting[merged.layer].append(_MergedBatch(rows, merged))
+            return merged is not None
+        pooled = _unless_out_of_memory(lambda: self._pool(hidden()), len(rows))
+        if pooled is not None:
+            self._collect(rows, pooled)
+        return pooled is not None
 
-    def _start(self, prefix: Prefix | None, places: list[int]) -> BatchState | BatchReading:
-        rows = [self.encoded[place] for place in places]
-        pad_id, limit = self.model.config.pad_token_id or 0, self.model.backbone.max_tokens
-        batch = collate(rows, pad_id, rounded=True, max_tokens=limit, prefix=prefix)
-        return self.model.advance(self.model.start(batch.to(self.model.device)), self.plan)
+    def _pool(self, hidden: HiddenBatch) -> PooledBatch:
+        return self.model.pool_last_exit(self.model.run_to_next_merge(hidden, self.plan), self.plan)
 
-    def _advanced(self, parts: Iterator[Part]) -> Iterator[Part]:
-        """The pairs behind their next merge, or read. Neighbours that have become small go on as one batch: large
-        products take less time a token.
+    def _run_waiting(self, no_more: bool = False) -> None:
+        """Join the batches that wait at each merge, and run those that cannot be joined with more of them.
+
+        With `no_more` to come, run them all.
         """
-        waiting: list[tuple[list[int], BatchState]] = []
-        for places, state in parts:
-            assert isinstance(state, BatchState)
-            if waiting and not self._fit([*(other for _, other in waiting), state]):
-                yield from self._together(waiting)
-            waiting.append((places, state))
-        yield from self._together(waiting)
+        for waiting in self._waiting.values():
+            while waiting and (no_more or not self._can_join(waiting)):
+                batches = self._joined(self._taken(waiting))
+                while batches:
+                    self._run_joined(batches.pop(0))  # nothing else keeps its states alive
 
-    def _fit(self, states: Sequence[BatchState]) -> bool:
-        pairs = sum(map(len, states))
-        tokens = pairs * max(state.width for state in states)
+    def _taken(self, waiting: "list[_MergedBatch]") -> "list[_MergedBatch]":
+        """Take the first batches that can be joined out of a list."""
+        count = 1
+        while count < len(waiting) and self._can_join(waiting[: count + 1]):
+            count += 1
+        taken = waiting[:count]
+        del waiting[:count]
+        return taken
+
+    def _can_join(self, batches: "Sequence[_MergedBatch]") -> bool:
+        """Whether batches fit the budget together, without much padding."""
+        pairs = sum(len(each.rows) for each in batches)
+        tokens = pairs * max(each.hidden.width for each in batches)
         return (
             pairs <= (self.batch_size or pairs)
-            and tokens <= self.batch_tokens()
-            and tokens <= JOINED_PADDING * sum(len(state) * state.width for state in states)
+            and tokens <= self.budget.tokens
+            and tokens <= MAX_JOINED_PADDING * sum(each.tokens for each in batches)
         )
 
-    def _together(self, waiting: list[tuple[list[int], BatchState]]) -> Iterator[Part]:
-        """Join what waits and let it go on; where memory runs out, apart. Leaves ``waiting`` empty, so that nothing
-        keeps what was joined alive.
-        """
-        one = _unless_out_of_memory(lambda: BatchState.joined([state for _, state in waiting]), len(waiting))
-        if one is None:
-            self.halve(sum(len(state) * state.width for _, state in waiting))
-        else:
-            waiting[:] = [([place for places, _ in waiting for place in places], one)]
-        del one
-        while waiting:
-            yield from self._advance(*waiting.pop(0))
+    def _joined(self, batches: "list[_MergedBatch]") -> "list[_MergedBatch]":
+        """One batch of several; the same batches if memory runs out."""
+        joined = _unless_out_of_memory(lambda: HiddenBatch.joined([each.hidden for each in batches]), len(batches))
+        if joined is None:
+            self.budget.halve(sum(each.tokens for each in batches))
+            return batches
+        return [_MergedBatch([row for each in batches for row in each.rows], joined)]
 
-    def _advance(self, places: list[int], state: BatchState) -> Iterator[Part]:
-        """One batch behind its next merge, or read; where memory runs out, half of its pairs at a time."""
+    def _run_joined(self, batch: "_MergedBatch") -> None:
+        """Run a batch from the merge where it waited; if memory runs out, half of its pairs at a time."""
         check()
-        part = _unless_out_of_memory(lambda: self.model.advance(state, self.plan), len(state))
-        if part is not None:
-            del state
-            yield places, part
+        if self._run_layers(batch.rows, batch.hidden.layer, lambda: batch.hidden):
             return
-        self.halve(len(state) * state.width)
-        for half in _halves(state):
-            yield from self._advance(places[half], state.part(half))
+        self.budget.halve(batch.tokens)
+        for half in _halves(batch.rows):
+            self._run_joined(_MergedBatch(batch.rows[half], batch.hidden.part(half)))
 
-    def _finish(self, waiting: "_Waiting", logits: Tensor) -> None:
-        """Write the logits of what waits to their places in ``logits``; nothing waits then."""
-        if waiting.places:
-            logits[waiting.places] = self._finished(waiting.reading()).to("cpu", torch.float32)
-            waiting.places = []
+    def _collect(self, rows: list[int], pooled: PooledBatch) -> None:
+        """Keep the pooled tokens of a batch; score those that were kept before if there is no space left."""
+        if not self._collected.fits(rows):
+            self._score_collected()
+        self._collected.add(rows, pooled)
+        if self.progress is not None:
+            self.progress(len(rows))
 
-    def _finished(self, reading: BatchReading) -> Tensor:
-        """Logits (pairs, E); where memory runs out, half of the pairs at a time."""
-        logits = _unless_out_of_memory(lambda: self.model.finish(reading, self.plan), len(reading))
+    def _score_collected(self) -> None:
+        """Write the logits of the pooled tokens that were collected, and empty the buffer."""
+        if self._collected.rows:
+            self._logits[self._collected.rows] = self._score(self._collected.batch()).to("cpu", torch.float32)
+            self._collected.clear()
+
+    def _score(self, pooled: PooledBatch) -> Tensor:
+        """Logits of pooled tokens, (pairs, E); if memory runs out, half of the pairs at a time."""
+        logits = _unless_out_of_memory(lambda: self.model.score_last_exit(pooled, self.plan), len(pooled))
         if logits is not None:
             return logits
-        return torch.cat([self._finished(reading.part(half)) for half in _halves(reading)])
+        return torch.cat([self._score(pooled.part(half)) for half in _halves(pooled)])
 
 
-class _Waiting:
-    """What is read of pairs at ``places``, until they are finished together: up to ``most`` of them, or one batch.
+@dataclass(frozen=True)
+class _MergedBatch:
+    """A batch that waits after a merge: its pairs' rows in the logits, and their states."""
 
-    It is copied to one room. Where it was made it would, small as it is, keep the allocator from using the large
-    blocks around it again, and memory would grow with every batch.
+    rows: list[int]
+    hidden: HiddenBatch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, padding counted."""
+        return len(self.rows) * self.hidden.width
+
+
+class _PooledBuffer:
+    """Pooled tokens of the pairs in `rows`: as many as `capacity`, or one larger batch.
+
+    They are copied to one buffer. Left where they were made they would, small as they are, keep the allocator from
+    using the large blocks around them again, and memory would grow with every batch.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.places: list[int] = []
-        self._room: BatchReading | None = None
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.rows: list[int] = []
+        self._buffer: PooledBatch | None = None
 
-    def add(self, places: list[int], reading: BatchReading) -> None:
-        """``reading`` of the pairs at ``places``, which must fit where some wait already."""
-        if self._room is None or len(places) > self.most:
-            self.most = max(self.most, len(places))
-            self._room = reading.room(self.most)
-        self._room.part(slice(len(self.places), len(self.places) + len(places))).copy_(reading)
-        self.places += places
+    def fits(self, rows: list[int]) -> bool:
+        """Whether there is space for more rows."""
+        return len(self.rows) + len(rows) <= self.capacity
 
-    def reading(self) -> BatchReading:
-        """That of all places, a view of the room."""
-        assert self._room is not None
-        return self._room.part(slice(len(self.places)))
+    def add(self, rows: list[int], pooled: PooledBatch) -> None:
+        """Copy pooled tokens to the buffer. They fit, or it is empty."""
+        if self._buffer is None or len(rows) > self.capacity:
+            self.capacity = max(self.capacity, len(rows))
+            self._buffer = pooled.new_empty(self.capacity)
+        self._buffer.part(slice(len(self.rows), len(self.rows) + len(rows))).copy_(pooled)
+        self.rows += rows
+
+    def clear(self) -> None:
+        """Forget all rows; the memory is used again."""
+        self.rows = []
+
+    def batch(self) -> PooledBatch:
+        """All that was added: a view of the buffer."""
+        assert self._buffer is not None
+        return self._buffer.part(slice(len(self.rows)))
 
 
-def _unless_out_of_memory(run: Callable[[], Made], parts: int) -> Made | None:
-    """What ``run`` makes; None where memory runs out and the work has more than one part, so that it can be done in
-    smaller ones. The error is gone by then, and with it what it kept in memory.
+def _unless_out_of_memory(step: Callable[[], Made], parts: int) -> Made | None:
+    """The result of a step; None if memory runs out and the step can be done in several parts.
+
+    The error is gone by then, and with it what it kept in memory.
     """
     try:
-        return run()
+        return step()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or parts == 1:
             raise

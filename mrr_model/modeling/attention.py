@@ -1,10 +1,8 @@
-"""The attention function behind every block: fused for all rows, plus the reading token's own row where a merge needs
-it.
+"""The attention function of every block: a fused kernel for all rows, and the pooled token's own row for a merge.
 
-It is registered under transformers' attention interface, so that stock blocks call it. No (tokens × tokens) matrix is
-stored.
+It is registered in transformers' attention interface, so that stock blocks call it. No (T, T) matrix is stored.
 
-Letters: B pairs, H heads, K key/value heads (H is a multiple of K), T tokens, d head size.
+Shapes: B pairs, H heads, K key/value heads (H is a multiple of K), T tokens, d head size.
 """
 
 from dataclasses import dataclass
@@ -19,19 +17,20 @@ from transformers.masking_utils import sdpa_mask
 from mrr_model.modeling.prefix import KeyValue
 
 NAME = "matryoshka"
-"""What this function is called in transformers' attention interface."""
+"""The name of this function in transformers' attention interface."""
 
 UNFUSED_ROWS = 64
 """Soft-capped attention has no fused kernel: outside of training it runs over this many query rows at a time."""
 
 
 @dataclass
-class ReadingRow:
-    """Asks a block for its reading tokens' attention; the block fills in ``weights``.
+class AttentionRow:
+    """A request for the pooled tokens' attention; the block fills in `weights`.
 
-    ``index`` int64 (B,): the reading tokens' places. ``valid`` bool (B, T) or None: which places hold tokens, None for
-    all.
-    ``weights`` float32 (B, T): attention from the reading token to each place, summed over heads.
+    Attributes:
+        index: The pooled tokens' positions, int64 (B,).
+        valid: Which positions hold tokens, bool (B, T); None if all do.
+        weights: The pooled token's attention to each position, summed over heads, float32 (B, T).
     """
 
     index: Tensor
@@ -40,7 +39,7 @@ class ReadingRow:
 
 
 def register() -> None:
-    """Make the function known to transformers; called when a backbone is built, repeatable."""
+    """Register the function with transformers. Calling this again does no harm."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
@@ -55,30 +54,40 @@ def attention(
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    reading_row: ReadingRow | None = None,
-    shared: KeyValue | None = None,
+    attention_row: AttentionRow | None = None,
+    prefix: KeyValue | None = None,
     bands: dict[int, Tensor] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' calling convention.
 
-    ``shared``: a span in front of every row. Where it is empty, this call fills it in; else its keys and values are
-    seen, and reading rows and their weights count it in on the way and leave it out of what comes back. ``bands``:
-    sliding-window masks by their window, made by the first layer that needs one and kept for the others of its width.
+    Args:
+        module: The attention module. If it is causal and there is no mask, a token sees the tokens before it only.
+        query: (B, H, T, d).
+        key: (B, K, T, d).
+        value: (B, K, T, d).
+        attention_mask: Bool (B or 1, 1, T or 1, T), True where visible; or None.
+        dropout: Probability.
+        scaling: Factor of the products; None for 1 / √d.
+        softcap: Bound c of the products: c · tanh(x / c).
+        sliding_window: How many tokens back a causal module sees, itself included.
+        attention_row: Where to write the pooled tokens' attention.
+        prefix: Keys and values of a span before every row. If it is empty, this call fills it in; else every row sees
+            it, and `attention_row` counts its tokens in its index and leaves them out of its weights.
+        bands: Sliding-window masks by window: the first layer that needs one makes it, the others of this width use it.
 
-    ``query`` (B, H, T, d), ``key`` and ``value`` (B, K, T, d), ``attention_mask`` bool (B or 1, 1, T or 1, T), True
-    where visible, or None. A causal module without a mask sees the past only (within ``sliding_window``). Returns ((B,
-    T, H, d), None).
+    Returns:
+        (B, T, H, d), and None for the weights.
     """
     before = 0
-    if shared is not None and shared.key is None:
-        shared.key, shared.value = key, value
-    elif shared is not None and shared.key is not None:
-        before = shared.key.shape[2]
-        query, key, value = shared.before(query, key, value)
-    if reading_row is not None:
-        weights = row_weights(query, key, reading_row, scaling, softcap, sliding_window)
-        reading_row.weights = weights[:, before:]
+    if prefix is not None and prefix.key is None:
+        prefix.key, prefix.value = key, value
+    elif prefix is not None and prefix.key is not None:
+        before = prefix.key.shape[2]
+        query, key, value = prefix.prepended(query, key, value)
+    if attention_row is not None:
+        weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window)
+        attention_row.weights = weights[:, before:]
 
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -107,81 +116,101 @@ def attention(
 def row_weights(
     query: Tensor,
     key: Tensor,
-    row: ReadingRow,
+    row: AttentionRow,
     scaling: float | None,
     softcap: float | None = None,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """The reading token's attention to every place, summed over heads: float32 (B, T). One row of the attention matrix.
+    """The pooled token's row of the attention matrix, summed over heads: the weights of a merge.
 
-    ``query`` (B, H, T, d), ``key`` (B, K, T, d).
+    Args:
+        query: Of all tokens, (B, H, T, d).
+        key: (B, K, T, d).
+        row: The pooled tokens' positions, and which positions hold tokens.
+        scaling: See `attention`.
+        softcap: See `attention`.
+        sliding_window: See `attention`.
+
+    Returns:
+        Float32 (B, T).
     """
     batch, heads, _, size = query.shape
-    at = row.index[:, None, None, None].expand(batch, heads, 1, size)
-    reader = query.gather(2, at).view(batch, key.shape[1], -1, size)  # (B, K, H/K, d)
-    return _row_softmax(reader, key, row, scaling, softcap, sliding_window).sum((1, 2))  # (B, T)
+    index = row.index[:, None, None, None].expand(batch, heads, 1, size)
+    pooled = query.gather(2, index).view(batch, key.shape[1], -1, size)  # (B, K, H/K, d)
+    return _row_softmax(pooled, key, row, scaling, softcap, sliding_window).sum((1, 2))  # (B, T)
 
 
 def row_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    row: ReadingRow,
+    row: AttentionRow,
     scaling: float | None,
     softcap: float | None = None,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """Attention for the reading tokens alone: ``query`` (B, H, 1, d), ``key`` and ``value`` (B, K, T, d); returns (B,
-    H · d).
+    """Attention of the pooled tokens alone, before the output projection.
+
+    Args:
+        query: Of the pooled tokens, (B, H, 1, d).
+        key: Of all tokens, (B, K, T, d).
+        value: Of all tokens, (B, K, T, d).
+        row: The pooled tokens' positions, and which positions hold tokens.
+        scaling: See `attention`.
+        softcap: See `attention`.
+        sliding_window: See `attention`.
+
+    Returns:
+        (B, H · d).
     """
     batch, heads, _, size = query.shape
-    reader = query.view(batch, key.shape[1], -1, size)  # (B, K, H/K, d): the heads of one key stand as its rows
+    pooled = query.view(batch, key.shape[1], -1, size)  # (B, K, H/K, d): the heads of one key become its rows
     if softcap is None:
-        visible = visible_places(row, key.shape[2], sliding_window)
+        visible = visible_positions(row, key.shape[2], sliding_window)
         mask = None if visible is None else visible[:, None, None, :]
-        out = scaled_dot_product_attention(reader, key, value, attn_mask=mask, scale=scaling)
+        out = scaled_dot_product_attention(pooled, key, value, attn_mask=mask, scale=scaling)
     else:
-        out = _row_softmax(reader, key, row, scaling, softcap, sliding_window).to(value.dtype) @ value
+        out = _row_softmax(pooled, key, row, scaling, softcap, sliding_window).to(value.dtype) @ value
     return out.reshape(batch, heads * size)
 
 
 def _row_softmax(
-    reader: Tensor,
+    pooled: Tensor,
     key: Tensor,
-    row: ReadingRow,
+    row: AttentionRow,
     scaling: float | None,
     softcap: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """The reading tokens' attention: ``reader`` (B, K, H/K, d) to float32 (B, K, H/K, T)."""
-    scores = _row_products(reader, key).float() * (scaling or reader.shape[-1] ** -0.5)
+    """The attention of the pooled tokens' queries (B, K, H/K, d): float32 (B, K, H/K, T)."""
+    scores = _row_products(pooled, key).float() * (scaling or pooled.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
-    visible = visible_places(row, key.shape[2], sliding_window)
+    visible = visible_positions(row, key.shape[2], sliding_window)
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None, :], float("-inf"))
     return scores.softmax(-1)
 
 
-def _row_products(reader: Tensor, key: Tensor) -> Tensor:
-    """Each reading query with every key: (B, K, H/K, d) and (B, K, T, d) to (B, K, H/K, T).
+def _row_products(pooled: Tensor, key: Tensor) -> Tensor:
+    """Each pooled token's query with every key: (B, K, H/K, d) and (B, K, T, d) to (B, K, H/K, T).
 
-    Keys that lie in memory token by token, all heads of a token together, would be copied head by head for a product
-    by heads. There the queries are set into a block-diagonal matrix instead, and one product serves all heads.
+    A product by heads would copy keys that lie in memory token by token, all heads of a token together. For those, the
+    queries are written into a block-diagonal matrix instead, and one product serves all heads.
     """
     by_token = key.transpose(1, 2)  # (B, T, K, d)
     if not by_token.is_contiguous():
-        return reader @ key.transpose(2, 3)
-    batch, heads, group, size = reader.shape
-    head = torch.arange(heads, device=reader.device)
-    blocks = reader.new_zeros(batch, heads, size, heads, group)
-    blocks[:, head, :, head] = reader.permute(1, 0, 3, 2)  # (K, B, d, H/K)
+        return pooled @ key.transpose(2, 3)
+    batch, heads, group, size = pooled.shape
+    head = torch.arange(heads, device=pooled.device)
+    blocks = pooled.new_zeros(batch, heads, size, heads, group)
+    blocks[:, head, :, head] = pooled.permute(1, 0, 3, 2)  # (K, B, d, H/K)
     products = by_token.flatten(2) @ blocks.view(batch, heads * size, heads * group)  # (B, T, H)
     return products.transpose(1, 2).reshape(batch, heads, group, -1)
 
 
-def visible_places(row: ReadingRow, size: int, sliding_window: int | None) -> Tensor | None:
-    """Which places the reading tokens see, bool (B, T); None for all of them."""
+def visible_positions(row: AttentionRow, size: int, sliding_window: int | None) -> Tensor | None:
+    """Which of `size` positions the pooled tokens see, bool (B, T); None if they see all of them."""
     if sliding_window is None or size <= sliding_window:
         return row.valid
     near = torch.arange(size, device=row.index.device)[None, :] > row.index[:, None] - sliding_window
@@ -189,10 +218,10 @@ def visible_places(row: ReadingRow, size: int, sliding_window: int | None) -> Te
 
 
 def _band(size: int, window: int, device: torch.device, known: dict[int, Tensor]) -> Tensor:
-    """The causal sliding-window mask, bool (1, 1, T, T): built only where the input is longer than the window."""
+    """The causal sliding-window mask, bool (1, 1, T, T)."""
     if window not in known:
-        place = torch.arange(size, device=device)
-        distance = place[:, None] - place[None, :]
+        position = torch.arange(size, device=device)
+        distance = position[:, None] - position[None, :]
         known[window] = ((distance >= 0) & (distance < window))[None, None]
     return known[window]
 
@@ -208,17 +237,15 @@ def _unfused(
     dropout: float,
     rows: range,
 ) -> Tensor:
-    """softmax(c · tanh(q·k / c)) v for some query rows, by matrix products; inputs (B, H, T, d), result (B, H, rows,
-    d).
-    """
+    """Soft-capped attention, softmax(c · tanh(q·k / c)) v, of some query rows: (B, H, T, d) to (B, H, rows, d)."""
     query = query[:, :, rows.start : rows.stop] * (scaling or query.shape[-1] ** -0.5)
     seen = min(rows.stop, key.shape[2]) if causal else key.shape[2]
     scores = query @ key[:, :, :seen].transpose(2, 3)  # (B, H, rows, seen)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
     if causal:
-        place = torch.arange(seen, device=query.device)
-        mask = place <= torch.arange(rows.start, rows.start + query.shape[2], device=query.device)[:, None]
+        position = torch.arange(seen, device=query.device)
+        mask = position <= torch.arange(rows.start, rows.start + query.shape[2], device=query.device)[:, None]
     elif mask is not None and mask.shape[2] > 1:
         mask = mask[:, :, rows.start : rows.stop]
     if mask is not None:

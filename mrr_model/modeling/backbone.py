@@ -1,6 +1,6 @@
-"""What the layer loop needs of an architecture: the interface that decoder.py and encoder.py fill.
+"""What the layer loop needs of an architecture: the interface that decoder.py and encoder.py implement.
 
-Letters: B pairs, T tokens (of the current width), D hidden size, L layers.
+Shapes: B pairs, T tokens (at the current width), D hidden size, H heads, d head size, Q tokens of a shared prefix.
 """
 
 from abc import ABC, abstractmethod
@@ -11,46 +11,52 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mrr_model.modeling.attention import ReadingRow
+from mrr_model.modeling.attention import AttentionRow
 from mrr_model.modeling.merging import Spans
-from mrr_model.modeling.prefix import Prefix
+from mrr_model.modeling.prefix import SharedPrefix
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One width of a batch: what all layers between two merges share.
+class LayerInputs:
+    """What all layers between two merges share, besides the hidden states.
 
-    ``reading`` int64 (B,): the reading tokens' places. ``valid`` bool (B, T), or None where every row is full.
-    ``block_inputs``: the keyword arguments that a stock block takes besides its hidden states. ``prefix``: the query
-    span, where the batch's pairs share one and hold the tokens behind it only; ``valid`` counts it in, as (B, Q + T).
+    Attributes:
+        pooled_index: The pooled tokens' positions, int64 (B,).
+        valid: Which positions hold tokens, bool (B, T), or (B, Q + T) with a prefix; None if all do.
+        block_inputs: The keyword arguments that a stock block takes besides its hidden states.
+        prefix: The query span that the batch's pairs share; the batch then holds the tokens after it.
     """
 
-    reading: Tensor
+    pooled_index: Tensor
     valid: Tensor | None
     block_inputs: dict[str, Any]
-    prefix: Prefix | None = None
+    prefix: SharedPrefix | None = None
 
-    def row(self) -> ReadingRow:
-        """What asks a block for the reading tokens' attention."""
-        return ReadingRow(self.reading + self.prefix.size if self.prefix else self.reading, self.valid)
+    def attention_row(self) -> AttentionRow:
+        """A request for the pooled tokens' attention, for a block to fill in."""
+        index = self.pooled_index if self.prefix is None else self.pooled_index + self.prefix.length
+        return AttentionRow(index, self.valid)
 
-    def take(self, hidden: Tensor) -> Tensor:
-        """The reading tokens' states: (B, T, D) to (B, D)."""
-        return hidden[torch.arange(len(hidden), device=hidden.device), self.reading]
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """The pooled tokens' states, copied: (B, T, D) to (B, D)."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), self.pooled_index]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the last block leaves to do once per pair and not once per token: the reading tokens' attention before its
-    output projection, ``attended`` (B, H · d), and their states before the block, ``states`` (B, D).
+class PooledState:
+    """The pooled tokens in the middle of their last block: what is left runs once per pair and not once per token.
+
+    Attributes:
+        attended: Their attention before its output projection, (B, H · d).
+        residual: Their states before the block, (B, D).
     """
 
     attended: Tensor
-    states: Tensor
+    residual: Tensor
 
 
 class Backbone(ABC):
-    """A stock transformers model, walked layer by layer. Layers are counted from 1. Holds no weights of its own."""
+    """A stock transformers model, run layer by layer. Layers are counted from 1. It holds no weights of its own."""
 
     causal: bool
 
@@ -67,32 +73,34 @@ class Backbone(ABC):
         """Token ids (B, T) to the states before the first block, (B, T, D)."""
 
     @abstractmethod
-    def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:
-        """The shared inputs of all blocks at one width. ``hidden`` (B, T, D) gives dtype, device and T.
+    def layer_inputs(self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None) -> LayerInputs:
+        """What all blocks at the width of `hidden` (B, T, D) share.
 
-        With ``prefix`` the rows go on behind a query span that they share; only causal models take one.
+        With `prefix`, the rows continue a query span that they share. Only causal models take one: others raise
+        `ValueError`.
         """
 
     @abstractmethod
-    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Reading:
-        """Run the attention of block ``layer`` for the reading tokens alone; ``hidden`` (B, T, D).
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+        """Run the attention of block `layer` for the pooled tokens alone; `hidden` (B, T, D).
 
         Keys and values are computed for all tokens, the query for one token of each pair.
         """
 
     @abstractmethod
-    def finish(self, layer: int, reading: Reading) -> Tensor:
-        """The rest of block ``layer``, output projection and MLP, for the reading tokens: (B, D). Pairs of several
-        batches can be finished at once.
+    def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
+        """Run the rest of block `layer`, output projection and MLP, for the pooled tokens: (B, D).
+
+        The pairs may come from several batches.
         """
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The model's last norm, applied before every head (the identity where the architecture has none)."""
+        """The model's last norm, applied before every head (the identity if the architecture has none)."""
 
     @abstractmethod
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
-        """The modules of block ``layer`` that every token needs even at the last exit."""
+        """The modules of block `layer` that every token needs even at the last exit."""
 
     @property
     @abstractmethod
@@ -101,17 +109,20 @@ class Backbone(ABC):
 
     @property
     def max_tokens(self) -> int | None:
-        """How many positions the model has, where it cannot go beyond them."""
+        """How many positions the model has; None if it has no limit."""
         return None
 
-    def block(self, layer: int, hidden: Tensor, stage: Stage, reading_row: ReadingRow | None = None) -> Tensor:
-        """Run block ``layer`` whole: (B, T, D) to (B, T, D). Fills ``reading_row`` where one is given."""
-        output = self.layers[layer - 1](hidden, **stage.block_inputs, reading_row=reading_row)
+    def block(
+        self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
+    ) -> Tensor:
+        """Run block `layer` whole: (B, T, D) to (B, T, D). Fills in `attention_row`, if given."""
+        output = self.layers[layer - 1](hidden, **inputs.block_inputs, attention_row=attention_row)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
-    def valid_places(self, spans: Spans, hidden: Tensor, before: int = 0) -> Tensor | None:
-        """Which places of ``hidden`` (B, T, D) hold tokens, bool (B, T); None where every row is full. ``before``
-        tokens stand in front of every row, and are counted in.
+    def valid_positions(self, spans: Spans, hidden: Tensor, before: int = 0) -> Tensor | None:
+        """Which positions of `hidden` (B, T, D) hold tokens, bool (B, T); None if all do.
+
+        `before` counts tokens before every row: they are valid positions too, and come first.
         """
         total, size = spans.total + before, hidden.shape[1] + before
         if int(total.min()) == size:

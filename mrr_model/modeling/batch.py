@@ -1,6 +1,6 @@
 """What goes into the model: pairs as token ids, one by one and padded to a batch.
 
-Letters: B pairs, T tokens.
+Shapes: B pairs, T tokens.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from mrr_model.modeling.merging import Spans, padded_length
-from mrr_model.modeling.prefix import Prefix
-
-SHARING_LEAST = 4
-"""Fewer pairs of one query are not worth batches of their own."""
 
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """The token ids of one pair, and how many of them belong to the query, the passage and the prompt span, in that
-    order.
+    """The token ids of one pair: its query, passage and prompt spans, in that order.
+
+    Attributes:
+        input_ids: Token ids.
+        query_length: Tokens of the query span.
+        passage_length: Tokens of the passage span.
+        prompt_length: Tokens of the prompt span.
+        query_cut: Whether the query was cut below its `query_max_length` to leave space for the passage.
     """
 
     input_ids: list[int]
@@ -28,22 +30,24 @@ class EncodedPair:
     passage_length: int
     prompt_length: int
     query_cut: bool = field(default=False, compare=False)
-    """Whether the query was cut further than its ``query_max_length``, to leave room for the passage."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs padded on the right: ``input_ids`` int64 (B, T) on the model's device, ``spans`` three (B,) on the CPU."""
+    """Pairs padded on the right.
+
+    Attributes:
+        input_ids: Int64 (B, T), on the model's device.
+        spans: Lengths in tokens.
+        rounded: Whether widths are rounded up (`padded_length`), so that few shapes occur.
+    """
 
     input_ids: Tensor
     spans: Spans
     rounded: bool = False
-    """Whether widths are rounded up, so that few shapes come up."""
-    prefix: Prefix | None = None
-    """The query span of all pairs, which ``input_ids`` and ``spans`` then leave out."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its ids on ``device``."""
+        """The same batch with its ids on `device`."""
         return replace(self, input_ids=self.input_ids.to(device, non_blocking=True))
 
 
@@ -53,42 +57,36 @@ def collate(
     *,
     rounded: bool = False,
     max_tokens: int | None = None,
-    prefix: Prefix | None = None,
+    prefix_length: int = 0,
 ) -> Batch:
     """Pad pairs on the right to the longest of them.
 
-    ``rounded`` pads on to its :func:`~mrr_model.modeling.merging.padded_length`, to ``max_tokens`` at most where a
-    model has no more positions, and asks the same of every merged width. ``prefix``: the query span of all of them,
-    which is left out of the rows.
+    Args:
+        pairs: At least one pair.
+        pad_id: The padding token's id.
+        rounded: Round the width up to its `padded_length`, here and after every merge.
+        max_tokens: The positions that the model has: no width is rounded above it.
+        prefix_length: Leave out that many tokens at the start of every query span: pass them to the model beside the
+            batch, as a `SharedPrefix`.
+
+    Returns:
+        The batch, on the CPU.
+
+    Example:
+        >>> batch = collate([EncodedPair([7, 8, 9], 1, 2, 0), EncodedPair([7, 8], 1, 1, 0)], pad_id=0)
+        >>> batch.input_ids.tolist(), batch.spans.passage.tolist()
+        ([[7, 8, 9], [7, 8, 0]], [2, 1])
     """
-    before = 0 if prefix is None else prefix.size
-    rows = [pair.input_ids[before:] for pair in pairs]
+    rows = [pair.input_ids[prefix_length:] for pair in pairs]
     longest = max(map(len, rows))
     if rounded:
         longest = max(longest, min(padded_length(longest), max_tokens or padded_length(longest)))
     spans = Spans(
-        torch.tensor([pair.query_length - before for pair in pairs], device="cpu"),
+        torch.tensor([pair.query_length - prefix_length for pair in pairs], device="cpu"),
         torch.tensor([pair.passage_length for pair in pairs], device="cpu"),
         torch.tensor([pair.prompt_length for pair in pairs], device="cpu"),
     )
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)  # numpy reads lists several times as fast as torch
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-    return Batch(torch.from_numpy(ids), spans, rounded, prefix)
-
-
-def sharing_groups(pairs: Sequence[EncodedPair]) -> list[tuple[Prefix | None, list[int]]]:
-    """The pairs' indices by query span, with the span where it is worth computing apart: where ``SHARING_LEAST`` pairs
-    or more have it, each with tokens behind it. All others come last, in one group.
-    """
-    by_query: dict[tuple[int, ...], list[int]] = {}
-    for index, pair in enumerate(pairs):
-        if pair.query_length and pair.passage_length + pair.prompt_length:
-            by_query.setdefault(tuple(pair.input_ids[: pair.query_length]), []).append(index)
-    shared = {ids: indices for ids, indices in by_query.items() if len(indices) >= SHARING_LEAST}
-    taken = {index for indices in shared.values() for index in indices}
-    groups: list[tuple[Prefix | None, list[int]]] = [
-        (Prefix(torch.tensor(ids, device="cpu")), indices) for ids, indices in shared.items()
-    ]
-    rest = [index for index in range(len(pairs)) if index not in taken]
-    return [*groups, (None, rest)] if rest else groups
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return Batch(torch.from_numpy(ids), spans, rounded)

@@ -1,5 +1,6 @@
-"""Compensation: low-rank deltas that repair what a smaller depth (vertical) or width (horizontal) loses (arXiv
-2501.16302, factorized compensation).
+"""Compensation: low-rank deltas that repair what a smaller depth (vertical) or width (horizontal) loses.
+
+The published method: arXiv 2501.16302, factorized compensation.
 
 Shapes: r rank, I a linear module's inputs, O its outputs.
 """

@@ -1,7 +1,9 @@
-"""Causal language models: Mistral, Llama, Qwen2, Qwen3, Gemma 2, Granite. A new family is one entry in ``FAMILIES``.
+"""Causal language models: Mistral, Llama, Qwen2, Qwen3, Gemma 2, Granite. A new family is one entry in `FAMILIES`.
 
-Rows are right-padded: a causal model's real tokens never see what stands behind them, so no mask is needed. The
-reading token is the last real one. Letters: B pairs, T tokens, D hidden size, H heads, K key/value heads, d head size.
+Rows are right-padded: a causal model's real tokens never see the padding after them, so no mask is needed. The pooled
+token is the last real one.
+
+Shapes: B pairs, T tokens, D hidden size, H heads, K key/value heads, d head size.
 """
 
 from dataclasses import dataclass, replace
@@ -12,20 +14,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from mrr_model.modeling.attention import ReadingRow, row_attention
-from mrr_model.modeling.backbone import Backbone, Reading, Stage
+from mrr_model.modeling.attention import AttentionRow, row_attention
+from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
-from mrr_model.modeling.prefix import KeyValue, Prefix
+from mrr_model.modeling.prefix import KeyValue, SharedPrefix
 
 
 @dataclass(frozen=True)
 class DecoderFamily:
     """How a family's block differs from Llama's.
 
-    ``query_key_norm``: norms on each head's query and key (Qwen3). ``sandwich_norm``: norms after attention and MLP
-    too (Gemma 2).
-    ``multipliers``: scaled embeddings and residual branches (Granite). ``soft_capped``: capped attention logits (Gemma
-    2).
+    Attributes:
+        query_key_norm: Norms on each head's query and key (Qwen3).
+        sandwich_norm: Norms after attention and MLP too (Gemma 2).
+        multipliers: Scaled embeddings and residual branches (Granite).
+        soft_capped: Capped attention logits (Gemma 2).
     """
 
     query_key_norm: bool = False
@@ -42,11 +45,11 @@ FAMILIES = {
     "gemma2": DecoderFamily(sandwich_norm=True, soft_capped=True),
     "granite": DecoderFamily(multipliers=True),
 }
-"""Decoder families by their transformers ``model_type``."""
+"""Decoder families by their transformers `model_type`."""
 
 
 class Decoder(Backbone):
-    """Walks a stock causal model (the base model, without a language-model head)."""
+    """Runs a stock causal model layer by layer: the base model without its language-model head."""
 
     causal = True
 
@@ -62,68 +65,75 @@ class Decoder(Backbone):
         hidden = cast(Tensor, self.model.get_input_embeddings()(input_ids))
         return hidden * cast(float, self.model.embedding_multiplier) if self.family.multipliers else hidden
 
-    def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:
+    def layer_inputs(self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None) -> LayerInputs:
         """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, width compression)."""
         before = 0
         if prefix is not None:
-            before = prefix.size
+            before = prefix.length
             if prefix.hidden is None:
                 ids = prefix.input_ids.to(hidden.device)
                 states = self.embed(ids[None], spans)
                 # Set when all of it is there: if memory runs out before, the next batch starts the prefix again.
                 prefix.rotary, prefix.hidden = self._rotary(states, 0)[1], states
         positions, rotary = self._rotary(hidden, before)
-        reading = (spans.total - 1).to(hidden.device)
-        valid = self.valid_places(spans, hidden, before)
+        index = (spans.total - 1).to(hidden.device)
+        valid = self.valid_positions(spans, hidden, before)
         inputs: dict[str, Any] = {
             "attention_mask": None,
             "position_ids": positions,
             "position_embeddings": rotary,
             "bands": {},
         }
-        return Stage(reading, valid, inputs, prefix)
+        return LayerInputs(index, valid, inputs, prefix)
 
-    def block(self, layer: int, hidden: Tensor, stage: Stage, reading_row: ReadingRow | None = None) -> Tensor:
-        if stage.prefix is None:
-            return super().block(layer, hidden, stage, reading_row)
-        self._advance(stage.prefix, layer)
-        inputs = {**stage.block_inputs, "shared": stage.prefix.seen[layer - 1]}
-        return super().block(layer, hidden, replace(stage, block_inputs=inputs, prefix=None), reading_row)
+    def block(
+        self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
+    ) -> Tensor:
+        if inputs.prefix is None:
+            return super().block(layer, hidden, inputs, attention_row)
+        self._run_prefix(inputs.prefix, layer)
+        block_inputs = {**inputs.block_inputs, "prefix": inputs.prefix.layers[layer - 1]}
+        return super().block(layer, hidden, replace(inputs, block_inputs=block_inputs, prefix=None), attention_row)
 
-    def _advance(self, prefix: Prefix, layer: int) -> None:
-        """Run the blocks up to ``layer`` for a shared span, as far as that has not been done."""
-        while len(prefix.seen) < layer:
+    def _run_prefix(self, prefix: SharedPrefix, layer: int) -> None:
+        """Run a shared prefix through the blocks up to `layer` that it has not been through yet."""
+        while len(prefix.layers) < layer:
             assert prefix.hidden is not None
-            keys = KeyValue()
+            filled = KeyValue()
             inputs = {
-                "attention_mask": None, "position_embeddings": prefix.rotary, "shared": keys, "bands": prefix.bands
-            }  # fmt: skip
-            output = self.layers[len(prefix.seen)](prefix.hidden, **inputs)
-            prefix.seen.append(keys)  # with the states that belong to it: nothing that can fail comes in between
+                "attention_mask": None,
+                "position_embeddings": prefix.rotary,
+                "prefix": filled,
+                "bands": prefix.bands,
+            }
+            output = self.layers[len(prefix.layers)](prefix.hidden, **inputs)
+            prefix.layers.append(filled)  # with the states that belong to it: nothing that can fail comes in between
             prefix.hidden = output[0] if isinstance(output, tuple) else output
 
     def _rotary(self, hidden: Tensor, first: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Positions from ``first`` on, (1, T), and their rotary angles."""
+        """Positions from `first` on, (1, T), and their rotary angles."""
         positions = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None, :]
         return positions, cast(nn.Module, self.model.rotary_emb)(hidden, position_ids=positions)
 
-    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Reading:
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
         block = cast(Any, self.layers[layer - 1])
         attention = block.self_attn
-        residual = stage.take(hidden)  # (B, D)
+        residual = inputs.pooled(hidden)  # (B, D)
 
-        rotary = stage.block_inputs["position_embeddings"]
+        rotary = inputs.block_inputs["position_embeddings"]
         normed = block.input_layernorm(hidden)
-        query = attention.q_proj(stage.take(normed)).unflatten(-1, (-1, 1, attention.head_dim))  # (B, H, 1, d)
+        query = attention.q_proj(inputs.pooled(normed)).unflatten(-1, (-1, 1, attention.head_dim))  # (B, H, 1, d)
         if self.family.query_key_norm:
             query = attention.q_norm(query)
         cos, sin = (part.expand(len(hidden), -1, -1) for part in rotary)  # (B, T, d)
-        query = _rotated(query, stage.take(cos)[:, None], stage.take(sin)[:, None])
+        query = _rotated(query, inputs.pooled(cos)[:, None], inputs.pooled(sin)[:, None])
         key, value = self._keys_and_values(attention, normed, rotary)  # (B, K, T, d)
-        if stage.prefix is not None:
-            self._advance(stage.prefix, layer - 1)
+        if inputs.prefix is not None:
+            self._run_prefix(inputs.prefix, layer - 1)
             shared = self._keys_and_values(
-                attention, block.input_layernorm(stage.prefix.hidden), cast(tuple[Tensor, Tensor], stage.prefix.rotary)
+                attention,
+                block.input_layernorm(inputs.prefix.hidden),
+                cast(tuple[Tensor, Tensor], inputs.prefix.rotary),
             )
             key, value = (
                 torch.cat([span.expand(len(hidden), -1, -1, -1), own], 2)
@@ -132,12 +142,12 @@ class Decoder(Backbone):
 
         softcap = attention.attn_logit_softcapping if self.family.soft_capped else None
         window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-        attended = row_attention(query, key, value, stage.row(), attention.scaling, softcap, window)
-        return Reading(attended, residual)
+        attended = row_attention(query, key, value, inputs.attention_row(), attention.scaling, softcap, window)
+        return PooledState(attended, residual)
 
-    def finish(self, layer: int, reading: Reading) -> Tensor:
+    def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])
-        return self._residual_branches(block, reading.states, block.self_attn.o_proj(reading.attended))
+        return self._residual_branches(block, pooled.residual, block.self_attn.o_proj(pooled.attended))
 
     def _keys_and_values(self, attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """One layer's keys, rotated, and values: (B, T, D) to (B, K, T, d) each."""
@@ -148,7 +158,7 @@ class Decoder(Backbone):
         return _rotated(key, *rotary), value
 
     def _residual_branches(self, block: Any, residual: Tensor, attended: Tensor) -> Tensor:
-        """What a block does after its attention, (B, D) to (B, D)."""
+        """The part of a block after its attention, (B, D) to (B, D)."""
         if self.family.sandwich_norm:
             hidden = residual + block.post_attention_layernorm(attended)
             branch = block.post_feedforward_layernorm(block.mlp(block.pre_feedforward_layernorm(hidden)))

@@ -1,7 +1,8 @@
-"""Bidirectional encoders: BERT (MiniLM) and XLM-RoBERTa. A new family of the same block is one entry in ``FAMILIES``.
+"""Bidirectional encoders: BERT (MiniLM) and XLM-RoBERTa. A new family of the same block is one entry in `FAMILIES`.
 
-The reading token is the first, or the last of the query span. Letters: B pairs, T tokens, D hidden size, H heads, d
-head size.
+The pooled token is the first, or the last of the query span.
+
+Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
 """
 
 from typing import Any, cast
@@ -10,26 +11,28 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mrr_model.modeling.attention import ReadingRow, row_attention
-from mrr_model.modeling.backbone import Backbone, Reading, Stage
+from mrr_model.modeling.attention import row_attention
+from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
-from mrr_model.modeling.prefix import Prefix
+from mrr_model.modeling.prefix import SharedPrefix
 
 FAMILIES = ("bert", "xlm-roberta")
-"""Encoder families by their transformers ``model_type``."""
+"""Encoder families by their transformers `model_type`."""
 
 
 class Encoder(Backbone):
-    """Walks a stock encoder (the base model; a pooler, where a head needs one, lives in the head).
+    """Runs a stock encoder layer by layer: the base model without its pooler, which the heads replace.
 
-    ``reads_separator``: the reading token is the separator that ends the query span, and not the first token.
+    Args:
+        model: The stock model.
+        pools_separator: Whether the pooled token is the separator that ends the query span, not the first token.
     """
 
     causal = False
 
-    def __init__(self, model: PreTrainedModel, reads_separator: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, pools_separator: bool = False) -> None:
         super().__init__(model)
-        self._reads_separator = reads_separator
+        self._pools_separator = pools_separator
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -39,32 +42,32 @@ class Encoder(Backbone):
         """Token type 1 marks the passage and what follows it, where the model knows two types."""
         token_types = torch.zeros_like(input_ids)
         if self.model.config.type_vocab_size > 1:
-            places = torch.arange(input_ids.shape[1], device="cpu")[None, :]
-            token_types = (places >= spans.query[:, None]).long().to(input_ids.device)
+            positions = torch.arange(input_ids.shape[1], device="cpu")[None, :]
+            token_types = (positions >= spans.query[:, None]).long().to(input_ids.device)
         return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types))
 
-    def stage(self, hidden: Tensor, spans: Spans, prefix: Prefix | None = None) -> Stage:
+    def layer_inputs(self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None) -> LayerInputs:
         if prefix is not None:
-            raise ValueError("an encoder's query sees the passage: pairs cannot share it.")
-        reading = (spans.query - 1 if self._reads_separator else torch.zeros_like(spans.query)).to(hidden.device)
-        valid = self.valid_places(spans, hidden)
+            raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
+        index = (spans.query - 1 if self._pools_separator else torch.zeros_like(spans.query)).to(hidden.device)
+        valid = self.valid_positions(spans, hidden)
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
-        return Stage(reading, valid, {"attention_mask": mask})
+        return LayerInputs(index, valid, {"attention_mask": mask})
 
-    def read(self, layer: int, hidden: Tensor, stage: Stage) -> Reading:
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
         attention = cast(Any, self.layers[layer - 1]).attention.self
-        reader = stage.take(hidden)  # (B, D), a copy: a view would keep all tokens' states alive
+        residual = inputs.pooled(hidden)  # (B, D), a copy: a view would keep all tokens' states alive
 
         heads = (*hidden.shape[:-1], attention.num_attention_heads, attention.attention_head_size)
-        query = attention.query(reader).view(len(hidden), attention.num_attention_heads, 1, -1)  # (B, H, 1, d)
+        query = attention.query(residual).view(len(hidden), attention.num_attention_heads, 1, -1)  # (B, H, 1, d)
         key = attention.key(hidden).view(heads).transpose(1, 2)  # (B, H, T, d)
         value = attention.value(hidden).view(heads).transpose(1, 2)
-        attended = row_attention(query, key, value, ReadingRow(stage.reading, stage.valid), attention.scaling)  # (B, D)
-        return Reading(attended, reader)
+        attended = row_attention(query, key, value, inputs.attention_row(), attention.scaling)  # (B, D)
+        return PooledState(attended, residual)
 
-    def finish(self, layer: int, reading: Reading) -> Tensor:
+    def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])
-        return cast(Tensor, block.feed_forward_chunk(block.attention.output(reading.attended, reading.states)))
+        return cast(Tensor, block.feed_forward_chunk(block.attention.output(pooled.attended, pooled.residual)))
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         return hidden

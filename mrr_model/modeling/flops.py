@@ -1,17 +1,17 @@
-"""How many FLOPs one pair takes under a Plan: the arithmetic that this implementation executes.
+"""How many FLOPs a forward pass takes under a Plan: the arithmetic that this implementation executes.
 
-Counted: matrix products (2 per multiply-add), attention over the places that a token sees, the reading token's row and
-the weighted sums of merges. Not counted: norms, activations, look-ups, and the zeros with which a merge's row is
-computed for all heads at once; they are a few percent at most.
+Counted: matrix products (2 FLOPs per multiply-add), attention over the positions that a token sees, the pooled token's
+attention row and the weighted sums of merges. Not counted: norms, activations, look-ups, and the zeros with which a
+merge's row is computed for all heads at once. They are a few percent at most.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from torch import nn
 
 from mrr_model.compression import Plan
-from mrr_model.modeling.batch import EncodedPair, sharing_groups
+from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.model import MatryoshkaModel
 
 
@@ -20,71 +20,105 @@ def pair_flops(
 ) -> float:
     """FLOPs of one pair's forward pass.
 
-    ``low_ranks``: by module name, the rank of deltas that are added as they run; folded deltas cost nothing and are
-    left out.
+    Args:
+        model: The model.
+        plan: What to run.
+        pair: Its span lengths count, its ids do not.
+        low_ranks: By module name, the rank of the deltas that are added as the model runs. Folded deltas cost nothing
+            and are left out.
+
+    Returns:
+        Floating-point operations, 2 per multiply-add.
     """
-    backbone, hidden_size = model.backbone, model.config.hidden_size
-    names = {module: name for name, module in model.named_modules()}
-    ranks = low_ranks or {}
-    passage, total = pair.passage_length, 0.0
-    for layer in range(1, plan.last_layer + 1):
-        tokens = pair.query_length + passage + pair.prompt_length
-        reads = layer == plan.last_layer
-        everywhere = backbone.key_value_projections(layer)
-        for module in backbone.layers[layer - 1].modules():
-            if isinstance(module, nn.Linear):
-                rows = tokens if not reads or module in everywhere else 1
-                total += rows * _linear_flops(module, ranks.get(names[module], 0))
-        seen = tokens if reads else tokens * (tokens + 1) / 2 if backbone.causal else tokens**2
-        total += 4 * backbone.attention_size * seen
-        if layer in plan.exits:
-            head = model.heads[str(layer)]
-            total += 4 * tokens * hidden_size if model.matryoshka.head == "similarity" else 0  # both means
-            total += sum(
-                _linear_flops(part, ranks.get(names[part], 0)) for part in head.modules() if isinstance(part, nn.Linear)
-            )
-        if layer in plan.merges:
-            weighted = model.matryoshka.merge_weights == "attention"
-            total += 2 * tokens * (hidden_size + (backbone.attention_size if weighted else 0))
-            passage = _groups(passage, plan.merges[layer])
-    return total
+    return _PlanFlops(model, plan, low_ranks or {}).pair(pair)
 
 
 def call_flops(
-    model: MatryoshkaModel, plan: Plan, pairs: Sequence[EncodedPair], low_ranks: Mapping[str, int] | None = None
+    model: MatryoshkaModel,
+    plan: Plan,
+    pairs: Sequence[EncodedPair],
+    shared_queries: Iterable[tuple[int, int]] = (),
+    low_ranks: Mapping[str, int] | None = None,
 ) -> float:
-    """FLOPs of all pairs of a call; a query span that a causal model's pairs share counts once."""
-    shapes: dict[tuple[int, int, int], float] = {}
+    """FLOPs of all pairs of a call.
+
+    Args:
+        model: The model.
+        plan: What to run.
+        pairs: The pairs; their span lengths count, their ids do not.
+        shared_queries: The query spans that are computed once for several pairs: the tokens of each, and how many pairs
+            share it.
+        low_ranks: See `pair_flops`.
+
+    Returns:
+        Floating-point operations, 2 per multiply-add.
+    """
+    flops = _PlanFlops(model, plan, low_ranks or {})
+    by_shape: dict[tuple[int, int, int], float] = {}
+    total = 0.0
     for pair in pairs:
         shape = (pair.query_length, pair.passage_length, pair.prompt_length)
-        if shape not in shapes:
-            shapes[shape] = pair_flops(model, plan, pair, low_ranks)
-    total = sum(shapes[pair.query_length, pair.passage_length, pair.prompt_length] for pair in pairs)
-    for prefix, group in sharing_groups(pairs) if model.backbone.causal else ():
-        if prefix is not None:
-            total -= (len(group) - 1) * _query_flops(model, plan, prefix.size, low_ranks or {})
-    return total
+        if shape not in by_shape:
+            by_shape[shape] = flops.pair(pair)
+        total += by_shape[shape]
+    return total - sum((count - 1) * flops.shared_query(tokens) for tokens, count in shared_queries)
 
 
-def _query_flops(model: MatryoshkaModel, plan: Plan, tokens: int, ranks: Mapping[str, int]) -> float:
-    """What a causal model's query span takes of one pair."""
-    backbone, total = model.backbone, 0.0
-    names = {module: name for name, module in model.named_modules()}
-    for layer in range(1, plan.last_layer + 1):
-        reads = layer == plan.last_layer
-        everywhere = backbone.key_value_projections(layer)
-        total += sum(
-            tokens * _linear_flops(module, ranks.get(names[module], 0))
-            for module in backbone.layers[layer - 1].modules()
-            if isinstance(module, nn.Linear) and (not reads or module in everywhere)
-        )
-        total += 0 if reads else 4 * backbone.attention_size * tokens * (tokens + 1) / 2
-    return total
+class _PlanFlops:
+    """The FLOPs of one model under one plan, for spans of any length."""
 
+    def __init__(self, model: MatryoshkaModel, plan: Plan, low_ranks: Mapping[str, int]) -> None:
+        self.model, self.plan, self.low_ranks = model, plan, low_ranks
+        self._names = {module: name for name, module in model.named_modules()}
+        self._per_token = {layer: self._linear_per_token(layer) for layer in range(1, plan.last_layer + 1)}
 
-def _linear_flops(module: nn.Linear, rank: int) -> float:
-    outputs, inputs = module.weight.shape
-    return 2.0 * (inputs * outputs + rank * (inputs + outputs))
+    def pair(self, pair: EncodedPair) -> float:
+        """One pair, from its first token to its logits."""
+        model, hidden_size = self.model, self.model.config.hidden_size
+        passage, total = pair.passage_length, 0.0
+        for layer in self._per_token:
+            tokens = pair.query_length + passage + pair.prompt_length
+            if layer == self.plan.last_layer:
+                total += self._layer(layer, tokens, whole=1, seen=tokens)  # the pooled token alone
+            else:
+                total += self._layer(layer, tokens, whole=tokens, seen=self._seen(tokens))
+            if layer in self.plan.exits:
+                total += sum(map(self._linear, model.heads[str(layer)].modules()))
+                total += 4 * tokens * hidden_size if model.matryoshka.head == "similarity" else 0  # both means
+            if layer in self.plan.merges:
+                row = model.backbone.attention_size if model.matryoshka.merge_weights == "attention" else 0
+                total += 2 * tokens * (hidden_size + row)
+                passage = _groups(passage, self.plan.merges[layer])
+        return total
+
+    def shared_query(self, tokens: int) -> float:
+        """The part of a causal model's pair that its query span of `tokens` tokens takes."""
+        *below, last = self._per_token
+        total = sum(self._layer(layer, tokens, whole=tokens, seen=self._seen(tokens)) for layer in below)
+        return total + self._layer(last, tokens, whole=0, seen=0)
+
+    def _layer(self, layer: int, tokens: int, whole: int, seen: float) -> float:
+        """One block: keys and values of `tokens` tokens, all else of `whole` tokens, which see `seen` positions."""
+        keys_and_values, others = self._per_token[layer]
+        return tokens * keys_and_values + whole * others + 4 * self.model.backbone.attention_size * seen
+
+    def _seen(self, tokens: int) -> float:
+        """The positions that all tokens of a span see, added up."""
+        return tokens * (tokens + 1) / 2 if self.model.backbone.causal else tokens**2
+
+    def _linear_per_token(self, layer: int) -> tuple[float, float]:
+        """FLOPs per token of a block's linear modules: those of keys and values, and all others."""
+        backbone = self.model.backbone
+        projections = backbone.key_value_projections(layer)
+        keys_and_values = sum(self._linear(module) for projection in projections for module in projection.modules())
+        return keys_and_values, sum(map(self._linear, backbone.layers[layer - 1].modules())) - keys_and_values
+
+    def _linear(self, module: nn.Module) -> float:
+        """FLOPs per token of a linear module; 0 for any other."""
+        if not isinstance(module, nn.Linear):
+            return 0.0
+        outputs, inputs = module.weight.shape
+        return 2.0 * (inputs * outputs + self.low_ranks.get(self._names[module], 0) * (inputs + outputs))
 
 
 def _groups(length: int, step: Fraction) -> int:

@@ -72,7 +72,7 @@ class ScoreHead(nn.Module):
         """Set fresh weights: small noise, or for the kind `similarity` a plain cosine.
 
         Args:
-            rows: The last layer's weights, (1, D) or (2, D), in place of noise.
+            rows: The last layer's weights, (1, D) or (2, D), instead of noise.
         """
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)

@@ -1,7 +1,10 @@
-"""The query span that several pairs share: in a causal model it sees nothing of a passage, so its states, keys and
-values are computed once for all of them (exact).
+"""The query span that several pairs share.
 
-Letters: Q tokens of the query span, D hidden size, K key/value heads, d head size.
+In a causal model it sees nothing of a passage, so its states, keys and values are computed once for all of these pairs.
+This is exact.
+
+Shapes: B pairs, Q tokens of the query span, T other tokens of a pair, D hidden size, H heads, K key/value heads, d head
+size.
 """
 
 from dataclasses import dataclass, field
@@ -12,16 +15,24 @@ from torch import Tensor
 
 @dataclass
 class KeyValue:
-    """One layer's keys and values of a shared span, (1, K, Q, d) each; empty until a block fills them in."""
+    """One layer's keys and values of a shared span, (1, K, Q, d) each; None until the attention fills them in."""
 
     key: Tensor | None = None
     value: Tensor | None = None
 
-    def before(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of the pairs' own tokens (B, heads, S, d) with the span in front, (B, heads, Q + S, d).
+    def prepended(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put the span before the pairs' own tokens.
 
-        The span's queries are zeros: their attention is thrown away, and the attention stays square, so that the
-        fused causal kernels serve it.
+        The span's queries are zeros, and their attention is thrown away: the attention stays square, so that the fused
+        causal kernels serve it.
+
+        Args:
+            query: (B, H, T, d).
+            key: (B, K, T, d).
+            value: (B, K, T, d).
+
+        Returns:
+            The three with Q + T tokens each.
         """
         assert self.key is not None
         assert self.value is not None
@@ -35,21 +46,26 @@ class KeyValue:
 
 
 @dataclass
-class Prefix:
-    """A query span on its way through the layers: ``hidden`` (1, Q, D) is its state after ``len(seen)`` of them.
+class SharedPrefix:
+    """A query span and what is known of it so far. Pass one object with every batch of the pairs that share it.
 
-    It fills as the pairs' layers run, and serves every batch of the same query under the same adapters.
+    The layers of the first batch fill it in; later batches use it. It holds for one set of active adapters.
+
+    Attributes:
+        input_ids: The span's token ids, int64 (Q,).
+        hidden: Its states after `len(layers)` layers, (1, Q, D).
+        rotary: Its rotary angles.
+        layers: The keys and values of the layers so far.
+        bands: Its own sliding-window masks, by window.
     """
 
     input_ids: Tensor
-    """int64 (Q,)."""
     hidden: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
-    seen: list[KeyValue] = field(default_factory=list)
+    layers: list[KeyValue] = field(default_factory=list)
     bands: dict[int, Tensor] = field(default_factory=dict)
-    """The span's own sliding-window masks, by their window."""
 
     @property
-    def size(self) -> int:
+    def length(self) -> int:
         """Q."""
         return len(self.input_ids)

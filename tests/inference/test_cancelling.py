@@ -32,15 +32,15 @@ class Gate:
 
     @contextmanager
     def before_batches(self) -> Iterator[None]:
-        start = MatryoshkaModel.start
+        embed = MatryoshkaModel.embed
 
-        def gated(model: MatryoshkaModel, batch: Any) -> Any:
+        def gated(model: MatryoshkaModel, *arguments: Any) -> Any:
             self.batches += 1
             self.started.set()
             self.open.wait()
-            return start(model, batch)
+            return embed(model, *arguments)
 
-        with patch.object(MatryoshkaModel, "start", gated):
+        with patch.object(MatryoshkaModel, "embed", gated):
             yield
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from mrr_model.compression import Plan
-from mrr_model.inference.forward import Scoring
-from mrr_model.modeling.batch import Batch, EncodedPair, collate
-from mrr_model.modeling.model import BatchReading, BatchState, MatryoshkaModel
+from mrr_model.inference.batching import BatchBudget
+from mrr_model.inference.forward import ForwardPass
+from mrr_model.modeling.batch import EncodedPair, collate
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.modeling.states import HiddenBatch, PooledBatch
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
 BUDGET = 300
@@ -28,49 +30,65 @@ def model(request: pytest.FixtureRequest, make_model: Callable[..., MatryoshkaMo
 @pytest.fixture
 def pairs(make_pairs: Callable[..., list[EncodedPair]]) -> list[EncodedPair]:
     """24 pairs of two queries, 38 to 61 tokens long."""
-    made = make_pairs([(5, 30 + place, 3) for place in range(24)])
-    queries = [made[place].input_ids[:5] for place in (0, 1)]
+    made = make_pairs([(5, 30 + index, 3) for index in range(24)])
+    queries = [made[index].input_ids[:5] for index in (0, 1)]
     return [
-        EncodedPair([*queries[place % 2], *pair.input_ids[5:]], 5, pair.passage_length, 3)
-        for place, pair in enumerate(made)
+        EncodedPair([*queries[index % 2], *pair.input_ids[5:]], 5, pair.passage_length, 3)
+        for index, pair in enumerate(made)
     ]
 
 
-class Watched(Scoring):
-    """Scoring that keeps what each step was given: the layer it began behind, pairs and tokens.
+class WatchedBudget(BatchBudget):
+    """A budget that keeps the tokens of every batch that did not fit."""
 
-    ``most``: memory runs out where more pairs than that go on from a merge, after all has been computed.
+    def __init__(self, model: MatryoshkaModel, limit: int) -> None:
+        super().__init__(model, limit)
+        self.halved: list[int] = []
+
+    def halve(self, tokens: int) -> None:
+        self.halved.append(tokens)
+        super().halve(tokens)
+
+
+class Watched:
+    """A forward pass that keeps the layer, pairs and tokens with which each batch began.
+
+    `most`: memory runs out if a batch of more pairs runs on from a merge, after all has been computed.
     """
 
-    def __init__(self, *arguments: Any, budget: int, most: int | None = None, **limits: Any) -> None:
-        self.budget, self.most, self.done = budget, most, 0
+    def __init__(
+        self,
+        model: MatryoshkaModel,
+        plan: Plan,
+        pairs: list[EncodedPair],
+        *,
+        budget: int,
+        most: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.budget, self.most, self.done = WatchedBudget(model, budget), most, 0
         self.steps: list[tuple[int, int, int]] = []
-        self.halved: list[int] = []
-        super().__init__(*arguments, batch_tokens=lambda: self.budget, halve=self.shrink, progress=self.count, **limits)
-
-    def shrink(self, tokens: int) -> None:
-        self.halved.append(tokens)
-        self.budget = min(self.budget, tokens // 2)
+        self.forward = ForwardPass(model, plan, pairs, self.budget, batch_size=batch_size, progress=self.count)
 
     def count(self, pairs: int) -> None:
         self.done += pairs
 
     def logits(self) -> Tensor:
-        advance = MatryoshkaModel.advance
+        run_to_next_merge = MatryoshkaModel.run_to_next_merge
 
-        def watched(model: MatryoshkaModel, state: BatchState, plan: Plan) -> Any:
-            made = advance(model, state, plan)
-            if self.most is not None and state.layer and len(state) > self.most:
+        def watched(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> HiddenBatch:
+            made = run_to_next_merge(model, hidden, plan)
+            if self.most is not None and hidden.layer and len(hidden) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            self.steps.append((state.layer, len(state), len(state) * state.width))
+            self.steps.append((hidden.layer, len(hidden), len(hidden) * hidden.width))
             return made
 
-        with patch.object(MatryoshkaModel, "advance", watched):
-            found = super().logits()
+        with patch.object(MatryoshkaModel, "run_to_next_merge", watched):
+            found = self.forward.logits()
         assert self.done == len(found)
         return found
 
-    def behind(self, layer: int) -> list[tuple[int, int]]:
+    def after(self, layer: int) -> list[tuple[int, int]]:
         return [(pairs, tokens) for at, pairs, tokens in self.steps if at == layer]
 
 
@@ -93,7 +111,7 @@ def test_batches_are_joined_after_each_merge_within_their_limits(
 ) -> None:
     run = Watched(model, TWICE, pairs, budget=BUDGET)
     run.logits()
-    first, second, third = (run.behind(layer) for layer in (0, 1, 3))
+    first, second, third = (run.after(layer) for layer in (0, 1, 3))
     assert len(first) > len(second) > len(third)
     for step in (first, second, third):
         assert sum(count for count, _ in step) == len(pairs)  # every pair once
@@ -101,14 +119,14 @@ def test_batches_are_joined_after_each_merge_within_their_limits(
         assert all(count == 1 or tokens <= BUDGET for count, tokens in step)
 
 
-def test_what_differs_in_width_is_not_joined(
+def test_batches_of_different_widths_are_not_joined(
     make_model: Callable[..., MatryoshkaModel], make_pairs: Callable[..., list[EncodedPair]]
 ) -> None:
     pairs = make_pairs([(5, 100, 1)] * 2 + [(5, 8, 1)] * 2)
     run = Watched(make_model("bert").eval(), Plan((6,), {1: HALF}), pairs, budget=224)
     run.logits()
-    assert run.behind(0) == [(2, 224), (2, 32)]
-    assert run.behind(1) == [(2, 112), (2, 24)]  # four of 56 would fit the budget, but are 224 tokens and not 136
+    assert run.after(0) == [(2, 224), (2, 32)]
+    assert run.after(1) == [(2, 112), (2, 24)]  # four of 56 would fit the budget, but are 224 tokens and not 136
 
 
 def test_no_width_is_padded_beyond_the_positions(
@@ -125,59 +143,83 @@ def test_a_batch_size_holds_for_joined_batches_too(model: MatryoshkaModel, pairs
     assert max(count for _, count, _ in run.steps) == 4
 
 
-def test_a_joined_batch_that_does_not_fit_is_parted(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
+def test_a_joined_batch_that_does_not_fit_is_split(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
     plan = Plan((2, 4, 6), {1: QUARTER, 3: HALF})
     run = Watched(model, plan, pairs, budget=BUDGET, most=6)
     torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
     for layer in (1, 3):
-        assert max(count for count, _ in run.behind(layer)) <= 6
-    assert run.budget == min(run.halved) // 2 < BUDGET
-    assert min(run.halved) > 6 * 8  # tokens of batches of more than six pairs, each wider than 8
-    first, last = run.behind(0)[0], run.behind(0)[-3:]
+        assert max(count for count, _ in run.after(layer)) <= 6
+    assert run.budget.tokens == min(run.budget.halved) // 2 < BUDGET
+    assert min(run.budget.halved) > 6 * 8  # tokens of batches of more than six pairs, each wider than 8
+    first, last = run.after(0)[0], run.after(0)[-3:]
     assert all(tokens <= BUDGET / 2 for _, tokens in last)  # what starts later is smaller
     assert first[1] > BUDGET / 2
     with pytest.raises(torch.OutOfMemoryError):
         Watched(model, TWICE, pairs, budget=BUDGET, most=0).logits()
 
 
-def test_batches_that_cannot_be_joined_for_want_of_memory_go_on_apart(
-    model: MatryoshkaModel, pairs: list[EncodedPair]
-) -> None:
-    joined = BatchState.joined
+def test_batches_run_apart_if_joining_them_runs_out_of_memory(model: MatryoshkaModel, pairs: list[EncodedPair]) -> None:
+    joined = HiddenBatch.joined
 
-    def never(states: list[BatchState]) -> BatchState:
-        if len(states) > 1:
+    def never(parts: list[HiddenBatch]) -> HiddenBatch:
+        if len(parts) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return joined(states)
+        return joined(parts)
 
     run = Watched(model, TWICE, pairs, budget=BUDGET)
-    with patch.object(BatchState, "joined", never):
+    with patch.object(HiddenBatch, "joined", never):
         torch.testing.assert_close(run.logits(), expected(model, pairs, TWICE), atol=1e-5, rtol=1e-5)
-    assert run.budget < BUDGET
-    assert sorted(count for count, _ in run.behind(0)) == sorted(count for count, _ in run.behind(1))
+    assert run.budget.tokens < BUDGET
+    assert sorted(count for count, _ in run.after(0)) == sorted(count for count, _ in run.after(1))
 
 
 @pytest.mark.parametrize("plan", [Plan((2, 6)), TWICE])
-def test_readings_that_wait_do_not_stay_where_they_were_made(
+def test_pooled_tokens_that_are_collected_do_not_stay_where_they_were_made(
     model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan
 ) -> None:
     made: list[weakref.ref[Tensor]] = []
-    start, advance = MatryoshkaModel.start, MatryoshkaModel.advance
+    embed, pool = MatryoshkaModel.embed, MatryoshkaModel.pool_last_exit
 
-    def watched_start(model: MatryoshkaModel, batch: Batch) -> BatchState:
+    def watched_embed(model: MatryoshkaModel, *arguments: Any) -> HiddenBatch:
         assert not [reference for reference in made if reference() is not None]
-        return start(model, batch)
+        return embed(model, *arguments)
 
-    def watched_advance(model: MatryoshkaModel, state: BatchState, plan: Plan) -> BatchState | BatchReading:
-        part = advance(model, state, plan)
-        if isinstance(part, BatchReading):
-            made.extend(map(weakref.ref, (part.reading.attended, part.reading.states, *part.logits)))
-        return part
+    def watched_pool(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> PooledBatch:
+        pooled = pool(model, hidden, plan)
+        made.extend(map(weakref.ref, (pooled.state.attended, pooled.state.residual, *pooled.logits)))
+        return pooled
 
     run = Watched(model, plan, pairs, budget=100)
     with (
-        patch.object(MatryoshkaModel, "start", watched_start),
-        patch.object(MatryoshkaModel, "advance", watched_advance),
+        patch.object(MatryoshkaModel, "embed", watched_embed),
+        patch.object(MatryoshkaModel, "pool_last_exit", watched_pool),
     ):
         torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
     assert len(made) > 20
+
+
+@pytest.mark.parametrize("plan", [Plan((2, 6)), TWICE])
+def test_states_of_earlier_batches_are_gone_before_the_next_starts(
+    model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan
+) -> None:
+    """Only what waits at a merge is kept: no batch is kept at the width that it had before."""
+    before_merging: list[weakref.ref[Tensor]] = []
+    embed, run_to_next_merge = MatryoshkaModel.embed, MatryoshkaModel.run_to_next_merge
+
+    def watched_embed(model: MatryoshkaModel, *arguments: Any) -> HiddenBatch:
+        assert not [reference for reference in before_merging if reference() is not None]
+        hidden = embed(model, *arguments)
+        before_merging.append(weakref.ref(hidden.states))
+        return hidden
+
+    def watched_run(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> HiddenBatch:
+        before_merging.append(weakref.ref(hidden.states))
+        return run_to_next_merge(model, hidden, plan)
+
+    run = Watched(model, plan, pairs, budget=BUDGET)
+    with (
+        patch.object(MatryoshkaModel, "embed", watched_embed),
+        patch.object(MatryoshkaModel, "run_to_next_merge", watched_run),
+    ):
+        torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
+    assert len(before_merging) > 10

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mrr_model.compression import Plan
+from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.device import out_of_memory
-from mrr_model.inference.engine import Scoring
+from mrr_model.inference.forward import ForwardPass
 from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.model import MatryoshkaModel
 
@@ -21,7 +23,7 @@ SHARED = 7
 
 
 class RunsOut(TorchFunctionMode):
-    """Counts torch's functions, and has the one at ``failing`` want memory that is not there."""
+    """Counts calls of torch functions. The one at `failing` runs out of memory."""
 
     def __init__(self, failing: int | None = None, error: type[Exception] = torch.OutOfMemoryError) -> None:
         super().__init__()
@@ -36,19 +38,14 @@ class RunsOut(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def scoring(model: MatryoshkaModel, plan: Plan, pairs: list[EncodedPair]) -> Scoring:
-    budget = [1000]
-
-    def halve(tokens: int) -> None:
-        budget[0] = max(1, tokens // 2)
-
-    return Scoring(model, plan, pairs, batch_tokens=lambda: budget[0], halve=halve, progress=lambda count: None)
+def forward(model: MatryoshkaModel, plan: Plan, pairs: list[EncodedPair]) -> Tensor:
+    return ForwardPass(model, plan, pairs, BatchBudget(model, 1000)).logits()
 
 
 @pytest.fixture
 def pairs(make_pairs: Callable[..., list[EncodedPair]]) -> list[EncodedPair]:
     """Five pairs of one query."""
-    made = make_pairs([(SHARED, 12 + 3 * place, 2) for place in range(5)])
+    made = make_pairs([(SHARED, 12 + 3 * index, 2) for index in range(5)])
     query = made[0].input_ids[:SHARED]
     return [EncodedPair([*query, *pair.input_ids[SHARED:]], SHARED, pair.passage_length, 2) for pair in made]
 
@@ -60,7 +57,7 @@ def test_memory_that_runs_out_anywhere_changes_no_score(
     model = make_model("mistral", num_hidden_layers=3, sliding_window=8)
     plan = Plan((3,), {1: Fraction(1, 2)})
     with RunsOut() as counted:
-        expected = scoring(model, plan, pairs).logits()
+        expected = forward(model, plan, pairs)
     assert counted.count > 300
 
     raised = []
@@ -68,12 +65,12 @@ def test_memory_that_runs_out_anywhere_changes_no_score(
         error = (torch.OutOfMemoryError, MemoryError)[failing % 2]
         with RunsOut(failing, error):
             try:
-                found = scoring(model, plan, pairs).logits()
+                found = forward(model, plan, pairs)
             except error:
                 raised.append(failing)
                 continue
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert len(raised) < 20  # what surrounds the batches: nothing of it could be made smaller
+    assert len(raised) < 20  # outside of the batches, where nothing can be made smaller
 
 
 @pytest.mark.parametrize(
@@ -100,5 +97,5 @@ def test_memory_that_runs_out_anywhere_changes_no_score(
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_what_says_that_memory_ran_out(error: RuntimeError | MemoryError, ran_out: bool) -> None:
+def test_errors_that_say_that_memory_ran_out(error: RuntimeError | MemoryError, ran_out: bool) -> None:
     assert out_of_memory(error) is ran_out

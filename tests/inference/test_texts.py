@@ -14,7 +14,7 @@ import torch
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.inference import encode as inputs
 from mrr_model.inference.encode import PairEncoder
-from mrr_model.inference.engine import Scoring
+from mrr_model.inference.forward import ForwardPass
 
 DECODER = Path(__file__).parents[1] / "fixtures" / "reference" / "mistral" / "model"
 QUERY = "how do plants make food?"
@@ -141,19 +141,19 @@ def test_a_window_is_scored_before_the_next_is_tokenized(
 ) -> None:
     monkeypatch.setattr(inputs, "WINDOW_CHARACTERS", 1000)
     events: list[str] = []
-    encode, logits = PairEncoder.encode, Scoring.logits
+    encode, logits = PairEncoder.encode, ForwardPass.logits
 
     def encoding(self: PairEncoder, pairs: Any, prompt: str | None = None) -> Any:
         events.append(f"encode {len(pairs)}")
         return encode(self, pairs, prompt)
 
-    def scoring(self: Scoring) -> Any:
-        events.append(f"score {len(self.encoded)}")
+    def scoring(self: ForwardPass) -> Any:
+        events.append(f"score {len(self.pairs)}")
         return logits(self)
 
     monkeypatch.setattr(PairEncoder, "encode", encoding)
-    monkeypatch.setattr(Scoring, "logits", scoring)
-    with patch("mrr_model.reranker.tqdm", side_effect=lambda **options: _Bar(events, **options)):
+    monkeypatch.setattr(ForwardPass, "logits", scoring)
+    with patch("mrr_model.inference.engine.tqdm", side_effect=lambda **options: _Bar(events, **options)):
         reranker.score_pairs(pairs_of_three_queries(), show_progress=True)
     distinct = len(set(pairs_of_three_queries()))
     assert events[0] == f"progress of {distinct}"

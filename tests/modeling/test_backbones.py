@@ -1,4 +1,4 @@
-"""Every family walked layer by layer: equal to transformers' own forward pass, whatever else is in the batch."""
+"""Every family run layer by layer: equal to transformers' own forward pass, and independent of the batch."""
 
 import copy
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from transformers import AutoModel
 
 from mrr_model.compression import Plan
 from mrr_model.modeling import attention
-from mrr_model.modeling.attention import UNFUSED_ROWS, ReadingRow, row_attention, row_weights, visible_places
+from mrr_model.modeling.attention import UNFUSED_ROWS, AttentionRow, row_attention, row_weights, visible_positions
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
-from mrr_model.modeling.families import FAMILIES, is_decoder, walk
+from mrr_model.modeling.families import FAMILIES, backbone_of, is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
 
 ModelFactory = Callable[..., MatryoshkaModel]
@@ -66,10 +66,10 @@ def stock_twin(model: MatryoshkaModel) -> Any:
 def stock_logits(model: MatryoshkaModel, batch: Batch) -> Tensor:
     """The logits of every layer (B, L) from transformers' own forward pass over the padded batch."""
     lengths = batch.spans.total
-    places = torch.arange(batch.input_ids.shape[1])[None, :]
-    inputs = {"input_ids": batch.input_ids, "attention_mask": (places < lengths[:, None]).long()}
+    positions = torch.arange(batch.input_ids.shape[1])[None, :]
+    inputs = {"input_ids": batch.input_ids, "attention_mask": (positions < lengths[:, None]).long()}
     if model.config.model_type == "bert":
-        inputs["token_type_ids"] = (places >= batch.spans.query[:, None]).long()
+        inputs["token_type_ids"] = (positions >= batch.spans.query[:, None]).long()
     twin = stock_twin(model)
     with torch.inference_mode():
         output = twin(**inputs, output_hidden_states=True, use_cache=False)
@@ -99,7 +99,7 @@ def test_full_width_equals_transformers_at_every_exit(
     assert expected.std() > 0.1, "the logits of a random model must differ, or equality shows nothing"
     assert batch.input_ids.shape[1] > UNFUSED_ROWS
     close(logits_of(model, pairs, Plan(exits=tuple(range(1, 7)))), expected)
-    # One pair alone, read at the last layer: no padding, and the last block runs for the reading token only.
+    # One pair alone, read at the last layer: no padding, and the last block runs for the pooled token only.
     for index, pair in enumerate(pairs):
         close(logits_of(model, [pair], Plan(exits=(6,)))[:, 0], expected[index, -1:])
 
@@ -131,9 +131,9 @@ def test_logit_depends_on_nothing_but_the_pair(
 
     plan = Plan(exits=(2, 3, 5, 6), merges=MERGES)
     several = logits_of(model, pairs, plan)
-    for place, exit_layer in enumerate(plan.exits):
+    for column, exit_layer in enumerate(plan.exits):
         merges = {layer: step for layer, step in MERGES.items() if layer < exit_layer}
-        close(logits_of(model, pairs, Plan((exit_layer,), merges))[:, 0], several[:, place])
+        close(logits_of(model, pairs, Plan((exit_layer,), merges))[:, 0], several[:, column])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,10 +148,10 @@ def test_padding_id_and_amount_do_not_matter(make_model: ModelFactory, make_pair
 
 
 @EVERY_CASE
-def test_reading_alone_equals_the_whole_block(
+def test_pooled_token_alone_equals_the_whole_block(
     make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any]
 ) -> None:
-    """Evaluation runs the last block for the reading tokens, training runs it whole, through its own attention."""
+    """Evaluation runs the last block for the pooled tokens, training runs it whole, through its own attention."""
     still = {} if is_decoder(family) else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = make_model(family, **still, **changes)
     pairs = make_pairs(SPANS)
@@ -191,20 +191,20 @@ def test_bfloat16_stays_near_float32(make_model: ModelFactory, make_pairs: PairF
     assert (actual - expected).abs().max() < 0.15 * expected.std().clamp(min=1.0)
 
 
-def test_merge_weights_are_the_reading_tokens_attention(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+def test_merge_weights_are_the_pooled_tokens_attention(make_model: ModelFactory, make_pairs: PairFactory) -> None:
     """Against the attention matrices that transformers' eager attention returns."""
     for family in ("mistral", "gemma2", "bert"):
         model = make_model(family)
         pairs = make_pairs(SPANS)
         batch = collate(pairs, model.config.pad_token_id)
-        backbone = walk(model.model)
+        backbone = backbone_of(model.model)
         rows = {}
         with torch.inference_mode():
             hidden = backbone.embed(batch.input_ids, batch.spans)
-            stage = backbone.stage(hidden, batch.spans)
+            inputs = backbone.layer_inputs(hidden, batch.spans)
             for layer in (1, 2, 3):
-                rows[layer] = ReadingRow(stage.reading, stage.valid)
-                hidden = backbone.block(layer, hidden, stage, rows[layer])
+                rows[layer] = inputs.attention_row()
+                hidden = backbone.block(layer, hidden, inputs, rows[layer])
             for index, pair in enumerate(pairs):
                 ids = torch.tensor([pair.input_ids])
                 types = {"token_type_ids": (torch.arange(ids.shape[1]) >= pair.query_length).long()[None]}
@@ -217,19 +217,19 @@ def test_merge_weights_are_the_reading_tokens_attention(make_model: ModelFactory
                     assert row.weights[index, ids.shape[1] :].eq(0).all()
 
 
-def test_reading_token_sees_its_window_only() -> None:
-    row = ReadingRow(torch.tensor([5, 2]), torch.tensor([[True] * 6, [True] * 3 + [False] * 3]))
-    seen = visible_places(row, 6, 2)
+def test_pooled_token_sees_its_window_only() -> None:
+    row = AttentionRow(torch.tensor([5, 2]), torch.tensor([[True] * 6, [True] * 3 + [False] * 3]))
+    seen = visible_positions(row, 6, 2)
     assert seen is not None
     assert seen.tolist() == [[False] * 4 + [True] * 2, [False, True, True] + [False] * 3]
-    assert visible_places(ReadingRow(torch.tensor([5]), None), 6, None) is None
+    assert visible_positions(AttentionRow(torch.tensor([5]), None), 6, None) is None
 
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
 def test_pad_tokens_in_a_text_are_read_as_transformers_reads_them(
     make_model: ModelFactory, make_pairs: PairFactory, family: str
 ) -> None:
-    """A tokenizer turns a literal "<pad>" into that id; XLM-RoBERTa does not count it as a place."""
+    """A tokenizer turns a literal "<pad>" into that id; XLM-RoBERTa does not count it as a position."""
     model = make_model(family)
     [pair] = make_pairs([(4, 12, 1)])
     ids = list(pair.input_ids)
@@ -241,7 +241,9 @@ def test_pad_tokens_in_a_text_are_read_as_transformers_reads_them(
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(6, 6), (6, 2), (6, 1)])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_reading_rows_equal_whole_attention_however_keys_lie(heads: int, key_heads: int, softcap: float | None) -> None:
+def test_attention_rows_equal_whole_attention_in_any_memory_order_of_keys(
+    heads: int, key_heads: int, softcap: float | None
+) -> None:
     """Token by token, as projections leave them, or head by head, as joining spans does."""
     batch, tokens, size = 3, 9, 4
     generator = torch.Generator().manual_seed(0)
@@ -251,7 +253,7 @@ def test_reading_rows_equal_whole_attention_however_keys_lie(heads: int, key_hea
 
     query, key, value = drawn(heads), drawn(key_heads), drawn(key_heads)
     valid = torch.arange(tokens) < torch.tensor([9, 5, 1])[:, None]
-    row = ReadingRow(torch.tensor([8, 3, 0]), valid)
+    row = AttentionRow(torch.tensor([8, 3, 0]), valid)
     whole_key, whole_value = (part.repeat_interleave(heads // key_heads, 1) for part in (key, value))
     scores = query @ whole_key.transpose(2, 3) * 0.3
     scores = scores if softcap is None else softcap * (scores / softcap).tanh()
@@ -259,17 +261,19 @@ def test_reading_rows_equal_whole_attention_however_keys_lie(heads: int, key_hea
     each = torch.arange(batch)
     expected = (weights @ whole_value)[each, :, row.index].flatten(1)  # (B, H · d)
 
-    reader = query[each, :, row.index][:, :, None]  # (B, H, 1, d)
+    pooled = query[each, :, row.index][:, :, None]  # (B, H, 1, d)
     for keys in (key, key.contiguous()):
         torch.testing.assert_close(row_weights(query, keys, row, 0.3, softcap), weights[each, :, row.index].sum(1))
-        torch.testing.assert_close(row_attention(reader, keys, value, row, 0.3, softcap), expected)
+        torch.testing.assert_close(row_attention(pooled, keys, value, row, 0.3, softcap), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_longest_input_runs(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
     model = make_model(family)
     longest = model.backbone.max_tokens
-    assert longest == {"bert": 130, "xlm-roberta": 128}.get(family)  # XLM-RoBERTa's places start after its padding id
+    assert longest == {"bert": 130, "xlm-roberta": 128}.get(
+        family
+    )  # XLM-RoBERTa's positions start after its padding id
     if longest is not None:
         full = make_pairs([(8, longest - 9, 1)])
         expected = stock_logits(model, collate(full, model.config.pad_token_id))
@@ -282,7 +286,7 @@ def test_unknown_family_is_named(make_model: ModelFactory) -> None:
     model: Any = make_model("bert").model
     model.config.model_type = "gpt2"
     with pytest.raises(ValueError, match="'gpt2' is not a known backbone"):
-        walk(model)
+        backbone_of(model)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])

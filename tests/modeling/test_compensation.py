@@ -53,7 +53,7 @@ def score(compensation: Compensation, pairs: list[EncodedPair], plan: Plan) -> T
 
 
 def by_hand(model: MatryoshkaModel, compensation: Compensation, pairs: list[EncodedPair], plan: Plan) -> Tensor:
-    """``model``'s logits with W + Σ scaling · B A written into each weight."""
+    """The model's logits with W + Σ scaling · B A written into each weight."""
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name in plan.adapters:

@@ -41,15 +41,16 @@ def linear_flops(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float
 
 
 def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
-    """The rest, by ``mrr_model.modeling.flops``: every token sees those before it (a decoder) or all, the
-    reading token alone attends in the last layer, a merge takes one row of attention and a weighted sum, and what a
-    similarity head compares two sums over all tokens.
+    """The rest, by the rules of `mrr_model.modeling.flops`.
+
+    A decoder's token sees those before it, an encoder's sees all. In the last layer the pooled token alone attends. A
+    merge takes one attention row and a weighted sum, a similarity head two sums over all tokens.
     """
     size, total = model.backbone.attention_size, 0.0
     passage = pair.passage_length
     for layer in range(1, plan.last_layer + 1):
         tokens = pair.query_length + passage + pair.prompt_length
-        seen = sum(place + 1 for place in range(tokens)) if model.backbone.causal else tokens * tokens
+        seen = sum(position + 1 for position in range(tokens)) if model.backbone.causal else tokens * tokens
         total += 2 * 2 * size * (seen if layer < plan.last_layer else tokens)  # q·k and weights·v
         if layer in plan.exits and model.matryoshka.head == "similarity":
             total += 2 * 2 * tokens * model.config.hidden_size

@@ -18,7 +18,8 @@ from mrr_model.modeling import attention
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
 from mrr_model.modeling.families import FAMILIES, is_decoder
-from mrr_model.modeling.model import BatchReading, BatchState, MatryoshkaModel
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.modeling.states import HiddenBatch, PooledBatch
 from mrr_model.template import BERT_TEMPLATE
 
 ModelFactory = Callable[..., MatryoshkaModel]
@@ -61,10 +62,10 @@ def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fra
         hidden = twin.embeddings(input_ids=ids, token_type_ids=types)
     for layer in range(1, model.num_layers + 1):
         means = slow_means(hidden[0], query, passage) if model.matryoshka.head == "similarity" else None
-        reading = -1 if decoder else 0 if means is None else query - 1
-        hidden, weights = slow_block(twin, layer, hidden, reading)
-        read = hidden[0, reading]
-        logit = model.heads[str(layer)]((twin.norm(read) if decoder else read)[None], means)[0].item()
+        index = -1 if decoder else 0 if means is None else query - 1
+        hidden, weights = slow_block(twin, layer, hidden, index)
+        pooled = hidden[0, index]
+        logit = model.heads[str(layer)]((twin.norm(pooled) if decoder else pooled)[None], means)[0].item()
         cap = model.matryoshka.logit_softcap
         logits.append(logit if cap is None else cap * math.tanh(logit / cap))
         if layer in merges:
@@ -75,8 +76,8 @@ def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fra
     return logits
 
 
-def slow_block(twin: Any, layer: int, hidden: Tensor, reading: int) -> tuple[Tensor, Tensor]:
-    """One stock block, and its reading token's attention to each place summed over heads: (1, T, D) and (T,)."""
+def slow_block(twin: Any, layer: int, hidden: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """One stock block, and its pooled token's attention to each position, summed over heads: (1, T, D) and (T,)."""
     size = hidden.shape[1]
     if not is_decoder(twin.config.model_type):
         block = twin.encoder.layer[layer - 1]
@@ -89,16 +90,16 @@ def slow_block(twin: Any, layer: int, hidden: Tensor, reading: int) -> tuple[Ten
         if twin.config.model_type == "gemma2" and twin.config.layer_types[layer - 1] == "full_attention":
             window = None
         distance = torch.arange(size)[:, None] - torch.arange(size)[None, :]
-        hidden_places = (distance < 0) | (distance >= (window or size))
-        mask = torch.zeros(size, size).masked_fill(hidden_places, torch.finfo(torch.float32).min)[None, None]
-        places = torch.arange(size)[None]  # renumbered at every width
-        rotary = twin.rotary_emb(hidden, position_ids=places)
-        seen = {"attention_mask": mask, "position_ids": places, "position_embeddings": rotary}
+        hidden_positions = (distance < 0) | (distance >= (window or size))
+        mask = torch.zeros(size, size).masked_fill(hidden_positions, torch.finfo(torch.float32).min)[None, None]
+        positions = torch.arange(size)[None]  # renumbered at every width
+        rotary = twin.rotary_emb(hidden, position_ids=positions)
+        seen = {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotary}
     caught: list[Tensor] = []
     hook = attending.register_forward_hook(lambda _, __, output: caught.append(output[1]))
     output = block(hidden, **seen)
     hook.remove()
-    return output[0] if isinstance(output, tuple) else output, caught[0][0, :, reading].sum(0)
+    return output[0] if isinstance(output, tuple) else output, caught[0][0, :, index].sum(0)
 
 
 def slow_means(hidden: Tensor, query: int, passage: int) -> Tensor:
@@ -144,7 +145,7 @@ def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs
         expected = torch.tensor([slow_logits(model, pair, merges) for pair in pairs])
         together = logits_of(model, pairs, Plan(exits=tuple(range(1, 7)), merges=merges))
         torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
-        for layer in range(1, 7):  # the last exit of a plan goes another way than those before it
+        for layer in range(1, 7):  # the last exit of a plan runs for the pooled token alone
             alone = logits_of(model, pairs, Plan((layer,), {at: step for at, step in merges.items() if at < layer}))
             torch.testing.assert_close(alone[:, 0], together[:, layer - 1], atol=1e-5, rtol=1e-5)
         whole = model.train()(collate(pairs, 0), Plan(tuple(range(1, 7)), merges))
@@ -152,50 +153,56 @@ def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs
         model.eval()
 
 
-def test_readings_of_similarity_heads_go_to_one_room_and_part(
+def run_to_the_end(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> PooledBatch:
+    while hidden.layer < plan.last_layer - 1:
+        hidden = model.run_to_next_merge(hidden, plan)
+    return model.pool_last_exit(hidden, plan)
+
+
+def test_pooled_batches_of_similarity_heads_can_be_copied_together_and_parted(
     make_model: ModelFactory, make_pairs: PairFactory
 ) -> None:
     model, pairs = make_model("bert", own={"head": "similarity"}), make_pairs(SPANS)
     plan = Plan((2, 5), {1: Fraction(1, 2)})
-
-    def read(part: list[EncodedPair]) -> BatchReading:
-        state: BatchState | BatchReading = model.start(collate(part, 0))
-        while isinstance(state, BatchState):
-            state = model.advance(state, plan)
-        return state
-
     with torch.inference_mode():
-        first, others = read(pairs[:1]), read(pairs[1:])
-        both = first.room(len(pairs))
+        first, others = (run_to_the_end(model, model.embed(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:]))
+        both = first.new_empty(len(pairs))
         both.part(slice(1)).copy_(first)
         both.part(slice(1, None)).copy_(others)
         expected = logits_of(model, pairs, plan)
-        torch.testing.assert_close(model.finish(both, plan), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.finish(both.part(slice(1, 3)), plan), expected[1:3], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.score_last_exit(both, plan), expected, atol=1e-5, rtol=1e-5)
+        part = model.score_last_exit(both.part(slice(1, 3)), plan)
+        torch.testing.assert_close(part, expected[1:3], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_states_between_merges_join_and_part(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
+def test_batches_between_merges_can_be_joined_and_parted(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str
+) -> None:
     model, pairs = make_model(family), make_pairs(SPANS)
     plan = Plan((2, 4, 6), {1: Fraction(1, 2), 3: Fraction(1, 2)})
     with torch.inference_mode():
         expected = logits_of(model, pairs, plan)
-        states = [model.advance(model.start(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:])]
-        both = BatchState.joined([state for state in states if isinstance(state, BatchState)])
-        assert (both.layer, len(both), both.width) == (1, len(pairs), max(map(longest, states)))
-        for pairs_of in (slice(None), slice(1, 3)):
-            state: BatchState | BatchReading = both.part(pairs_of)
-            for _ in range(2):  # behind the second merge, then to its end; the same state can go on twice
-                assert isinstance(state, BatchState)
-                model.advance(state, plan)
-                state = model.advance(state, plan)
-            assert isinstance(state, BatchReading)
-            torch.testing.assert_close(model.finish(state, plan), expected[pairs_of], atol=1e-5, rtol=1e-5)
+        merged = [model.run_to_next_merge(model.embed(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:])]
+        both = HiddenBatch.joined(merged)
+        longest = max(int(each.spans.total.max()) for each in merged)
+        assert (both.layer, len(both), both.width) == (1, len(pairs), longest)
+        for part in (slice(None), slice(1, 3)):
+            for _ in range(2):  # a batch can run twice
+                pooled = run_to_the_end(model, both.part(part), plan)
+            torch.testing.assert_close(model.score_last_exit(pooled, plan), expected[part], atol=1e-5, rtol=1e-5)
 
 
-def longest(state: BatchState | BatchReading) -> int:
-    assert isinstance(state, BatchState)
-    return int(state.spans.total.max())
+def test_a_batch_that_was_split_after_its_last_layer_has_inputs_of_its_own(
+    make_model: ModelFactory, make_pairs: PairFactory
+) -> None:
+    model, pairs, plan = make_model("bert"), make_pairs(SPANS), Plan((6,))
+    with torch.inference_mode():
+        expected = logits_of(model, pairs, plan)
+        hidden = model.run_to_next_merge(model.embed(collate(pairs, 0)), plan)
+        for part in (slice(1), slice(1, None)):
+            logits = model.score_last_exit(model.pool_last_exit(hidden.part(part), plan), plan)
+            torch.testing.assert_close(logits, expected[part], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_both_sides_of_a_similarity(make_model: ModelFactory, make_pairs: PairFactory) -> None:
@@ -240,7 +247,7 @@ def test_each_layer_works_on_the_planned_width_and_none_runs_beyond_the_exit(
     plan = Plan((2, 5), {1: Fraction(1, 2), 3: Fraction(1, 2)})
     logits = logits_of(model, make_pairs([(5, 20, 4), (2, 8, 1)]), plan)
     assert logits.isfinite().all()
-    assert widths == {1: 29, 2: 19, 3: 19, 4: 14}  # block 5 is read by its own parts, for one token of each pair
+    assert widths == {1: 29, 2: 19, 3: 19, 4: 14}  # block 5 runs in parts, for one token of each pair
     assert [5 + math.ceil(20 * plan.width(layer)) + 4 for layer in range(1, 5)] == list(widths.values())
 
 

@@ -11,9 +11,10 @@ import torch
 from mrr_model import MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
-from mrr_model.modeling.batch import SHARING_LEAST, EncodedPair, collate, sharing_groups
+from mrr_model.inference.batching import MIN_SHARING_PAIRS, query_groups
+from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.modeling.prefix import Prefix
+from mrr_model.modeling.prefix import SharedPrefix
 
 DECODERS = ["mistral", "llama", "qwen2", "qwen3", "gemma2", "granite"]
 QUERY = 9
@@ -46,28 +47,30 @@ def test_logits_are_those_without_sharing(
     changes: dict[str, Any],
 ) -> None:
     model, pairs = make_model(family, **changes), same_query(make_pairs)
-    prefix = Prefix(torch.tensor(pairs[0].input_ids[:QUERY]))
+    prefix = SharedPrefix(torch.tensor(pairs[0].input_ids[:QUERY]))
     with torch.inference_mode():
         wanted = model(collate(pairs, 0), plan)
         # Two batches over one span: the second finds it computed.
-        parts = [model(collate(part, 0, rounded=True, prefix=prefix), plan) for part in (pairs[:3], pairs[3:])]
+        batches = [collate(part, 0, rounded=True, prefix_length=QUERY) for part in (pairs[:3], pairs[3:])]
+        parts = [model(batch, plan, prefix) for batch in batches]
     assert torch.allclose(torch.cat(parts), wanted, atol=1e-5, rtol=1e-5)
-    assert len(prefix.seen) == plan.last_layer - 1
+    assert len(prefix.layers) == plan.last_layer - 1
 
 
 def test_groups_are_the_queries_with_enough_pairs() -> None:
     many, few, empty = ([1, 2], 2), ([3], 1), ([4, 5], 2)
     pairs = [EncodedPair([*few[0], 7], few[1], 1, 0), *[EncodedPair([*many[0], n, 9], many[1], 1, 1) for n in range(4)]]
-    pairs += [EncodedPair(empty[0], empty[1], 0, 0)] * 5  # nothing behind the query: no place to read
-    groups = sharing_groups(pairs)
-    assert SHARING_LEAST == 4
-    assert [(None if prefix is None else prefix.input_ids.tolist(), group) for prefix, group in groups] == [
-        ([1, 2], [1, 2, 3, 4]),
-        (None, [0, 5, 6, 7, 8, 9]),
+    pairs += [EncodedPair(empty[0], empty[1], 0, 0)] * 5  # no token after the query to pool
+    groups = query_groups(pairs, share=True)
+    assert MIN_SHARING_PAIRS == 4
+    assert [(group.shared_ids, group.indices) for group in groups] == [
+        ((1, 2), [1, 2, 3, 4]),
+        ((), [0, 5, 6, 7, 8, 9]),
     ]
+    assert [group.indices for group in query_groups(pairs, share=False)] == [list(range(len(pairs)))]
 
 
-def test_the_query_runs_once_however_many_passages_and_batches(make_checkpoint: Callable[..., Checkpoint]) -> None:
+def test_the_query_runs_once_for_all_passages_and_batches(make_checkpoint: Callable[..., Checkpoint]) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("llama", adapters=False), batch_tokens=64)
     rows: list[int] = []
     projection = reranker.model.backbone.layers[0].self_attn.k_proj  # type: ignore[union-attr]
@@ -99,9 +102,9 @@ def test_an_encoder_refuses_a_shared_query(
     make_model: Callable[..., MatryoshkaModel], make_pairs: Callable[..., list[EncodedPair]]
 ) -> None:
     pairs = same_query(make_pairs)
-    batch = collate(pairs, 1, prefix=Prefix(torch.tensor(pairs[0].input_ids[:QUERY])))
-    with pytest.raises(ValueError, match="pairs cannot share it"):
-        make_model("bert")(batch, Plan((6,)))
+    prefix = SharedPrefix(torch.tensor(pairs[0].input_ids[:QUERY]))
+    with pytest.raises(ValueError, match="prefix"):
+        make_model("bert")(collate(pairs, 1, prefix_length=QUERY), Plan((6,)), prefix)
 
 
 def test_running_adapters_reach_the_shared_query_too(saved_checkpoint: Path) -> None:
