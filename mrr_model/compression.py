@@ -1,4 +1,4 @@
-"""What the user asked for (:class:`Compression`) and the same resolved for one model (:class:`Plan`)."""
+"""What the user asks for (`Compression`), and the same resolved for one model (`Plan`)."""
 
 import itertools
 import math
@@ -7,40 +7,50 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Real
 from operator import index
+from typing import Any
 
-from mrr_model.validation.arguments import whole_number
+from typing_extensions import Self
+
+from mrr_model.validation.arguments import DEFAULT, Default, whole_number
 
 KeepRatio = float | str | Mapping[int, float] | Mapping[str, float] | Sequence[tuple[int, float]]
-"""A ratio in (0, 1], a mapping ``{merge layer: ratio}``, or either in its command-line form (``"0.5"``,
-``"8:0.5,16:0.25"``).
-"""
+"""A ratio in (0, 1], a mapping `{merge layer: ratio}`, or either as command-line text (`"0.5"`, `"8:0.5,16:0.25"`)."""
 
 MAX_DENOMINATOR = 1024
 """Step ratios are exact fractions with at most this denominator; narrower steps are rounded up to 1/1024."""
 
 MAX_LAYERS = 10_000
-"""More than any model has: what a file says beyond it is refused before anything is made of it."""
+"""More than any model has. Files that name deeper layers are refused before anything is allocated for them."""
 
 VERTICAL = "vertical"
+"""The name of the vertical adapter."""
 
 
 @dataclass(frozen=True)
 class Compression:
-    """How much of a model to run, as the user says it: validated, hashable, the same for models of any size.
+    """A setting: how much of a model to run, as the user says it. Validated, hashable, and the same for any model.
 
-    ``depth``: run at most this many layers, from 1; ``None`` runs all of them.
-    ``keep_ratio``: the part of the original passage tokens that is left, in (0, 1]: one number merges once, at the
-    model's default merge layer; a mapping gives the width from each merge on and must not grow with depth. Stored as a
-    float or as a tuple of (merge layer, ratio) pairs in ascending order.
+    Args:
+        depth: Run at most this many layers, counted from 1; `None` runs all of them.
+        keep_ratio: The share of the original passage tokens to keep, in (0, 1]. One number merges once, at the model's
+            default merge layer. A mapping `{merge layer: ratio}` gives the width from each merge on and must not
+            increase with depth. The command-line form (`"0.5"`, `"8:0.5,16:0.25"`) is accepted too. Stored as a float,
+            or as a tuple of (merge layer, ratio) pairs in ascending order.
 
-    Raises ``TypeError`` or ``ValueError`` that names the argument, what came and what is allowed.
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of its range.
 
-    >>> Compression(depth=4, keep_ratio={"2": 0.5, 3: 0.25})
-    Compression(depth=4, keep_ratio=((2, 0.5), (3, 0.25)))
-    >>> Compression(keep_ratio="8:0.5,16:0.25").keep_ratio
-    ((8, 0.5), (16, 0.25))
-    >>> str(Compression(depth=4, keep_ratio=0.5))
-    'depth 4, keep ratio 0.5'
+    Example:
+        >>> setting = Compression(depth=4, keep_ratio={2: 0.5, 3: 0.25})
+        >>> setting
+        Compression(depth=4, keep_ratio=((2, 0.5), (3, 0.25)))
+        >>> str(setting)
+        'depth 4, keep ratio 2:0.5,3:0.25'
+        >>> setting.to_json()
+        {'depth': 4, 'keep_ratio': {'2': 0.5, '3': 0.25}}
+        >>> setting.file_name
+        'depth-4_keep-ratio-2-0.5_3-0.25'
     """
 
     depth: int | None = None
@@ -50,16 +60,57 @@ class Compression:
         object.__setattr__(self, "depth", _validated_depth(depth))
         object.__setattr__(self, "keep_ratio", _validated_keep_ratio(keep_ratio))
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote; missing keys mean all layers and full width.
+
+        Raises:
+            TypeError: If a value is of the wrong type.
+            ValueError: If a key is unknown or a value is out of its range.
+
+        Example:
+            >>> Compression.from_json({"depth": 4, "keep_ratio": {"8": 0.5}})
+            Compression(depth=4, keep_ratio=((8, 0.5),))
+        """
+        if unknown := sorted(data.keys() - {"depth", "keep_ratio"}):
+            raise ValueError(f"a setting has the keys depth and keep_ratio, got {', '.join(unknown)}.")
+        return cls(**data)
+
+    def to_json(self) -> dict[str, Any]:
+        """The setting as JSON data: `depth`, and `keep_ratio` as a number or an object keyed by merge layer."""
+        ratio = self.keep_ratio
+        stored = ratio if isinstance(ratio, float) else {str(layer): width for layer, width in ratio}
+        return {"depth": self.depth, "keep_ratio": stored}
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The setting as keyword arguments of a call.
+
+        Example:
+            >>> Compression(4, "8:0.5,16:0.25").to_kwargs()
+            {'depth': 4, 'keep_ratio': {8: 0.5, 16: 0.25}}
+        """
+        ratio = self.keep_ratio
+        return {"depth": self.depth, "keep_ratio": ratio if isinstance(ratio, float) else dict(ratio)}
+
+    def override(self, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT) -> Self:
+        """This setting with the given depth or keep ratio in place of its own."""
+        return type(self)(
+            self.depth if isinstance(depth, Default) else depth,
+            self.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,
+        )
+
     @property
     def keep_ratio_text(self) -> str:
-        """The keep ratio in its command-line form.
-
-        >>> Compression(keep_ratio={8: 0.5, 16: 0.25}).keep_ratio_text
-        '8:0.5,16:0.25'
-        """
+        """The keep ratio in its command-line form, such as `0.5` or `8:0.5,16:0.25`."""
         if isinstance(self.keep_ratio, float):
             return f"{self.keep_ratio:g}"
         return ",".join(f"{layer}:{ratio:g}" for layer, ratio in self.keep_ratio)
+
+    @property
+    def file_name(self) -> str:
+        """The setting as part of a file's name."""
+        depth = "all-layers" if self.depth is None else f"depth-{self.depth}"
+        return f"{depth}_keep-ratio-{self.keep_ratio_text.replace(':', '-').replace(',', '_')}"
 
     def __str__(self) -> str:
         depth = "all layers" if self.depth is None else f"depth {self.depth}"
@@ -68,15 +119,24 @@ class Compression:
 
 @dataclass(frozen=True)
 class Plan:
-    """A :class:`Compression` resolved for one model: what one forward pass does.
+    """A `Compression` resolved for one model: what one forward pass computes.
 
-    ``exits``: the layers (counted from 1) after which a score is read, ascending; one at inference, several in
-    training.
-    ``merges``: ``{layer: step ratio}``: after that many layers groups of passage tokens are merged, token j into group
-    floor(j · step). ``adapters``: names of the compensation adapters whose deltas are added.
+    Args:
+        exits: The layers, counted from 1, after which a score is read, ascending; one at inference, several in
+            training.
+        merges: `{layer: step ratio}`. After that many layers groups of passage tokens are merged: token j goes to group
+            floor(j · step ratio).
+        adapters: Names of the compensation adapters whose deltas are added.
 
-    >>> Plan(exits=(4,), merges={1: Fraction(1, 2)}).width(3)
-    Fraction(1, 2)
+    Raises:
+        ValueError: If `exits` is empty or not ascending, or a merge does not lie before the last exit.
+
+    Example:
+        >>> plan = Plan(exits=(4,), merges={1: Fraction(1, 2)})
+        >>> plan.width(3)
+        Fraction(1, 2)
+        >>> str(plan), str(Plan(exits=(4, 6)))
+        ('exit 4, merges 1:1/2', 'exits 4, 6, no merges')
     """
 
     exits: tuple[int, ...]
@@ -85,13 +145,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.exits or list(self.exits) != sorted(set(self.exits)):
-            raise ValueError(f"exits must be ascending and not empty, got {self.exits}")
+            raise ValueError(f"exits must be ascending and not empty, got {self.exits}.")
         outside = [layer for layer in self.merges if not 1 <= layer < self.last_layer]
         if outside:
-            raise ValueError(f"merges must lie in 1 … {self.last_layer - 1}, before the last exit; got {outside}")
+            raise ValueError(f"merges must lie in 1 … {self.last_layer - 1}, before the last exit, got {outside}.")
 
     def __hash__(self) -> int:
         return hash((self.exits, tuple(sorted(self.merges.items())), self.adapters))
+
+    def __str__(self) -> str:
+        exits = f"exit{'s' if len(self.exits) > 1 else ''} {', '.join(map(str, self.exits))}"
+        merges = ",".join(f"{layer}:{step}" for layer, step in sorted(self.merges.items()))
+        return f"{exits}, {f'merges {merges}' if merges else 'no merges'}"
 
     @property
     def last_layer(self) -> int:
@@ -99,15 +164,16 @@ class Plan:
         return self.exits[-1]
 
     def width(self, layer: int) -> Fraction:
-        """The part of the original passage tokens that layer ``layer`` (from 1) works on."""
+        """The share of the original passage tokens that layer `layer`, counted from 1, works on."""
         return math.prod((step for at, step in self.merges.items() if at < layer), start=Fraction(1))
 
     @property
     def mean_width(self) -> float:
-        """The part of the original passage tokens that the layers work on, on average.
+        """The share of the original passage tokens that the layers work on, on average.
 
-        >>> Plan(exits=(4,), merges={2: Fraction(1, 2)}).mean_width
-        0.75
+        Example:
+            >>> Plan(exits=(4,), merges={2: Fraction(1, 2)}).mean_width
+            0.75
         """
         total, width, after = Fraction(0), Fraction(1), 0
         for layer, step in sorted(self.merges.items()):
@@ -126,13 +192,26 @@ def resolve(
     vertical: bool = False,
     horizontal: Collection[Fraction] = (),
 ) -> Plan:
-    """The Plan of ``compression`` for a model with these layers, exits, merge layers and trained adapters.
+    """Resolve a setting for one model.
 
-    ``vertical`` says whether the model has a vertical adapter; ``horizontal`` lists the step ratios it has horizontal
-    ones for. Raises ``ValueError`` for a depth below the first exit or a merge layer that the model lacks.
+    Args:
+        compression: The setting.
+        num_layers: The model's layers.
+        exits: The layers after which it can be scored.
+        merge_layers: The layers after which its passage tokens can merge.
+        default_merge_layer: Where a keep ratio that names no layer merges.
+        vertical: Whether the model has a vertical adapter.
+        horizontal: The step ratios that it has horizontal adapters for.
 
-    >>> resolve(Compression(5, 0.5), num_layers=6, exits=(2, 4, 6), merge_layers=range(1, 6), default_merge_layer=1)
-    Plan(exits=(4,), merges={1: Fraction(1, 2)}, adapters=())
+    Returns:
+        The Plan of one exit.
+
+    Raises:
+        ValueError: If the depth lies below the first exit, or the model lacks a merge layer.
+
+    Example:
+        >>> resolve(Compression(5, 0.5), num_layers=6, exits=(2, 4, 6), merge_layers=range(1, 6), default_merge_layer=1)
+        Plan(exits=(4,), merges={1: Fraction(1, 2)}, adapters=())
     """
     exit_layer = _resolve_exit(compression.depth, exits)
     merges = _resolve_merges(compression.keep_ratio, merge_layers, default_merge_layer)
@@ -147,10 +226,11 @@ def resolve(
 
 
 def as_step(ratio: float | Fraction) -> Fraction:
-    """The exact fraction that stands for a ratio in (0, 1]: the nearest with a denominator of at most 1024.
+    """The nearest fraction to a ratio in (0, 1], with a denominator of at most 1024.
 
-    >>> as_step(0.3), as_step(1 / 3), as_step(1e-9)
-    (Fraction(3, 10), Fraction(1, 3), Fraction(1, 1024))
+    Example:
+        >>> as_step(0.3), as_step(1 / 3), as_step(1e-9)
+        (Fraction(3, 10), Fraction(1, 3), Fraction(1, 1024))
     """
     return max(Fraction(ratio).limit_denominator(MAX_DENOMINATOR), Fraction(1, MAX_DENOMINATOR))
 
@@ -158,19 +238,21 @@ def as_step(ratio: float | Fraction) -> Fraction:
 def horizontal_name(step: Fraction) -> str:
     """The name of the horizontal adapter trained for a step ratio.
 
-    >>> horizontal_name(Fraction(1, 2))
-    'horizontal_1_2'
+    Example:
+        >>> horizontal_name(Fraction(1, 2))
+        'horizontal_1_2'
     """
     return f"horizontal_{step.numerator}_{step.denominator}"
 
 
 def nearest_step(steps: Sequence[Fraction], trained: Collection[Fraction]) -> Fraction:
-    """The trained step ratio nearest, in log, to the geometric mean of ``steps``; ties go to the narrower.
+    """The trained step ratio nearest, in log, to the geometric mean of `steps`; ties go to the narrower.
 
-    >>> nearest_step([Fraction(1, 2), Fraction(1, 8)], [Fraction(1, 2), Fraction(1, 4), Fraction(1, 8)])
-    Fraction(1, 4)
-    >>> nearest_step([Fraction(1, 4)], [Fraction(1, 2), Fraction(1, 8)])
-    Fraction(1, 8)
+    Example:
+        >>> nearest_step([Fraction(1, 2), Fraction(1, 8)], [Fraction(1, 2), Fraction(1, 4), Fraction(1, 8)])
+        Fraction(1, 4)
+        >>> nearest_step([Fraction(1, 4)], [Fraction(1, 2), Fraction(1, 8)])
+        Fraction(1, 8)
     """
     mean = sum(math.log(step) for step in steps) / len(steps)
     return min(sorted(trained), key=lambda step: round(abs(math.log(step) - mean), 12))
@@ -180,8 +262,8 @@ def _resolve_exit(depth: int | None, exits: Sequence[int]) -> int:
     reachable = [exit_layer for exit_layer in exits if depth is None or exit_layer <= depth]
     if not reachable:
         raise ValueError(
-            f"depth={depth} lies below this model's first exit. Its exits are {', '.join(map(str, sorted(exits)))}: "
-            f"choose depth >= {min(exits)}."
+            f"depth={depth} is below this model's first exit. Its exits are {', '.join(map(str, sorted(exits)))}. "
+            f"Choose depth >= {min(exits)}."
         )
     return max(reachable)
 
@@ -192,7 +274,7 @@ def _resolve_merges(
     widths = ((default_merge_layer, keep_ratio),) if isinstance(keep_ratio, float) else keep_ratio
     if not merge_layers and any(ratio < 1 for _, ratio in widths):
         raise ValueError(
-            "keep_ratio must be 1.0 for this model: it is compressed by depth only and cannot merge tokens."
+            "keep_ratio must be 1.0 for this model, which cannot merge tokens. Choose a smaller depth instead."
         )
     merges, width = {}, Fraction(1)
     for layer, ratio in widths:
@@ -236,14 +318,14 @@ def _validated_keep_ratio(keep_ratio: object) -> float | tuple[tuple[int, float]
             raise ValueError(f"keep_ratio names merge layer {layer} twice. Give each merge layer one ratio.")
         if wider > ratio:
             raise ValueError(
-                f"keep_ratio must not grow with depth: {wider:g} at merge layer {deeper} after {ratio:g} at {layer}. "
-                "Each ratio is the part of the original passage tokens that is left from that merge on."
+                f"keep_ratio must not increase with depth, got {wider:g} at merge layer {deeper} after {ratio:g} at "
+                f"{layer}. Each ratio is the share of the original passage tokens kept from that merge on."
             )
     return tuple(widths) if widths else 1.0
 
 
 def _validated_ratio(ratio: object, name: str) -> float:
-    advice = "Give the part of the passage tokens to keep, for example 0.5, or a mapping such as {8: 0.5, 16: 0.25}."
+    advice = "Give the share of the passage tokens to keep, such as 0.5 or {8: 0.5, 16: 0.25}."
     if isinstance(ratio, bool) or not isinstance(ratio, Real):
         raise TypeError(f"{name} must be a number in (0, 1], got {ratio!r} ({type(ratio).__name__}). {advice}")
     value = float(ratio)

@@ -1,8 +1,10 @@
-"""What the user says (Compression) and what one model makes of it (Plan)."""
+"""What a user asks for (Compression), and the same resolved for one model (Plan)."""
 
 import dataclasses
+import json
 import math
 import pickle
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrr_model.calibration.maps import CalibratedSetting, PlattMap
 from mrr_model.compression import VERTICAL, Compression, Plan, as_step, horizontal_name, nearest_step, resolve
 
 LAYERS = 32
@@ -40,11 +41,11 @@ def mappings(draw: st.DrawFn) -> dict[int, float]:
     return dict(zip(layers, widths, strict=True))
 
 
-# What the user says
+# Compression
 
 
 @pytest.mark.parametrize(
-    "said",
+    "given_as",
     [
         {8: 0.5, 16: 0.25},
         {16: 0.25, 8: 0.5},
@@ -56,8 +57,8 @@ def mappings(draw: st.DrawFn) -> dict[int, float]:
         {np.int64(8): np.float32(0.5), 16: Fraction(1, 4)},
     ],
 )
-def test_one_width_said_in_many_ways(said: Any) -> None:
-    compression = Compression(20, said)
+def test_the_same_width_in_many_forms(given_as: Any) -> None:
+    compression = Compression(20, given_as)
     assert compression == Compression(20, {8: 0.5, 16: 0.25})
     assert compression.keep_ratio == ((8, 0.5), (16, 0.25))
     assert hash(compression) == hash(Compression(20, {8: 0.5, 16: 0.25}))
@@ -79,34 +80,60 @@ def test_compression_is_a_value(depth: int | None, keep_ratio: Any) -> None:
         compression.depth = 3  # type: ignore[misc]
 
 
-def test_compression_reads_as_text() -> None:
+def test_compression_as_text() -> None:
     assert str(Compression()) == "all layers, keep ratio 1"
     assert str(Compression(20, {8: 0.5, 16: 0.25})) == "depth 20, keep ratio 8:0.5,16:0.25"
 
 
 @given(st.dictionaries(st.integers(1, 40), st.integers(1, 1000)), st.integers(1, 1000))
-def test_a_keep_ratio_in_words_reads_back(widths: dict[int, int], whole: int) -> None:
+def test_a_setting_survives_text_json_and_keyword_arguments(widths: dict[int, int], whole: int) -> None:
     falling = sorted((width / 1000 for width in widths.values()), reverse=True)
     for ratio in (whole / 1000, dict(zip(sorted(widths), falling, strict=True))):
-        said = Compression(7, ratio)
-        assert Compression(7, said.keep_ratio_text) == said
+        setting = Compression(7, ratio)
+        assert Compression(7, setting.keep_ratio_text) == setting
+        assert json.loads(json.dumps(setting.to_json())) == setting.to_json()
+        assert Compression.from_json(setting.to_json()) == setting
+        assert Compression(**setting.to_kwargs()) == setting
+
+
+def test_json_that_is_no_setting() -> None:
+    assert Compression.from_json({}) == Compression()
+    with pytest.raises(ValueError, match="depth and keep_ratio, got width"):
+        Compression.from_json({"depth": 3, "width": 0.5})
+    with pytest.raises(TypeError, match="keep_ratio"):
+        Compression.from_json({"keep_ratio": {"a": 0.5}})
+
+
+def test_file_names_are_all_different_and_need_no_quoting() -> None:
+    settings = [Compression(depth, ratio) for depth in (None, 4, 5) for ratio in (1.0, 0.5, {1: 0.5, 2: 0.25})]
+    names = [setting.file_name for setting in settings]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
+    assert names[0] == "all-layers_keep-ratio-1"
+
+
+def test_an_overridden_setting_keeps_what_was_not_given() -> None:
+    setting = Compression(4, 0.5)
+    assert setting.override() == setting
+    assert setting.override(depth=None) == Compression(None, 0.5)
+    assert setting.override(keep_ratio="1:0.25") == Compression(4, {1: 0.25})
 
 
 @pytest.mark.parametrize("depth", [2.0, 2.5, "3", True, [3], math.nan])
 def test_depth_that_is_no_whole_number(depth: Any) -> None:
-    with pytest.raises(TypeError, match=r"^depth must be a whole number, got .*None for all"):
+    with pytest.raises(TypeError, match=r"^depth must be a whole number"):
         Compression(depth)
 
 
 @pytest.mark.parametrize("depth", [0, -1])
 def test_depth_below_1(depth: int) -> None:
-    with pytest.raises(ValueError, match=rf"^depth must be at least 1, got {depth}\."):
+    with pytest.raises(ValueError, match=rf"^depth .*{depth}"):
         Compression(depth)
 
 
 @pytest.mark.parametrize("ratio", [0, 0.0, -0.5, 1.0001, 2, math.nan, math.inf])
 def test_ratio_outside_its_range(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"^keep_ratio must be in \(0, 1\], got .*0\.5"):
+    with pytest.raises(ValueError, match=r"^keep_ratio must be in \(0, 1\]"):
         Compression(keep_ratio=ratio)
     with pytest.raises(ValueError, match=r"^keep_ratio\[8\] must be in \(0, 1\]"):
         Compression(keep_ratio={8: ratio})
@@ -127,32 +154,32 @@ def test_sequence_that_holds_no_pairs(ratio: Any) -> None:
 
 @pytest.mark.parametrize("text", ["", "half", "8:", "8:0.5,", "8:0.5:2", "8-0.5", "a:0.5"])
 def test_text_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^keep_ratio=.* cannot be read\. Write a ratio"):
+    with pytest.raises(ValueError, match=r"^keep_ratio="):
         Compression(keep_ratio=text)
 
 
 def test_ratio_that_grows_with_depth() -> None:
-    with pytest.raises(ValueError, match=r"^keep_ratio must not grow with depth: 0\.5 .* 16 after 0\.25 at 8"):
+    with pytest.raises(ValueError, match=r"^keep_ratio .*0\.5 at merge layer 16 after 0\.25 at 8"):
         Compression(keep_ratio={16: 0.5, 8: 0.25})
 
 
 def test_merge_layer_named_twice() -> None:
-    with pytest.raises(ValueError, match="names merge layer 8 twice"):
+    with pytest.raises(ValueError, match=r"^keep_ratio .*merge layer 8"):
         Compression(keep_ratio="8:0.5,8:0.25")
 
 
 @pytest.mark.parametrize("layer", [1.5, 8.0, "eight", None])
 def test_merge_layer_that_is_no_whole_number(layer: Any) -> None:
-    with pytest.raises(TypeError, match=r"^keep_ratio's merge layers must be whole numbers, got "):
+    with pytest.raises(TypeError, match=r"^keep_ratio's merge layers"):
         Compression(keep_ratio={layer: 0.5})
 
 
 def test_merge_layer_below_1() -> None:
-    with pytest.raises(ValueError, match=r"^keep_ratio's merge layers are counted from 1, got 0"):
+    with pytest.raises(ValueError, match=r"^keep_ratio's merge layers .*0"):
         Compression(keep_ratio={0: 0.5})
 
 
-# What one model makes of it
+# Resolving for one model
 
 
 @given(depth=st.none() | st.integers(1, 60), exits=st.sets(st.integers(1, LAYERS), min_size=1))
@@ -161,12 +188,12 @@ def test_depth_resolves_to_the_deepest_exit_not_above_it(depth: int | None, exit
     if reachable:
         assert plan_of(depth, exits=sorted(exits)).exits == (max(reachable),)
     else:
-        with pytest.raises(ValueError, match=rf"^depth={depth} lies below .*choose depth >= {min(exits)}\."):
+        with pytest.raises(ValueError, match=rf"^depth={depth} .*depth >= {min(exits)}\."):
             plan_of(depth, exits=sorted(exits))
 
 
 def test_depth_below_the_first_exit_lists_the_exits() -> None:
-    with pytest.raises(ValueError, match=r"Its exits are 4, 8, 16"):
+    with pytest.raises(ValueError, match=r"^depth=3 .*4, 8, 16"):
         plan_of(3, exits=(4, 8, 16))
 
 
@@ -192,8 +219,8 @@ def test_equal_ratios_merge_once() -> None:
 
 
 @given(widths=mappings())
-def test_width_is_what_was_asked_for(widths: dict[int, float]) -> None:
-    """The product of the steps up to a layer is the ratio asked for there: rounding does not add up over layers."""
+def test_width_is_the_requested_ratio(widths: dict[int, float]) -> None:
+    """The product of the steps up to a layer is the requested ratio: rounding errors don't add up over layers."""
     plan = plan_of(None, widths)
     for layer, ratio in widths.items():
         assert float(plan.width(layer + 1)) == pytest.approx(ratio, abs=2 / 1024)
@@ -202,16 +229,16 @@ def test_width_is_what_was_asked_for(widths: dict[int, float]) -> None:
 
 
 def test_merge_layer_that_the_model_lacks() -> None:
-    with pytest.raises(ValueError, match=r"^keep_ratio names merge layer 5, which this model lacks.* 4, 8, 12"):
+    with pytest.raises(ValueError, match=r"^keep_ratio .*merge layer 5,.* 4, 8, 12"):
         plan_of(None, {5: 0.5})
-    with pytest.raises(ValueError, match="names merge layer 40"):
+    with pytest.raises(ValueError, match=r"^keep_ratio .*merge layer 40"):
         plan_of(None, {40: 0.5})
-    assert plan_of(None, {5: 1.0}).merges == {}  # nothing merges there
+    assert plan_of(None, {5: 1.0}).merges == {}  # no merge there
 
 
 def test_model_that_cannot_merge() -> None:
     assert plan_of(8, 1.0, merge_layers=()).merges == {}
-    with pytest.raises(ValueError, match=r"^keep_ratio must be 1\.0 for this model: it is compressed by depth only"):
+    with pytest.raises(ValueError, match=r"^keep_ratio must be 1\.0"):
         plan_of(8, 0.5, merge_layers=())
 
 
@@ -304,21 +331,18 @@ def test_mean_width_is_the_mean_over_the_layers(widths: dict[int, float], depth:
     assert plan_of(depth).mean_width == 1.0
 
 
-def test_a_plan_with_another_calibration_is_another_plan() -> None:
-    maps = [CalibratedSetting(exit_layer=4, map=PlattMap(slope=slope, intercept=0.0)) for slope in (1.0, 1.0, 2.0)]
-    plans = [Plan((4,), calibration=each) for each in maps]
-    assert plans[0] == plans[1] != plans[2] != Plan((4,))
-    assert len(set(plans)) == 2
-    assert pickle.loads(pickle.dumps(plans[2])) == plans[2]
+def test_a_plan_as_text() -> None:
+    assert str(Plan((6,))) == "exit 6, no merges"
+    assert str(Plan((4,), {3: Fraction(1, 3), 2: Fraction(1, 2)})) == "exit 4, merges 2:1/2,3:1/3"
 
 
 @pytest.mark.parametrize("exits", [(), (4, 2), (4, 4)])
 def test_plan_needs_ascending_exits(exits: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="exits must be ascending and not empty"):
+    with pytest.raises(ValueError, match=r"^exits"):
         Plan(exits)
 
 
 @pytest.mark.parametrize("layer", [0, 4, 5])
 def test_plan_merges_before_its_last_exit(layer: int) -> None:
-    with pytest.raises(ValueError, match=r"merges must lie in 1 … 3"):
+    with pytest.raises(ValueError, match=r"^merges .*1 … 3"):
         Plan((2, 4), {layer: Fraction(1, 2)})
