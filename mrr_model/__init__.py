@@ -1,4 +1,4 @@
-"""Matryoshka Re-Ranker: one re-ranking model that runs at any depth and width (arXiv 2501.16302)."""
+"""Matryoshka Re-Ranker: a re-ranker whose depth and width are chosen per call (arXiv 2501.16302)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from mrr_model.compression import Compression, Plan
     from mrr_model.modeling.config import MatryoshkaConfig
     from mrr_model.modeling.model import MatryoshkaModel
-    from mrr_model.reranker import MatryoshkaReranker, RankedDocument
+    from mrr_model.ranking import RankedDocument
+    from mrr_model.reranker import MatryoshkaReranker
     from mrr_model.selection.target import Target
 
     __version__: str
@@ -29,13 +30,13 @@ _HOMES = {
     "MatryoshkaConfig": "modeling.config",
     "MatryoshkaModel": "modeling.model",
     "MatryoshkaReranker": "reranker",
-    "RankedDocument": "reranker",
+    "RankedDocument": "ranking",
     "Target": "selection.target",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and transformers only when something that needs them is asked for, and look the version up then."""
+    """Import a name when it is first used, so that importing the package imports neither torch nor transformers."""
     if name == "__version__":
         from importlib.metadata import version
 

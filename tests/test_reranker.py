@@ -17,13 +17,13 @@ import pytest
 import torch
 from transformers import BertModel
 
-from mrr_model import Compression, MatryoshkaReranker, RankedDocument
+from mrr_model import Compression, MatryoshkaReranker, RankedDocument, Target
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, KnotMap, PlattMap
+from mrr_model.calibration.probability import probability
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
 from mrr_model.inference.batching import MIN_SHARING_PAIRS
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.reranker import probability
 
 DECODER = Path(__file__).parent / "fixtures" / "reference" / "mistral" / "model"
 QUERY = "how do plants make food?"
@@ -58,16 +58,18 @@ def test_scores_are_probabilities_in_input_order(reranker: MatryoshkaReranker) -
     assert scores == pytest.approx([reranker.score_pairs([(QUERY, text)])[0] for text in DOCUMENTS], abs=1e-5)
 
 
-def test_normalize_false_gives_the_logits_behind_the_probabilities(reranker: MatryoshkaReranker) -> None:
+def test_normalize_false_gives_the_logits_under_the_probabilities(reranker: MatryoshkaReranker) -> None:
     logits = reranker.score(QUERY, DOCUMENTS, normalize=False)
-    calibration = reranker.plan().calibration
-    assert (calibration is not None) == (reranker.name == "mini")  # which is shipped with its maps
-    calibrated = logits if calibration is None else [calibration.map(logit) for logit in logits]
+    assert (reranker.calibration is not None) == (reranker.name == "mini")  # which is shipped with its maps
+    plan, calibrated = reranker.plan(), logits
+    if reranker.calibration is not None:
+        own = reranker.calibration.nearest(plan.last_layer, plan.merges).map
+        calibrated = [own(logit) for logit in logits]
     assert reranker.score(QUERY, DOCUMENTS) == [probability(logit) for logit in calibrated]
 
 
 @pytest.mark.parametrize("shown", [True, False, None])
-def test_progress_shows_where_it_is_asked_for(
+def test_progress_shows_if_it_is_asked_for(
     mini: MatryoshkaReranker, shown: bool | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for call in (
@@ -89,8 +91,8 @@ def test_rank_sorts_by_logit_and_ties_keep_input_order(reranker: MatryoshkaReran
         document == RankedDocument(document.index, scores[document.index], DOCUMENTS[document.index])
         for document in ranking
     )
-    places = [document.index for document in ranking]
-    assert places.index(0) + 1 == places.index(4)  # the same text twice
+    order = [document.index for document in ranking]
+    assert order.index(0) + 1 == order.index(4)  # the same text twice
 
 
 def test_top_n_and_min_score(reranker: MatryoshkaReranker) -> None:
@@ -187,7 +189,7 @@ def test_pickle_gives_the_same_scores_here_and_in_a_fresh_process(mini: Matryosh
 
 
 def test_the_readme_example_warns_once_about_its_depth() -> None:
-    with pytest.warns(UserWarning, match="depth=20 is more than the 6 layers of 'mini'") as caught:
+    with pytest.warns(UserWarning, match="depth=20 .*6 layers") as caught:
         reranker = MatryoshkaReranker(depth=20, keep_ratio=0.5)
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
@@ -261,7 +263,7 @@ def test_a_loaded_checkpoint_is_taken_as_it_is(mini: MatryoshkaReranker) -> None
     assert shared.score(QUERY, DOCUMENTS) == mini.score(QUERY, DOCUMENTS, depth=3)
 
 
-def test_cost_falls_with_depth_and_width(reranker: MatryoshkaReranker) -> None:
+def test_flops_fall_with_depth_and_width(reranker: MatryoshkaReranker) -> None:
     full = reranker.flops(depth=None, keep_ratio=1.0)
     assert isinstance(full, float)
     assert full > reranker.flops(depth=4) > reranker.flops(depth=3)
@@ -295,7 +297,7 @@ def calibrated(reranker: MatryoshkaReranker, calibration: Calibration = CALIBRAT
 
 
 @pytest.mark.parametrize("setting", [{"depth": 6}, {"depth": 3, "keep_ratio": {1: 0.5}}, {"depth": 4}], ids=str)
-def test_probabilities_go_by_the_settings_own_or_the_nearest_map(
+def test_probabilities_use_the_settings_own_or_the_nearest_map(
     reranker: MatryoshkaReranker, setting: dict[str, Any]
 ) -> None:
     maps = {6: CURVE, 3: PlattMap(slope=0.2, intercept=-4.0), 4: PlattMap(slope=0.2, intercept=-4.0)}
@@ -327,7 +329,7 @@ def test_maps_and_profile_pickle_and_are_left_out_with_the_adapters(mini: Matryo
     assert own.copy(compensated=False).calibration is None
 
 
-# What evaluations ask for
+# The engine
 
 
 def test_logits_of_all_exits_are_those_of_each(reranker: MatryoshkaReranker) -> None:
@@ -338,8 +340,6 @@ def test_logits_of_all_exits_are_those_of_each(reranker: MatryoshkaReranker) -> 
     for column, plan in enumerate((shallow, deep)):
         assert both[:, column].tolist() == pytest.approx(reranker.engine.logits(pairs, plan)[:, 0].tolist(), abs=1e-4)
     assert reranker.engine.logits([], deep).shape == (0, 1)
-    with pytest.raises(TypeError, match="pairs must be a list of"):
-        reranker.engine.logits(QUERY, deep)  # type: ignore[arg-type]
 
 
 def test_token_counts_are_the_spans_as_cut(reranker: MatryoshkaReranker) -> None:
@@ -373,35 +373,37 @@ def test_flops_of_a_call_count_a_shared_query_once(reranker: MatryoshkaReranker)
 
 
 BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"query": ""}, ValueError, "query is empty"),
-    ({"query": "  \n"}, ValueError, "query is empty"),
-    ({"query": 3}, TypeError, r"query must be a string, got 3 \(int\)"),
-    ({"documents": "one text"}, TypeError, "documents must be a list of strings, got a single str"),
-    ({"documents": 5}, TypeError, "documents must be a list of strings, got a single int"),
-    ({"documents": ["a", None]}, TypeError, r"documents\[1\] must be a string, got None"),
-    ({"depth": 1}, ValueError, "depth=1 lies below this model's first exit. Its exits are 2, 3, 4, 5, 6"),
-    ({"depth": 0}, ValueError, "depth must be at least 1, got 0"),
-    ({"depth": 2.5}, TypeError, r"depth must be a whole number, got 2.5 \(float\)"),
-    ({"depth": "4"}, TypeError, "depth must be a whole number, got '4'"),
-    ({"depth": True}, TypeError, "depth must be a whole number, got True"),
-    ({"keep_ratio": 0}, ValueError, r"keep_ratio must be in \(0, 1\], got 0"),
-    ({"keep_ratio": 1.5}, ValueError, r"keep_ratio must be in \(0, 1\], got 1.5"),
-    ({"keep_ratio": float("nan")}, ValueError, r"keep_ratio must be in \(0, 1\], got nan"),
-    ({"keep_ratio": None}, TypeError, r"keep_ratio must be a number in \(0, 1\], got None"),
-    ({"keep_ratio": "half"}, ValueError, "keep_ratio='half' cannot be read"),
-    ({"keep_ratio": {1: 0.5, 3: 0.75}}, ValueError, "keep_ratio must not grow with depth: 0.75 at merge layer 3"),
-    ({"keep_ratio": {6: 0.5}}, ValueError, "keep_ratio names merge layer 6, which this model lacks.* 1, 2, 3, 4, 5"),
-    ({"keep_ratio": {"x": 0.5}}, TypeError, "merge layers must be whole numbers, got 'x'"),
-    ({"prompt": "Say yes."}, ValueError, "the template of 'mini' has no prompt"),
-    ({"prompt": 7}, TypeError, "prompt must be a string or None, got 7"),
-    ({"top_n": 0}, ValueError, "top_n must be at least 1, got 0"),
-    ({"top_n": 2.0}, TypeError, "top_n must be a whole number, got 2.0"),
-    ({"min_score": "0.5"}, TypeError, "min_score must be a number or None, got '0.5'"),
+    ({"query": ""}, ValueError, "^query"),
+    ({"query": "  \n"}, ValueError, "^query"),
+    ({"query": 3}, TypeError, r"^query .*3 \(int\)"),
+    ({"documents": "one text"}, TypeError, "^documents .*single str"),
+    ({"documents": 5}, TypeError, "^documents .*single int"),
+    ({"documents": ["a", None]}, TypeError, r"^documents\[1\] .*None"),
+    ({"depth": 1}, ValueError, "^depth=1 .*2, 3, 4, 5, 6"),
+    ({"depth": 0}, ValueError, "^depth .*0"),
+    ({"depth": 2.5}, TypeError, r"^depth .*2.5 \(float\)"),
+    ({"depth": "4"}, TypeError, "^depth .*'4'"),
+    ({"depth": True}, TypeError, "^depth .*True"),
+    ({"keep_ratio": 0}, ValueError, r"^keep_ratio .*\(0, 1\], got 0"),
+    ({"keep_ratio": 1.5}, ValueError, r"^keep_ratio .*\(0, 1\], got 1.5"),
+    ({"keep_ratio": float("nan")}, ValueError, r"^keep_ratio .*nan"),
+    ({"keep_ratio": None}, TypeError, r"^keep_ratio .*None"),
+    ({"keep_ratio": "half"}, ValueError, "^keep_ratio='half'"),
+    ({"keep_ratio": {1: 0.5, 3: 0.75}}, ValueError, "^keep_ratio .*0.75 at merge layer 3"),
+    ({"keep_ratio": {6: 0.5}}, ValueError, "^keep_ratio .*merge layer 6,.* 1, 2, 3, 4, 5"),
+    ({"keep_ratio": {"x": 0.5}}, TypeError, "^keep_ratio's merge layers .*'x'"),
+    ({"prompt": "Say yes."}, ValueError, "^prompt='Say yes.'"),
+    ({"prompt": 7}, TypeError, "^prompt .*7"),
+    ({"top_n": 0}, ValueError, "^top_n .*0"),
+    ({"top_n": 2.0}, TypeError, "^top_n .*2.0"),
+    ({"min_score": "0.5"}, TypeError, "^min_score .*'0.5'"),
+    ({"min_score": math.nan}, ValueError, "^min_score .*nan"),
+    ({"normalize": "yes"}, TypeError, "^normalize .*'yes'"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS)
-def test_bad_calls_say_what_is_wrong(
+def test_a_bad_argument_of_a_call_is_named(
     mini: MatryoshkaReranker, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -411,28 +413,23 @@ def test_bad_calls_say_what_is_wrong(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": "no such/model name"}, FileNotFoundError, "is no folder here and no hub id. Give 'mini'"),
-        (
-            {"model": "owner/absent", "local_files_only": True},
-            FileNotFoundError,
-            r"the hub was not asked \(local_files_only\)",
-        ),
-        (
-            {"max_length": 513},
-            ValueError,
-            "max_length=513 is more than the 512 positions of 'mini'. Choose at most 512",
-        ),
-        ({"max_length": 0}, ValueError, "max_length must be at least 1, got 0"),
-        ({"batch_tokens": 1.5}, TypeError, "batch_tokens must be a whole number, got 1.5"),
-        ({"dtype": "int8"}, ValueError, "dtype must be 'auto', 'float32', 'bfloat16', 'float16'"),
-        ({"device": "abacus"}, ValueError, "device must be 'auto' or a torch device"),
-        ({"device": "cuda"}, ValueError, "that is here, such as 'cpu' or 'cuda:0', got 'cuda'"),
-        ({"depth": 1}, ValueError, "depth=1 lies below this model's first exit"),
-        ({"keep_ratio": {7: 0.5}}, ValueError, "keep_ratio names merge layer 7"),
-        ({"prompt": "Say yes."}, ValueError, "has no prompt"),
+        ({"model": "no such/model name"}, FileNotFoundError, "^model 'no such/model name'"),
+        ({"model": "owner/absent", "local_files_only": True}, FileNotFoundError, "^model 'owner/absent'"),
+        ({"max_length": 513}, ValueError, "^max_length=513 .*512"),
+        ({"max_length": 0}, ValueError, "^max_length .*0"),
+        ({"batch_tokens": 1.5}, TypeError, "^batch_tokens .*1.5"),
+        ({"dtype": "int8"}, ValueError, "^dtype .*'float32', 'bfloat16', 'float16'"),
+        ({"device": "abacus"}, ValueError, "^device .*'abacus'"),
+        ({"device": "cuda"}, ValueError, "^device .*'cuda'"),
+        ({"depth": 1}, ValueError, "^depth=1 "),
+        ({"keep_ratio": {7: 0.5}}, ValueError, "^keep_ratio .*merge layer 7"),
+        ({"prompt": "Say yes."}, ValueError, "^prompt"),
+        ({"normalize": 1}, TypeError, "^normalize"),
+        ({"target": 3}, TypeError, "^target"),
+        ({"target": Target(speedup=3), "depth": 3}, ValueError, "^target"),
     ],
 )
-def test_bad_constructor_arguments_say_what_is_wrong(
+def test_a_bad_argument_of_the_constructor_is_named(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -442,15 +439,13 @@ def test_bad_constructor_arguments_say_what_is_wrong(
 @pytest.mark.parametrize(
     ("pairs", "error", "message"),
     [
-        ([("q", "d"), ("q",)], TypeError, r"pairs\[1\] must be a \(query, document\) pair"),
-        ([("", "d")], ValueError, r"pairs\[0\]\[0\] is empty"),
-        ([("q", 1)], TypeError, r"pairs\[0\]\[1\] must be a string, got 1"),
-        ("qd", TypeError, "pairs must be a list of"),
+        ([("q", "d"), ("q",)], TypeError, r"^pairs\[1\]"),
+        ([("", "d")], ValueError, r"^pairs\[0\]\[0\]"),
+        ([("q", 1)], TypeError, r"^pairs\[0\]\[1\] .*1"),
+        ("qd", TypeError, "^pairs"),
     ],
 )
-def test_bad_pairs_say_what_is_wrong(
-    mini: MatryoshkaReranker, pairs: Any, error: type[Exception], message: str
-) -> None:
+def test_a_bad_pair_is_named(mini: MatryoshkaReranker, pairs: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         mini.score_pairs(pairs)
 
@@ -458,9 +453,7 @@ def test_bad_pairs_say_what_is_wrong(
 def test_a_broken_checkpoint_is_an_error_and_no_ranking() -> None:
     broken = MatryoshkaReranker(dtype="float32")
     broken.model.heads["6"].linear.weight.data.fill_(math.nan)  # type: ignore[union-attr,operator]
-    with pytest.raises(
-        ValueError, match="the model gave the score nan for document 0: its checkpoint 'mini' is broken"
-    ):
+    with pytest.raises(ValueError, match=r"nan for document 0.*'mini'"):
         broken.rank(QUERY, DOCUMENTS)
     assert broken.rank(QUERY, DOCUMENTS, depth=5)  # the other exits have heads of their own
 
@@ -585,7 +578,7 @@ def test_a_reranker_built_in_inference_mode_scores_at_any_setting() -> None:
     assert reranker.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5) == pytest.approx(inside, abs=1e-6)
 
 
-def test_a_card_saved_without_what_was_measured_does_not_tell_of_it(mini: MatryoshkaReranker, tmp_path: Path) -> None:
+def test_a_card_saved_without_measurements_does_not_report_them(mini: MatryoshkaReranker, tmp_path: Path) -> None:
     mini.save_pretrained(tmp_path / "whole")
     mini.copy(compensated=False).save_pretrained(tmp_path / "bare")
     whole, bare = ((tmp_path / name / "README.md").read_text(encoding="utf-8") for name in ("whole", "bare"))

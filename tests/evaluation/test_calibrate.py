@@ -12,13 +12,13 @@ import pytest
 from mrr_model import Compression, MatryoshkaReranker
 from mrr_model.calibration import fit as calibrating
 from mrr_model.calibration.maps import Calibration, PlattMap
+from mrr_model.calibration.probability import probabilities, probability
 from mrr_model.checkpoint import load_outline
 from mrr_model.data.beir import Collection
 from mrr_model.evaluation.calibrate import calibrate_model, pairs_of
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import open_collections, open_reranker, score_grid
 from mrr_model.evaluation.store import save_calibration
-from mrr_model.reranker import probability
 
 GRID = [Compression(6, 1.0), Compression(6, 0.5), Compression(3, 1.0), Compression(3, 0.5)]
 
@@ -79,7 +79,7 @@ def test_probabilities_add_up_to_the_relevant_pairs(
     collection = Collection.load(facts_beir, "test")
     for setting in GRID:
         logits = logits_of(reranker, facts_beir, setting)
-        total = sum(reranker.probabilities(logits, reranker.plan(setting.depth, setting.keep_ratio)))
+        total = sum(probabilities(logits, reranker.plan(setting.depth, setting.keep_ratio), reranker.calibration))
         assert total == pytest.approx(8, abs=1.5)  # Platt's targets are drawn in a little
         assert abs(sum(map(probability, logits)) - 8) > 0.01 or setting == GRID[0]
     for query, (question, answer) in enumerate(

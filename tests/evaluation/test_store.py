@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
+from mrr_model.calibration.probability import probabilities
 from mrr_model.checkpoint import load_outline
 from mrr_model.checkpoint.hub import SHIPPED
 from mrr_model.evaluation.store import checkpoint_folder, save_calibration, save_profile, write_section
@@ -113,7 +114,7 @@ def test_published_folders_can_be_written_to(reference: Path, tmp_path: Path) ->
     reranker = MatryoshkaReranker(folder, max_length=64)
     assert reranker.calibration is not None
     assert reranker.score("a", ["b"], normalize=False) == before
-    assert reranker.score("a", ["b"]) == reranker.probabilities(before, reranker.plan())
+    assert reranker.score("a", ["b"]) == probabilities(before, reranker.plan(), reranker.calibration)
 
 
 def test_the_folder_of_a_model(folder: Path) -> None:
