@@ -1,1 +1,1 @@
-"""Files that are written whole, folders with one writer, and one error for a damaged file."""
+"""Files that are written completely or not at all, folders with one writer, one error for a damaged file."""

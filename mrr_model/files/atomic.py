@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, brought to the disk, then renamed."""
+"""Files that are complete or absent: written under another name, synced to the disk, then renamed."""
 
 import os
 import tempfile
@@ -9,17 +9,18 @@ from pathlib import Path
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path beside ``file`` to write to, which takes the place of ``file`` when the block ends without an error.
+    """Replace a file when the block ends without an error; yields a path beside it to write to.
 
-    A process that is killed, or a disk that is full, leaves ``file`` as it was. The new file has the mode of the one
-    that it replaces, or what the umask allows.
+    If the process is killed or the disk is full, the file stays as it was. The new file gets the mode of the old one,
+    or what the umask allows.
 
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder) / "a.txt"
-    ...     with replacing(file) as unfinished:
-    ...         _ = unfinished.write_text("whole")
-    ...     [path.read_text() for path in Path(folder).iterdir()]
-    ['whole']
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "a.txt"
+        ...     with replacing(file) as unfinished:
+        ...         _ = unfinished.write_text("whole")
+        ...     [path.read_text() for path in Path(folder).iterdir()]
+        ['whole']
     """
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".unfinished", dir=file.parent)
     os.close(handle)
@@ -35,13 +36,13 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_file(file: Path, content: str | bytes) -> None:
-    """Write a whole file, text as UTF-8, in the way of :func:`replacing`."""
+    """Write a file as `replacing` does; text is encoded as UTF-8."""
     with replacing(file) as unfinished:
         unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk, so that a power cut does not undo it."""
+    """Sync a file, or the names in a folder, to the disk, so that a power cut does not undo it."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -58,7 +59,7 @@ def sync(path: Path) -> None:
 
 
 def mode_of(file: Path) -> int:
-    """The mode of a file; if it is missing, what the umask allows."""
+    """The mode of a file, or of a new one if it is missing."""
     if file.exists():
         return file.stat().st_mode & 0o777
     mask = os.umask(0)

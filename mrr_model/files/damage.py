@@ -1,4 +1,4 @@
-"""One place that turns what libraries raise about a damaged file into one error that names the file."""
+"""Errors about damaged files: whatever a library raises becomes one error that names the file."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ from types import TracebackType
 from typing import Any, Literal
 
 AGAIN = "Copy or download the file again."
-"""What helps against a damaged file of a checkpoint."""
+"""Advice for a damaged file of a checkpoint."""
 
 LIBRARIES = ("datasets", "pyo3_runtime")
-"""Libraries that are not imported for their errors: all that these raise is about what they read."""
+"""Libraries whose errors are always about the file that they read. They are not imported for that."""
 
 OPAQUE = (Exception, RuntimeError, SystemError)
-"""What libraries in other languages raise: these very types, for tokenizers, sizes and tables that make no sense."""
+"""What libraries written in other languages raise, by these exact types, for content that makes no sense."""
 
 MISUSED = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
-"""What code raises that is given parsed data of another shape or type than it expects."""
+"""What code raises if parsed data has another shape or type than it expects."""
 
 
-class Reading:
-    """A block that reads one file: whatever a library raises about its content leaves as one ValueError that names the
-    file, what is wrong with it and what to do. FileNotFoundError stays, and so does an error that names the file.
-    """
+class FileErrors:
+    """The context manager of `reading`."""
 
     def __init__(self, path: str | Path, advice: str = AGAIN) -> None:
         self.path = path
         self.advice = advice
         self.progress = ""
-        """How far reading came, in words; a block may set it."""
+        """How far the block has read, in words; the block may set it."""
 
-    def __enter__(self) -> Reading:
+    def __enter__(self) -> FileErrors:
         return self
 
     def __exit__(
@@ -49,13 +47,26 @@ class Reading:
         return False
 
 
-def reading(path: str | Path, advice: str = AGAIN) -> Reading:
-    """``with reading(file):`` around whatever parses ``file``; ``advice`` is the message's last sentence."""
-    return Reading(path, advice)
+def reading(path: str | Path, advice: str = AGAIN) -> FileErrors:
+    """Wrap a block that parses one file: `with reading(file):`.
+
+    What a library raises about the file's content becomes one `ValueError` that names the file, what is wrong with it
+    and what to do. `FileNotFoundError` and errors that already name the file stay as they are.
+
+    Args:
+        path: The file.
+        advice: The last sentence of the error.
+    """
+    return FileErrors(path, advice)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises ``ValueError`` that names the file, ``FileNotFoundError`` for none."""
+    """Read a file's JSON object.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it does not hold a JSON object.
+    """
     with reading(path):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
@@ -64,13 +75,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def described(error: BaseException) -> str | None:
-    """What is wrong with a file, as the rest of a sentence that begins with its name; None for an error that says so
-    itself, or that is not about a file's content.
+    """What is wrong with a file, as the rest of a sentence that begins with its name.
+
+    None for an error that says so itself, or that is not about a file's content.
     """
     if isinstance(error, FileNotFoundError | ConnectionError):
         return None
     if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
-        return f"is no whole gzip file: {error}"
+        return f"is not a complete gzip file: {error}"
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     if isinstance(error, RecursionError):
@@ -78,24 +90,25 @@ def described(error: BaseException) -> str | None:
     if isinstance(error, json.JSONDecodeError):
         return f"is not valid JSON: {error}"
     if isinstance(error, UnicodeDecodeError):
-        return f"is no UTF-8 text: {error}"
+        return f"is not UTF-8 text: {error}"
     if isinstance(error, MISUSED):
         return f"holds what cannot be used: {type(error).__name__}: {short(error)}"
     return _by_library(error)
 
 
 def short(value: object, most: int = 300) -> str:
-    """A value's text on one line, cut where it is long.
+    """A value's text on one line, shortened.
 
-    >>> short("a  b" * 1000, 10)
-    'a ba ba ba …'
+    Example:
+        >>> short("a  b" * 1000, 10)
+        'a ba ba ba …'
     """
     text = " ".join(str(value).split())
     return text if len(text) <= most else f"{text[:most]} …"
 
 
 def _by_library(error: BaseException) -> str | None:
-    """The same for the errors that libraries define; imported here, where an error waits for them."""
+    """`described` for errors that libraries define; they are imported only when there is an error."""
     from huggingface_hub.errors import StrictDataclassError
     from pydantic import ValidationError
     from safetensors import SafetensorError
@@ -104,7 +117,7 @@ def _by_library(error: BaseException) -> str | None:
     if isinstance(error, ValidationError):
         return f"cannot be read: {faults_of(error)}"
     if isinstance(error, SafetensorError):
-        return f"is no whole safetensors file: {error}"
+        return f"is not a complete safetensors file: {error}"
     if isinstance(error, YAMLError):
         encoding = getattr(error, "encoding", None)
         return f"is not valid YAML: {short(error)}" + (f", read as {encoding}" if encoding else "")
@@ -115,7 +128,7 @@ def _by_library(error: BaseException) -> str | None:
 
 
 def faults_of(error: Any, most: int = 5) -> str:
-    """The faults of a pydantic ValidationError on one line, each with its place and what came."""
+    """The faults of a pydantic ValidationError on one line, each with its key and value."""
     from mrr_model.validation.config_errors import lines_of
 
     more = error.error_count() - most

@@ -1,4 +1,4 @@
-"""One writer per folder: a lock file that names its holder, and that the system releases when the holder dies."""
+"""One writer per folder: a lock file names the process that holds it, and is released when that process dies."""
 
 import json
 import os
@@ -17,31 +17,31 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
-"""The lock file inside a locked folder; it is removed with the lock."""
+"""The lock file in a locked folder; it is removed with the lock."""
 SAVE = "save"
-"""A holder that is done in moments: others wait for it instead of stopping."""
+"""The command of a holder that needs only moments: others wait for it instead of failing."""
 PAUSE = 0.02
-"""Seconds between two looks at a lock that is about to be free."""
+"""Seconds between two attempts to take a lock that is about to be free."""
 PATIENCE = 250
-"""Looks at a lock without a name before its holder counts as one that does not come to sign it."""
+"""Attempts to take a lock without a name, before its holder counts as one that never writes its name."""
 
 _held: ContextVar[tuple[Path, ...]] = ContextVar("held", default=())
 _handles: set[int] = set()
 """The open lock files of this process."""
 _registered = False
-"""Whether forked children leave these to their parent."""
+"""Whether forked children close their copies."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder."""
+    """The process that holds a folder."""
 
     command: str
-    """What it does there: ``mrr finetune`` or ``save``, for example."""
+    """What it does there, such as `mrr finetune` or `save`."""
     host: str
     pid: int
     since: str
-    """Its start in UTC, ISO format."""
+    """When it took the lock: UTC, ISO format."""
 
     def __str__(self) -> str:
         return f"{self.command} (process {self.pid} on {self.host}, since {self.since})"
@@ -53,39 +53,44 @@ class FolderInUseError(OSError):
 
 @contextmanager
 def locked(folder: Path, command: str) -> Iterator[None]:
-    """Hold ``folder``, made if it is missing, inside the block; what this thread holds already it may hold again.
+    """Hold a folder inside the block; it is created if it is missing. A thread may hold a folder more than once.
 
-    Waits for a holder that saves, and for nobody else. A lock that a dead process left is taken over. If the block
-    fails, folders that were made for the lock and are still empty are removed.
+    Waits for a holder that saves, and for no other. The lock of a dead process is taken over. Folders that were created
+    for the lock and are still empty when the block ends are removed.
+
+    Args:
+        folder: The folder to hold.
+        command: What the block does there, for the error that others get.
 
     Raises:
-        FolderInUseError: Another process or thread holds the folder; the message names it.
+        FolderInUseError: If another process or thread holds the folder; the message names it.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name, locked(Path(name), "an example"):
-    ...     holder_of(Path(name)).command
-    'an example'
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name, locked(Path(name), "an example"):
+        ...     holder_of(Path(name)).command
+        'an example'
     """
-    place = folder.resolve()
-    if place in _held.get():
+    resolved = folder.resolve()
+    if resolved in _held.get():
         yield
         return
     made = _make(folder)
     handle = _acquire(folder, command)
-    token = _held.set((*_held.get(), place))
+    token = _held.set((*_held.get(), resolved))
     try:
         yield
     finally:
         _held.reset(token)
         _release(folder / NAME, handle)
         for path in made:
-            with suppress(OSError):  # it holds something by now
+            with suppress(OSError):  # it is not empty by now
                 path.rmdir()
 
 
 @contextmanager
 def trying(folder: Path, command: str) -> Iterator[bool]:
-    """:func:`locked`, but gives False instead of waiting or raising if another holds the folder."""
+    """Hold a folder as `locked` does, but yield False instead of waiting or raising if another holds it."""
     if folder.resolve() in _held.get():
         yield True
         return
@@ -100,7 +105,7 @@ def trying(folder: Path, command: str) -> Iterator[bool]:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who wrote the folder's lock file, or None if there is none that can be read."""
+    """The holder in the folder's lock file; None if it is missing or cannot be read."""
     try:
         return Holder(**json.loads((folder / NAME).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -116,18 +121,18 @@ def _acquire(folder: Path, command: str) -> int:
         holder = holder_of(folder)
         nameless = nameless + 1 if holder is None else 0
         if nameless > PATIENCE or (holder is not None and holder.command != SAVE):
-            who = holder or "a process that could not write its name, on a full disk perhaps"
+            who = holder or "a process that could not write its name, perhaps because the disk is full"
             raise FolderInUseError(
                 f"{str(folder)!r} is in use by {who}. Wait until it ends, stop it, or choose another folder."
             )
-        time.sleep(PAUSE)  # a save, or a holder that has not yet written its name
+        time.sleep(PAUSE)  # for a save, or for a holder that has not yet written its name
 
 
 def _take(file: Path, command: str) -> int | None:
-    """The open lock file, held and signed; None if another holds it."""
+    """The open lock file, locked and with this process's name; None if another holds it."""
     handle = _open_locked(file)
     if handle is not None:
-        _note(handle)
+        _remember(handle)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         signed = json.dumps(asdict(Holder(command, socket.gethostname(), os.getpid(), now)))
         with suppress(OSError):  # a full disk: the lock holds without a name
@@ -151,24 +156,24 @@ def _open_locked(file: Path) -> int | None:
             return _open_exclusive(file)
         if _is_at(handle, file):
             return handle
-        os.close(handle)  # the holder before removed the file that was opened
+        os.close(handle)  # the previous holder removed the file that was opened
 
 
 def _open_exclusive(file: Path) -> int | None:
-    """The lock without the system's help: whoever makes the file holds it, as long as its process lives."""
+    """The lock without the system's help: whoever creates the file holds it while its process lives."""
     for _ in range(2):
         try:
             return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
-            if not _left_behind(file):
+            if not _is_stale(file):
                 return None
             with suppress(FileNotFoundError):
                 file.unlink()
     return None
 
 
-def _left_behind(file: Path) -> bool:
-    """Whether the process that made a lock file is dead."""
+def _is_stale(file: Path) -> bool:
+    """Whether the process that created a lock file is dead."""
     if os.name == "nt":
         try:
             file.unlink(missing_ok=True)  # an open file cannot be removed there
@@ -176,7 +181,7 @@ def _left_behind(file: Path) -> bool:
             return False
         return True
     holder = holder_of(file.parent)
-    if holder is None:  # of another version, or being signed: its age tells
+    if holder is None:  # another version's, or not written yet: its age decides
         try:
             found = file.stat()
         except FileNotFoundError:  # released by now
@@ -215,14 +220,14 @@ def _release(file: Path, handle: int) -> None:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder; those that were missing, the deepest first."""
+    """Create a folder; returns the folders that were missing, the deepest first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
-def _note(handle: int) -> None:
-    """Remember an open lock file, so that forked children close their copies of it."""
+def _remember(handle: int) -> None:
+    """Remember an open lock file, so that forked children close their copy."""
     global _registered
     if not _registered and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_leave_to_the_parent)
@@ -231,7 +236,7 @@ def _note(handle: int) -> None:
 
 
 def _leave_to_the_parent() -> None:
-    """Close a forked child's copies of lock files: the system would hold the locks until the child ends, too."""
+    """Close a forked child's copies of lock files, which would keep the locks until the child ends."""
     for handle in _handles:
         os.close(handle)
     _handles.clear()

@@ -1,1 +1,1 @@
-"""Checks of what users pass in, with errors that name the argument."""
+"""Checks of arguments and configs, with errors in plain words."""

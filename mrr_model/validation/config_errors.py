@@ -1,4 +1,4 @@
-"""What is wrong with settings, in plain words: pydantic's findings for the command line and for YAML files."""
+"""What is wrong with a config, in plain words: pydantic's findings for the command line and for YAML files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WORDS = {
     "dataclass_type": "must be a mapping",
     "json_invalid": "is not JSON: {error}",
 }
-"""pydantic's types of errors, as what a value must be. What is not here "is not valid"."""
+"""pydantic's types of errors, as what a value must be. Of other types a value "is not valid"."""
 
 short = Repr()
 short.maxstring = short.maxother = 80
@@ -54,7 +54,11 @@ Name = Callable[[Path], str]
 
 
 class ConfigError(ValueError):
-    """Settings that cannot be used. ``lines`` holds a sentence for each fault."""
+    """A config that cannot be used.
+
+    Args:
+        lines: A sentence per fault.
+    """
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__(" ".join(lines))
@@ -62,32 +66,41 @@ class ConfigError(ValueError):
 
 
 def dotted(path: Path) -> str:
-    """A setting's name as the keys that lead to it.
+    """A field's name: the keys that lead to it, joined by dots.
 
-    >>> dotted(("distill", "lora", "rank"))
-    'distill.lora.rank'
+    Example:
+        >>> dotted(("distill", "lora", "rank"))
+        'distill.lora.rank'
     """
     return ".".join(path)
 
 
-def lines_of(error: ValidationError, settings: type[BaseModel] | None = None, name: Name = dotted) -> list[str]:
-    """A sentence for each fault. ``name`` says what a setting is called where it was given; ``settings`` knows the
-    names that an unknown one may stand for.
+def lines_of(error: ValidationError, config: type[BaseModel] | None = None, name: Name = dotted) -> list[str]:
+    """Describe a pydantic error.
+
+    Args:
+        error: The error.
+        config: The model that was validated, from which similar names are suggested for an unknown one.
+        name: What a field is called where the user gave it, such as a flag.
+
+    Returns:
+        A sentence per fault.
     """
     faults = error.errors()
     lists_with_faults = {fault["loc"][:-1] for fault in faults if fault["loc"] and isinstance(fault["loc"][-1], int)}
     # pydantic also calls a list too short whose items are wrong.
-    told = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in lists_with_faults]
-    return [_line(fault, settings, name) for fault in told]
+    reported = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in lists_with_faults]
+    return [_line(fault, config, name) for fault in reported]
 
 
 def sentence(subject: str, fault: Mapping[str, Any]) -> str:
     """One of pydantic's findings about a subject.
 
-    >>> sentence("--passages", {"type": "greater_than_equal", "ctx": {"ge": 2}, "input": 1})
-    '--passages must be at least 2, got 1.'
-    >>> sentence("--ratios", {"type": "value_error", "ctx": {"error": ValueError("they rise")}, "input": 1})
-    '--ratios: they rise, got 1.'
+    Example:
+        >>> sentence("--top-k", {"type": "greater_than_equal", "ctx": {"ge": 2}, "input": 1})
+        '--top-k must be at least 2, got 1.'
+        >>> sentence("--ratios", {"type": "value_error", "ctx": {"error": ValueError("they increase")}, "input": 1})
+        '--ratios: they increase, got 1.'
     """
     context = fault.get("ctx") or {}
     got = f", got {short.repr(fault['input'])}"
@@ -100,22 +113,22 @@ def sentence(subject: str, fault: Mapping[str, Any]) -> str:
     return f"{subject} {words}{'' if fault['type'] == 'json_invalid' else got}.".strip()
 
 
-def _line(fault: Mapping[str, Any], settings: type[BaseModel] | None, name: Name) -> str:
-    place = [part for part in fault["loc"] if part != "[key]"]
-    item = f", item {place.pop() + 1}," if place and isinstance(place[-1], int) else ""
-    path = tuple(map(str, place))
+def _line(fault: Mapping[str, Any], config: type[BaseModel] | None, name: Name) -> str:
+    keys = [part for part in fault["loc"] if part != "[key]"]
+    item = f", item {keys.pop() + 1}," if keys and isinstance(keys[-1], int) else ""
+    path = tuple(map(str, keys))
     if fault["type"] == "extra_forbidden":
-        return f"{name(path)} is not a setting.{_suggested(path, settings)}"
+        return f"{name(path)} is not an option.{_suggested(path, config)}"
     if fault["type"] == "invalid_key" or "[key]" in fault["loc"]:
         return sentence(f"a key of {name(path)}" if path else "a key", {**fault, "type": "string_type"})
     return sentence(name(path) + item if path else item.strip(" ,"), fault)
 
 
-def _suggested(path: Path, settings: type[BaseModel] | None) -> str:
-    """The nearest names beside the unknown one; else the places where that very name is a setting."""
-    if settings is None:
+def _suggested(path: Path, config: type[BaseModel] | None) -> str:
+    """The most similar name in the same section; else the sections that have an option of that exact name."""
+    if config is None:
         return ""
-    leaves = list(_paths(settings))
+    leaves = list(_paths(config))
     *above, unknown = path
     beside = {leaf[len(above)] for leaf in leaves if leaf[: len(above)] == tuple(above) and len(leaf) > len(above)}
     nearest = get_close_matches(unknown.replace("-", "_"), beside, n=1)
@@ -123,8 +136,8 @@ def _suggested(path: Path, settings: type[BaseModel] | None) -> str:
     return f" Did you mean {' or '.join(map(dotted, found))}?" if found else ""
 
 
-def _paths(settings: type[BaseModel], above: Path = ()) -> Iterator[Path]:
-    for name, field in settings.model_fields.items():
+def _paths(config: type[BaseModel], above: Path = ()) -> Iterator[Path]:
+    for name, field in config.model_fields.items():
         nested = model_in(field.annotation)
         if nested is None:
             yield (*above, name)
@@ -133,7 +146,7 @@ def _paths(settings: type[BaseModel], above: Path = ()) -> Iterator[Path]:
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The settings model that a field holds, or may hold; None for other fields."""
+    """The nested config that a field holds, or may hold; None for other fields."""
     from pydantic import BaseModel
 
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
