@@ -1,4 +1,4 @@
-"""Calls in worker threads that stop soon after nobody waits for them any more."""
+"""Calls in worker threads that stop early once nobody waits for them."""
 
 import asyncio
 import threading
@@ -12,13 +12,15 @@ Result = TypeVar("Result")
 _given_up: ContextVar[threading.Event | None] = ContextVar("_given_up", default=None)
 
 
-class Cancelled(Exception):  # noqa: N818  # no error: nobody sees it
-    """Ends a call that nobody waits for. The task that waited has its own ``CancelledError`` and never sees this."""
+class Cancelled(Exception):  # noqa: N818  # not an error: nobody sees it
+    """Ends a call that nobody waits for. The task that waited gets its own `CancelledError` and never sees this one."""
 
 
 def check() -> None:
-    """Raise :class:`Cancelled` if this runs for :func:`in_thread` and its caller has stopped waiting. Long work calls
-    this between its parts.
+    """Stop here if this runs inside `in_thread` and its caller no longer waits. Long work calls this between its parts.
+
+    Raises:
+        Cancelled: If the caller no longer waits.
     """
     event = _given_up.get()
     if event is not None and event.is_set():
@@ -28,8 +30,10 @@ def check() -> None:
 async def in_thread(
     function: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result:
-    """``asyncio.to_thread``, for a function that calls :func:`check`: it ends early if the task that waits is cancelled
-    or times out, and does not start if that happens first.
+    """Run a function as `asyncio.to_thread` does.
+
+    If the waiting task is cancelled or times out, a function that calls `check` ends early; one that has not started
+    yet never starts.
     """
     event = threading.Event()
 

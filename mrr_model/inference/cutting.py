@@ -1,13 +1,13 @@
-"""Where a text can be cut, so that its first part's tokens are the first tokens of the whole.
+"""Where a text can be cut so that the tokens of its first part are the first tokens of the whole text.
 
-That is between two characters that the tokenizer cannot join. A tokenizer normalizes a text, splits it into words, and
-splits each word by its vocabulary. Cuts are made
+A cut goes between two characters that the tokenizer cannot join. A tokenizer normalizes a text, splits it into words,
+and splits each word by its vocabulary. A cut is possible
 
-- where the word splitter is certain to split, or
-- where it does not matter, and no piece of the vocabulary holds the two characters side by side,
+- where the word splitter always splits, or
+- if words don't matter, between two characters that no piece of the vocabulary has side by side,
 
-and only between characters that no normalizer here joins: ASCII, CJK ideographs, some CJK punctuation, and a space
-after any letter. A tokenizer with a part that is not listed here has no cuts.
+and only between characters that none of the listed normalizers joins: ASCII, CJK ideographs, some CJK punctuation, and
+a space after any letter. A tokenizer with a part that is not listed here has no cuts.
 """
 
 import re
@@ -20,15 +20,15 @@ from typing import Any
 from tokenizers import Tokenizer
 
 NEARBY = 4
-"""A cut is first looked for in this many times the text that is wanted, and then in the rest."""
+"""A cut is first searched for within this many times the wanted length, then in the rest of the text."""
 
 TRIES = 10_000
-"""Pairs of characters that are looked at by their pieces, before a text counts as one without a cut."""
+"""Pairs of characters to look up in the vocabulary before giving up on a text."""
 
 _ALNUM, _CJK, _CJK_MARKS = "0-9A-Za-z", "\u4e00-\u9fff", "\uff0c\u3002\u3001\uff01\uff1f\uff1b\uff1a"
 _MARKS = r"!-/:-@\[-`{-~"
 _MARKS_OF_WORDS = r"!-&(-/:-@\[-^`{-~"
-"""ASCII punctuation, but for the two marks that belong to words: ``'`` of contractions, ``_`` of names."""
+"""ASCII punctuation without the two marks that belong to words: `'` of contractions and `_` of names."""
 
 _BEFORE_SPACE = rf"(?<=[\w!-~{_CJK_MARKS}])(?= )"
 _AFTER_WORD = f"(?<=[{_ALNUM}{_CJK}])(?=[{_MARKS_OF_WORDS}{_CJK_MARKS}])"
@@ -67,22 +67,22 @@ WORD_PATTERN = re.compile(
     rf"(?:{_one_of(_CONTRACTIONS)}\|)?(?:{_one_of(_LETTERS)}\|)+{_one_of(_NUMBERS)}\|{_one_of(_OTHERS)}\|"
     rf"(?:{_one_of(_SPACING)}\|)*\\s\+"
 )
-"""The patterns by which GPT-2, Llama 3, Qwen and their like split words. Each takes one run of letters, digits, marks
-or whitespace, with at most one character before it and a contraction or line ends after it: none goes over a space that
-follows a word or mark, or from a word over a mark that is not ``'``.
+"""The patterns by which GPT-2, Llama 3, Qwen and similar models split words. Each matches one run of letters, digits,
+marks or whitespace, with at most one character before it and a contraction or line ends after it. None extends over a
+space that follows a word or mark, or from a word over a mark other than `'`.
 """
 
 _SPACES = "\u2581\u0120"
-"""What SentencePiece and byte-level vocabularies write for a space."""
+"""The characters that SentencePiece and byte-level vocabularies write for a space."""
 
 PLAIN_NORMALIZERS = ("NFC", "NFKC", "Nmt", "Precompiled", "Prepend", "Strip")
-"""Normalizers that leave every character of the listed kinds as it is."""
+"""Normalizers that keep every character of the kinds above."""
 
 FOLDING_NORMALIZERS = ("BertNormalizer", "NFD", "NFKD", "Lowercase", "StripAccents")
 """Normalizers that replace characters one by one."""
 
 LOCAL_SPLITTERS = ("WhitespaceSplit", "Whitespace", "BertPreTokenizer", "Punctuation", "Digits", "Metaspace")
-"""Word splitters that look at two neighbours alone."""
+"""Word splitters that look only at two neighbouring characters."""
 
 
 Part = Mapping[str, Any]
@@ -90,11 +90,15 @@ Part = Mapping[str, Any]
 
 
 class Cuts:
-    """Where one tokenizer's texts can be cut.
+    """Where the texts of one tokenizer can be cut.
 
-    ``splits`` finds where words are certain to be split, ``anywhere`` where the backend's vocabulary has to be asked.
-    ``kept`` are texts that no cut may go through. ``longest_word``: longer ones are unknown words as a whole, and
-    whitespace does not count.
+    Args:
+        splits: A pattern of the positions where words are always split.
+        anywhere: A pattern of the positions where the vocabulary decides.
+        kept: Texts that no cut may go through.
+        backend: The tokenizer, for its vocabulary.
+        longest_word: Characters of a word above which it is unknown as a whole; then runs of whitespace don't count
+            either.
     """
 
     def __init__(
@@ -113,14 +117,14 @@ class Cuts:
 
     @classmethod
     def of(cls, state: Mapping[str, Any], added: Sequence[Mapping[str, Any]], backend: Tokenizer) -> "Cuts | None":
-        """By a backend and its state; None where nothing is certain. ``added``: tokens that a text may spell."""
+        """The cuts of a backend in this state; None if none is certain. `added`: tokens that a text may spell."""
         normalizers = [*_parts(state["normalizer"], "normalizers")]
         splitters = [*_parts(state["pre_tokenizer"], "pretokenizers")]
         if any(token["single_word"] or token["lstrip"] for token in added):
             return None
         if not all(map(_known_normalizer, normalizers)) or not all(map(_known_splitter, splitters)):
             return None
-        splits, anywhere = _split_places(normalizers, splitters), None
+        splits, anywhere = _split_positions(normalizers, splitters), None
         if _decided_by_pieces(state["model"], normalizers, splitters):
             anywhere = _ANYWHERE_IN_BYTES if any(part["type"] == "ByteLevel" for part in splitters) else _ANYWHERE
         if splits is None and anywhere is None:
@@ -134,36 +138,36 @@ class Cuts:
         return cls(splits, anywhere, kept, backend, state["model"].get("max_input_chars_per_word") if plain else None)
 
     def first_part(self, text: str, least: int) -> tuple[str, bool]:
-        """A part of a text, of ``least`` characters or more, or all of it; and whether it is all."""
+        """The beginning of a text, of at least `least` characters, and whether it is the whole text."""
         if len(text) <= least:
             return text, True
-        place = self.after(text, least, NEARBY * least)
-        if place is None:
+        position = self.after(text, least, NEARBY * least)
+        if position is None:
             text = self.shortened(text)
-            place = self.after(text, least)
-        return (text, True) if place is None else (text[:place], False)
+            position = self.after(text, least)
+        return (text, True) if position is None else (text[:position], False)
 
     def after(self, text: str, least: int, most: int = sys.maxsize) -> int | None:
-        """The first place from ``least`` to ``most`` characters where a text can be cut; None if none is found."""
+        """The first position from `least` to `most` where a text can be cut; None if none is found."""
         least = max(1, least)
         for found in self._splits.finditer(text, least, most) if self._splits is not None else ():
             if text[found.start() - 1 : found.start() + 1].lower() not in self._kept:
                 return found.start()
-        places = self._anywhere.finditer(text, least, most) if self._anywhere is not None else ()
-        for found in islice(places, TRIES):
+        positions = self._anywhere.finditer(text, least, most) if self._anywhere is not None else ()
+        for found in islice(positions, TRIES):
             if self._apart(text[found.start() - 1], text[found.start()]):
                 return found.start()
         return None
 
     def shortened(self, text: str) -> str:
-        """The text with long runs of whitespace and of letters shortened, as far as its tokens stay the same."""
+        """The text with long runs of whitespace and letters shortened where that changes no token."""
         if self._longest_word is None:
             return text
         text = re.sub(r"[ \t\r\n]{2,}", " ", text)
         return re.sub(f"({_LATIN}{{{self._longest_word + 1}}}){_LATIN}+", r"\1", text)
 
     def _apart(self, left: str, right: str) -> bool:
-        """Whether the first is a piece, and no piece holds both side by side, as they are or in lower case."""
+        """Whether the first is a piece and no piece has both side by side, as written or in lower case."""
         pairs = {left + right, (left + right).lower()}
         return {left, left.lower()} <= self._pieces and pairs.isdisjoint(self._joined) and pairs.isdisjoint(self._kept)
 
@@ -173,7 +177,7 @@ class Cuts:
 
     @cached_property
     def _joined(self) -> frozenset[str]:
-        """Neighbours in any piece of the vocabulary; a space for the characters that stand for one."""
+        """Neighbouring characters in any piece of the vocabulary, with spaces written as spaces."""
         spaces = str.maketrans(_SPACES, " " * len(_SPACES))
         return frozenset(pair for piece in self._pieces for pair in _neighbours(piece.translate(spaces)))
 
@@ -183,7 +187,7 @@ def _neighbours(text: str) -> Iterator[str]:
 
 
 def _parts(part: Part | None, name: str) -> Iterator[Part]:
-    """A normalizer or word splitter, or those that a sequence holds."""
+    """A normalizer or word splitter, or the parts of a sequence of them."""
     if part is None:
         return
     if part["type"] != "Sequence":
@@ -209,31 +213,31 @@ def _known_splitter(part: Part) -> bool:
 
 
 def _by_pattern(part: Part) -> bool:
-    """Whether a word splitter looks further than at two neighbours."""
+    """Whether a word splitter looks further than two neighbouring characters."""
     return bool(part.get("use_regex")) or "Regex" in part.get("pattern", {})
 
 
-def _split_places(normalizers: Sequence[Part], splitters: Sequence[Part]) -> str | None:
+def _split_positions(normalizers: Sequence[Part], splitters: Sequence[Part]) -> str | None:
     kinds = {part["type"] for part in splitters}
     by_pattern = any(map(_by_pattern, splitters))
     if any(part.get("pattern") == {"String": " "} for part in normalizers):
         return None  # the splitters see no spaces
     if by_pattern and kinds & {"Metaspace", "BertPreTokenizer"}:
         return None
-    places = []
+    positions = []
     if by_pattern or "Whitespace" in kinds:
-        places = [_BEFORE_SPACE, _AFTER_WORD, *([_AT_DIGIT] if "Whitespace" not in kinds else [])]
+        positions = [_BEFORE_SPACE, _AFTER_WORD, *([_AT_DIGIT] if "Whitespace" not in kinds else [])]
     elif "WhitespaceSplit" in kinds or any(part["type"] == "Metaspace" and part["split"] for part in splitters):
-        places = [_BEFORE_SPACE]
+        positions = [_BEFORE_SPACE]
     if "BertPreTokenizer" in kinds:
-        places += [_BEFORE_SPACE, _AT_MARK]
+        positions += [_BEFORE_SPACE, _AT_MARK]
         if any(part["type"] == "BertNormalizer" and part["handle_chinese_chars"] for part in normalizers):
-            places.append(_AT_IDEOGRAPH)
-    return "|".join(places) or None
+            positions.append(_AT_IDEOGRAPH)
+    return "|".join(positions) or None
 
 
 def _decided_by_pieces(model: Part, normalizers: Sequence[Part], splitters: Sequence[Part]) -> bool:
-    """Whether two neighbours that no piece holds are in two tokens, whatever stands around them."""
+    """Whether two neighbouring characters that no piece contains are always in two tokens."""
     if any(map(_by_pattern, splitters)):
         return False
     if not all(

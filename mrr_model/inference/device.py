@@ -1,4 +1,4 @@
-"""Where and in which number format a model runs when the user says "auto"."""
+"""The device, dtype and batch budget that `"auto"` stands for."""
 
 import platform
 import re
@@ -9,20 +9,13 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 CUDA_BATCH_TOKENS = 65536
-"""Tokens of a batch on an NVIDIA GPU, where large ones fill the chip. Not measured."""
+"""Tokens of a batch on an NVIDIA GPU, where large batches fill the chip. Not measured."""
 
 BATCH_TOKENS, BATCH_BYTES = 1024, 3072 * 384 * 2
-"""Elsewhere: as many tokens as make up that many bytes of hidden states, and at least so many tokens. On a CPU small
-batches stay in cache.
+"""On other devices: the fewest tokens of a batch, and the bytes of hidden states that a larger batch may take.
 
-Measured on two cores with AMX in bfloat16, for 60 and 200 words, full size and small settings, budgets of 512 to 8192
-tokens: with 384 dimensions (22M parameters) 3072 was within 5 % of the quickest at 60 words and at full size, and
-within 16 % at 200 words (there small settings, whose merged batches were not joined then, gained from 6144, which at
-60 cost them up to half as much again); with 768 dimensions (108M) 1024 and 1536 were alike and 2048 slower. In float32
-2048 was the quickest there, 1024 and 4096 up to 30 % slower. On two cores with AVX2 alone, in float32 with 384
-dimensions, full size and four merging settings at both lengths took 5 to 17 % less time with 1536 than with 3072, and 2
-to 18 % less with 768; with 768 dimensions (108M, full size, 60 words) 768 and 1024 were alike, 512 and 1536 took 4 to
-7 % more.
+Small batches stay in a CPU's cache. The numbers were chosen by timing budgets of 512 to 8192 tokens on two cores, with
+AMX and with AVX2 alone, in bfloat16 and float32, for models of 384 and 768 dimensions.
 """
 
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -38,18 +31,22 @@ OUT_OF_MEMORY = re.compile(
     """,
     re.VERBOSE,
 )
-"""What allocators and libraries say, in a plain RuntimeError, when memory runs out."""
+"""Messages of the plain `RuntimeError` that allocators and libraries raise when memory runs out."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"``: CUDA, else Apple's MPS, else the CPU. Raises ``ValueError`` for one that is not here."""
+    """The device to run on; `"auto"` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ValueError: If the device does not exist here.
+    """
     if str(device) != "auto":
         try:
             chosen = torch.device(device)
             torch.empty(0, device=chosen)
-        except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
+        except (RuntimeError, AssertionError) as error:  # torch asserts if it was built without the device
             raise ValueError(
-                f"device must be 'auto' or a torch device that is here, such as 'cpu' or 'cuda:0', "
+                f"device must be 'auto' or a torch device of this machine, such as 'cpu' or 'cuda:0', "
                 f"got {device!r}: {error}"
             ) from None
         return chosen
@@ -59,8 +56,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """``"auto"``: bfloat16 where the processor computes it natively, else float32. Raises ``ValueError`` for other
-    formats.
+    """The dtype to load in; `"auto"` is bfloat16 if the processor computes it natively, else float32.
+
+    Raises:
+        ValueError: If it is not one of `DTYPES`.
     """
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
@@ -74,7 +73,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 matrices natively: x86 with AMX or AVX512-BF16, NVIDIA from Ampere on."""
+    """Whether a device multiplies bfloat16 matrices natively: x86 with AMX or AVX512-BF16, NVIDIA since Ampere."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
@@ -84,7 +83,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """A device by its maker's name, as far as the system tells it."""
+    """A device's product name, if the system knows it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     name = platform.processor()
@@ -95,12 +94,18 @@ def device_name(device: torch.device) -> str:
 
 
 def default_batch_tokens(device: torch.device, hidden_size: int, dtype: torch.dtype) -> int:
-    """The token budget of a batch on ``device``, for hidden states of that size and format.
+    """Tokens of a batch on a device, padding included.
 
-    >>> [default_batch_tokens(torch.device("cpu"), size, torch.bfloat16) for size in (384, 768, 4096)]
-    [3072, 1536, 1024]
-    >>> [default_batch_tokens(torch.device(name), 384, torch.float32) for name in ("cpu", "mps", "cuda")]
-    [1536, 1536, 65536]
+    Args:
+        device: Where the model runs.
+        hidden_size: The model's hidden size.
+        dtype: The dtype of its hidden states.
+
+    Example:
+        >>> [default_batch_tokens(torch.device("cpu"), size, torch.bfloat16) for size in (384, 768, 4096)]
+        [3072, 1536, 1024]
+        >>> [default_batch_tokens(torch.device(name), 384, torch.float32) for name in ("cpu", "mps", "cuda")]
+        [1536, 1536, 65536]
     """
     if device.type == "cuda":
         return CUDA_BATCH_TOKENS
@@ -108,5 +113,5 @@ def default_batch_tokens(device: torch.device, hidden_size: int, dtype: torch.dt
 
 
 def out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU, and nothing else."""
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None

@@ -1,4 +1,4 @@
-"""Texts to token ids and spans, cut to the lengths that a model takes."""
+"""Texts to token ids and spans, truncated to the model's lengths."""
 
 import copy
 import re
@@ -14,23 +14,31 @@ from mrr_model.modeling.batch import EncodedPair
 from mrr_model.template import SPECIAL_TOKENS, InputTemplate
 
 COMPARED_TOKENS = 8192
-"""Of a query and a passage that both exceed ``max_length``, the longer gets the odd token; from this many tokens on
-they count as equally long.
+"""If a query and a passage both exceed `max_length`, the longer one gets the odd token. Texts of more tokens than this
+count as equally long.
 """
 
 WINDOW_CHARACTERS = 4_000_000
-"""Pairs are encoded in windows of about this many characters, as far as they are tokenized."""
+"""Pairs are encoded in windows of about this many characters."""
 
 
 class PairEncoder:
-    """Turns texts into :class:`EncodedPair` by a template. Safe to share among threads; the tokenizer it is given stays
-    as it is.
+    """Encodes (query, passage) pairs by an input template. Threads may share one; the tokenizer is not changed.
 
-    ``max_length`` counts tokens. The query is first cut to ``query_max_length``; without one, under ``spans``
-    truncation, to three quarters of ``max_length``. A pair that is still too long is cut by ``whole`` truncation as
-    transformers' ``longest_first`` cuts it. ``spans`` truncation cuts the passage, and the query where that would leave
-    the passage less than its share: an eighth of ``max_length``, or a quarter of the room for both texts if that is
-    less. What a template writes after a text stays when the text is cut.
+    Truncation: the query is first cut to `query_max_length`, or, without one, by `spans` truncation to three quarters
+    of `max_length`. If the pair is still too long, `whole` truncation cuts it as transformers' `longest_first` does.
+    `spans` truncation cuts the passage; it cuts the query too if the passage would get less than its share, which is an
+    eighth of `max_length`, or a quarter of the space for both texts if that is less. What the template writes after a
+    text is never cut.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        template: The model's input template.
+        max_length: Tokens of an input; `InputTemplate.truncation` says what they bound.
+        query_max_length: Tokens of a query; None for the rule above.
+
+    Raises:
+        ValueError: If the tokenizer lacks a special token of the template, or `max_length` leaves no space for texts.
     """
 
     def __init__(
@@ -46,18 +54,25 @@ class PairEncoder:
         self._after_query = self._span_ids(template.query[slot + 1 :])
         self._query = self._slot(template.query[slot], "{query}")
         self._passage = self._slot(template.passage[0], "{passage}")
-        self._check_room()
+        self._check_space()
 
     def resized(self, max_length: int) -> Self:
-        """The same encoder with another ``max_length``. Both share one tokenizer: a large one takes seconds to make."""
+        """The same encoder with another `max_length`. Both share one tokenizer: a large one takes seconds to build.
+
+        Raises:
+            ValueError: If `max_length` leaves no space for texts.
+        """
         other = copy.copy(self)
         other.max_length = max_length
-        other._check_room()
+        other._check_space()
         return other
 
     def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
-        """Encode (query, passage) pairs; each distinct text is tokenized once. ``prompt`` replaces the template's
-        default.
+        """Encode (query, passage) pairs; each distinct text is tokenized once.
+
+        Args:
+            pairs: The pairs.
+            prompt: The instruction that replaces the template's own.
         """
         prompt_ids = self.prompt_ids(prompt)
         most = max(self.max_length, self.query_max_length or 0)
@@ -72,8 +87,10 @@ class PairEncoder:
     def windows(
         self, pairs: Sequence[tuple[str, str]], prompt: str | None = None
     ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
-        """The pairs' indices and encodings, as many at a time as fit in memory; those of a query together, if
-        they fit.
+        """Encode pairs window by window, so that memory stays bounded. A query's pairs share a window if they fit.
+
+        Yields:
+            The indices of a window's pairs, and their encodings.
         """
         for window in self._windows(pairs):
             yield window, self.encode([pairs[index] for index in window], prompt)
@@ -85,22 +102,22 @@ class PairEncoder:
         return self._span_ids(self.template.prompt, prompt or "")
 
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
-        """The spans of a pair whose query and passage have that many tokens (ids are zeros)."""
+        """The spans of a pair whose texts have this many tokens; its ids are zeros."""
         return self._cut([0] * query_tokens, [0] * passage_tokens, self.prompt_ids())
 
     def _cut(self, query: list[int], passage: list[int], prompt: list[int]) -> EncodedPair:
         wanted = min(len(query), self._query_limit)
-        room = max(0, self._room(len(prompt)))
+        space = max(0, self._space(len(prompt)))
         if self.template.truncation == "spans":
             longest = min(len(passage), self.max_length)
-            free = (room - self._query.size - self._passage.size) // 4
+            free = (space - self._query.size - self._passage.size) // 4
             share = self._passage.size + max(1, min(self.max_length // 8, free))
-            kept_query = min(wanted, max(0, room - min(longest, share)))
-            kept_passage = min(longest, room - kept_query)
+            kept_query = min(wanted, max(0, space - min(longest, share)))
+            kept_passage = min(longest, space - kept_query)
             if self.query_max_length is None:
                 wanted = len(query)
         else:
-            kept_query, kept_passage = longest_first(wanted, len(passage), room)
+            kept_query, kept_passage = longest_first(wanted, len(passage), space)
         cut = [*self._before_query, *self._query.cut(query, kept_query), *self._after_query]
         passage = self._passage.cut(passage, kept_passage)
         return EncodedPair(
@@ -113,20 +130,21 @@ class PairEncoder:
             return self.query_max_length
         return self.max_length * 3 // 4 if self.template.truncation == "spans" else sys.maxsize
 
-    def _room(self, prompt_tokens: int) -> int:
-        """Tokens that query and passage, with the text written around them, may have together."""
+    def _space(self, prompt_tokens: int) -> int:
+        """Tokens for query and passage together, with the text that the template writes around them."""
         around = len(self._before_query) + len(self._after_query)
         return self.max_length - around + (prompt_tokens if self.template.truncation == "spans" else -prompt_tokens)
 
-    def _check_room(self) -> None:
-        room = self._room(len(self.prompt_ids()))
+    def _check_space(self) -> None:
+        space = self._space(len(self.prompt_ids()))
         least = self._query.size + self._passage.size
         if self.template.truncation == "spans":
             least += 2
-        if room < least:
+        if space < least:
+            taken = self.max_length - space + least
             raise ValueError(
-                f"max_length={self.max_length} leaves no room beside the {self.max_length - room + least} tokens of "
-                f"the input template. Choose at least {self.max_length - room + least + 1}."
+                f"max_length={self.max_length} leaves no space for texts: the input template takes {taken} tokens. "
+                f"Choose at least {taken + 1}."
             )
 
     def _text_ids(self, slot: "_Slot", texts: set[str], most: int) -> dict[str, list[int]]:
@@ -177,7 +195,7 @@ class PairEncoder:
 
 @dataclass(frozen=True)
 class _Slot:
-    """What a template writes before and after a text, the ids of the latter, and the tokens of both."""
+    """What a template writes before and after a text, the ids of what comes after, and the tokens of both."""
 
     before: str
     after: str
@@ -185,27 +203,28 @@ class _Slot:
     size: int
 
     def cut(self, ids: list[int], length: int) -> list[int]:
-        """The first ``length`` ids of a text with what is written around it; what comes after it stays."""
+        """Cut a text, with what is written around it, to `length` ids; what comes after the text stays."""
         if len(ids) <= length:
             return ids
         tail = self.tail[:length]
         return [*ids[: length - len(tail)], *tail]
 
 
-def longest_first(query: int, passage: int, room: int) -> tuple[int, int]:
-    """How many tokens of each are kept, by the rule of transformers' truncation of that name.
+def longest_first(query: int, passage: int, space: int) -> tuple[int, int]:
+    """Tokens of query and passage that are kept, by the rule of transformers' `longest_first` truncation.
 
-    >>> longest_first(3, 20, 10), longest_first(20, 20, 9), longest_first(30, 20, 9)
-    ((3, 7), (4, 5), (5, 4))
+    Example:
+        >>> longest_first(3, 20, 10), longest_first(20, 20, 9), longest_first(30, 20, 9)
+        ((3, 7), (4, 5), (5, 4))
     """
-    if query + passage <= room:
+    if query + passage <= space:
         return query, passage
-    shorter = min(query, passage, room // 2)
-    return (room - shorter, shorter) if query > passage else (shorter, room - shorter)
+    shorter = min(query, passage, space // 2)
+    return (space - shorter, shorter) if query > passage else (shorter, space - shorter)
 
 
 def _literals(template: InputTemplate) -> set[str]:
-    """A template's own texts, apart from special tokens."""
+    """A template's own texts, without special tokens."""
     pieces = [piece for piece in (*template.query, *template.passage, *template.prompt) if piece not in SPECIAL_TOKENS]
     texts = {text for piece in pieces for text in re.split(r"\{query\}|\{passage\}|\{prompt\}", piece)}
     return texts | {template.default_prompt or ""}

@@ -1,7 +1,7 @@
-"""Users' texts to token ids. Text is data: whatever a text spells, no special token comes of it.
+"""Users' texts to token ids. Text is data: no text can spell a special token.
 
-A tokenizer reads ``[SEP]`` in a text as its special token, and many hold the token among their ordinary words too. So
-texts are tokenized by a private copy, in which the special tokens have other names, drawn at random. A template's own
+A tokenizer reads `[SEP]` in a text as its special token, and many have the token among their ordinary words too. So
+texts are tokenized by a private copy of the tokenizer, in which the special tokens have random names. A template's own
 text may spell special tokens; it is rewritten with these names.
 """
 
@@ -18,25 +18,26 @@ from mrr_model.files.damage import short
 from mrr_model.inference.cutting import Cuts
 
 CHARACTERS_PER_TOKEN = 8
-"""A text with more characters than this for each token that is wanted is cut before it is tokenized."""
+"""A text with more characters than this per token of the bound is cut before it is tokenized."""
 
 CHARACTERS_TOGETHER = 1_000_000
-"""Texts are handed to the tokenizer in lists of about this many characters: its own results are large."""
+"""Texts go to the tokenizer in lists of about this many characters: its results are large."""
 
 PANICS = "pyo3_runtime"
-"""The module of what the tokenizers library raises if it gives up on a text, such as ten million spaces for a regular
-expression; it is no ``Exception``.
+"""The module of the error that the tokenizers library raises if it gives up on a text, such as ten million spaces for a
+regular expression. It is not an `Exception`.
 """
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-"""The token for a byte, in vocabularies that spell unknown characters byte by byte."""
+"""A byte's token, in vocabularies that write unknown characters byte by byte."""
 
 
 def without_surrogates(text: str) -> str:
     """The text with U+FFFD for each lone surrogate, and with the character for a pair of them.
 
-    >>> without_surrogates("a\\ud800b \\ud83d\\ude00") == "a\\ufffdb \\U0001f600"
-    True
+    Example:
+        >>> without_surrogates("a\\ud800b \\ud83d\\ude00") == "a\\ufffdb \\U0001f600"
+        True
     """
     try:
         text.encode()
@@ -46,11 +47,12 @@ def without_surrogates(text: str) -> str:
 
 
 class TextTokenizer:
-    """Texts to ids, without special tokens of their own, truncation or padding. The tokenizer it is given stays as it
-    is.
+    """Texts to ids, without added special tokens, truncation or padding. The tokenizer itself is not changed.
 
-    ``literals``: a template's own texts, whose special tokens count. :meth:`literal` gives each as it must be written
-    in a text for :meth:`ids`.
+    Args:
+        tokenizer: A tokenizer of transformers, fast or slow.
+        literals: A template's own texts, in which special tokens count. `literal` gives each as it must be written in a
+            text for `ids`.
     """
 
     def __init__(self, tokenizer: Any, literals: Iterable[str] = ()) -> None:
@@ -75,29 +77,39 @@ class TextTokenizer:
         self._encode = _Fast(private)
 
     def literal(self, text: str) -> str:
-        """One of the template's own texts, as it is written beside a user's text."""
+        """One of the template's own texts, as it must be written beside a user's text."""
         return self._literals[text]
 
     def ids(self, texts: Sequence[str], before: str = "", after: str = "", most: int | None = None) -> list[list[int]]:
-        """The ids of each text between two literals.
+        """Tokenize texts.
 
-        With ``most``, a text may end after more than ``most`` tokens, without ``after``: its first tokens are those of
-        the whole.
+        Args:
+            texts: Users' texts.
+            before: A literal to write before each.
+            after: A literal to write after each.
+            most: A long text may end after more than this many tokens, without `after`. Its tokens are the first ones
+                of the whole text.
+
+        Returns:
+            The ids of each text.
+
+        Raises:
+            ValueError: If the tokenizer gives up on a text.
         """
         texts = [text if text.isascii() else without_surrogates(text) for text in texts]
         if most is None or self._cuts is None:
             return self._encoded([before + text + after for text in texts])
         ids: list[list[int]] = [[] for _ in texts]
-        waiting, limit = [*range(len(texts))], CHARACTERS_PER_TOKEN * most
-        while waiting:
-            parts = [self._cuts.first_part(texts[index], limit) for index in waiting]
+        pending, limit = [*range(len(texts))], CHARACTERS_PER_TOKEN * most
+        while pending:
+            parts = [self._cuts.first_part(texts[index], limit) for index in pending]
             strings = [before + text + (after if whole else "") for text, whole in parts]
-            for index, tokens in zip(waiting, self._encoded(strings), strict=True):
+            for index, tokens in zip(pending, self._encoded(strings), strict=True):
                 ids[index] = tokens
-            waiting = [
-                index for index, (_, whole) in zip(waiting, parts, strict=True) if not whole and len(ids[index]) <= most
+            pending = [
+                index for index, (_, whole) in zip(pending, parts, strict=True) if not whole and len(ids[index]) <= most
             ]
-            for index in waiting:
+            for index in pending:
                 texts[index] = self._cuts.shortened(texts[index])
             limit *= 2
         return ids
@@ -116,7 +128,7 @@ class TextTokenizer:
 
 
 class _Fast:
-    """Texts to ids by a fast tokenizer's backend."""
+    """Texts to ids by the backend of a fast tokenizer."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
@@ -134,13 +146,13 @@ class _Fast:
             ) from error
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if len(texts) == 1:  # in this thread: a pool of threads is no good to processes forked later
+        if len(texts) == 1:  # in this thread: processes that are forked later cannot use a pool of threads
             return [self._backend.encode(texts[0], add_special_tokens=False).ids]
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class _Slow:
-    """Texts to ids by a tokenizer that is all Python. ``names``: the special tokens' private names."""
+    """Texts to ids by a tokenizer without a fast backend. `names`: the special tokens' private names."""
 
     def __init__(self, tokenizer: Any, names: dict[str, str]) -> None:
         self._tokenizer = tokenizer
@@ -167,12 +179,12 @@ class _Slow:
 
 
 def _names(contents: Iterable[str]) -> dict[str, str]:
-    """A name for each special token that nobody can guess; all of one length, so that none begins another."""
+    """A name per special token that nobody can guess. All have one length, so that none is a prefix of another."""
     return {content: secrets.token_hex(16) for content in sorted(contents)}
 
 
 def _spelled(tokenizer: Any, literals: Iterable[str]) -> set[str]:
-    """The added tokens that a template's own texts spell; they are found by their letters."""
+    """The added tokens that a template's own texts contain."""
     added = getattr(tokenizer, "added_tokens_encoder", {})
     return {content for content in added for text in literals if content in text}
 
@@ -183,7 +195,7 @@ def _renamed_in(text: str, names: dict[str, str]) -> str:
 
 
 def _added_tokens_in(text: str, state: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """The added tokens that a text spells, and where, by the tokenizer's own rules: by one that knows nothing else."""
+    """The added tokens in a text and their spans, found by a tokenizer that knows nothing but these."""
     model = {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}
     finder = Tokenizer.from_str(json.dumps({**state, "model": model, "pre_tokenizer": None, "decoder": None}))
     added = finder.get_added_tokens_decoder()
@@ -202,12 +214,12 @@ def _written(text: str, spans: Sequence[tuple[str, int, int]], names: dict[str, 
 
 
 def _stands_for_a_byte(token: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Whether any text may have this token, since bytes of unknown characters are written with it."""
+    """Whether any text may contain this token, because it stands for a byte of unknown characters."""
     return bool(state["model"].get("byte_fallback")) and BYTE.fullmatch(token["content"]) is not None
 
 
 def _rename(state: dict[str, Any], names: dict[str, str]) -> None:
-    """Give the tokens other names throughout a backend's state; each keeps its id."""
+    """Rename tokens throughout a backend's state; each keeps its id."""
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = state["model"]
