@@ -1,10 +1,10 @@
-"""What the ``mrr`` script and ``python -m mrr_model`` run; torchrun and accelerate start modules."""
+"""Entry point of the `mrr` script and of `python -m mrr_model`, which torchrun and accelerate can start."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line. It is imported inside, so that Ctrl-C is quiet from the first moment."""
+    """Run the command line. Its import is inside the `try`, so that Ctrl-C prints no traceback at start-up either."""
     try:
         from mrr_model.cli.app import main as run
 

@@ -1,4 +1,15 @@
-"""How texts become the spans of an input: templates as data, and those of the known families."""
+"""How texts become the spans of an input: templates as data, and those of the known families.
+
+An input has three spans: query, passage and prompt. Only passage tokens merge. A template lists the pieces of each
+span; it is stored in a checkpoint's config.json, and `mrr self-distill --template` reads one from a JSON file:
+
+    {
+      "query": ["{cls}", "{query}", "{sep}"],
+      "passage": ["{passage}"],
+      "prompt": ["{sep}"],
+      "truncation": "whole"
+    }
+"""
 
 from typing import Literal
 
@@ -6,43 +17,61 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
 SPECIAL_TOKENS = ("{bos}", "{cls}", "{sep}", "{eos}")
-"""Pieces of a template that stand for one of the tokenizer's special tokens."""
+"""Pieces that stand for one of the tokenizer's special tokens."""
 
 
 class InputTemplate(BaseModel):
     """How a query, a passage and a prompt become one sequence of tokens.
 
-    Each span is a tuple of pieces. A piece is a special token (``{bos}``, ``{cls}``, ``{sep}``, ``{eos}``) or a text,
-    which may hold ``{query}``, ``{passage}`` or ``{prompt}``; each text is tokenized by itself. A special token that
-    the template's own text spells counts as one; what a query, a passage or a prompt spells is text.
+    A span is a tuple of pieces. A piece is a special token (`{bos}`, `{cls}`, `{sep}`, `{eos}`) or a text, which may
+    contain `{query}`, `{passage}` or `{prompt}`. Each text is tokenized by itself, and the ids are concatenated.
+    Special tokens count as such in the template's own text; in a query, a passage or a call's prompt they are text.
+
+    Args:
+        query: The query span; one piece contains `{query}`.
+        passage: The passage span: one piece, which contains `{passage}`.
+        prompt: The span after the passage; a piece may contain `{prompt}`.
+        truncation: `spans`: `max_length` bounds query and passage, and the prompt is never cut, as in the published
+            release. `whole`: `max_length` bounds the whole sequence, and the longer of query and passage is cut first,
+            as encoders do.
+        default_prompt: The prompt of calls that give none; None for templates without a prompt.
+
+    Raises:
+        ValueError: If a span lacks its text or has it twice (pydantic's `ValidationError`).
+
+    Example:
+        >>> template = InputTemplate.model_validate_json(
+        ...     '{"query": ["{bos}", "Query: {query}\\\\n"], "passage": ["Document: {passage}"],'
+        ...     ' "prompt": ["\\\\nRelevant?"], "truncation": "spans"}'
+        ... )
+        >>> template.query, template.takes_prompt
+        (('{bos}', 'Query: {query}\\n'), False)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     query: tuple[str, ...]
-    """The query span; one piece holds ``{query}``."""
+    """The query span; one piece contains `{query}`."""
     passage: tuple[str, ...]
-    """The passage span, one piece that holds ``{passage}``; only its tokens are ever merged."""
+    """The passage span: one piece, which contains `{passage}`."""
     prompt: tuple[str, ...]
-    """What follows the passage; a piece may hold ``{prompt}``."""
+    """The span after the passage; a piece may contain `{prompt}`."""
     truncation: Literal["spans", "whole"]
-    """``spans``: ``max_length`` bounds query and passage, the prompt is never cut (the published release). ``whole``:
-    ``max_length`` bounds the whole sequence; the longer of query and passage is cut first (encoders).
-    """
+    """What `max_length` bounds: query and passage (`spans`), or the whole sequence (`whole`)."""
     default_prompt: str | None = None
-    """The prompt where a call gives none; None for templates that have no prompt."""
+    """The prompt of calls that give none; None for templates without a prompt."""
 
     @model_validator(mode="after")
     def _check_slots(self) -> Self:
         if sum(piece.count("{query}") for piece in self.query) != 1:
-            raise ValueError(f"exactly one piece of the query span must hold {{query}}, once, got {self.query}")
+            raise ValueError(f"query must have exactly one piece with {{query}}, once, got {self.query}.")
         if len(self.passage) != 1 or self.passage[0].count("{passage}") != 1:
-            raise ValueError(f"the passage span must be one piece that holds {{passage}} once, got {self.passage}")
+            raise ValueError(f"passage must be one piece with {{passage}}, once, got {self.passage}.")
         return self
 
     @property
     def takes_prompt(self) -> bool:
-        """Whether a call may give a prompt."""
+        """Whether a call may give a prompt of its own."""
         return any("{prompt}" in piece for piece in self.prompt)
 
 
@@ -53,17 +82,17 @@ RELEASE_TEMPLATE = InputTemplate(
     truncation="spans",
     default_prompt="Predict whether passage B contains an answer to query A.",
 )
-"""The input of the published release and this project's decoders (arXiv 2501.16302, input format)."""
+"""The input of the published release and of this project's decoders (arXiv 2501.16302, input format)."""
 
 BERT_TEMPLATE = InputTemplate(
     query=("{cls}", "{query}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole"
 )
-"""``[CLS] query [SEP] passage [SEP]``."""
+"""`[CLS] query [SEP] passage [SEP]`."""
 
 XLM_ROBERTA_TEMPLATE = InputTemplate(
     query=("{cls}", "{query}", "{sep}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole"
 )
-"""``<s> query </s></s> passage </s>``."""
+"""`<s> query </s></s> passage </s>`."""
 
 QWEN3_TEMPLATE = InputTemplate(
     query=(
