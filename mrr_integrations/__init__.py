@@ -1,1 +1,1 @@
-"""Adapters, one file a framework, imported only when asked for: langchain, llama_index, sentence_transformers."""
+"""Integrations, one module per framework: `langchain`, `llama_index`, `sentence_transformers`."""

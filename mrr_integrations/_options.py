@@ -1,8 +1,9 @@
-"""What the LangChain and the LlamaIndex adapter ask of their users alike, and the re-ranker that comes of it."""
+"""The constructor's options that the LangChain and LlamaIndex integrations share, and the core re-ranker under them."""
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import (
@@ -19,38 +20,46 @@ from pydantic.json_schema import SkipJsonSchema
 
 from mrr_integrations._request import (
     CHECKS,
-    Depth,
-    MinScore,
-    Need,
-    Normalize,
-    Prompt,
-    Ratio,
-    TopN,
-    check_one_need,
-    checked_keep_ratio,
+    DepthOption,
+    MinScoreOption,
+    NormalizeOption,
+    PromptOption,
+    RatioOption,
+    TargetOption,
+    TopNOption,
+    check_target_alone,
     checked_request,
-    optional_whole_number,
 )
 from mrr_model.compression import Compression
 from mrr_model.inference.cancelling import in_thread
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
-from mrr_model.selection.choose import chosen_setting
 from mrr_model.selection.target import Target
-from mrr_model.validation.arguments import checked_list
+from mrr_model.validation.arguments import checked_list, optional_whole_number
 
 Item = TypeVar("Item", bound=BaseModel)
 
 
 def missing(framework: str, extra: str, error: ImportError) -> ImportError:
-    """The error of an adapter whose framework is not installed, with the line that installs it."""
+    """The error of an integration whose framework is not installed, with the command that installs it."""
     return ImportError(
         f'{framework} is not installed. Install it with: pip install "matryoshka-reranker[{extra}]"', name=error.name
     )
 
 
 def listed(items: object, kind: type[Item], argument: str, noun: str) -> list[Item]:
-    """The items of any ordered collection as a list. Raises ``TypeError`` for a single item, a mapping, a table or a
-    set, and for an item that is no ``kind``, by its index.
+    """Check the items of any ordered collection.
+
+    Args:
+        items: The collection.
+        kind: The class of its items.
+        argument: What the error calls the collection.
+        noun: What the error calls an item.
+
+    Returns:
+        The items as a list.
+
+    Raises:
+        TypeError: If `items` is a single item, a mapping, a table or a set, or an item is not a `kind`.
     """
     if isinstance(items, BaseModel):
         raise TypeError(f"{argument} must be a list of {noun}s, got a single {type(items).__name__}.")
@@ -62,9 +71,9 @@ def listed(items: object, kind: type[Item], argument: str, noun: str) -> list[It
 
 
 def copied(value: Any, copies: dict[int, Any] | None = None) -> Any:
-    """A copy of nested dicts and lists. What else they hold is shared: it may be a lock, a client or an open file."""
+    """Copy nested dicts and lists. Other values in them are shared: they may be locks, clients or open files."""
     copies = {} if copies is None else copies
-    if id(value) in copies:  # a structure that holds itself
+    if id(value) in copies:  # a structure that contains itself
         return copies[id(value)]
     if type(value) is dict:
         mapping: dict[Any, Any] = {}
@@ -85,67 +94,68 @@ DType = Annotated[str, BeforeValidator(lambda dtype: _name(dtype) if isinstance(
 
 
 class RerankOptions(BaseModel):
-    """The constructor's words; a class beside a framework's own base."""
+    """The options of the constructor; a second base beside the framework's own."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
     model: Model = "mini"
-    """``"mini"`` (shipped, needs no network), a local folder, or a hub id."""
-    depth: Depth = None
-    """Run at most this many layers; None runs all of them. Where it is not given, the checkpoint's own."""
-    keep_ratio: Ratio = 1.0
-    """The part of the passage tokens that is left: a number in (0, 1], or ``{merge layer: ratio}``. Where it is not
-    given, the checkpoint's own.
+    """`"mini"` (comes with the package, needs no network), a local folder, or the id of a hub repository."""
+    depth: DepthOption = None
+    """Run at most this many layers; None runs all of them. If not given, the checkpoint's own."""
+    keep_ratio: RatioOption = 1.0
+    """The share of the passage tokens to keep, in (0, 1], or `{merge layer: ratio}`. If not given, the checkpoint's
+    own.
     """
-    top_n: TopN = 3
-    """How many of the best to return; None for all."""
-    min_score: MinScore = None
-    """Leave out what scores below this, on the returned scale."""
+    top_n: TopNOption = 3
+    """Results to return at most; None returns all."""
+    min_score: MinScoreOption = None
+    """The lowest score to return, on the scale of the returned scores; None returns all."""
     device: Device = "auto"
-    """``"auto"`` or a torch device."""
+    """`"auto"` (CUDA, then Apple's MPS, then the CPU) or a torch device."""
     dtype: DType = "auto"
-    """``"auto"`` (bfloat16 where the processor computes it natively), ``"float32"``, ``"bfloat16"``, ``"float16"``."""
-    max_length: Annotated[int | None, BeforeValidator(optional_whole_number("max_length"))] = None
+    """`"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: bfloat16 if the processor computes it natively."""
+    max_length: Annotated[int | None, BeforeValidator(partial(optional_whole_number, "max_length"))] = None
     """Tokens of an input; None for the checkpoint's own."""
-    batch_tokens: Annotated[int | None, BeforeValidator(optional_whole_number("batch_tokens"))] = None
-    """Tokens of a batch, padding counted; None for the device's default."""
-    prompt: Prompt = None
-    """The instruction after the passage, for models whose input template has one."""
-    target: Need = None
-    """A need in place of ``depth`` and ``keep_ratio``: a :class:`mrr_model.Target` or its dict,
-    ``{"speedup": 3}``. The two fields then show the setting that it chose.
+    batch_tokens: Annotated[int | None, BeforeValidator(partial(optional_whole_number, "batch_tokens"))] = None
+    """Tokens of a batch at most, padding included; None chooses by device and model."""
+    prompt: PromptOption = None
+    """The instruction that follows the passage, for models whose input template has one."""
+    target: TargetOption = None
+    """A need instead of `depth` and `keep_ratio`: a `mrr_model.Target`, or a dict such as `{"speedup": 3}`. The two
+    fields then show the setting that it chose.
     """
-    normalize: Normalize = True
-    """Scores are probabilities; False gives raw logits."""
+    normalize: NormalizeOption = True
+    """Return probabilities; False returns raw logits."""
     show_progress: bool | None = None
-    """True or False for a progress bar or none; None shows one on long work, in a terminal."""
+    """Show a progress bar or not; None shows one on long work in a terminal."""
     reranker: SkipJsonSchema[Annotated[InstanceOf[CoreReranker] | None, Field(exclude=True, repr=False)]] = None
-    """A :class:`mrr_model.MatryoshkaReranker` that is already built, to share its weights. It brings its own model,
-    device, number format and lengths, and its setting, ``prompt`` and ``normalize`` where those are not given.
+    """A `mrr_model.MatryoshkaReranker` whose weights are shared. It brings its own model, device, dtype and lengths;
+    its setting, `prompt` and `normalize` count if those are not given.
     """
     _choice: Compression | None = PrivateAttr(default=None)
-    """What ``target`` chose."""
+    """The setting that `target` chose."""
     _choices: dict[Target, Compression] = PrivateAttr(default_factory=dict)
-    """What targets of single requests chose."""
+    """The settings that targets of single requests chose."""
 
     @property
     def core(self) -> CoreReranker:
-        """The re-ranker that does the work."""
+        """The core re-ranker that does the work."""
         assert self.reranker is not None  # model_post_init has built it
         return self.reranker
 
     def model_post_init(self, context: Any, /) -> None:
-        """Load the re-ranker, or take over the shared one; then show what runs."""
+        """Load the re-ranker, or take the shared one; then show what runs in the fields."""
         super().model_post_init(context)
         given = set(self.model_fields_set)
-        check_one_need(self.target, given)
+        check_target_alone(self.target, given)
         if self.reranker is None:
             self.reranker = self._loaded(given)
             setting = self.reranker.compression
         else:
             self._share(self.reranker, given)
             setting = self._shared_setting(self.reranker, given)
-        self.depth, self.keep_ratio = setting.depth, checked_keep_ratio(setting.keep_ratio)
+        for name, value in setting.to_kwargs().items():
+            setattr(self, name, value)
         self._choice = setting if self.target is not None else None
         self.max_length = self.reranker.max_length
         for name in {"prompt", "normalize"} - given:
@@ -156,33 +166,30 @@ class RerankOptions(BaseModel):
         return self._written(handler(self))
 
     def _written(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Fields from which the same object can be built: a target, or the setting where there is none or where the
-        setting was changed since.
-        """
+        """The fields that build the same object: the target, or the setting if there is none or it was changed."""
         chosen = self._choice is not None and Compression(self.depth, self.keep_ratio) == self._choice
         left_out = ("depth", "keep_ratio") if chosen else ("target",)
         return {name: value for name, value in data.items() if name not in left_out}
 
     def _rank_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of the core's ``rank``: this object's, with what one request changes."""
+        """The keyword arguments of the core's `rank`: this object's options, overridden by those of one request."""
         request = checked_request(changes)
         target = request.pop("target", None)
         if target is not None:
             if target not in self._choices:
-                self._choices[target] = chosen_setting(self.core, target).setting
-            setting = self._choices[target]
-            request |= {"depth": setting.depth, "keep_ratio": checked_keep_ratio(setting.keep_ratio)}
+                self._choices[target] = self.core.copy(target=target).compression
+            request |= self._choices[target].to_kwargs()
         own = {name: getattr(self, name) for name in CHECKS if name != "target"}
         return {**own, **request, "show_progress": self.show_progress}
 
-    async def _awaited_rank_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """:meth:`_rank_arguments`, in a worker thread for a target, which may have to time settings first."""
+    async def _arank_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """`_rank_arguments`; in a worker thread for a target, which may have to time settings first."""
         if changes.get("target") is None:
             return self._rank_arguments(changes)
         return await in_thread(self._rank_arguments, changes)
 
     def _loaded(self, given: Collection[str]) -> CoreReranker:
-        """A re-ranker of its own. What the user did not give is for the checkpoint to say."""
+        """A re-ranker of its own. The checkpoint decides what the user did not give."""
         names = (
             "depth", "keep_ratio", "target", "device", "dtype", "max_length", "batch_tokens", "prompt", "normalize",
         )  # fmt: skip
@@ -192,7 +199,11 @@ class RerankOptions(BaseModel):
         return CoreReranker(self.model, **arguments)
 
     def _share(self, reranker: CoreReranker, given: Collection[str]) -> None:
-        """Show what the shared re-ranker is loaded with. Raises ``ValueError`` where something else was asked for."""
+        """Show what the shared re-ranker is loaded with.
+
+        Raises:
+            ValueError: If something else was asked for.
+        """
         loaded = {
             "model": str(reranker.name),
             "device": str(reranker.device),
@@ -204,20 +215,17 @@ class RerankOptions(BaseModel):
             asked = getattr(self, name)
             if name in given and asked not in (value, type(self).model_fields[name].default):
                 raise ValueError(
-                    f"{name}={asked!r} was given beside reranker, which is loaded with {value!r}. Leave it out, or let "
-                    "this object load its own model."
+                    f"{name}={asked!r} was given with a reranker that is loaded with {value!r}. Leave {name} out, or "
+                    "leave reranker out to load another model."
                 )
             setattr(self, name, value)
 
     def _shared_setting(self, reranker: CoreReranker, given: Collection[str]) -> Compression:
         if self.target is not None:
-            return chosen_setting(reranker, self.target).setting
-        setting = Compression(
-            self.depth if "depth" in given else reranker.compression.depth,
-            self.keep_ratio if "keep_ratio" in given else cast(Any, reranker.compression.keep_ratio),
-        )
-        reranker.plan(setting.depth, cast(Any, setting.keep_ratio))
-        return setting
+            return reranker.copy(target=self.target).compression
+        own = {name: getattr(self, name) for name in ("depth", "keep_ratio") if name in given}
+        reranker.plan(**own)  # checks that the model has the setting
+        return reranker.compression.override(**own)
 
 
 def _name(dtype: object) -> str:

@@ -1,4 +1,4 @@
-"""LangChain: a document compressor whose depth and width are chosen per object, per chain or per call."""
+"""LangChain: a document compressor whose depth and width are chosen per object or per request."""
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,74 +25,117 @@ except ImportError as error:
 from mrr_model.reranker import RankedDocument
 
 SCORE_KEY = "relevance_score"
+"""The metadata key of a document's score."""
 
 NOT_OURS = {"top_k", "top_p"}
-"""Names like this step's that chat models and retrievers take."""
+"""Options of chat models and retrievers whose names resemble this step's."""
 
 
 class RerankInput(TypedDict):
-    """What the runnable takes."""
+    """The input of a re-ranking step."""
 
     query: str
+    """The query."""
     documents: Sequence[Document]
+    """The documents to rank."""
 
 
 class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
-    """Re-rank documents for a query at a depth and width of choice, and keep the best.
+    """Re-rank documents for a query at a chosen depth and width, and keep the best.
 
-    The documents that come back are copies, best first, with the score as a plain float under
-    ``metadata["relevance_score"]``; equal scores keep their order. Their metadata's dicts and lists are copies; what
-    else they hold, a client or a lock, is shared. Safe to share among threads and event loops.
+    Returned documents are copies, best first, with the score as a float in `metadata["relevance_score"]`; equal scores
+    keep their order. Dicts and lists in their metadata are copied; other values, such as clients or locks, are shared.
+    Threads and event loops may share one object.
 
-    A document's ``page_content`` is scored, without its metadata (LlamaIndex's way is to score both);
-    ``metadata_keys=("title",)`` puts a title before it.
+    Only a document's `page_content` is scored; `metadata_keys=("title",)` puts its title first.
 
-    ``ContextualCompressionRetriever`` calls :meth:`compress_documents` and passes no ``config`` on, so every request
-    runs at this object's settings. Where requests choose for themselves, put the retriever and :meth:`as_runnable` in a
-    chain, which takes the retriever's place::
+    `ContextualCompressionRetriever` passes no `config` on, so every request uses this object's options. If requests
+    should choose, use a chain in the retriever's place:
 
         {"query": RunnablePassthrough(), "documents": retriever} | reranker.as_runnable()
 
-    >>> from langchain_core.documents import Document
-    >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5, top_n=1)
-    >>> documents = [Document("Bees make honey."), Document("Goethe is the author of Faust.")]
-    >>> [best] = reranker.compress_documents(documents, "who wrote Faust?")
-    >>> best.page_content
-    'Goethe is the author of Faust.'
+    Args:
+        model: `"mini"` (comes with the package), a local folder, or the id of a hub repository.
+        depth: Run at most this many layers; None runs all of them.
+        keep_ratio: The share of the passage tokens to keep, in (0, 1], or `{merge layer: ratio}`.
+        top_n: Documents to return at most; None returns all.
+        min_score: The lowest score to return, on the scale of the returned scores.
+        device: `"auto"` or a torch device.
+        dtype: `"auto"`, `"float32"`, `"bfloat16"` or `"float16"`.
+        max_length: Tokens of an input.
+        batch_tokens: Tokens of a batch at most, padding included.
+        prompt: The instruction that follows the passage, for models whose input template has one.
+        target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
+        normalize: Return probabilities; False returns raw logits.
+        show_progress: Show a progress bar or not; None shows one on long work in a terminal.
+        reranker: A `mrr_model.MatryoshkaReranker` whose weights are shared.
+        metadata_keys: Metadata to score before a document's text.
+
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If an option is unknown or out of its range (pydantic's `ValidationError`).
+
+    Example:
+        >>> from langchain_core.documents import Document
+        >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5, top_n=1)
+        >>> documents = [Document("Bees make honey."), Document("Goethe is the author of Faust.")]
+        >>> [best] = reranker.compress_documents(documents, "who wrote Faust?")
+        >>> best.page_content
+        'Goethe is the author of Faust.'
     """
 
     metadata_keys: tuple[str, ...] = ()
-    """Metadata that is scored before a document's text, joined by spaces, ``("title",)`` for example. A document that
-    lacks a key is scored without it.
+    """Metadata to score before a document's text, joined by spaces, such as `("title",)`. Documents that lack a key are
+    scored without it.
     """
 
     def compress_documents(
         self, documents: Iterable[Document], query: str, callbacks: Callbacks = None
     ) -> list[Document]:
-        """The best ``top_n`` documents, best first; an empty list for none."""
+        """Rank documents for a query.
+
+        Args:
+            documents: The documents, in any ordered collection.
+            query: The query.
+            callbacks: Callbacks of this call.
+
+        Returns:
+            Copies of the best `top_n` documents, best first, with their scores in the metadata.
+
+        Raises:
+            TypeError: If `documents` is not a list of documents.
+            ValueError: If the query is empty.
+        """
         return self._compress(documents, query, _config(callbacks), {})
 
     async def acompress_documents(
         self, documents: Iterable[Document], query: str, callbacks: Callbacks = None
     ) -> list[Document]:
-        """:meth:`compress_documents` in a worker thread, so that the event loop goes on."""
+        """Rank documents as `compress_documents` does, in a worker thread."""
         return await self._acompress(documents, query, _config(callbacks), {})
 
     def as_runnable(self, *, prefix: str = "") -> RunnableSerializable[RerankInput, list[Document]]:
-        """A runnable from ``{"query": …, "documents": …}`` to documents, for LCEL chains.
+        """A step for LCEL chains, from `{"query": …, "documents": …}` to documents.
 
-        ``depth``, ``keep_ratio``, ``target``, ``top_n``, ``min_score``, ``prompt`` and ``normalize`` can be set per
-        call, over the one loaded model: ``chain.invoke(x, config={"configurable": {"depth": 3}})``. A key that looks
-        like a misspelt one of these brings a warning.
+        A request may set `depth`, `keep_ratio`, `target`, `top_n`, `min_score`, `prompt` and `normalize`, over the same
+        loaded model: `chain.invoke(x, config={"configurable": {"depth": 3}})`. A key that looks like a misspelt one of
+        these gives a warning.
 
-        ``prefix``: goes before their names, so that two steps of one chain are told apart: without it one key sets
-        both, and LangChain's ``config_schema()`` refuses a chain whose steps share names and differ in defaults. A key
-        that begins with the prefix and is none of the step's is an error. ``{"first_depth": 2}`` goes to the first step
-        of this chain::
+        Args:
+            prefix: A prefix of these names, for chains with two re-ranking steps. Without it one key sets both steps,
+                and LangChain's `config_schema()` refuses steps that share names but not defaults. An unknown key with
+                the prefix is an error.
 
-            first = MatryoshkaReranker(depth=3, top_n=20).as_runnable(prefix="first_")
-            second = MatryoshkaReranker(top_n=3).as_runnable(prefix="second_")
-            chain = RunnablePassthrough.assign(documents=first) | second
+        Example:
+            >>> from langchain_core.documents import Document
+            >>> from langchain_core.runnables import RunnablePassthrough
+            >>> reranker = MatryoshkaReranker(depth=3, top_n=20)
+            >>> first = reranker.as_runnable(prefix="first_")
+            >>> second = MatryoshkaReranker(reranker=reranker.core, top_n=3).as_runnable(prefix="second_")
+            >>> chain = RunnablePassthrough.assign(documents=first) | second
+            >>> request = {"query": "who wrote Faust?", "documents": [Document("Goethe wrote Faust.")] * 5}
+            >>> len(chain.invoke(request, config={"configurable": {"first_depth": 2, "second_top_n": 2}}))
+            2
         """
         return Rerank(compressor=self, prefix=prefix)
 
@@ -115,7 +158,7 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         self, documents: Iterable[Document], query: str, config: RunnableConfig, changes: Mapping[str, Any]
     ) -> list[Document]:
         found = listed(documents, Document, "documents", "LangChain Document")
-        arguments = await self._awaited_rank_arguments(changes)
+        arguments = await self._arank_arguments(changes)
         manager = get_async_callback_manager_for_config(config)
         run = await manager.on_chain_start(None, _traced_input(query, found, arguments), **self._run(config))
         try:
@@ -136,73 +179,77 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         return " ".join(part for part in parts if part)
 
     def _run(self, config: RunnableConfig) -> dict[str, Any]:
-        """What a trace calls this step."""
+        """The name and id of this step in a trace."""
         return {"name": config.get("run_name") or type(self).__name__, "run_id": config.get("run_id")}
 
 
 class Rerank(RunnableSerializable[RerankInput, list[Document]]):
-    """A re-ranking step of a chain; see :meth:`MatryoshkaReranker.as_runnable`."""
+    """A re-ranking step of a chain, made by `MatryoshkaReranker.as_runnable`."""
 
     compressor: MatryoshkaReranker
-    """Holds the loaded model and the settings of a call that names none."""
+    """The loaded model, and the options of requests that give none."""
     prefix: str = ""
-    """Goes before the names that a call's ``configurable`` may set."""
+    """A prefix of the names that a request's `configurable` may set."""
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        """What a call's ``configurable`` may set."""
+        """The options that a request's `configurable` may set."""
         fields = MatryoshkaReranker.model_fields
         return [
             ConfigurableFieldSpec(
                 id=self.prefix + name,
                 annotation=fields[name].annotation,
                 description=fields[name].description,
-                default=None if name == "target" else getattr(self.compressor, name),  # what it chose is in the others
+                default=None if name == "target" else getattr(self.compressor, name),  # the others show what it chose
             )
             for name in CHECKS
         ]
 
     def invoke(self, input: RerankInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002  # the base's name
-        """The best documents, best first. Keyword arguments, :meth:`bind`'s too, set what ``configurable`` may set,
-        without the prefix.
+        """Return the best documents, best first.
+
+        Keyword arguments, those of `bind` too, set the same options as `configurable`, without the prefix.
         """
         query, documents = _unpacked(input)
         config = ensure_config(config)
         return self.compressor._compress(documents, query, config, {**self._changes(config), **kwargs})
 
     async def ainvoke(self, input: RerankInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002
-        """:meth:`invoke`, with the event loop going on."""
+        """Return the best documents as `invoke` does, from a worker thread."""
         query, documents = _unpacked(input)
         config = ensure_config(config)
         return await self.compressor._acompress(documents, query, config, {**self._changes(config), **kwargs})
 
     def _changes(self, config: RunnableConfig) -> dict[str, Any]:
-        """What a call's ``configurable`` sets of this step, by the names of the arguments."""
+        """The options of this step that a request's `configurable` sets, by the arguments' names."""
         given, names = config.get("configurable") or {}, {self.prefix + name: name for name in CHECKS}
         for key in given.keys() - names.keys():
-            self._suspect(str(key), names)
+            self._check_unknown(str(key), names)
         changes = {names[key]: value for key, value in given.items() if key in names}
         if changes.get("target") is not None:  # a form filled in by config_schema sends the defaults along
             own = {"depth": self.compressor.depth, "keep_ratio": self.compressor.keep_ratio}
             changes = {name: value for name, value in changes.items() if name not in own or value != own[name]}
         return changes
 
-    def _suspect(self, key: str, names: Collection[str]) -> None:
-        """Tell of a key that no step may take. Other steps' keys come here too, and are left alone where they can be
-        told: with a known name after another prefix, or unlike all of this step's.
+    def _check_unknown(self, key: str, names: Collection[str]) -> None:
+        """Warn of a key that looks like a misspelt option of this step; with the step's prefix it is an error.
+
+        Other steps' keys arrive here too. They are ignored if they end in a known name or resemble none of this step's.
         """
         if key in NOT_OURS or key.endswith(tuple(CHECKS)):
             return
         near = get_close_matches(key, names, n=1, cutoff=0.8)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         if self.prefix and key.startswith(self.prefix):
-            raise ValueError(f"configurable has {key!r}; this re-ranking step takes {', '.join(names)}.{hint}")
+            raise ValueError(f"configurable has the key {key!r}, and this step takes {', '.join(names)}.{hint}")
         if near:
-            warnings.warn(f"configurable has {key!r}, which no re-ranking step takes.{hint}", UserWarning, stacklevel=4)
+            warnings.warn(
+                f"configurable has the key {key!r}, which no re-ranking step takes.{hint}", UserWarning, stacklevel=4
+            )
 
 
 def _config(callbacks: Callbacks) -> RunnableConfig:
-    """The callbacks of the call, or those of the chain around it."""
+    """A config with the callbacks of the call, or with those of the chain around it."""
     return ensure_config({"callbacks": callbacks} if callbacks is not None else None)
 
 

@@ -1,4 +1,4 @@
-"""LlamaIndex: a node postprocessor whose depth and width are chosen per object."""
+"""LlamaIndex: a node postprocessor whose depth and width are chosen per object or per query."""
 
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,27 +26,41 @@ from mrr_model.reranker import DEFAULT, Default, RankedDocument
 from mrr_model.selection.target import Target
 
 RETRIEVAL_SCORE = "retrieval_score"
+"""The metadata key of the score that a node came with."""
 
 dispatcher = get_dispatcher(__name__)
 
 
 @dataclass
 class RerankQuery(QueryBundle):
-    """A query that brings its own re-ranking settings, in place of the postprocessor's.
+    """A query with its own re-ranking options, which override the postprocessor's.
 
-    It goes where a ``QueryBundle`` does: into ``query_engine.query(…)``, a router's too, and
-    ``postprocess_nodes(nodes, query)``. What makes another query of it (a query transform such as HyDE, a sub-question
-    engine, a chat engine or a tool, which take texts) leaves the settings behind. There, build two postprocessors over
-    one ``reranker=``, a fast and a precise one, and an engine for each.
+    Use it like a `QueryBundle`: in `query_engine.query(…)`, a router's too, and `postprocess_nodes(nodes, query)`.
+    Components that make a new query from its text drop the options: query transforms such as HyDE, sub-question
+    engines, chat engines and tools. For those, build a fast and a precise postprocessor over one `reranker=`, and an
+    engine for each.
 
-    Raises ``ValueError`` that names the argument.
+    Args:
+        query_str: The query's text.
+        depth: Run at most this many layers; None runs all of them.
+        keep_ratio: The share of the passage tokens to keep, in (0, 1], or `{merge layer: ratio}`.
+        target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
+        top_n: Nodes to return at most; None returns all.
+        min_score: The lowest score to return.
+        prompt: The instruction that follows the passage.
+        normalize: Return probabilities; False returns raw logits.
 
-    >>> from llama_index.core.schema import NodeWithScore, TextNode
-    >>> reranker = MatryoshkaReranker(top_n=1)
-    >>> texts = ["Bees make honey.", "Goethe is the author of Faust."]
-    >>> nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
-    >>> len(reranker.postprocess_nodes(nodes, RerankQuery("who wrote Faust?", depth=3, keep_ratio=0.5, top_n=2)))
-    2
+    Raises:
+        ValueError: If an option is out of its range or of the wrong type.
+
+    Example:
+        >>> from llama_index.core.schema import NodeWithScore, TextNode
+        >>> reranker = MatryoshkaReranker(top_n=1)
+        >>> texts = ["Bees make honey.", "Goethe is the author of Faust."]
+        >>> nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+        >>> query = RerankQuery("who wrote Faust?", depth=3, keep_ratio=0.5, top_n=2)
+        >>> len(reranker.postprocess_nodes(nodes, query))
+        2
     """
 
     depth: int | Default | None = DEFAULT
@@ -63,55 +77,77 @@ class RerankQuery(QueryBundle):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The settings that this query brings."""
+        """The options that this query sets."""
         return {name: value for name in CHECKS if not isinstance(value := getattr(self, name), Default)}
 
     def to_dict(self, encode_json: bool = False) -> dict[str, Any]:
-        """The query, and the settings that it brings."""
+        """The query as a dict, with the options that it sets."""
         written = super().to_dict(encode_json)
         return {name: value for name, value in written.items() if not isinstance(getattr(self, name), Default)}
 
     @classmethod
     def from_dict(cls, kvs: Any, *, infer_missing: bool = False) -> Self:
-        """What :meth:`to_dict` wrote."""
+        """Build a query from what `to_dict` wrote."""
         return cls(**kvs)
 
 
 class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
-    """Re-rank nodes for a query at a depth and width of choice, and keep the best.
+    """Re-rank nodes for a query at a chosen depth and width, and keep the best.
 
-    The nodes that come back are new objects, best first, with the score as a plain float; equal scores keep their
-    order. Their metadata's dicts and lists are copies; what else they hold, a client or a lock, is shared. Safe to
-    share among threads and event loops. ``to_dict`` and ``from_dict`` carry the settings, not the weights.
+    Returned nodes are new objects, best first, with the score as a float; equal scores keep their order. Dicts and
+    lists in their metadata are copied; other values, such as clients or locks, are shared. Threads and event loops may
+    share one object. `to_dict` and `from_dict` carry the options, not the weights.
 
-    A node's text is scored with the metadata that an embedding model gets to see, as LlamaIndex's own re-rankers do
-    (LangChain's way is the text alone); ``metadata_mode=MetadataMode.NONE`` scores the text alone.
+    A node's text is scored with the metadata that an embedding model sees, as LlamaIndex's own re-rankers do;
+    `metadata_mode=MetadataMode.NONE` scores the text alone. A `RerankQuery` sets options for one query.
 
-    A :class:`RerankQuery` brings its own depth, keep ratio, ``top_n`` and so on.
+    Args:
+        model: `"mini"` (comes with the package), a local folder, or the id of a hub repository.
+        depth: Run at most this many layers; None runs all of them.
+        keep_ratio: The share of the passage tokens to keep, in (0, 1], or `{merge layer: ratio}`.
+        top_n: Nodes to return at most; None returns all.
+        min_score: The lowest score to return, on the scale of the returned scores.
+        device: `"auto"` or a torch device.
+        dtype: `"auto"`, `"float32"`, `"bfloat16"` or `"float16"`.
+        max_length: Tokens of an input.
+        batch_tokens: Tokens of a batch at most, padding included.
+        prompt: The instruction that follows the passage, for models whose input template has one.
+        target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
+        normalize: Return probabilities; False returns raw logits.
+        show_progress: Show a progress bar or not; None shows one on long work in a terminal.
+        reranker: A `mrr_model.MatryoshkaReranker` whose weights are shared.
+        keep_retrieval_score: Keep the score that a node came with in its metadata.
+        metadata_mode: The metadata to score with a node's text.
 
-    >>> from llama_index.core.schema import NodeWithScore, TextNode
-    >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5, top_n=1)
-    >>> texts = ["Bees make honey.", "Goethe is the author of Faust."]
-    >>> nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
-    >>> [best] = reranker.postprocess_nodes(nodes, query_str="who wrote Faust?")
-    >>> best.text
-    'Goethe is the author of Faust.'
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If an option is unknown or out of its range (pydantic's `ValidationError`).
+
+    Example:
+        >>> from llama_index.core.schema import NodeWithScore, TextNode
+        >>> reranker = MatryoshkaReranker(depth=3, keep_ratio=0.5, top_n=1)
+        >>> texts = ["Bees make honey.", "Goethe is the author of Faust."]
+        >>> nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+        >>> [best] = reranker.postprocess_nodes(nodes, query_str="who wrote Faust?")
+        >>> best.text
+        'Goethe is the author of Faust.'
     """
 
     keep_retrieval_score: bool = False
-    """Keep the score that a node came with under ``metadata["retrieval_score"]``, which neither a language model nor an
-    embedding gets to see.
+    """Keep the score that a node came with in `metadata["retrieval_score"]`, which neither a language model nor an
+    embedding model sees.
     """
     metadata_mode: MetadataMode = Field(default=MetadataMode.EMBED)
-    """Which metadata is scored as part of a node's text."""
+    """The metadata to score with a node's text."""
 
     @classmethod
     def class_name(cls) -> str:
         return "MatryoshkaReranker"
 
     def __getstate__(self) -> dict[str, Any]:
-        """The base's own deletes what does not pickle from the live object; here a callback manager may stay behind,
-        and a re-ranker that cannot travel says so.
+        """Leave out a callback manager that cannot be pickled; a re-ranker that cannot be raises.
+
+        The base's own method deletes from the live object whatever cannot be pickled.
         """
         state = {**BaseModel.__getstate__(self), "__dict__": dict(self.__dict__)}
         try:
@@ -121,13 +157,13 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The base's own calls the constructor, which would choose a target's setting again."""
+        """Restore the state. The base's own method calls the constructor, which would choose a setting again."""
         BaseModel.__setstate__(self, state)
         self.__dict__.setdefault("callback_manager", CallbackManager())
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Under the name of the base's own, which it replaces."""
+        """Serialize the options; the name is that of the base's method, which this replaces."""
         return {**self._written(handler(self)), "class_name": self.class_name()}
 
     def _postprocess_nodes(
@@ -148,7 +184,7 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
         found, query = listed(nodes, NodeWithScore, "nodes", "NodeWithScore"), _asked(query_bundle)
         if not found:
             return []
-        arguments = await self._awaited_rank_arguments(_changes(query))
+        arguments = await self._arank_arguments(_changes(query))
         with self._announced(found, query.query_str, arguments["top_n"]) as done:
             ranked = await self.core.arank(query.query_str, self._texts(found), **arguments)
             done.extend(self._ranked_nodes(found, ranked))
@@ -156,9 +192,7 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
 
     @contextmanager
     def _announced(self, nodes: list[NodeWithScore], query: str, top_n: int | None) -> Iterator[list[NodeWithScore]]:
-        """Tell listeners that a re-ranking starts and, whatever comes of it, that it ended; yields the list that the
-        result goes to.
-        """
+        """Send events before and after re-ranking, also if it fails; yields a list for the result."""
         result: list[NodeWithScore] = []
         most = len(nodes) if top_n is None else top_n
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=most, model_name=self.model))
@@ -201,7 +235,7 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
 
 def _asked(query_bundle: QueryBundle | None) -> QueryBundle:
     if query_bundle is None:
-        raise ValueError("re-ranking needs the query: pass query_bundle or query_str.")
+        raise ValueError("re-ranking needs a query. Pass query_bundle or query_str.")
     return query_bundle
 
 

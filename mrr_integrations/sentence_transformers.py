@@ -1,17 +1,14 @@
-"""sentence-transformers: a CrossEncoder whose depth and width are chosen per object and per call.
+"""sentence-transformers: a CrossEncoder whose depth and width are chosen per object or per call.
 
-Three pieces: :class:`MatryoshkaModule`, the one module of the model, which plain CrossEncoder can run too;
-:class:`MatryoshkaCrossEncoder`, which hands inference to the core; :class:`MultiExitLoss`, which trains every exit
-under any of the library's losses.
+`MatryoshkaCrossEncoder` runs inference in the core. `MatryoshkaModule` is its only module, which a plain `CrossEncoder`
+can run too. `MultiExitLoss` trains every exit with any of the library's losses.
 
-Letters: B pairs, T tokens, E exits.
+Shapes: B pairs, T tokens.
 """
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,45 +25,38 @@ try:
 except ImportError as error:
     raise missing("sentence-transformers", "sentence-transformers", error) from error
 
+from mrr_integrations._multi_exit import MultiExitLoss, ReplayingModule
 from mrr_model import checkpoint
+from mrr_model.calibration.probability import probabilities
 from mrr_model.checkpoint.hub import locate
-from mrr_model.compression import KeepRatio, Plan
+from mrr_model.compression import KeepRatio
 from mrr_model.files.atomic import write_file
 from mrr_model.inference.device import resolve_device, resolve_dtype
 from mrr_model.inference.tokenize import without_surrogates
 from mrr_model.modeling.batch import Batch
 from mrr_model.modeling.merging import Spans
-from mrr_model.reranker import DEFAULT, Default, checked_documents
+from mrr_model.reranker import DEFAULT, Default
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
-from mrr_model.validation.arguments import NOT_LISTS, checked_list, whole_number
+from mrr_model.validation.arguments import NOT_LISTS, checked_documents, checked_list, checked_pairs, whole_number
+
+__all__ = ["MatryoshkaCrossEncoder", "MatryoshkaModule", "MultiExitLoss"]
 
 
-@dataclass
-class _Pass:
-    """One forward pass of a loss, kept for the other exits: its inputs, every exit's logits (B, E), and the random
-    state after it.
-    """
-
-    input_ids: Tensor
-    logits: Tensor
-    random_state: Tensor
-
-
-@dataclass
-class _Replay:
-    """Which exit the module shows to a loss, and what it has computed for the exits before."""
-
-    plan: Plan
-    passes: list[_Pass]
-    exit_layer: int = 0
-    place: int = 0
-
-
-class MatryoshkaModule(Module):
+class MatryoshkaModule(ReplayingModule, Module):
     """A whole re-ranker as one sentence-transformers module: texts to token ids, token ids to logits.
 
-    A plain CrossEncoder runs it at ``depth`` and ``keep_ratio``, which are forward keywords; saved folders name it, so
-    that ``CrossEncoder(folder, trust_remote_code=True)`` opens them where this package is installed.
+    A plain CrossEncoder takes `depth` and `keep_ratio` as keywords of a call. Saved folders name this class, so that
+    `CrossEncoder(folder, trust_remote_code=True)` opens them if this package is installed.
+
+    Args:
+        reranker: The core re-ranker.
+
+    Example:
+        >>> core = CoreReranker("mini", dtype="float32")
+        >>> model = CrossEncoder(modules=[MatryoshkaModule(core)], device="cpu")
+        >>> scores = model.predict([("who wrote Faust?", "Goethe wrote Faust.")], depth=3, keep_ratio=0.5)
+        >>> scores.shape
+        (1,)
     """
 
     save_in_root = True
@@ -76,7 +66,6 @@ class MatryoshkaModule(Module):
         super().__init__()  # type: ignore[no-untyped-call]  # untyped there
         self.reranker = reranker
         self.model = reranker.model
-        self._replay: _Replay | None = None
         self._warned = False
 
     @property
@@ -86,12 +75,12 @@ class MatryoshkaModule(Module):
 
     @property
     def processor(self) -> Any:
-        """The tokenizer, under the name that the library's trainer looks for."""
+        """The tokenizer, under the name that the library's trainer uses."""
         return self.reranker.tokenizer
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of an input."""
+        """Tokens of an input at most."""
         return self.reranker.max_length
 
     @max_seq_length.setter
@@ -99,23 +88,30 @@ class MatryoshkaModule(Module):
         self.reranker = self.reranker.copy(max_length=value)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """(query, passage) pairs to padded ``input_ids`` and ``attention_mask`` (B, T) and the lengths of the three
-        spans, (B,) each. Single texts, whose tokens the library counts for model cards, have no spans.
+        """Tokenize (query, passage) pairs.
+
+        Args:
+            inputs: The pairs. Single texts, whose tokens the library counts for model cards, get no spans.
+            prompt: The instruction that follows the passage.
+            kwargs: Ignored.
+
+        Returns:
+            Padded `input_ids` and `attention_mask`, int64 (B, T), and the spans' lengths, int64 (B,) each.
         """
         if all(isinstance(text, str) for text in inputs):
             return dict(self.tokenizer([*map(without_surrogates, inputs)], padding=True, return_tensors="pt"))
-        batch = self.reranker.engine.batch([_pair(pair) for pair in inputs], self._prompt(prompt))
-        places = torch.arange(batch.input_ids.shape[1])
+        batch = self.reranker.engine.batch(checked_pairs([_pair(pair) for pair in inputs]), self._prompt(prompt))
+        positions = torch.arange(batch.input_ids.shape[1])
         return {
             "input_ids": batch.input_ids,
-            "attention_mask": (places < batch.spans.total[:, None]).long(),
+            "attention_mask": (positions < batch.spans.total[:, None]).long(),
             "query_length": batch.spans.query,
             "passage_length": batch.spans.passage,
             "prompt_length": batch.spans.prompt,
         }
 
     def _prompt(self, prompt: str | None) -> str | None:
-        """The prompt that a pair is encoded with."""
+        """The prompt that pairs are encoded with."""
         asked = _prompt(prompt)
         return self.reranker.prompt if isinstance(asked, Default) else asked
 
@@ -126,17 +122,30 @@ class MatryoshkaModule(Module):
         keep_ratio: KeepRatio | Default = DEFAULT,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Adds ``scores``, float32 logits (B, 1), to what :meth:`preprocess` gave: raw ones where gradients are wanted,
-        else calibrated ones, so that a plain CrossEncoder's sigmoid gives the core's probabilities.
+        """Add logits to what `preprocess` returned.
+
+        Args:
+            features: `input_ids` (B, T) and the spans' lengths, (B,) each.
+            depth: Run at most this many layers.
+            keep_ratio: The share of the passage tokens to keep, or `{merge layer: ratio}`.
+            kwargs: Ignored.
+
+        Returns:
+            The features with `scores`, float32 logits (B, 1). They are raw if gradients are wanted, else calibrated, so
+            that a plain CrossEncoder's sigmoid gives the core's probabilities.
+
+        Raises:
+            RuntimeError: If `DataParallel` runs a copy of the module.
         """
         if self.model is not self.reranker.model:
-            raise RuntimeError("DataParallel's copies cannot run a re-ranker: start one process a GPU with torchrun.")
+            raise RuntimeError("DataParallel cannot run a re-ranker. Start one process per GPU with torchrun.")
         spans = Spans(*(features[f"{span}_length"].cpu() for span in ("query", "passage", "prompt")))
         batch = Batch(features["input_ids"], spans)
         if self.training and torch.is_grad_enabled():
             self._drop_adapters()
-        if self._replay is not None:
-            return {**features, "scores": self._replayed(batch, self._replay)}
+        if self.replay is not None:
+            scores = self.replay.logits(batch.input_ids, lambda plan: self.reranker.engine.forward(batch, plan))
+            return {**features, "scores": scores}
         plan = self.reranker.plan(depth, keep_ratio)
         if self.training and torch.is_grad_enabled() and not self._warned and len(self.reranker.exits) > 1:
             self._warned = True
@@ -153,47 +162,25 @@ class MatryoshkaModule(Module):
             scores = scores.new_tensor([[own(logit)] for logit in scores[:, 0].tolist()])
         return {**features, "scores": scores}
 
-    @contextmanager
-    def replaying(self, plan: Plan) -> Iterator[_Replay]:
-        """Within this, forward passes run the whole plan once and show one exit at a time."""
-        self._replay = _Replay(plan, [])
-        try:
-            yield self._replay
-        finally:
-            self._replay = None
-
-    def _replayed(self, batch: Batch, replay: _Replay) -> Tensor:
-        """The logits of ``replay.exit_layer``, (B, 1): from the pass kept for this place, or from a new one."""
-        kept = replay.passes[replay.place] if replay.place < len(replay.passes) else None
-        if kept is None or not torch.equal(kept.input_ids, batch.input_ids):
-            logits = self.reranker.engine.forward(batch, replay.plan)
-            kept = _Pass(batch.input_ids, logits, torch.get_rng_state())
-            replay.passes[replay.place :] = [kept]
-        else:
-            torch.set_rng_state(kept.random_state)  # as if the pass had run: a loss that draws negatives draws the same
-        replay.place += 1
-        column = replay.plan.exits.index(replay.exit_layer)
-        return kept.logits[:, column : column + 1]
-
     def _drop_adapters(self) -> None:
-        """Leave out what belongs to the weights as they were: adapters, calibration and profile."""
+        """Drop what belongs to the weights before training: adapters, calibration and profile."""
         had_adapters = bool(self.reranker.adapters)
         if had_adapters or self.reranker.calibration is not None or self.reranker.profile is not None:
             self.reranker = self.reranker.copy(compensated=False)
         if had_adapters:
             warnings.warn(
-                "the compensation adapters repair the weights as they were before training, so they are left out from "
-                "here on. Train new ones with `mrr finetune --stages vertical,horizontal`.",
+                "the compensation adapters belong to the weights before training, so they are no longer used. "
+                "Train new ones with `mrr finetune --stages vertical,horizontal`.",
                 UserWarning,
                 stacklevel=3,
             )
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What a repr and model cards show; the checkpoint's own config.json is what is read again."""
+        """What a repr and model cards show; loading reads the checkpoint's own config.json."""
         return {"setting": str(self.reranker.compression), "max_length": self.reranker.max_length}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint in this project's own format, beside the activation and prompts that the library wrote."""
+        """Save a checkpoint in this project's own format, and keep the library's own file beside it."""
         file = Path(output_path) / "config_sentence_transformers.json"
         written = file.read_bytes() if file.is_file() else None
         self.reranker.save_pretrained(output_path)
@@ -214,7 +201,12 @@ class MatryoshkaModule(Module):
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Open a folder or hub repository that :meth:`save` wrote; what plain CrossEncoder calls."""
+        """Open a folder or hub repository that `save` wrote; a plain CrossEncoder calls this.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or repository.
+            ValueError: If it cannot be used.
+        """
         folder = locate(
             model_name_or_path,
             revision=revision,
@@ -226,17 +218,40 @@ class MatryoshkaModule(Module):
 
 
 class MatryoshkaCrossEncoder(CrossEncoder):
-    """A CrossEncoder over any checkpoint that :class:`mrr_model.MatryoshkaReranker` opens, run at any depth and width.
+    """A CrossEncoder over any checkpoint that `mrr_model.MatryoshkaReranker` opens, run at any depth and width.
 
-    It takes what CrossEncoder takes, and ``depth`` and ``keep_ratio``, here (the defaults) and in :meth:`predict` and
-    :meth:`rank`. ``reranker`` shares one that is already built. Weights load in float32, since they may be trained;
-    ``model_kwargs={"dtype": "auto"}`` is the quicker choice for inference. ``batch_size`` bounds the pairs of a batch,
-    whose tokens the core bounds as well.
+    It takes CrossEncoder's arguments, and `depth` and `keep_ratio` both here and in `predict` and `rank`. Weights load
+    in float32, since they may be trained; `model_kwargs={"dtype": "auto"}` is faster for inference.
 
-    >>> model = MatryoshkaCrossEncoder("mini", depth=3, keep_ratio=0.5)
-    >>> [best, _] = model.rank("who wrote Faust?", ["Bees make honey.", "Goethe is the author of Faust."])
-    >>> best["corpus_id"]
-    1
+    Args:
+        model_name_or_path: `"mini"` (comes with the package), a local folder, or the id of a hub repository.
+        depth: Run at most this many layers; None runs all of them. Without it, the checkpoint's own.
+        keep_ratio: The share of the passage tokens to keep, or `{merge layer: ratio}`. Without it, the checkpoint's
+            own.
+        reranker: A core re-ranker whose weights are shared, instead of a model to load.
+        modules: One `MatryoshkaModule`, instead of a model to load.
+        device: A torch device; None for the best one.
+        cache_folder: Where downloads are kept.
+        revision: Branch, tag or commit of a hub repository.
+        local_files_only: Never ask the hub.
+        token: Access token for the hub.
+        model_kwargs: Arguments of the stock model's `from_pretrained`, `dtype` among them.
+        processor_kwargs: `model_max_length` only.
+        backend: `"torch"` only.
+        num_labels: 1 only.
+        max_length: Tokens of an input.
+        kwargs: CrossEncoder's other arguments.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> model = MatryoshkaCrossEncoder("mini", depth=3, keep_ratio=0.5)
+        >>> [best, _] = model.rank("who wrote Faust?", ["Bees make honey.", "Goethe is the author of Faust."])
+        >>> best["corpus_id"]
+        1
     """
 
     def __init__(
@@ -260,11 +275,13 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         **kwargs: Any,
     ) -> None:
         if backend != "torch":
-            raise ValueError(f"backend must be 'torch', got {backend!r}: a depth chosen per call cannot be exported.")
+            raise ValueError(
+                f"backend must be 'torch', got {backend!r}: other backends have one fixed depth and width."
+            )
         if num_labels not in (None, 1):
-            raise ValueError(f"num_labels must be 1, got {num_labels}: a re-ranker gives one score.")
+            raise ValueError(f"num_labels must be 1, got {num_labels}: a re-ranker returns one score.")
         if set(processor_kwargs or {}) - {"model_max_length"}:
-            raise ValueError(f"processor_kwargs may hold model_max_length only, got {processor_kwargs}.")
+            raise ValueError(f"processor_kwargs may contain model_max_length only, got {processor_kwargs}.")
         max_length = max_length or (processor_kwargs or {}).get("model_max_length")
         folder, reranker = None, _loaded(reranker, modules)
         if reranker is None:
@@ -277,7 +294,9 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             )
         else:
             if model_name_or_path not in (None, "mini") or model_kwargs:
-                raise ValueError("model_name_or_path and model_kwargs go with a model to load, not with a loaded one.")
+                raise ValueError(
+                    "model_name_or_path and model_kwargs load a model. Leave them out, or reranker and modules."
+                )
             shared = reranker.copy(depth=depth, keep_ratio=keep_ratio, max_length=max_length)
             modules, device = [MatryoshkaModule(shared)], device or str(reranker.device)
             kwargs.setdefault("activation_fn", None if reranker.normalize else nn.Identity())
@@ -292,7 +311,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             None if folder is None else str(folder),
             modules=modules,
             device=device,
-            local_files_only=True,  # the folder is here by now
+            local_files_only=True,  # the folder is local by now
             model_kwargs=model_kwargs,
             **kwargs,
         )
@@ -302,7 +321,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
     def _load_modules(
         self, model_name_or_path: str, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> tuple[list[nn.Module], dict[str, Any]]:
-        """The one module, from a folder that any part of this project wrote or that the core can read."""
+        """The only module, from any folder that the core can read."""
         folder = Path(model_name_or_path)
         saved = folder / "config_sentence_transformers.json"
         if saved.is_file():
@@ -316,18 +335,22 @@ class MatryoshkaCrossEncoder(CrossEncoder):
 
     @property
     def num_labels(self) -> int:
-        """One: a re-ranker gives one score."""
+        """1: a re-ranker returns one score."""
         return 1
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Not to be had: the core runs another graph for every depth and width."""
+        """Not supported: the core runs a different graph for every depth and width.
+
+        Raises:
+            NotImplementedError: Always.
+        """
         raise NotImplementedError(
-            "compile would not reach predict and rank, which the core runs. Choose a smaller depth or keep_ratio, or "
-            "model_kwargs={'dtype': 'auto'}, to be quicker."
+            "compile would not speed up predict and rank, which the core runs. Choose a smaller depth or keep_ratio, "
+            "or model_kwargs={'dtype': 'auto'}."
         )
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Pass the switch of transformers' trainer on to the stock model."""
+        """Turn on activation checkpointing in the stock model; transformers' trainer calls this."""
         self.reranker.model.activation_checkpointing_enable(**kwargs)
 
     @cross_encoder_predict_rank_args_decorator
@@ -350,14 +373,21 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         keep_ratio: KeepRatio | Default = DEFAULT,
         **kwargs: Any,
     ) -> Any:
-        """Scores of pairs as CrossEncoder gives them, at ``depth`` and ``keep_ratio`` for this call."""
+        """Score pairs as CrossEncoder does, at `depth` and `keep_ratio` for this call.
+
+        `batch_size` bounds the pairs of a batch; the core also bounds its tokens.
+
+        Raises:
+            TypeError: If an argument is unknown or of the wrong type.
+            ValueError: If an argument is out of its range.
+        """
         if kwargs:
             raise TypeError(f"predict got unexpected keyword arguments: {', '.join(sorted(kwargs))}.")
         setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio}
         rows = _rows(inputs)
         device = device or None  # an empty list of devices is none
         if pool is not None or isinstance(device, list) or getattr(self, "_distributed_inference", None) is not None:
-            # Other processes: the library hands out the pairs, and each worker comes back to this class.
+            # In other processes the library distributes the pairs, and each worker calls this class again.
             return super().predict(
                 rows,
                 prompt_name=prompt_name,
@@ -406,10 +436,14 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
     ) -> list[dict[Literal["corpus_id", "score", "text"], Any]]:
-        """Documents best first, as CrossEncoder gives them, at ``depth`` and ``keep_ratio`` for this call.
+        """Rank documents as CrossEncoder does, at `depth` and `keep_ratio` for this call.
 
-        Under the default activation the scores are the core's own: float64 probabilities, so that close documents
-        don't tie, ordered by logit.
+        With the default activation the scores are the core's float64 probabilities, ordered by logit, so that close
+        documents don't tie.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of its range.
         """
         if top_k is not None:
             top_k = whole_number("top_k", top_k, least=0)
@@ -431,7 +465,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         activation = activation_fn or self.activation_fn or nn.Identity()
         values = logits.tolist()
         if isinstance(activation, nn.Sigmoid):
-            order, scores = values, self.reranker.probabilities(values, self.reranker.plan(depth, keep_ratio))
+            order, scores = values, self._probabilities(values, depth, keep_ratio)
         else:
             order = scores = activation(logits[:, None]).squeeze(-1).tolist() if values else []
         best_first = sorted(range(len(documents)), key=lambda index: -order[index])[:top_k]
@@ -457,7 +491,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         keep_ratio: KeepRatio | Default = DEFAULT,
         **kwargs: Any,
     ) -> Tensor:
-        """Local inference: the core's logits, then the activation, as float32 on the model's device."""
+        """Scores in this process: the core's logits, then the activation, as float32 (B,) on the model's device."""
         if device is not None and torch.empty(0, device=device).device != self.device:
             self.to(device)
         self.eval()
@@ -470,78 +504,20 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             batch_size=batch_size,
             show_progress=show_progress_bar,
         )
-        if isinstance(activation_fn, nn.Sigmoid):  # the core's probabilities: calibrated, where the checkpoint is
-            logits = self.reranker.probabilities(logits, self.reranker.plan(depth, keep_ratio))
+        if isinstance(activation_fn, nn.Sigmoid):  # the core's probabilities, which may be calibrated
+            logits = self._probabilities(logits, depth, keep_ratio)
             activation_fn = None
-        scores = torch.tensor(logits, dtype=torch.float32, device=self.device)[:, None]  # (pairs, 1)
+        scores = torch.tensor(logits, dtype=torch.float32, device=self.device)[:, None]  # (B, 1)
         return scores.squeeze(-1) if activation_fn is None else cast(Tensor, activation_fn(scores)).float().squeeze(-1)
 
-
-class MultiExitLoss(nn.Module):
-    """Trains every exit at once under any CrossEncoder loss: the sum of the loss at each exit, from one forward pass.
-
-    ``model``: a CrossEncoder whose module is a :class:`MatryoshkaModule`. ``loss``: a loss over that model, other than
-    the Cached ones, which compute gradients in passes of their own. ``exits``: which (all). ``keep_ratios``: the widths
-    that each exit is trained at. ``weights``: how much each exit counts, 1 by default. Self-distillation between exits
-    is :func:`mrr_model.training.recipe.finetune`'s business, not this loss's.
-    """
-
-    def __init__(
-        self,
-        model: CrossEncoder,
-        loss: nn.Module,
-        *,
-        exits: Sequence[int] | None = None,
-        keep_ratios: Sequence[KeepRatio] = (1.0,),
-        weights: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__()
-        module = model[0]
-        if not isinstance(module, MatryoshkaModule):
-            raise TypeError(f"model must hold a MatryoshkaModule, as MatryoshkaCrossEncoder does; got {module!r:.80}.")
-        if type(loss).__name__.startswith("Cached"):
-            raise TypeError(f"{type(loss).__name__} runs its own backward passes, so exits cannot share one pass.")
-        self.model = model
-        self.loss = loss
-        self._module = [module]  # in a list: not a child of this loss a second time
-        asked = tuple(module.reranker.exits if exits is None else exits)
-        if not asked or len(set(asked)) < len(asked) or not set(asked) <= set(module.reranker.exits):
-            raise ValueError(f"exits must be different ones of {module.reranker.exits}, got {exits}.")
-        counts = [1.0] * len(asked) if weights is None else list(weights)
-        if len(counts) != len(asked):
-            raise ValueError(f"weights must be one number for each of the {len(asked)} exits, got {weights}.")
-        self.exits, self.weights = zip(*sorted(zip(asked, counts, strict=True)), strict=True)
-        self.keep_ratios = tuple(keep_ratios)
-        for keep_ratio in self.keep_ratios:
-            module.reranker.plan(None, keep_ratio)
-
-    def forward(self, inputs: Any, labels: Any = None, prompt: str | None = None, task: str | None = None) -> Tensor:
-        """The weighted sum over exits and widths of the inner loss, a scalar."""
-        [module] = self._module
-        given = {name: value for name, value in (("prompt", prompt), ("task", task)) if value is not None}
-        total = torch.zeros((), device=module.model.device)
-        for keep_ratio in self.keep_ratios:
-            deepest = module.reranker.plan(self.exits[-1], keep_ratio)
-            random_state = torch.get_rng_state()
-            with module.replaying(Plan(self.exits, deepest.merges)) as replay:
-                for exit_layer, weight in zip(self.exits, self.weights, strict=True):
-                    torch.set_rng_state(random_state)
-                    replay.exit_layer, replay.place = exit_layer, 0
-                    total = total + weight * self.loss(inputs, labels, **given)
-        return total
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """What a model card says of this loss."""
-        return {
-            "loss": type(self.loss).__name__,
-            "exits": list(self.exits),
-            "weights": list(self.weights),
-            "keep_ratios": [str(ratio) for ratio in self.keep_ratios],
-        }
+    def _probabilities(
+        self, logits: list[float], depth: int | Default | None, keep_ratio: KeepRatio | Default
+    ) -> list[float]:
+        return probabilities(logits, self.reranker.plan(depth, keep_ratio), self.reranker.calibration)
 
 
 def _with_dtype(model_kwargs: dict[str, Any] | None, device: str | None) -> dict[str, Any] | None:
-    """``"auto"`` made the number format that it stands for here, which the library would warn about."""
+    """Replace the dtype `"auto"`, about which the library would warn, by what it stands for."""
     if model_kwargs is None or "auto" not in (model_kwargs.get("dtype"), model_kwargs.get("torch_dtype")):
         return model_kwargs
     chosen = resolve_dtype("auto", resolve_device(device or "auto"))
@@ -549,7 +525,7 @@ def _with_dtype(model_kwargs: dict[str, Any] | None, device: str | None) -> dict
 
 
 def _loaded(reranker: CoreReranker | None, modules: Any) -> CoreReranker | None:
-    """The re-ranker that came loaded, by itself or in a module."""
+    """The re-ranker that was given, by itself or in a module."""
     if reranker is not None or modules is None:
         return reranker
     found = list(modules.values() if isinstance(modules, Mapping) else modules)
@@ -559,21 +535,19 @@ def _loaded(reranker: CoreReranker | None, modules: Any) -> CoreReranker | None:
 
 
 def _rows(inputs: Any) -> list[Any]:
-    """A pair, or pairs in any ordered collection, as a list. A table or a set is refused here; what else is neither is
-    for the core to name.
-    """
+    """A pair, or pairs in any ordered collection, as a list. The core reports what is neither."""
     if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable):
         return [inputs]
     return [_pair(row) for row in checked_list("inputs", "(query, document) pairs", inputs)]
 
 
 def _pair(pair: Any) -> Any:
-    """A pair in any collection as a tuple; what is none stays as it is, for the core to name."""
+    """A pair in any collection as a tuple. Anything else stays as it is; the core reports it."""
     return pair if isinstance(pair, NOT_LISTS) or not isinstance(pair, Iterable) else tuple(pair)
 
 
 def _prompt(prompt: str | None) -> str | Default | None:
-    """The library's None is the model's own default; its empty prompt is none."""
+    """The library's None means the model's own default, and its empty prompt means no prompt."""
     return DEFAULT if prompt is None else prompt or None
 
 
@@ -585,7 +559,7 @@ def _open(
     keep_ratio: KeepRatio | Default = DEFAULT,
     device: str = "cpu",
 ) -> CoreReranker:
-    """The re-ranker of a folder under what was asked for, else what was saved, else the usual defaults."""
+    """Open a folder with the given options, else with the saved ones, else with the usual defaults."""
     stock = dict(model_kwargs or {})
     asked = [stock.pop(name, None) for name in ("dtype", "torch_dtype")]
     dtype = next((value for value in asked if value is not None), None)
