@@ -2,8 +2,8 @@
 
     python examples/finetune.py --train rows.jsonl --output runs/mine
 
-Rows are JSON lines of {"query": …, "pos": [text], "neg": [text, …]}; `mrr mine` finds negatives where there are none.
-The run resumes where it was stopped. `mrr finetune` does the same from a YAML file or flags.
+Rows are JSON lines of {"query": …, "pos": [text], "neg": [text, …]}; `mrr mine` finds negatives for rows without any.
+A stopped run resumes. `mrr finetune` does the same from a YAML file or flags.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def first(reranker: MatryoshkaReranker, rows: list[Group], depth: int | None, keep_ratio: float) -> float:
-    """Return the share of rows whose best passage is a positive."""
+    """The share of rows whose best passage is a positive."""
     best = [
         reranker.rank(row.query, [*row.positives, *row.negatives], depth=depth, keep_ratio=keep_ratio)[0].text
         for row in rows

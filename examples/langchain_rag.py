@@ -3,8 +3,8 @@
     pip install "matryoshka-reranker[langchain,eval]"
     python examples/langchain_rag.py
 
-BM25 finds 50 passages, the re-ranker keeps three, a prompt is filled with them. The language model is a stand-in, so
-that nothing has to be fetched: put your own chat model in its place.
+BM25 finds 50 passages, the re-ranker keeps three, and a prompt is filled with them. The language model is a stand-in
+that needs no network: replace it by your own chat model.
 """
 
 import time
@@ -23,7 +23,7 @@ from stdlib_docs import passages
 from mrr_integrations.langchain import MatryoshkaReranker
 
 QUESTION = "how do I remove a folder together with everything inside it?"
-SETTINGS: dict[str, dict[str, Any]] = {"precise": {}, "fast": {"depth": 3, "keep_ratio": 0.5}}
+REQUESTS: dict[str, dict[str, Any]] = {"precise": {}, "fast": {"depth": 3, "keep_ratio": 0.5}}
 
 
 class StdlibRetriever(BaseRetriever):
@@ -34,7 +34,7 @@ class StdlibRetriever(BaseRetriever):
     k: int = 50
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        return [self.documents[place] for place, _ in self.index.search(query, self.k)]
+        return [self.documents[index] for index, _ in self.index.search(query, self.k)]
 
 
 def main() -> None:
@@ -61,10 +61,10 @@ def main() -> None:
     )
     print(f"{len(documents)} passages; {QUESTION}\n")
     chain.invoke(QUESTION)  # the first call also compiles kernels
-    for name, setting in SETTINGS.items():
+    for name, options in REQUESTS.items():
         begin = time.perf_counter()
-        answer = chain.invoke(QUESTION, config={"configurable": setting})
-        print(f"{name} {setting or 'full size'}: {1000 * (time.perf_counter() - begin):.0f} ms")
+        answer = chain.invoke(QUESTION, config={"configurable": options})
+        print(f"{name} {options or 'full size'}: {1000 * (time.perf_counter() - begin):.0f} ms")
         for document in shown:
             score = document.metadata["relevance_score"]
             print(f"  {score:.3f}  {document.metadata['name']:<24} {document.page_content[:60]}")

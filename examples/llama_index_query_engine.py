@@ -3,8 +3,8 @@
     pip install "matryoshka-reranker[llama-index,eval]"
     python examples/llama_index_query_engine.py
 
-BM25 finds 50 nodes, the re-ranker keeps three, the engine writes an answer from them. The language model is
-LlamaIndex's MockLLM, so that nothing has to be fetched: put your own in its place.
+BM25 finds 50 nodes, the re-ranker keeps three, and the engine writes an answer from them. The language model is
+LlamaIndex's MockLLM, which needs no network: replace it by your own.
 """
 
 import time
@@ -21,7 +21,7 @@ from stdlib_docs import passages
 from mrr_integrations.llama_index import MatryoshkaReranker, RerankQuery
 
 QUESTION = "how do I remove a folder together with everything inside it?"
-SETTINGS: dict[str, dict[str, Any]] = {"precise": {}, "fast": {"depth": 3, "keep_ratio": 0.5}}
+REQUESTS: dict[str, dict[str, Any]] = {"precise": {}, "fast": {"depth": 3, "keep_ratio": 0.5}}
 
 
 class StdlibRetriever(BaseRetriever):
@@ -34,7 +34,7 @@ class StdlibRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         found = self._index.search(query_bundle.query_str, self._k)
-        return [NodeWithScore(node=self._nodes[place], score=score) for place, score in found]
+        return [NodeWithScore(node=self._nodes[index], score=score) for index, score in found]
 
 
 def main() -> None:
@@ -49,12 +49,12 @@ def main() -> None:
         node_postprocessors=[MatryoshkaReranker(top_n=3, keep_retrieval_score=True)],
     )
     print(f"{len(nodes)} passages; {QUESTION}\n")
-    for name, setting in SETTINGS.items():
-        query = RerankQuery(QUESTION, **setting)
+    for name, options in REQUESTS.items():
+        query = RerankQuery(QUESTION, **options)
         engine.query(query)  # the first call also compiles kernels
         begin = time.perf_counter()
         answer = engine.query(query)
-        print(f"{name} {setting or 'full size'}: {1000 * (time.perf_counter() - begin):.0f} ms")
+        print(f"{name} {options or 'full size'}: {1000 * (time.perf_counter() - begin):.0f} ms")
         for scored in answer.source_nodes:
             before = scored.node.metadata["retrieval_score"]
             print(f"  {scored.score:.3f} (BM25 {before:4.1f})  {scored.node_id:<24} {scored.text[:50]}")

@@ -20,8 +20,8 @@ def main() -> None:
     """BM25 finds 50 passages; one model ranks them twice."""
     docs = passages()
     names, texts = list(docs), list(docs.values())
-    found = [place for place, _ in Bm25(texts).search(QUESTION, 50)]
-    candidates = [texts[place] for place in found]
+    found = [index for index, _ in Bm25(texts).search(QUESTION, 50)]
+    candidates = [texts[index] for index in found]
     model = MatryoshkaCrossEncoder("mini", model_kwargs={"dtype": "auto"})
     print(f"{len(texts)} passages; {QUESTION}\n")
     for name, setting in SETTINGS.items():

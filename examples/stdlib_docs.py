@@ -1,4 +1,4 @@
-"""Real text for the examples that is on every machine: the docstrings of Python's standard library."""
+"""Text for the examples that every machine has: the docstrings of Python's standard library."""
 
 import importlib
 import inspect
@@ -10,11 +10,11 @@ MODULES += ["pickle", "platform", "pprint", "queue", "random", "re", "secrets", 
 MODULES += ["sqlite3", "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "time"]
 MODULES += ["traceback", "urllib.parse", "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile"]
 LONGEST = 120
-"""Words of a docstring that are taken."""
+"""Words of a docstring to keep."""
 
 
 def passages(modules: Sequence[str] = MODULES) -> dict[str, str]:
-    """The documented public functions and classes of the modules: full names and docstrings, each text once."""
+    """Full names and docstrings of the modules' documented public functions and classes; each text once."""
     texts: dict[str, str] = {}
     for module_name in modules:
         module = importlib.import_module(module_name)
