@@ -219,14 +219,21 @@ class MatryoshkaReranker(LoadedModel):
     ) -> list[float]:
         """Score (query, document) pairs of any number of queries; identical pairs are computed once.
 
-        Other arguments and errors are those of `score`.
-
         Args:
             pairs: (query, document) pairs, in any ordered collection.
+            depth: Run at most this many layers in this call; `None` runs all of them.
+            keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
+            normalize: Return probabilities, or raw logits with `False`.
+            prompt: The instruction that follows the passage.
             batch_size: Pairs of a batch at most, within `batch_tokens`.
+            show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
         Returns:
             One score per pair, in input order.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of its range, or the model lacks the setting.
         """
         batch_size = optional_whole_number("batch_size", batch_size)
         plan = self.plan(depth, keep_ratio)
@@ -246,16 +253,25 @@ class MatryoshkaReranker(LoadedModel):
         prompt: str | Default | None = DEFAULT,
         show_progress: bool | None = None,
     ) -> list[RankedDocument]:
-        """Rank documents for a query. Other arguments and errors are those of `score`.
+        """Rank documents for a query.
 
         Args:
             query: The query.
             documents: The documents' texts, in any ordered collection.
             top_n: Documents to return at most; `None` returns all.
             min_score: The lowest score to return, on the scale of the returned scores; `None` returns all.
+            depth: Run at most this many layers in this call; `None` runs all of them.
+            keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
+            normalize: Return probabilities, or raw logits with `False`.
+            prompt: The instruction that follows the passage.
+            show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
         Returns:
             The documents, best first; equal logits keep their input order.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of its range, or the model lacks the setting.
 
         Example:
             >>> reranker = MatryoshkaReranker()
@@ -273,12 +289,18 @@ class MatryoshkaReranker(LoadedModel):
         return ranked(texts, logits, self._scores(logits, plan, normalize), top_n, min_score)
 
     async def ascore(self, query: str, documents: Iterable[str], **options: Any) -> list[float]:
-        """Run `score` in a worker thread. It stops before its next batch if the waiting task is cancelled."""
+        """Run `score`, with its options, in a worker thread.
+
+        If the waiting task is cancelled or times out, the work stops before its next batch.
+        """
         self._warn_of_depth(options.get("depth", DEFAULT))  # here, while the caller's line is on the stack
         return await in_thread(self.score, query, documents, **options)
 
     async def arank(self, query: str, documents: Iterable[str], **options: Any) -> list[RankedDocument]:
-        """Run `rank` in a worker thread. It stops before its next batch if the waiting task is cancelled."""
+        """Run `rank`, with its options, in a worker thread.
+
+        If the waiting task is cancelled or times out, the work stops before its next batch.
+        """
         self._warn_of_depth(options.get("depth", DEFAULT))
         return await in_thread(self.rank, query, documents, **options)
 
@@ -297,6 +319,10 @@ class MatryoshkaReranker(LoadedModel):
             keep_ratio: The share of the passage tokens to keep, or `{merge layer: ratio}`.
             query_tokens: Tokens of the query, without what the input template adds.
             passage_tokens: Tokens of the passage, without what the input template adds.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of its range, or the model lacks the setting.
 
         Example:
             >>> reranker = MatryoshkaReranker()
@@ -325,7 +351,13 @@ class MatryoshkaReranker(LoadedModel):
     def explain(
         self, *, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT
     ) -> Explanation:
-        """Say why a setting is used, what it computes, costs and keeps; print the result to read it."""
+        """Explain a setting: why it is used, what it computes, what it costs and keeps of full size's quality.
+
+        Example:
+            >>> print(MatryoshkaReranker(dtype="float32").explain(depth=4, keep_ratio=0.5))  # doctest: +ELLIPSIS
+            setting       depth 4, keep ratio 0.5: as asked
+            ...
+        """
         setting, own = self.compression.override(depth, keep_ratio), depth is DEFAULT and keep_ratio is DEFAULT
         return explanation(self, self.plan(depth, keep_ratio), setting, self._choice if own else None)
 
@@ -347,6 +379,10 @@ class MatryoshkaReranker(LoadedModel):
                 that a running service can choose again.
             max_length: Tokens of an input.
             compensated: Use the compensation adapters.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of its range, the model lacks the setting, or nothing reaches the target.
 
         Example:
             >>> reranker = MatryoshkaReranker()

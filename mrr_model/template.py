@@ -41,11 +41,11 @@ class InputTemplate(BaseModel):
 
     Example:
         >>> template = InputTemplate.model_validate_json(
-        ...     '{"query": ["{bos}", "Query: {query}\\\\n"], "passage": ["Document: {passage}"],'
-        ...     ' "prompt": ["\\\\nRelevant?"], "truncation": "spans"}'
+        ...     '{"query": ["{bos}", "Query: {query} "], "passage": ["Document: {passage}"],'
+        ...     ' "prompt": [" Relevant?"], "truncation": "spans"}'
         ... )
         >>> template.query, template.takes_prompt
-        (('{bos}', 'Query: {query}\\n'), False)
+        (('{bos}', 'Query: {query} '), False)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

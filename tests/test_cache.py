@@ -1,4 +1,4 @@
-"""Where the cache lies."""
+"""The cache folder."""
 
 from pathlib import Path
 

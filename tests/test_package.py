@@ -1,4 +1,4 @@
-"""What a user gets from the distribution before touching a model: its version, its extras, a light import."""
+"""The distribution before a model is loaded: its version, its extras, a light import."""
 
 import subprocess
 import sys

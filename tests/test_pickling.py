@@ -42,7 +42,7 @@ def few_files() -> Iterator[None]:
 
 @linux_only
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_it_goes_to_other_processes_where_few_files_may_be_open(
+def test_it_is_sent_to_other_processes_if_few_files_may_be_open(
     make_checkpoint: Callable[..., Checkpoint], method: str
 ) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
@@ -60,7 +60,7 @@ def test_pickling_for_a_process_opens_no_file() -> None:
     assert all_scores(ForkingPickler.loads(sent)) == all_scores(reranker)
 
 
-def test_weights_that_are_one_stay_one(make_checkpoint: Callable[..., Checkpoint]) -> None:
+def test_tied_weights_stay_tied(make_checkpoint: Callable[..., Checkpoint]) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
     tied = reranker.model.heads["6"].linear  # type: ignore[union-attr]
     reranker.model.heads["5"].linear.weight = tied.weight  # type: ignore[union-attr]
@@ -69,7 +69,7 @@ def test_weights_that_are_one_stay_one(make_checkpoint: Callable[..., Checkpoint
     assert sent.engine.compensation.model is sent.model
 
 
-def test_a_replaced_reranker_shares_its_weights(make_checkpoint: Callable[..., Checkpoint]) -> None:
+def test_a_copy_shares_its_weights(make_checkpoint: Callable[..., Checkpoint]) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
     assert reranker.copy(depth=3).model is reranker.model
 
@@ -89,7 +89,7 @@ def test_an_empty_text_has_a_score_in_half_precision() -> None:
 def test_dynamically_quantized_models_score_at_every_size(
     make_checkpoint: Callable[..., Checkpoint], family: str, running: bool
 ) -> None:
-    """In place, as a part of the reranker, or as a checkpoint's model; the adapters run beside the quantized layers."""
+    """As a part of the reranker or as a checkpoint's model; the adapters run beside the quantized layers."""
 
     def build() -> MatryoshkaReranker:
         model = "mini" if family == "mini" else make_checkpoint(family)
@@ -114,11 +114,11 @@ def _quantize(reranker: MatryoshkaReranker) -> None:
         torch.ao.quantization.quantize_dynamic(reranker.model, {nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
-def test_a_quantized_model_with_adapters_says_that_it_cannot_be_pickled(
+def test_a_quantized_model_with_adapters_cannot_be_pickled(
     make_checkpoint: Callable[..., Checkpoint],
 ) -> None:
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
     _quantize(reranker)
     all_scores(reranker)
-    with pytest.raises(TypeError, match="quantized model with compensation adapters cannot be pickled"):
+    with pytest.raises(TypeError, match=r"quantized model .*cannot be pickled"):
         ForkingPickler.dumps(reranker)

@@ -160,7 +160,7 @@ class Cuts:
         return None
 
     def shortened(self, text: str) -> str:
-        """The text with long runs of whitespace and letters shortened where that changes no token."""
+        """The text with long runs of whitespace and letters shortened if that changes no token."""
         if self._longest_word is None:
             return text
         text = re.sub(r"[ \t\r\n]{2,}", " ", text)

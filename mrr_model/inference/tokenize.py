@@ -33,10 +33,10 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate, and with the character for a pair of them.
+    r"""The text with U+FFFD for each lone surrogate, and with the character for a pair of them.
 
     Example:
-        >>> without_surrogates("a\\ud800b \\ud83d\\ude00") == "a\\ufffdb \\U0001f600"
+        >>> without_surrogates("a\ud800b \ud83d\ude00") == "a\ufffdb \U0001f600"
         True
     """
     try:

@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there."""
+"""Writing files that are complete or absent."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Locks on folders: one holder, named; gone with its process."""
+"""Locks on folders: one named holder, which its process's death frees."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def another_process(folder: Path, command: str) -> Iterator[int]:
 
 @pytest.fixture(params=["flock", "exclusive"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The system's locks, and what stands in for them where a file system has none."""
+    """The system's locks, and their replacement on file systems without locks."""
     if request.param == "exclusive":
         monkeypatch.setattr(locks, "fcntl", None)
     return str(request.param)
@@ -93,7 +93,7 @@ def test_the_same_thread_may_hold_a_folder_twice(kind: str, tmp_path: Path) -> N
             assert held
 
 
-def test_another_host_s_process_is_believed_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_another_host_counts_as_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "fcntl", None)
     with another_process(tmp_path, "mrr finetune"):
         pass
@@ -103,7 +103,7 @@ def test_another_host_s_process_is_believed_to_live(tmp_path: Path, monkeypatch:
         pass
 
 
-def test_folders_made_for_a_lock_go_with_it_if_they_stay_empty(kind: str, tmp_path: Path) -> None:
+def test_folders_created_for_a_lock_are_removed_with_it_if_they_stay_empty(kind: str, tmp_path: Path) -> None:
     with locked(tmp_path / "a" / "b", "mine"):
         pass
     assert not (tmp_path / "a").exists()
@@ -122,11 +122,11 @@ def test_a_save_into_a_running_output_is_refused(tmp_path: Path, saved_encoder: 
 
 
 def test_evaluations_share_no_output(toy_beir: Path, saved_encoder: Path, tmp_path: Path) -> None:
-    settings = EvaluateConfig(model=str(saved_encoder), collections=(str(toy_beir),), output=tmp_path)
+    config = EvaluateConfig(model=str(saved_encoder), collections=(str(toy_beir),), output=tmp_path)
     with another_process(tmp_path, "mrr evaluate"):
         for run in (evaluating.evaluate, calibrate_model):
             with pytest.raises(FolderInUseError, match="in use by mrr evaluate"):
-                run(settings)
+                run(config)
 
 
 def test_a_forked_child_does_not_keep_a_dead_process_s_lock(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_forked_child_does_not_keep_a_dead_process_s_lock(tmp_path: Path) -> N
         os.kill(worker, signal.SIGKILL)
 
 
-def test_a_forked_child_that_leaves_the_block_leaves_the_lock(tmp_path: Path) -> None:
+def test_a_forked_child_that_leaves_the_block_does_not_release_the_lock(tmp_path: Path) -> None:
     with locked(tmp_path, "mrr finetune"):
         child = -1
         try:
@@ -173,13 +173,13 @@ def test_the_first_process_of_a_run_holds_the_folder_for_all(
     assert is_main_process() == first
 
 
-def test_a_holder_that_never_signs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_without_a_name_is_not_waited_for_forever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 3)
     with locked(tmp_path, SAVE):
         (tmp_path / ".lock").write_bytes(b"")
         failures: list[BaseException] = []
 
-        def ask() -> None:  # another thread holds nothing yet
+        def ask() -> None:  # in a thread that holds nothing yet
             try:
                 with locked(tmp_path, "mrr finetune"):
                     pass

@@ -1,4 +1,4 @@
-"""Calls that nobody waits for any more: they stop before their next batch, or never start."""
+"""Calls that nobody waits for: they stop before their next batch, or never start."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ def reranker(make_checkpoint: Callable[..., Checkpoint]) -> MatryoshkaReranker:
 
 
 class Gate:
-    """The first batch waits here, so that a test can do something meanwhile."""
+    """Blocks the first batch, so that a test can act meanwhile."""
 
     def __init__(self) -> None:
         self.started, self.open, self.batches = threading.Event(), threading.Event(), 0
@@ -121,7 +121,7 @@ def test_only_the_call_of_the_cancelled_task_stops(reranker: MatryoshkaReranker)
     check()  # in this thread nothing was cancelled
 
 
-def test_what_runs_when_its_caller_leaves_ends_at_its_next_check() -> None:
+def test_running_work_ends_at_its_next_check_after_its_caller_has_left() -> None:
     started, left, ended = threading.Event(), threading.Event(), []
 
     def work() -> None:

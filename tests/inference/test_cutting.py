@@ -1,4 +1,4 @@
-"""Cutting texts before they are tokenized: whatever the tokenizer, the tokens are those of the whole text."""
+"""Cutting texts before they are tokenized gives the tokens of the whole text, whatever the tokenizer."""
 
 import string
 from collections.abc import Callable
@@ -24,7 +24,7 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 UNKNOWN = r"\w+\s\w+|\W"
-"""Not one of the patterns that a cut is certain by."""
+"""A pattern that allows no cut."""
 
 SNIPPETS = [
     *("the", "panda", "can't", "we'll", "DON'T", "Dr.", "e.g.", "1,234.5", "2024-01-02", "a_b", "x/y", "C++", "#1"),
@@ -87,7 +87,7 @@ def byte_fallback() -> Tokenizer:
 
 
 def unigram(splitter: Any) -> Tokenizer:
-    """Like XLM-RoBERTa's, its special tokens are pieces of the model too, with the best score of all."""
+    """Like XLM-RoBERTa's: its special tokens are pieces of the model too, with the best score."""
     alphabet = sorted({*"".join(CORPUS), *string.ascii_letters, *string.punctuation, "▁"} - {" "})
     words = ["▁the", "▁panda", "anda", "can", "'t", "..", "....", "大熊", "熊猫", "▁x/y", "a_b", "1,2"]
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
@@ -137,7 +137,7 @@ BACKENDS: dict[str, Callable[[], Tokenizer]] = {
     "Unigram unsplit": lambda: unigram(pre_tokenizers.Metaspace(split=False, prepend_scheme="first")),
     "unknown": lambda: byte_level(split_bytes(UNKNOWN)),
 }
-"""One of every kind, tiny."""
+"""A tiny one of every kind."""
 
 SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|im_start|>", "<|im_end|>")
 CUT = sorted(BACKENDS.keys() - {"unknown"})
@@ -171,12 +171,12 @@ def test_tokens_before_a_cut_are_those_of_the_whole(
     tokenizer = tokenizers_of_texts[name]
     text = tokenizing.without_surrogates(text)
     assert tokenizer._cuts is not None
-    places = {place for least in range(len(text)) if (place := tokenizer._cuts.after(text, least)) is not None}
+    cuts = {cut for least in range(len(text)) if (cut := tokenizer._cuts.after(text, least)) is not None}
     for before in ("", "A: "):
         [whole] = tokenizer.ids([text], before)
-        for place in places:
-            [first] = tokenizer.ids([text[:place]], before)
-            assert first == whole[: len(first)], (text[:place], text[place:])
+        for cut in cuts:
+            [first] = tokenizer.ids([text[:cut]], before)
+            assert first == whole[: len(first)], (text[:cut], text[cut:])
 
 
 @given(text=texts)
@@ -230,7 +230,7 @@ def test_no_text_has_a_special_token(
 
 
 @pytest.mark.parametrize("character", [".", "a", " ", "é", "大"])
-def test_no_more_than_a_part_of_a_long_text_is_tokenized(
+def test_only_a_part_of_a_long_text_is_tokenized(
     character: str, tokenizers_of_texts: dict[str, TextTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert characters_tokenized(tokenizers_of_texts["BERT"], character * 1_000_000, monkeypatch) < 10_000
@@ -247,7 +247,7 @@ def test_no_more_than_a_part_of_a_long_text_is_tokenized(
         ("GPT-2", "слово "),
     ],
 )
-def test_neither_of_texts_that_other_tokenizers_split(
+def test_only_a_part_is_tokenized_by_other_tokenizers_too(
     name: str, text: str, tokenizers_of_texts: dict[str, TextTokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert characters_tokenized(tokenizers_of_texts[name], text * 300_000, monkeypatch) < 10_000

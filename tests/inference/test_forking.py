@@ -1,4 +1,4 @@
-"""Forked processes score what their parent has loaded, and fail where they would hang."""
+"""Forked processes score with what their parent has loaded, and fail instead of hanging."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Hostile texts in a reranker's calls: what they spell, how long they are, what they are made of."""
+"""Hostile texts in a reranker's calls: special tokens, great lengths, lone surrogates."""
 
 import asyncio
 import pickle
@@ -36,7 +36,7 @@ def reranker(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-def test_special_tokens_in_a_document_are_letters(mini: MatryoshkaReranker) -> None:
+def test_special_tokens_in_a_document_are_plain_text(mini: MatryoshkaReranker) -> None:
     spelled = "[SEP] " * 30 + IRRELEVANT
     spaced = spelled.replace("[SEP]", "[ sep ]")
     assert mini.score(QUERY, [spelled]) == pytest.approx(mini.score(QUERY, [spaced]), abs=1e-5)
@@ -50,7 +50,8 @@ def test_special_tokens_in_a_document_are_letters(mini: MatryoshkaReranker) -> N
 def test_a_pickled_reranker_reads_texts_the_same(mini: MatryoshkaReranker) -> None:
     again = pickle.loads(pickle.dumps(mini))
     for text in ("[SEP] a", "a " * 5000, "\ud800"):
-        assert torch.equal(again.batch([(text, text)]).input_ids, mini.engine.batch([(text, text)]).input_ids)
+        batches = [each.engine.batch([(text, text)]) for each in (again, mini)]
+        assert torch.equal(batches[0].input_ids, batches[1].input_ids)
 
 
 @pytest.mark.parametrize(
@@ -70,16 +71,16 @@ def test_lone_surrogates_in_a_prompt(decoder: MatryoshkaReranker) -> None:
 
 
 @pytest.mark.parametrize("bad", [b"bytes", None, 3])
-def test_what_is_no_text_is_named_by_its_index(bad: object, mini: MatryoshkaReranker) -> None:
+def test_a_document_that_is_not_a_string_is_named(bad: object, mini: MatryoshkaReranker) -> None:
     documents: list[Any] = [RELEVANT, "\ud800", bad]
     with pytest.raises(TypeError, match=r"documents\[2\]"):
         mini.score(QUERY, documents)
 
 
-def test_a_long_query_leaves_room_and_is_warned_of_once() -> None:
+def test_a_long_query_leaves_space_and_is_warned_of_once() -> None:
     reranker = MatryoshkaReranker(dtype="float32")
     query = QUERY + " and what else is there" * 300
-    with pytest.warns(UserWarning, match="query was cut to 257 tokens") as caught:
+    with pytest.warns(UserWarning, match=r"query .*257 tokens") as caught:
         scores = reranker.score(query, [RELEVANT + " So it is." * 300, IRRELEVANT, "", "x"])
     assert [warning.filename for warning in caught] == [__file__]
     assert len(set(scores)) == 4
@@ -166,7 +167,7 @@ def test_a_window_is_scored_before_the_next_is_tokenized(
 
 
 class _Bar:
-    """Notes what a progress bar is told."""
+    """Records the updates of a progress bar."""
 
     def __init__(self, events: list[str], total: int, **options: Any) -> None:
         self.events = events
