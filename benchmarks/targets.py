@@ -53,7 +53,7 @@ def outcome(collection: str, target: str, value: float, profile: Profile, own: P
     setting = choose(Target(**{target: value}, if_unreachable="fastest"), profile).setting
     there, here = (next(point for point in each.points if point.setting == setting) for each in (profile, own))
     if target == "keep_quality":
-        promised, got, least = there.least, here.kept, value - QUALITY_MARGIN / own.full.quality
+        promised, got, least = there.min_kept, here.kept, value - QUALITY_MARGIN / own.full.quality
     else:
         promised, got, least = profile.speedup(there), own.speedup(here), value / (1 + SPEEDUP_MARGIN)
     return {

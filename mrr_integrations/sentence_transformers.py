@@ -158,7 +158,7 @@ class MatryoshkaModule(ReplayingModule, Module):
         scores = self.reranker.engine.forward(batch, plan)[:, -1:]
         calibration = self.reranker.calibration
         if calibration is not None and not torch.is_grad_enabled():
-            own = calibration.nearest(plan.last_layer, plan.merges).map
+            own = calibration.nearest(plan).map
             scores = scores.new_tensor([[own(logit)] for logit in scores[:, 0].tolist()])
         return {**features, "scores": scores}
 

@@ -17,13 +17,15 @@ from mrr_model.checkpoint.hub import locate
 from mrr_model.checkpoint.origin import Origin
 from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.inference.cancelling import in_thread
-from mrr_model.inference.device import resolve_device, resolve_dtype
+from mrr_model.inference.device import device_name, resolve_device, resolve_dtype
 from mrr_model.inference.engine import InferenceEngine
 from mrr_model.loaded import LoadedModel
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.ranking import RankedDocument, ranked
-from mrr_model.selection.choose import Explanation, chosen_setting, explanation
-from mrr_model.selection.target import Choice, Target
+from mrr_model.selection.choose import Choice, candidate_settings, choose
+from mrr_model.selection.explain import CHANGED, Explanation, explain
+from mrr_model.selection.latency import Request, TimingFacts, Timings, request_timings
+from mrr_model.selection.target import Target
 from mrr_model.validation.arguments import (
     DEFAULT,
     Default,
@@ -359,7 +361,16 @@ class MatryoshkaReranker(LoadedModel):
             ...
         """
         setting, own = self.compression.override(depth, keep_ratio), depth is DEFAULT and keep_ratio is DEFAULT
-        return explanation(self, self.plan(depth, keep_ratio), setting, self._choice if own else None)
+        return explain(
+            setting,
+            self.plan(depth, keep_ratio),
+            reason=self._choice.reason if own and self._choice is not None else "as asked",
+            flops_share=self._flops_share(setting),
+            calibration=self.calibration,
+            profile=self.profile,
+            resolve=lambda other: self.plan(other.depth, other.keep_ratio),
+            weights_changed=self.weights_changed,
+        )
 
     def copy(
         self,
@@ -420,9 +431,34 @@ class MatryoshkaReranker(LoadedModel):
         return probabilities(logits, plan, self.calibration) if self._normalizes(normalize) else logits
 
     def _choose(self, target: Target) -> None:
-        """Take the setting that a target asks for."""
-        self._choice = chosen_setting(self, target)
+        """Run at the setting that a target asks for. Raises `ValueError` if nothing reaches it."""
+        if self.profile is not None and self.weights_changed:
+            raise ValueError(f"{target!r} cannot choose: {CHANGED}. Measure a saved copy with `mrr evaluate`.")
+        merge_layer = self.model.matryoshka.default_merge_layer if self.merge_layers else None
+        self._choice = choose(
+            target,
+            self.profile,
+            candidates=candidate_settings(self.exits, merge_layer),
+            flops_share=self._flops_share,
+            time_settings=self._request_timings,
+            model=str(self.name),
+        )
         self.compression = self._choice.setting
+
+    def _flops_share(self, setting: Compression) -> float:
+        """A setting's share of full size's FLOPs."""
+        return self.flops(**setting.to_kwargs()) / self.flops(depth=None, keep_ratio=1.0)
+
+    def _request_timings(self, settings: Sequence[Compression], request: Request, *, refresh: bool) -> Timings:
+        """A request's time at each setting on this device."""
+        return request_timings(
+            timing_facts(self),
+            settings,
+            request,
+            score=lambda query, texts, setting: self.score(query, texts, **setting.to_kwargs()),
+            count_tokens=lambda text: len(self.tokenizer(text, add_special_tokens=False)["input_ids"]),
+            refresh=refresh,
+        )
 
     def _warn_of_depth(self, depth: Any) -> None:
         """Warn, once, if `depth` is more than the model has; other faults are errors elsewhere."""
@@ -453,6 +489,22 @@ class MatryoshkaReranker(LoadedModel):
                 f"max_length={max_length} is more than the {limit} positions of {str(self.name)!r}. "
                 f"Choose at most {limit}."
             )
+
+
+def timing_facts(reranker: MatryoshkaReranker) -> TimingFacts:
+    """What a re-ranker's times depend on."""
+    return TimingFacts(
+        model=str(reranker.name),
+        config=reranker.model.config.to_dict(),
+        device=device_name(reranker.device),
+        on_cpu=reranker.device.type == "cpu",
+        dtype=str(reranker.dtype).removeprefix("torch."),
+        adapters=reranker.adapters,
+        max_length=reranker.max_length,
+        query_max_length=reranker.query_max_length,
+        prompt=reranker.prompt,
+        batch_tokens=reranker.batch_tokens,
+    )
 
 
 def _check_target(target: object, compression: Compression) -> None:

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from mrr_model import MatryoshkaReranker, checkpoint
+from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.data.groups import Group, write_groups
 from mrr_model.modeling.batch import EncodedPair
@@ -41,6 +42,7 @@ from mrr_model.modeling.compensation import Adapter, LowRank
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.selection.profile import Profile, ProfilePoint
 from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
@@ -335,6 +337,42 @@ def make_adapter() -> Callable[..., dict[str, LowRank]]:
 def make_checkpoint() -> Callable[..., Checkpoint]:
     """``make_checkpoint(family, adapters=True, **changes)``: a tiny checkpoint in memory."""
     return build_checkpoint
+
+
+@pytest.fixture(scope="session")
+def toy_calibration() -> Calibration:
+    """Maps of two settings of a tiny model with six layers."""
+    return Calibration(
+        settings=(
+            CalibratedSetting(depth=6, map=PlattMap(slope=0.5, intercept=-3.0)),
+            CalibratedSetting(depth=4, keep_ratio={1: 0.5}, map=PlattMap(slope=2.0, intercept=1.0)),
+        ),
+        data="toy (19 queries)",
+        targets="labels",
+        pairs=108,
+        relevant_share=0.25,
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_profile() -> Profile:
+    """Two settings of a tiny model with six layers, as if they had been measured."""
+    return Profile(
+        metric="nDCG@10",
+        collections=("toy", "other"),
+        queries=19,
+        query_tokens=8,
+        passage_tokens=20,
+        device="a processor",
+        dtype="float32",
+        threads=2,
+        points=(
+            ProfilePoint(depth=6, quality=0.8, kept=1.0, min_kept=1.0, seconds=0.01, flops=4e9),
+            ProfilePoint(
+                depth=4, keep_ratio={1: 0.5, 3: 0.25}, quality=0.7, kept=0.875, min_kept=0.86, seconds=0.004, flops=1e9
+            ),
+        ),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -280,13 +280,13 @@ def test_flops_fall_with_depth_and_width(reranker: MatryoshkaReranker) -> None:
 CURVE = KnotMap(logits=(-4.0, -1.0, 0.5, 6.0), calibrated=(-9.0, -3.0, -2.5, 1.0))
 CALIBRATION = Calibration(
     settings=(
-        CalibratedSetting(exit_layer=6, map=CURVE),
-        CalibratedSetting(exit_layer=3, merges={1: "1/2"}, map=PlattMap(slope=0.2, intercept=-4.0)),
+        CalibratedSetting(depth=6, map=CURVE),
+        CalibratedSetting(depth=3, keep_ratio={1: 0.5}, map=PlattMap(slope=0.2, intercept=-4.0)),
     ),
     data="toy",
     targets="labels",
     pairs=100,
-    relevant=0.1,
+    relevant_share=0.1,
 )
 
 
@@ -315,7 +315,7 @@ def test_probabilities_use_the_settings_own_or_the_nearest_map(
 
 @pytest.mark.parametrize("slope", [1e-6, 1e6])
 def test_the_steepest_and_flattest_maps_keep_the_order_and_the_range(mini: MatryoshkaReranker, slope: float) -> None:
-    steep = CalibratedSetting(exit_layer=6, map=PlattMap(slope=slope, intercept=1e6 * (slope < 1)))
+    steep = CalibratedSetting(depth=6, map=PlattMap(slope=slope, intercept=1e6 * (slope < 1)))
     own = calibrated(mini, CALIBRATION.model_copy(update={"settings": (steep,)}))
     ranking = own.rank(QUERY, DOCUMENTS)
     assert [ranked.index for ranked in ranking] == [ranked.index for ranked in mini.rank(QUERY, DOCUMENTS)]

@@ -1,13 +1,13 @@
-"""Fitting a calibration map for each setting.
+"""Fit a calibration map for each setting.
 
-A pair's target is 1 where the document is relevant, 0 where it is not (unjudged counts as not), or a probability in
-between. The calibrated probability is then the share of *such candidates* that are relevant: of some 100 candidates a
-query with one relevant among them 1 % are, and only a document that stands out comes near 1. Classes are not weighed
-against each other, so that this stays true; the price is that candidates of another origin, with k times the odds of
-being relevant, get logits that are too low by ln k, at every setting alike. What ``weights`` are given changes which
-mixture of candidates is meant (1/pairs of its query, for example, lets each query count once).
+A pair's target is 1 if the document is relevant, 0 if it is not (unjudged counts as not), or a probability in between.
+The calibrated probability is then the share of *such candidates* that are relevant: with one relevant document among
+some 100 candidates per query it is 1 % on average, and only a document that stands out comes near 1. Classes are not
+weighed against each other, so that this stays true. The price: candidates from another source, with k times the odds of
+being relevant, get logits that are too low by ln k, equally at every setting. `weights` change which mixture of
+candidates is meant (with 1 / pairs of its query, for example, each query counts once).
 
-scikit-learn does the fitting and is imported only there.
+scikit-learn does the fitting, and is imported only then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mrr_model.calibration.maps import (
     CalibrationMap,
     KnotMap,
     PlattMap,
-    setting_name,
+    setting_of,
 )
 from mrr_model.compression import Plan
 
@@ -32,38 +32,43 @@ Numbers = Sequence[float] | npt.NDArray[np.floating[Any]]
 Array = npt.NDArray[np.float64]
 
 MIN_PER_CLASS = 300
-"""An isotonic fit is tried from this many relevant and this many other pairs on: with fewer a bin holds too little."""
+"""Relevant pairs, and other pairs, that an isotonic fit needs: with fewer a bin holds too little."""
 
 BINS = 50
-"""Bins of an isotonic fit, at most."""
+"""Maximum number of bins of an isotonic fit."""
 
 BIN_INFORMATION = 20.0
-"""Information p (1 − p) that a bin of an isotonic fit holds at least: where relevant pairs are rare, about as many of
-them.
-"""
+"""Minimum information Σ p (1 − p) in a bin of an isotonic fit; if relevant pairs are rare, about as many of them."""
 
 PRIOR = 4.0
-"""What Platt's rate weighs in each bin of an isotonic fit, as information: a bin is expected to lie half a logit, 1/√4,
+"""Weight of Platt's rate in each bin of an isotonic fit, as information: a bin is expected to lie half a logit, 1/√4,
 off Platt's line.
 """
 
 BLEND = 0.1
-"""How much of an isotonic fit's values is Platt's: nowhere is it flatter than a tenth of Platt's line."""
+"""Share of Platt's map in an isotonic fit's values: the fit is nowhere flatter than a tenth of Platt's line."""
 
 IDENTITY = PlattMap(slope=1.0, intercept=0.0)
 
 
 def fit_platt(logits: Numbers, targets: Numbers, weights: Numbers | None = None) -> PlattMap:
-    """The line a · logit + b of the greatest likelihood, for targets drawn in by one pair a class.
+    """Fit the line a · logit + b of maximum likelihood, for targets smoothed by one pair per class.
 
     Platt (1999), section 2.2: with N₊ relevant and N₋ other pairs the targets 1 and 0 become (N₊ + 1) / (N₊ + 2) and
-    1 / (N₋ + 2), and those in between lie between, so that classes that do not overlap give a finite slope too.
-    ``logits``, ``targets`` and ``weights`` (1 where None) are equally long. Raises ``ValueError`` where all targets or
-    all logits are one, and where targets do not rise with the logits.
+    1 / (N₋ + 2), and others are interpolated, so that classes that do not overlap give a finite slope too.
 
-    >>> even = fit_platt([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0], [0, 0, 1, 0, 1, 1])
-    >>> even.slope > 0, abs(even.intercept) < 1e-6
-    (True, True)
+    Args:
+        logits: One for each pair.
+        targets: In 0 … 1, one for each pair.
+        weights: One for each pair; None: 1.
+
+    Raises:
+        ValueError: If all targets or all logits are equal, or targets do not rise with the logits.
+
+    Example:
+        >>> even = fit_platt([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0], [0, 0, 1, 0, 1, 1])
+        >>> even.slope > 0, abs(even.intercept) < 1e-6
+        (True, True)
     """
     z, t, w = _checked(logits, targets, weights)
     relevant, other = float(w @ t), float(w @ (1 - t))
@@ -72,8 +77,8 @@ def fit_platt(logits: Numbers, targets: Numbers, weights: Numbers | None = None)
     unit = (z - middle) / scale
     if np.average((t - np.average(t, weights=w)) * unit, weights=w) < 1e-9:  # the slope's sign is the covariance's
         raise ValueError(
-            "targets do not rise with the logits, so that no increasing map calibrates them. Check that both are in "
-            "the same order, or give more pairs."
+            "targets do not rise with the logits, so no increasing map calibrates them. Check that both are in the "
+            "same order, or give more pairs."
         )
 
     # A soft target is a relevant pair of weight t and another one of weight 1 − t.
@@ -87,28 +92,35 @@ def fit_platt(logits: Numbers, targets: Numbers, weights: Numbers | None = None)
 def fit_isotonic(
     logits: Numbers, targets: Numbers, weights: Numbers | None = None, platt: PlattMap | None = None
 ) -> KnotMap:
-    """A smoothed isotonic fit: strictly increasing, without steps, and near Platt's line where little is known.
+    """Fit a smoothed isotonic map: strictly increasing, without steps, and near Platt's line where data are few.
 
     (1) Bins of equal information Σ w p (1 − p), p being Platt's probability: they are narrow where relevance is
-    undecided and do not look at targets; each holds ``BIN_INFORMATION`` or more, equal logits share one. (2) A bin's
-    rate is its mean target, with pseudo-pairs at Platt's rate that carry the information ``PRIOR``. (3) Isotonic
-    regression of the rates. (4) One knot a bin, at its mean logit; its value is the rate's logit and, by the part
-    ``BLEND``, Platt's, so that what the regression made flat still rises. Where fewer than two knots come out the map
-    is Platt's line.
+    undecided and do not depend on targets; each holds at least `BIN_INFORMATION`, and equal logits share one. (2) A
+    bin's rate is its mean target, with pseudo-pairs at Platt's rate that carry the information `PRIOR`. (3) Isotonic
+    regression of the rates. (4) One knot per bin, at its mean logit; its value mixes the rate's logit with Platt's, by
+    the share `BLEND`, so that what the regression made flat still rises. With fewer than two knots, the map is Platt's
+    line.
 
-    ``platt``: the Platt map, fitted here where None. Raises ``ValueError`` as :func:`fit_platt`.
+    Args:
+        logits: One for each pair.
+        targets: In 0 … 1, one for each pair.
+        weights: One for each pair; None: 1.
+        platt: The Platt map; None: fitted here.
+
+    Raises:
+        ValueError: As `fit_platt`.
     """
     z, t, w = _checked(logits, targets, weights)
     line = fit_platt(z, t, w) if platt is None else platt
     z, t, w = z[w > 0], t[w > 0], w[w > 0]
     information = w * _information(mapped(line, z))
 
-    place = _equal_bins(z, information)
-    total, weight = np.bincount(place, information), np.bincount(place, w)
-    centre = np.bincount(place, information * z) / total
+    bins = _equal_bins(z, information)
+    total, weight = np.bincount(bins, information), np.bincount(bins, w)
+    centre = np.bincount(bins, information * z) / total
     expected = np.clip(mapped(line, centre), -30.0, 30.0)
     pseudo = PRIOR / _information(expected)
-    rate = (np.bincount(place, w * t) + pseudo * logistic(expected)) / (weight + pseudo)
+    rate = (np.bincount(bins, w * t) + pseudo * logistic(expected)) / (weight + pseudo)
     pooled = _sklearn().isotonic.IsotonicRegression().fit_transform(centre, rate, sample_weight=weight + pseudo)
     value = (1 - BLEND) * np.log(pooled / (1 - pooled)) + BLEND * expected
 
@@ -129,11 +141,21 @@ def fit_map(
     folds: int = 5,
     seed: int = 0,
 ) -> CalibrationMap:
-    """Platt's line, or the isotonic fit where there are pairs enough and it predicts held-out queries better.
+    """Fit Platt's line, or the isotonic map if there are enough pairs and it predicts held-out queries better.
 
-    Enough is ``MIN_PER_CLASS`` relevant (Σ w t) and as many other pairs, of at least ``folds`` queries; better is a
-    lower log loss over ``folds`` folds, which ``groups`` (each pair's query) never straddle and ``seed`` draws.
-    Raises ``ValueError`` as :func:`fit_platt`.
+    Enough means `MIN_PER_CLASS` relevant (Σ w t) and as many other pairs, of at least `folds` queries; better means a
+    lower log loss over the folds.
+
+    Args:
+        logits: One for each pair.
+        targets: In 0 … 1, one for each pair.
+        groups: Each pair's query; its pairs are held out together.
+        weights: One for each pair; None: 1.
+        folds: How many parts are held out in turn.
+        seed: Draws the folds.
+
+    Raises:
+        ValueError: As `fit_platt`.
     """
     z, t, w = _checked(logits, targets, weights)
     check_lengths(logits=len(z), groups=len(groups))
@@ -159,10 +181,18 @@ def calibrate(
     data: str,
     seed: int = 0,
 ) -> Calibration:
-    """A map for each setting, fitted on the same judged pairs.
+    """Fit a map for each setting on the same judged pairs.
 
-    ``logits``: by Plan (of one exit), the raw logits of the pairs; ``targets``, ``groups`` and ``weights`` belong to
-    the pairs. ``data`` says in words what they are. Raises ``ValueError`` that names the setting that cannot be fitted.
+    Args:
+        logits: By Plan (of one exit), the raw logits of the pairs.
+        targets: In 0 … 1, one for each pair.
+        groups: Each pair's query.
+        weights: One for each pair; None: 1.
+        data: What the pairs are, in words.
+        seed: Draws the folds.
+
+    Raises:
+        ValueError: If a setting cannot be fitted; names it.
     """
     maps = {plan: fit_setting(plan, z, targets, groups, weights, seed) for plan, z in logits.items()}
     return _calibration(maps, targets, groups, weights, data, "labels")
@@ -178,11 +208,21 @@ def self_calibrate(
     data: str,
     seed: int = 0,
 ) -> Calibration:
-    """A map for each setting without labels: full size's probabilities (:func:`self_labels`) are the others' targets.
+    """Fit a map for each setting without labels: full size's probabilities (`self_labels`) are the others' targets.
 
-    ``full``: which key of ``logits`` is full size; it keeps ``full_map``, or its logits as they are where None. A
-    threshold then means the same at every setting, but only what it means at full size. Raises ``ValueError`` as
-    :func:`calibrate`.
+    A threshold then means the same at every setting, but only what it means at full size.
+
+    Args:
+        logits: By Plan (of one exit), the raw logits of the pairs.
+        full: The key of full size.
+        groups: Each pair's query.
+        weights: One for each pair; None: 1.
+        full_map: Full size's map, which it keeps; None: its logits are used as they are.
+        data: What the pairs are, in words.
+        seed: Draws the folds.
+
+    Raises:
+        ValueError: If a setting cannot be fitted; names it.
     """
     targets = self_labels(logits[full], full_map)
     maps = {
@@ -193,7 +233,7 @@ def self_calibrate(
 
 
 def self_labels(full_logits: Numbers, full_map: CalibrationMap | None = None) -> Array:
-    """Full size's own probabilities, calibrated where it has a map: soft targets for every other setting.
+    """Full size's own probabilities, calibrated if it has a map: soft targets for every other setting.
 
     >>> self_labels([0.0, 2.0], PlattMap(slope=1.0, intercept=-2.0)).round(2).tolist()
     [0.12, 0.5]
@@ -202,12 +242,16 @@ def self_labels(full_logits: Numbers, full_map: CalibrationMap | None = None) ->
 
 
 def fold_masks(groups: Sequence[object], folds: int, seed: int = 0) -> Iterator[npt.NDArray[np.bool_]]:
-    """For each fold, which pairs it holds out: whole groups, drawn by ``seed``, as equally many as can be.
+    """For each fold, a mask of the pairs that it holds out: whole groups, drawn by `seed`, split as evenly as possible.
 
-    >>> [mask.sum().item() for mask in fold_masks(["a", "a", "b", "c"], 3)]
-    [1, 1, 2]
+    Raises:
+        ValueError: If there are fewer groups than folds, or fewer than two folds.
+
+    Example:
+        >>> [mask.sum().item() for mask in fold_masks(["a", "a", "b", "c"], 3)]
+        [1, 1, 2]
     """
-    known = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    known = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     if not 2 <= folds <= len(known):
         raise ValueError(f"folds must be between 2 and the {len(known)} groups, got {folds}.")
     fold = np.random.default_rng(seed).permutation(len(known)) % folds
@@ -219,11 +263,15 @@ def fold_masks(groups: Sequence[object], folds: int, seed: int = 0) -> Iterator[
 def fit_setting(
     plan: Plan, logits: Numbers, targets: Numbers, groups: Sequence[object], weights: Numbers | None, seed: int
 ) -> CalibrationMap:
-    """:func:`fit_map`; what it raises names the setting."""
+    """Fit one setting's map, as `fit_map`.
+
+    Raises:
+        ValueError: As `fit_map`; names the setting.
+    """
     try:
         return fit_map(logits, targets, groups, weights, seed=seed)
     except ValueError as error:
-        raise ValueError(f"{setting_name(plan.last_layer, plan.merges)} cannot be calibrated: {error}") from error
+        raise ValueError(f"{setting_of(plan)} cannot be calibrated: {error}") from error
 
 
 def _calibration(
@@ -234,22 +282,23 @@ def _calibration(
     data: str,
     kind: Literal["labels", "full size"],
 ) -> Calibration:
-    settings = tuple(
-        CalibratedSetting(exit_layer=plan.last_layer, merges=plan.merges, map=fitted) for plan, fitted in maps.items()
-    )
-    relevant = float(np.average(np.asarray(targets, dtype=np.float64), weights=weights))
+    settings = []
+    for plan, fitted in maps.items():
+        ratio = setting_of(plan).keep_ratio
+        ratios = ratio if isinstance(ratio, float) else dict(ratio)
+        settings.append(CalibratedSetting(depth=plan.last_layer, keep_ratio=ratios, map=fitted))
     return Calibration(
-        settings=settings,
+        settings=tuple(settings),
         data=data,
         targets=kind,
         pairs=len(targets),
         queries=len(set(groups)),
-        relevant=relevant,
+        relevant_share=float(np.average(np.asarray(targets, dtype=np.float64), weights=weights)),
     )
 
 
 def _equal_bins(z: Array, information: Array) -> npt.NDArray[np.intp]:
-    """For each logit its bin, ascending from 0 without gaps; bins are equal in information, as far as ties let them."""
+    """The bin of each logit, ascending from 0 without gaps; bins hold equal information, as far as ties allow."""
     distinct, which = np.unique(z, return_inverse=True)
     held = np.bincount(which, information, len(distinct))
     count = int(np.clip(held.sum() / BIN_INFORMATION, 1, BINS))
@@ -259,7 +308,7 @@ def _equal_bins(z: Array, information: Array) -> npt.NDArray[np.intp]:
 
 
 def mapped(fitted: CalibrationMap, logits: Array) -> Array:
-    """A map, over many logits."""
+    """A map applied to an array of logits."""
     return np.array([fitted(logit) for logit in logits.tolist()], dtype=np.float64)
 
 
@@ -281,7 +330,7 @@ def log_losses(logits: Array, targets: Array) -> Array:
 
 
 def _checked(logits: Numbers, targets: Numbers, weights: Numbers | None) -> tuple[Array, Array, Array]:
-    """All three as float64, equally long. Raises ``ValueError`` for what cannot be fitted."""
+    """All three as float64 of one length; `ValueError` for what cannot be fitted."""
     z, t = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     w = np.ones(len(z)) if weights is None else np.asarray(weights, dtype=np.float64)
     check_lengths(logits=len(z), targets=len(t), weights=len(w))
@@ -292,14 +341,18 @@ def _checked(logits: Numbers, targets: Numbers, weights: Numbers | None) -> tupl
     if not (np.isfinite(w) & (w >= 0)).all():
         raise ValueError(f"weights must be finite and not negative, got {w.min()} … {w.max()}.")
     if w @ t == 0 or w @ (1 - t) == 0:
-        raise ValueError("targets must hold relevant pairs and others: give more judged queries, or self-label.")
+        raise ValueError("targets must hold relevant pairs and others: give more judged queries, or use self-labels.")
     if np.ptp(z[w > 0]) == 0:
-        raise ValueError("logits must differ: one value for all pairs tells nothing about which are relevant.")
+        raise ValueError("logits must differ: one value for all pairs does not say which are relevant.")
     return z, t, w
 
 
 def check_lengths(**lengths: int) -> None:
-    """Raises ``ValueError`` where the named lengths differ or are zero."""
+    """Check that the named lengths are equal and not zero.
+
+    Raises:
+        ValueError: If they differ, or are zero.
+    """
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         given = ", ".join(f"{length} {name}" for name, length in lengths.items())
         raise ValueError(f"each pair needs one value of each kind, got {given}.")

@@ -1,41 +1,38 @@
-"""Calibration: for each setting a strictly increasing map from its logits to ones whose logistic function is the share
-of such candidates that are relevant.
+"""Calibration: for each setting a strictly increasing map from its logits to logits of the share of such candidates
+that are relevant.
 
-Stored with the checkpoint as JSON. How maps are fitted is :mod:`mrr_model.calibration.fit`'s affair.
+Stored with the checkpoint as JSON; `mrr_model.calibration.fit` fits the maps.
 """
 
 import itertools
 import math
-import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
 
-from mrr_model.compression import MAX_LAYERS, Plan
+from mrr_model.compression import MAX_LAYERS, Compression, Plan, resolve
 
 MIN_SLOPE, MAX_SLOPE = 1e-6, 1e6
-"""No map is flatter or steeper on the whole, so that float64 keeps float32 logits apart and none overflows."""
+"""Bounds of a map's overall slope: float64 keeps float32 logits apart, and none overflows."""
 
 FEW_RELEVANT = 100
-"""With fewer relevant pairs the odds of every probability are off by more than a tenth: the log odds of a share of n
-pairs have the standard error 1/√n.
+"""With fewer relevant pairs the odds of every probability are off by more than a tenth: the log odds of a share have a
+standard error of 1/√n for n relevant pairs.
 """
 FEW_QUERIES = 100
-"""Pairs of one query are alike; of fewer queries than this a few decide what a logit means."""
+"""Pairs of one query are alike: with fewer queries, a few decide what a logit means."""
 MAX_SETTINGS = 1_000
-"""More than all exits of a large model at a dozen ratios each; a setting without a map looks at all of them."""
+"""More than all exits of a large model at a dozen ratios each; finding the nearest compares all of them."""
 
 Slope = Annotated[float, Field(ge=MIN_SLOPE, le=MAX_SLOPE)]
 Finite = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Knots and intercepts: far beyond any logit that a model gives."""
 
-
 FIRST, LAST = (0, 4), (-4, None)
-"""The runs of knots that say how steeply a map goes on beyond its ends."""
+"""The runs of knots whose mean slope extends a map beyond its ends."""
 
 
 class PlattMap(BaseModel):
@@ -51,7 +48,7 @@ class PlattMap(BaseModel):
     slope: Slope
     """How much the calibrated logit rises with the raw one."""
     intercept: Finite
-    """The calibrated logit where the raw one is zero."""
+    """The calibrated logit of a raw logit of zero."""
 
     def __call__(self, logit: float) -> float:
         """The calibrated logit."""
@@ -59,7 +56,7 @@ class PlattMap(BaseModel):
 
 
 class KnotMap(BaseModel):
-    """Lines from knot to knot; beyond each end it goes on at the mean slope of the (up to) four outermost knots.
+    """Lines from knot to knot, extended beyond each end at the mean slope of the (up to) four outermost knots.
 
     >>> steep = KnotMap(logits=(0.0, 1.0, 2.0), calibrated=(0.0, 3.0, 4.0))
     >>> [steep(logit) for logit in (-1.0, 0.5, 1.5, 3.0)]
@@ -78,7 +75,7 @@ class KnotMap(BaseModel):
     def _check_knots(self) -> Self:
         if len(self.logits) != len(self.calibrated):
             raise ValueError(
-                f"logits and calibrated must be as many, got {len(self.logits)} and {len(self.calibrated)}"
+                f"logits and calibrated must be equally long, got {len(self.logits)} and {len(self.calibrated)}"
             )
         for (left, low), (right, high) in itertools.pairwise(zip(self.logits, self.calibrated, strict=True)):
             if not (left < right and low < high):
@@ -116,80 +113,62 @@ CalibrationMap = Annotated[PlattMap | KnotMap, Field(discriminator="kind")]
 """From a setting's raw logits to calibrated ones."""
 
 
-def _as_merges(merges: object) -> tuple[tuple[int, Fraction], ...]:
-    """``{layer: step}`` or pairs of them, layers and steps as numbers or texts, in ascending order of layers."""
-    pairs = merges.items() if isinstance(merges, Mapping) else merges
-    try:
-        return tuple(sorted((int(layer), _as_fraction(step)) for layer, step in pairs))  # type: ignore[attr-defined]  # TypeError below
-    except (TypeError, ValueError, ArithmeticError):
-        raise ValueError(
-            f'merges must be a mapping such as {{1: "1/2"}}, layer to step ratio; got {merges!r}'
-        ) from None
+def setting_of(plan: Plan) -> Compression:
+    """The setting of a Plan: its last exit, and the keep ratio from each merge on.
 
-
-def _as_fraction(step: Any) -> Fraction:
-    """A step as a number, or as a text of a few digits: 1e999999999 is a fraction too, of a gigabyte."""
-    if isinstance(step, str) and not re.fullmatch(r"\d{1,9}(/\d{1,9}|\.\d{1,20})?", step):
-        raise ValueError
-    return Fraction(step)
-
-
-Merges = Annotated[
-    tuple[tuple[int, Fraction], ...],
-    PlainValidator(_as_merges),
-    PlainSerializer(lambda merges: {str(layer): str(step) for layer, step in merges}),
-]
-
-
-def setting_name(exit_layer: int, merges: Mapping[int, Fraction]) -> str:
-    """A resolved setting in words.
-
-    >>> setting_name(6, {}), setting_name(4, {1: Fraction(1, 2)})
-    ('exit 6, no merges', 'exit 4, merges 1:1/2')
+    >>> from fractions import Fraction
+    >>> str(setting_of(Plan((4,), {1: Fraction(1, 2), 2: Fraction(1, 2)})))
+    'depth 4, keep ratio 1:0.5,2:0.25'
     """
-    named = ",".join(f"{layer}:{step}" for layer, step in sorted(merges.items()))
-    return f"exit {exit_layer}, " + (f"merges {named}" if named else "no merges")
+    return Compression(plan.last_layer, {layer: float(plan.width(layer + 1)) for layer in plan.merges})
 
 
 class CalibratedSetting(BaseModel):
-    """One setting, resolved for a model, and its map.
+    """One setting and its map.
 
-    >>> half = CalibratedSetting(exit_layer=4, merges={1: "1/2"}, map=PlattMap(slope=0.5, intercept=-2.0))
-    >>> str(half), half.merges
-    ('exit 4, merges 1:1/2', ((1, Fraction(1, 2)),))
+    >>> half = CalibratedSetting(depth=4, keep_ratio={1: 0.5}, map=PlattMap(slope=0.5, intercept=-2.0))
+    >>> str(half), half.plan().merges
+    ('depth 4, keep ratio 1:0.5', {1: Fraction(1, 2)})
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    exit_layer: int = Field(ge=1, le=MAX_LAYERS)
-    """The layer that is read last, from 1."""
-    merges: Merges = ()
-    """(layer, step ratio) of each merge before that exit, ascending; in JSON ``{"1": "1/2"}``."""
+    depth: int = Field(ge=1, le=MAX_LAYERS)
+    """The exit whose logits are mapped."""
+    keep_ratio: float | dict[int, float] = 1.0
+    """By merge layer, as in `Compression`; 1.0: nothing merges."""
     map: CalibrationMap
     """From this setting's logits to calibrated ones."""
 
     @model_validator(mode="after")
     def _check_setting(self) -> Self:
-        layers = [layer for layer, _ in self.merges]
-        if len(set(layers)) < len(layers) or any(not 0 < step < 1 for _, step in self.merges):
-            raise ValueError(f"merges must name each layer once, with a step between 0 and 1; got {self.merges}")
-        self.plan()
+        ratio = self.setting.keep_ratio
+        if isinstance(ratio, float):
+            if ratio < 1:
+                raise ValueError(f"keep_ratio must name its merge layers, such as {{1: {ratio:g}}}, got {ratio:g}")
+        elif ratio[-1][0] >= self.depth:
+            raise ValueError(f"keep_ratio must name merge layers below depth {self.depth}, got {ratio[-1][0]}")
         return self
 
     def __str__(self) -> str:
-        return setting_name(self.exit_layer, dict(self.merges))
+        return str(self.setting)
+
+    @property
+    def setting(self) -> Compression:
+        """Depth and keep ratio."""
+        return Compression(self.depth, self.keep_ratio)
 
     def plan(self) -> Plan:
-        """The setting as a Plan of one exit, without what only the model knows."""
-        return Plan((self.exit_layer,), dict(self.merges))
-
-    def matches(self, exit_layer: int, merges: Mapping[int, Fraction]) -> bool:
-        """Whether this is that very setting."""
-        return self.exit_layer == exit_layer and dict(self.merges) == dict(merges)
+        """The setting as a Plan, without adapters."""
+        ratio = self.setting.keep_ratio
+        layers = () if isinstance(ratio, float) else tuple(layer for layer, _ in ratio)
+        return resolve(
+            self.setting, num_layers=self.depth, exits=(self.depth,), merge_layers=layers, default_merge_layer=1
+        )
 
 
 class Calibration(BaseModel):
-    """The maps of a checkpoint and what they were fitted on."""
+    """The maps of a checkpoint, and what they were fitted on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -198,30 +177,29 @@ class Calibration(BaseModel):
     data: str
     """What the maps were fitted on, in words."""
     targets: Literal["labels", "full size"]
-    """Whether pairs were judged, or full size's own probabilities stood in for judgements."""
+    """What the maps were fitted to: relevance judgements, or full size's own probabilities."""
     pairs: int = Field(ge=1)
-    """How many (query, document) pairs that was, for each setting."""
+    """(query, document) pairs for each setting."""
     queries: int | None = Field(default=None, ge=1)
-    """How many queries the pairs are of; None where it was not counted."""
-    relevant: float = Field(gt=0, lt=1)
-    """The share of them that was relevant. Where candidates are richer or poorer in relevant ones than that,
-    probabilities are too low or too high.
+    """Queries of these pairs; None if they were not counted."""
+    relevant_share: float = Field(gt=0, lt=1)
+    """The share of the pairs that was relevant. Among candidates with a larger or smaller share, probabilities are too
+    low or too high.
     """
 
-    _places: dict[tuple[int, tuple[tuple[int, Fraction], ...]], int] = PrivateAttr(default_factory=dict)
+    _indices: dict[Compression, int] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
-        known = [(setting.exit_layer, setting.merges) for setting in self.settings]
-        if len(set(known)) < len(known):
-            raise ValueError(f"settings must differ from each other, got {', '.join(map(str, self.settings))}")
-        self._places.update({name: place for place, name in enumerate(known)})
+        self._indices.update({each.setting: index for index, each in enumerate(self.settings)})
+        if len(self._indices) < len(self.settings):
+            raise ValueError(f"settings must differ from each other, got {'; '.join(map(str, self.settings))}")
         return self
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What speaks against relying on it, a sentence each."""
-        found, relevant = [], round(self.pairs * self.relevant)
+        """Reasons not to rely on the maps, a sentence each."""
+        found, relevant = [], round(self.pairs * self.relevant_share)
         if self.queries is not None and self.queries < FEW_QUERIES:
             found.append(
                 f"The maps are fitted on {self.queries} queries only: with fewer than {FEW_QUERIES}, a few queries "
@@ -234,31 +212,29 @@ class Calibration(BaseModel):
             )
         return tuple(found)
 
-    def nearest(self, exit_layer: int, merges: Mapping[int, Fraction]) -> CalibratedSetting:
-        """The setting itself where it has a map (:meth:`CalibratedSetting.matches` tells), else the nearest that has.
+    def nearest(self, plan: Plan) -> CalibratedSetting:
+        """The setting of a Plan if it has a map, else the nearest that has one.
 
-        Near is what is near in :func:`distance`; among equally near ones the deeper, then the wider, then the one
-        whose merges come first.
+        Nearest by `distance`; of equally near ones the deeper, then the wider, then the one whose merges come first.
         """
-        own = self._places.get((exit_layer, tuple(sorted(merges.items()))))
+        own = self._indices.get(setting_of(plan))
         if own is not None:
             return self.settings[own]
-        plan = Plan((exit_layer,), merges)
 
         def rank(setting: CalibratedSetting) -> tuple[float, int, float, Sequence[object]]:
             other = setting.plan()
-            return round(distance(plan, other), 12), -setting.exit_layer, -other.mean_width, setting.merges
+            return round(distance(plan, other), 12), -setting.depth, -other.mean_width, sorted(other.merges.items())
 
         return min(self.settings, key=rank)
 
 
 def distance(one: Plan, other: Plan) -> float:
-    """How unlike two settings' maps may be: 4 · |ln(exit / exit')| + |ln(width / width')|, widths being means.
+    """How different two settings' maps may be: 4 · |ln(exit / exit')| + |ln(width / width')|, for mean widths.
 
-    Exits count most, because each has a head of its own, while a width changes only what the same head reads; and they
-    count as ratios, because a layer changes more near the bottom of a model than near its top. (``mini``'s 15
-    combinations of exits 2 to 6 with ratios 1, 1/2 and 1/4 say so: of the maps of four the one that is nearest in this
-    sense errs least.)
+    Exits weigh most, because each has a head of its own, while a width changes only what the same head reads. They
+    count as ratios, because a layer changes more near the bottom of a model than near its top. (Measured on `mini`'s 15
+    combinations of exits 2 to 6 with ratios 1, 1/2 and 1/4: with maps for four of them, the nearest by this distance
+    has the smallest error.)
 
     >>> distance(Plan((4,)), Plan((2,))) == 4 * math.log(2)
     True

@@ -34,5 +34,5 @@ def probabilities(logits: Iterable[float], plan: Plan, calibration: Calibration 
     """
     if calibration is None:
         return [probability(logit) for logit in logits]
-    own = calibration.nearest(plan.last_layer, plan.merges).map
+    own = calibration.nearest(plan).map
     return [probability(own(logit)) for logit in logits]

@@ -1,4 +1,4 @@
-"""What calibration maps are worth: how far probabilities can be taken at their word, before and after."""
+"""How reliable probabilities are, with and without calibration maps."""
 
 from __future__ import annotations
 
@@ -19,48 +19,61 @@ from mrr_model.calibration.fit import (
     logistic,
     mapped,
 )
-from mrr_model.calibration.maps import Calibration, CalibrationMap, setting_name
+from mrr_model.calibration.maps import Calibration, CalibrationMap, setting_of
 from mrr_model.compression import Plan
 
 THRESHOLDS = (0.2, 0.5, 0.8)
 
 MIN_KEPT = 10
-"""Precision of fewer pairs than this is not compared between settings: it is chance for the most part."""
+"""Minimum number of pairs whose precision is compared between settings: of fewer it is mostly chance."""
 
 
 def expected_calibration_error(
     probabilities: Numbers, targets: Numbers, bins: int = 15, *, equal: Literal["width", "mass"] = "width"
 ) -> float:
-    """Σ over bins of (pairs in it / all pairs) · |mean target − mean probability|; 0 is perfect (Guo et al., 2017, eq.
-    3; Naeini et al., 2015).
+    """Σ over bins of (pairs in the bin / all pairs) · |mean target − mean probability|; 0 is perfect (Guo et al., 2017,
+    eq. 3; Naeini et al., 2015).
 
-    Bins are of equal ``width`` in probability, (0, 1/bins], (1/bins, 2/bins] …; or of equal ``mass``: runs of the
-    sorted probabilities, equally long to within one pair, in input order where they tie. Where few pairs are relevant
-    most lie near 0 and weigh most: then compare it with the share of relevant pairs, which is what a model that says
-    0 to everything gets.
+    If few pairs are relevant, most probabilities lie near 0 and dominate: compare the error with the share of relevant
+    pairs, which is the error of a model that predicts 0 for every pair.
 
-    >>> expected_calibration_error([0.1, 0.3, 0.7, 0.9], [0, 0, 1, 0], bins=2)
-    0.25
-    >>> expected_calibration_error([0.1, 0.3, 0.7, 0.9], [0, 0, 1, 0], bins=4, equal="mass")
-    0.4
+    Args:
+        probabilities: One for each pair.
+        targets: In 0 … 1, one for each pair.
+        bins: How many.
+        equal: Bins of equal `width` in probability, (0, 1/bins], (1/bins, 2/bins] …; or of equal `mass`: runs of the
+            sorted probabilities, equally long to within one pair, ties in input order.
+
+    Raises:
+        ValueError: If lengths differ, or `bins` is less than 1.
+
+    Example:
+        >>> expected_calibration_error([0.1, 0.3, 0.7, 0.9], [0, 0, 1, 0], bins=2)
+        0.25
+        >>> expected_calibration_error([0.1, 0.3, 0.7, 0.9], [0, 0, 1, 0], bins=4, equal="mass")
+        0.4
     """
     p, t = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     check_lengths(probabilities=len(p), targets=len(t))
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
     if equal == "width":
-        place = np.clip(np.ceil(p * bins) - 1, 0, bins - 1).astype(int)
+        index = np.clip(np.ceil(p * bins) - 1, 0, bins - 1).astype(int)
     else:
-        place = np.empty(len(p), dtype=int)
-        place[np.argsort(p, kind="stable")] = np.arange(len(p)) * bins // len(p)
-    return float(np.abs(np.bincount(place, t - p, bins)).sum() / len(p))
+        index = np.empty(len(p), dtype=int)
+        index[np.argsort(p, kind="stable")] = np.arange(len(p)) * bins // len(p)
+    return float(np.abs(np.bincount(index, t - p, bins)).sum() / len(p))
 
 
 def precision_at(threshold: float, probabilities: Numbers, targets: Numbers) -> float:
-    """The mean target of the pairs whose probability is at least ``threshold``; NaN where there is none.
+    """The mean target of the pairs whose probability is at least `threshold`; NaN if there is none.
 
-    >>> precision_at(0.5, [0.2, 0.5, 0.9], [1, 0, 1])
-    0.5
+    Raises:
+        ValueError: If lengths differ.
+
+    Example:
+        >>> precision_at(0.5, [0.2, 0.5, 0.9], [1, 0, 1])
+        0.5
     """
     p, t = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     check_lengths(probabilities=len(p), targets=len(t))
@@ -70,20 +83,20 @@ def precision_at(threshold: float, probabilities: Numbers, targets: Numbers) -> 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How far one setting's probabilities can be taken at their word."""
+    """How reliable one setting's probabilities are."""
 
     error: float
-    """Expected calibration error, bins of equal width."""
+    """Expected calibration error, with bins of equal width."""
     log_loss: float
-    """Mean −ln of the probability given to what was the case."""
+    """Mean −ln of the probability of the outcome."""
     precision: dict[float, float]
-    """Threshold -> precision of what reaches it; NaN where nothing does."""
+    """By threshold, the precision of the pairs that reach it; NaN if none does."""
     kept: dict[float, int]
-    """Threshold -> how many pairs reach it."""
+    """By threshold, how many pairs reach it."""
 
     @classmethod
     def measure(cls, calibrated: Numbers, targets: Numbers, thresholds: Sequence[float]) -> Reliability:
-        """From logits (raw or calibrated) whose logistic function is the probability."""
+        """Measure logits, raw or calibrated, whose logistic function is the probability."""
         z, t = np.asarray(calibrated, dtype=np.float64), np.asarray(targets, dtype=np.float64)
         p = logistic(z)
         return cls(
@@ -96,21 +109,25 @@ class Reliability:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """Each setting's reliability on pairs that no map has seen, by setting, for three ways to a probability."""
+    """Each setting's reliability on pairs that no map was fitted on, for three ways to compute probabilities.
+
+    Settings are keyed by their text.
+    """
 
     before: dict[str, Reliability]
     """The plain logistic function of the raw logit."""
     shared: dict[str, Reliability]
-    """The largest setting's map for all: a threshold that was chosen at full size, used at every setting as it is."""
+    """The largest setting's map for all settings: a threshold that was chosen at full size is used everywhere."""
     after: dict[str, Reliability]
     """Each setting's own map."""
     pairs: int
     relevant: float
-    """The mean target of the pairs, which is also the calibration error of saying 0 to everything."""
+    """The mean target of the pairs, which is also the calibration error of predicting 0 for every pair."""
 
     def spread(self, threshold: float) -> tuple[float, float, float]:
-        """The greatest less the smallest precision at a threshold between settings: before, shared, after. Settings
-        where fewer than ``MIN_KEPT`` pairs reach it are left out, and it is NaN where fewer than two are left.
+        """The range (maximum − minimum) of precision at a threshold over settings: before, shared, after.
+
+        Settings where fewer than `MIN_KEPT` pairs reach it are left out; NaN if fewer than two are left.
         """
         spreads = []
         for way in (self.before, self.shared, self.after):
@@ -119,8 +136,8 @@ class CalibrationReport:
         return spreads[0], spreads[1], spreads[2]
 
     def markdown(self) -> str:
-        """A table with a row a setting: the calibration error and, for each threshold, the precision of the pairs that
-        reach it and (in brackets) how many do; each before, shared, after. The last row is :meth:`spread`.
+        """A table with one row per setting: the calibration error and, for each threshold, the precision of the pairs
+        that reach it and (in brackets) their number; each before, shared, after. The last row is `spread`.
         """
         thresholds = list(next(iter(self.before.values())).precision)
         heads = " | ".join(f"precision at {threshold:g}" for threshold in thresholds)
@@ -137,7 +154,7 @@ class CalibrationReport:
 
 
 def error_table(reports: Mapping[str, CalibrationReport]) -> str:
-    """The calibration errors alone, before / shared / after: a row a setting, a column for each of ``reports``."""
+    """A table of calibration errors, before / shared / after, with one row per setting and one column per report."""
     lines = [f"| calibration error | {' | '.join(reports)} |", "| --- |" + " ---: |" * len(reports)]
     for setting in next(iter(reports.values())).before:
         cells = [
@@ -154,8 +171,15 @@ def report(
     targets: Numbers,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> CalibrationReport:
-    """Measure ``calibration`` on pairs that it was not fitted on; a setting without its own map takes the nearest's."""
-    maps = {plan: calibration.nearest(plan.last_layer, plan.merges).map for plan in logits}
+    """Measure a calibration on pairs that it was not fitted on.
+
+    Args:
+        calibration: The maps; a setting without a map of its own takes the nearest.
+        logits: By Plan, the raw logits of the pairs.
+        targets: In 0 … 1, one for each pair.
+        thresholds: Where precision is measured.
+    """
+    maps = {plan: calibration.nearest(plan).map for plan in logits}
     return _measured([(np.ones(len(targets), dtype=bool), maps)], logits, targets, thresholds)
 
 
@@ -168,16 +192,28 @@ def cross_fitted_report(
     folds: int = 5,
     seed: int = 0,
 ) -> CalibrationReport:
-    """What :func:`calibrate` is worth on new queries of the same kind: every query is held out once, and calibrated by
-    maps that were fitted on the other folds.
+    """Measure what `calibrate` gives on new queries of the same kind.
+
+    Every query is held out once, and calibrated by maps that were fitted on the other folds.
+
+    Args:
+        logits: By Plan, the raw logits of the pairs.
+        targets: In 0 … 1, one for each pair.
+        groups: Each pair's query.
+        thresholds: Where precision is measured.
+        folds: How many parts are held out in turn.
+        seed: Draws the folds.
+
+    Raises:
+        ValueError: If there are fewer queries than folds, or a setting cannot be fitted.
     """
     t = np.asarray(targets, dtype=np.float64)
     fitted = []
     for held_out in fold_masks(groups, folds, seed):
         seen = np.flatnonzero(~held_out)
-        names = [groups[place] for place in seen.tolist()]
+        queries = [groups[index] for index in seen.tolist()]
         maps = {
-            plan: fit_setting(plan, np.asarray(z, dtype=np.float64)[seen], t[seen], names, None, seed)
+            plan: fit_setting(plan, np.asarray(z, dtype=np.float64)[seen], t[seen], queries, None, seed)
             for plan, z in logits.items()
         }
         fitted.append((held_out, maps))
@@ -190,7 +226,7 @@ def _measured(
     targets: Numbers,
     thresholds: Sequence[float],
 ) -> CalibrationReport:
-    """``fitted``: the pairs to measure, in parts that make up all of them, each with the maps for its part."""
+    """Measure pairs, given in parts that make up all of them, each with its maps."""
     t = np.asarray(targets, dtype=np.float64)
     largest = max(logits, key=lambda plan: (plan.last_layer, plan.mean_width))
     before, shared, after = {}, {}, {}
@@ -199,7 +235,7 @@ def _measured(
         own, other = np.empty(len(t)), np.empty(len(t))
         for part, maps in fitted:
             own[part], other[part] = mapped(maps[plan], z[part]), mapped(maps[largest], z[part])
-        name = setting_name(plan.last_layer, plan.merges)
+        name = str(setting_of(plan))
         before[name] = Reliability.measure(z, t, thresholds)
         shared[name] = Reliability.measure(other, t, thresholds)
         after[name] = Reliability.measure(own, t, thresholds)

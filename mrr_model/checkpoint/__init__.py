@@ -1,9 +1,9 @@
 """Checkpoints: this project's own format, and the published ones."""
 
+from mrr_model.checkpoint.formats import CheckpointConfig, is_classifier, is_reranker
 from mrr_model.checkpoint.io import (
     Checkpoint,
     build,
-    is_classifier,
     load,
     load_outline,
     outline,
@@ -14,8 +14,10 @@ from mrr_model.checkpoint.io import (
 
 __all__ = [
     "Checkpoint",
+    "CheckpointConfig",
     "build",
     "is_classifier",
+    "is_reranker",
     "load",
     "load_outline",
     "outline",

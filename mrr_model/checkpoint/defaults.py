@@ -1,4 +1,4 @@
-"""What a checkpoint runs at if its user names nothing else."""
+"""What a checkpoint runs at unless its user says otherwise."""
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
@@ -7,7 +7,7 @@ from mrr_model.compression import Compression
 
 
 class Defaults(BaseModel):
-    """The settings of the reranker that was saved; config.json holds those that differ from these.
+    """The options of the re-ranker that was saved; config.json holds those that differ from these.
 
     >>> Defaults(depth=4, keep_ratio=0.5).setting
     Compression(depth=4, keep_ratio=0.5)
@@ -16,9 +16,9 @@ class Defaults(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     depth: int | None = None
-    """As in :class:`~mrr_model.compression.Compression`; None: all layers."""
+    """As in `Compression`; None: all layers."""
     keep_ratio: float | dict[str, float] = 1.0
-    """As in :class:`~mrr_model.compression.Compression`; JSON's keys are strings."""
+    """As in `Compression`; by merge layer, its keys are strings, as in JSON."""
     max_length: int | None = Field(default=None, ge=1)
     """Tokens of an input; None: 512."""
     query_max_length: int | None = Field(default=None, ge=1)
@@ -28,8 +28,8 @@ class Defaults(BaseModel):
     normalize: bool = True
     """Whether scores are probabilities."""
     dtype: str | None = None
-    """The number format that was asked for, in which :mod:`mrr_integrations.sentence_transformers` opens the weights;
-    None: float32, since they may be trained.
+    """The number format that was asked for, in which sentence-transformers opens the weights; None: float32, since they
+    may be trained.
     """
 
     @model_validator(mode="after")
@@ -42,13 +42,13 @@ class Defaults(BaseModel):
 
     @property
     def setting(self) -> Compression:
-        """Depth and width."""
+        """Depth and keep ratio."""
         ratio = self.keep_ratio
         return Compression(self.depth, ratio if isinstance(ratio, float) else _by_layer(ratio))
 
     @classmethod
     def of(cls, setting: Compression, **fields: object) -> Self:
-        """The defaults of a setting and of whatever else is given."""
+        """Defaults with a setting, and the other fields that are given."""
         ratio = setting.keep_ratio
         stored = ratio if isinstance(ratio, float) else {str(layer): part for layer, part in ratio}
         return cls.model_validate({"depth": setting.depth, "keep_ratio": stored, **fields})
@@ -61,4 +61,4 @@ def _by_layer(ratios: dict[str, float]) -> dict[int, float]:
 
 
 NO_DEFAULTS = Defaults()
-"""Full size, as the template and the model have it."""
+"""Full size, with the template's own lengths and prompt."""

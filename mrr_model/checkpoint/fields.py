@@ -1,7 +1,7 @@
-"""The numbers and names of a config.json that decide what a model computes, checked before anything is built of them.
+"""Checks of the numbers and names in a config.json that decide what a model computes, before anything is built.
 
-A stock configuration takes most values as they come: a negative window hides every token, and a wrong name fails far
-from the file.
+A stock configuration checks few of its values: a negative window hides every token, and a wrong name fails far from the
+file.
 """
 
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ from mrr_model.compression import MAX_LAYERS
 
 ROPE_TYPES = ("default", *ROPE_INIT_FUNCTIONS)
 MAY_BE_ZERO = ("mscale", "mscale_all_dim")
-"""Numbers of the rotary settings for which 0 stands for "not used"."""
+"""Numbers of the rotary parameters for which 0 stands for "not used"."""
 
 MAX_POSITIONS, MAX_HEAD_SIZE = 2**24, 2**16
-"""Far beyond any model. Tables of these sizes are made before weights can be looked at."""
+"""Far beyond any model. Tables of these sizes are allocated before weights can be read."""
 
 
 def _known_activation(name: str) -> str:
     if name not in ACT2FN:
-        raise ValueError(f"is no activation that transformers knows: {', '.join(ACT2FN)}")
+        raise ValueError(f"must be an activation that transformers knows: {', '.join(ACT2FN)}")
     return name
 
 
 def _known_dtype(name: str) -> str:
     if not isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype):
-        raise ValueError("is no torch dtype such as float32, bfloat16 or float16")
+        raise ValueError("must be a torch dtype such as float32, bfloat16 or float16")
     return name
 
 
@@ -47,7 +47,7 @@ LayerType = Literal["full_attention", "sliding_attention"]
 
 
 class StockFields(BaseModel):
-    """What of a stock or published config.json is checked; each may be left out, and all others are as they come."""
+    """The fields of a stock or published config.json that are checked; each may be missing, others are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -124,18 +124,26 @@ class StockFields(BaseModel):
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for a field of a config.json that no model can be built of as it is meant."""
+    """Check the fields of a config.json.
+
+    Raises:
+        ValueError: For a value of which no model can be built.
+    """
     StockFields.model_validate(dict(fields))
 
 
 def checked_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same for a stock configuration, with the family's defaults for what the file left out."""
+    """Check a stock configuration, which has the family's defaults for what the file left out, and return it.
+
+    Raises:
+        ValueError: As `check_fields`.
+    """
     check_fields({name: getattr(config, name, None) for name in StockFields.model_fields if "dtype" not in name})
     return config
 
 
 def _check_rope(rope: Mapping[str, Any]) -> None:
-    """Rotary settings: a known type, and numbers that rotate."""
+    """Check rotary parameters: a known type, and numbers that rotate."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise ValueError(f"rope_type must be one of {', '.join(ROPE_TYPES)}, got {kind!r}")
@@ -144,8 +152,8 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
             continue
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, int | float | None):
-                raise ValueError(f"{name} of the rotary settings must be a number, got {value!r}")
+                raise ValueError(f"{name} of the rotary parameters must be a number, got {value!r}")
             if number is None or isinstance(number, bool) or (number == 0 and name in MAY_BE_ZERO):
                 continue
             if not 0 < number < float("inf"):
-                raise ValueError(f"{name} of the rotary settings must be above 0 and finite, got {number!r}")
+                raise ValueError(f"{name} of the rotary parameters must be above 0 and finite, got {number!r}")

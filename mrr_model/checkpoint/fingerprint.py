@@ -1,4 +1,4 @@
-"""A short name for weights and adapters, by which what was measured with them is bound to them."""
+"""Fingerprints of weights and adapters, which tie measurements to what was measured."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,13 +10,24 @@ from mrr_model.modeling.compensation import Adapter
 
 LENGTH = 32
 BLOCKS, BLOCK = 64, 64
-"""Of a large tensor, evenly spread blocks of numbers are read: every tensor counts, and few pages are touched."""
+"""Blocks, evenly spread, that are read of a large tensor, and their length: every tensor counts, few pages are read."""
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Tells one training of a model from another: a sample of every tensor, by its name in the model.
+    """Distinguish one training of a model from another, by a sample of every tensor.
 
     Numbers count as float32, so that weights stored in bfloat16 and loaded in float32 have one fingerprint.
+
+    Args:
+        weights: By their names in the model.
+
+    Returns:
+        Hexadecimal digits.
+
+    Example:
+        >>> weights = {"a": torch.zeros(3)}
+        >>> fingerprint(weights) == fingerprint({"a": torch.zeros(3, dtype=torch.bfloat16)})
+        True
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
@@ -25,7 +36,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def with_adapters(base: str, adapters: Mapping[str, Adapter]) -> str:
-    """The fingerprint of weights together with adapters, whose own is ``base``; the same if there are none."""
+    """The fingerprint of weights and adapters; `base`, the weights' own, if there are no adapters."""
     if not adapters:
         return base
     digest = hashlib.sha256(base.encode())
@@ -38,12 +49,12 @@ def with_adapters(base: str, adapters: Mapping[str, Adapter]) -> str:
 
 def _add(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
     digest.update(f"{name} {tuple(tensor.shape)}".encode())
-    if not tensor.is_meta:  # placed elsewhere by accelerate: nothing to read
+    if not tensor.is_meta:  # offloaded by accelerate: nothing to read
         digest.update(sample(tensor.detach()).to("cpu", torch.float32).numpy().tobytes())
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """The whole of a small tensor, flat; of a large one evenly spread blocks, the first and the last numbers included.
+    """A small tensor, flat; of a large one, evenly spread blocks, the first and the last numbers among them.
 
     >>> len(sample(torch.zeros(10, 10))), len(sample(torch.zeros(1000, 1000)))
     (100, 4096)

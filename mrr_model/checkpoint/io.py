@@ -1,4 +1,4 @@
-"""Checkpoints: this project's own format, and one file for each published one.
+"""Load and save checkpoints.
 
 A checkpoint loads by reading its config.json as data and building a stock configuration: no remote code is ever run.
 """
@@ -16,10 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from mrr_model.calibration.maps import Calibration
-from mrr_model.checkpoint import gemma2, journal, lora, measured, minicpm, mistral, native
-from mrr_model.checkpoint.blueprint import CheckpointConfig
+from mrr_model.checkpoint.card import default_card
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
+from mrr_model.checkpoint.formats import NATIVE, CheckpointConfig, cross_encoder_files, read_format
+from mrr_model.checkpoint.journal import saving, settle, undisturbed
+from mrr_model.checkpoint.lora import COMPENSATION, read_own, read_published, write_own
+from mrr_model.checkpoint.measured import check_measurements, read_measurement, write_measurement
 from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
 from mrr_model.checkpoint.weights import (
     Stored,
@@ -33,28 +36,26 @@ from mrr_model.checkpoint.weights import (
 )
 from mrr_model.files.damage import read_json, reading
 from mrr_model.modeling.compensation import Adapter
-from mrr_model.modeling.families import FAMILIES
 from mrr_model.modeling.model import MatryoshkaModel, pooler_off
 from mrr_model.selection.profile import Profile
 from mrr_model.validation.arguments import callers_level
 
-PUBLISHED = {module.MODEL_TYPE: module.read for module in (mistral, gemma2, minicpm)}
-"""The published formats by their ``model_type``."""
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: the model in evaluation mode, its tokenizer, and its compensation adapters by name; and what
-    was measured with it, the calibration of its logits and the profile of its settings, where there are any.
-    """
+    """A model with its tokenizer, adapters and measurements."""
 
     model: MatryoshkaModel
+    """In evaluation mode, if it was loaded."""
     tokenizer: PreTrainedTokenizerBase
     adapters: Mapping[str, Adapter]
+    """The compensation adapters by name."""
     calibration: Calibration | None = None
+    """Maps from logits to probabilities; None if they were not fitted."""
     profile: Profile | None = None
+    """What the settings keep and cost; None if that was not measured."""
     defaults: Defaults = NO_DEFAULTS
-    """What a reranker runs at if its user names nothing else."""
+    """What a reranker runs at unless its user says otherwise."""
     fingerprint: str | None = None
     """Of the weights and adapters as the folder stores them; None for a model that was not loaded from one."""
 
@@ -67,33 +68,47 @@ def load(
     adapters: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint from its folder. ``adapters`` adds published LoRA folders: ``{"vertical": dir, "horizontal":
-    {0.5: dir}}``.
+    """Load a checkpoint from its folder.
 
-    With ``model_kwargs`` the stock part is placed by its own ``from_pretrained`` (``device_map``,
-    ``quantization_config`` …), and ``device`` is where the heads go. That method sets the process's default number
-    format for a moment and may start threads; without ``model_kwargs`` loading does neither.
+    Completes a save that was cut short, and reads again if a save happens meanwhile. Compensation adapters, a
+    calibration and a profile that belong to other weights are left out, with a warning.
 
-    Completes a save that was cut short, and reads again if one comes in between. Compensation adapters, a calibration
-    and a profile that belong to other weights are left out, with a warning.
+    Args:
+        folder: A checkpoint of this project's format or of a published one.
+        dtype: The number format of the layers; score heads are always float32.
+        device: Where the model goes.
+        adapters: Published LoRA folders to add, `{"vertical": folder, "horizontal": {0.5: folder}}`.
+        model_kwargs: Passed to the stock model's own `from_pretrained` (`device_map`, `quantization_config` …), which
+            then places it; `device` is where the heads go. That method sets the process's default number format for a
+            moment and may start threads; without `model_kwargs` loading does neither.
 
-    Raises ``FileNotFoundError`` for files that are not there and ``ValueError`` for a format that is not known or
-    weights that do not fit.
+    Returns:
+        The checkpoint, its model in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the format is not known, a file is damaged, or the weights do not fit the configuration.
+
+    Example:
+        >>> from mrr_model.checkpoint.hub import locate
+        >>> loaded = load(locate("mini"))
+        >>> loaded.model.num_layers, sorted(loaded.adapters)
+        (6, ['horizontal_1_2', 'horizontal_1_4', 'vertical'])
     """
 
     def read() -> tuple[Checkpoint, list[str]]:
-        blueprint = read_checkpoint_config(folder)
-        outlined = outline(blueprint, read_headers(folder), folder)
+        config = read_checkpoint_config(folder)
+        outlined = outline(config, read_headers(folder), folder)
         stored = read_weights(folder)
-        made, notes = _with_the_rest(folder, blueprint, outlined, stored, adapters or {})
-        model = build(blueprint, dtype)
-        assign_weights(model, stored, blueprint.rename, source=str(folder), dtype=dtype)
-        return replace(made, model=model), notes
+        loaded, notes = _with_companions(folder, config, outlined, stored, adapters or {})
+        model = build(config, dtype)
+        assign_weights(model, stored, config.rename, source=str(folder), dtype=dtype)
+        return replace(loaded, model=model), notes
 
-    loaded = _noted(*journal.undisturbed(folder, read))
+    loaded = _warned(*undisturbed(folder, read))
     model = loaded.model
     if model_kwargs:
-        model = _replaced(model, dtype, model_kwargs)
+        model = _placed(model, dtype, model_kwargs)
         model.heads.to(device)
     else:
         model = model.to(device)
@@ -101,47 +116,22 @@ def load(
 
 
 def load_outline(folder: Path) -> Checkpoint:
-    """What a folder holds, checked as :func:`load` does, with a model on the meta device in place of its weights: those
-    are checked by their files' headers, and sampled. Raises as :func:`load` does.
+    """Check a folder as `load` does, without loading the weights: they are checked by their files' headers and sampled.
+
+    Returns:
+        The checkpoint, its model on the meta device.
+
+    Raises:
+        FileNotFoundError: As `load`.
+        ValueError: As `load`.
     """
 
     def read() -> tuple[Checkpoint, list[str]]:
-        blueprint = read_checkpoint_config(folder)
-        outlined = outline(blueprint, read_headers(folder), folder)
-        return _with_the_rest(folder, blueprint, outlined, read_weights(folder), {})
+        config = read_checkpoint_config(folder)
+        outlined = outline(config, read_headers(folder), folder)
+        return _with_companions(folder, config, outlined, read_weights(folder), {})
 
-    return _noted(*journal.undisturbed(folder, read))
-
-
-def _noted(loaded: Checkpoint, notes: list[str]) -> Checkpoint:
-    """A loaded checkpoint, after the user was told what was left out of it."""
-    for note in notes:
-        warnings.warn(note, UserWarning, stacklevel=callers_level())
-    return loaded
-
-
-def _with_the_rest(
-    folder: Path,
-    blueprint: CheckpointConfig,
-    model: MatryoshkaModel,
-    stored: Mapping[str, Tensor],
-    published: Mapping[str, Any],
-) -> tuple[Checkpoint, list[str]]:
-    """A model with what lies beside its ``stored`` weights, each part checked against the model, and a line for what is
-    left out.
-    """
-    notes: list[str] = []
-    tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer, model, folder)
-    base = fingerprint(_parameters(model, {blueprint.rename(name): tensor for name, tensor in stored.items()}))
-    adapters = _bound(lora.read_own(folder / native.COMPENSATION, model), blueprint, base, folder, notes)
-    if published:
-        adapters |= lora.read_published(published, folder, blueprint.rename, model)
-    whole = with_adapters(base, adapters)
-    calibration = measured.read(folder, Calibration, whole, notes)
-    profile = measured.read(folder, Profile, whole, notes)
-    measured.check(folder, model, calibration, profile)
-    return Checkpoint(model, tokenizer, adapters, calibration, profile, blueprint.defaults, whole), notes
+    return _warned(*undisturbed(folder, read))
 
 
 def save(
@@ -152,11 +142,29 @@ def save(
     embeddings_apart: bool = False,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write this project's own format; ``embeddings_apart`` puts the word embeddings in a file of their own.
+    """Write a checkpoint in this project's own format.
 
-    The model card goes to README.md; without one a short card is written. ``state`` replaces the model's own state
-    dict, which a sharded model does not hold whole. An error or a kill leaves what the folder held before; files of an
-    earlier checkpoint that this one lacks are removed, and files of the user's stay (:mod:`.journal`).
+    An error or a kill leaves what the folder held before (see `journal`). Files of an earlier checkpoint that this one
+    lacks are removed; the user's own files stay.
+
+    Args:
+        checkpoint: What to write.
+        folder: Where; made if it is missing.
+        model_card: The content of README.md; None: a short default card.
+        embeddings_apart: Put the word embeddings in a file of their own.
+        state: In place of the model's own state dict, which a sharded model does not hold whole.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+        FolderInUseError: If a run writes to the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from mrr_model.checkpoint.hub import locate
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(load(locate("mini")), Path(folder))
+        ...     (Path(folder) / "model.safetensors").is_file()
+        True
     """
     model = checkpoint.model
     state = {name: tensor.detach().cpu() for name, tensor in (state or model.state_dict()).items()}
@@ -172,44 +180,28 @@ def save(
     }
     base = fingerprint(_parameters(model, state))
     bound = {name: with_adapters(base, {name: adapter}) for name, adapter in adapters.items()}
-    blueprint = CheckpointConfig(model.config, model.matryoshka, lambda name: name, checkpoint.defaults, bound)
-    texts = {"config.json": native.write(blueprint), **native.cross_encoder_files(checkpoint.defaults)}
-    with journal.saving(folder) as place:
-        for name, content in texts.items():
-            (place / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_weights(state, place, apart)
-        lora.write_own(adapters, place / native.COMPENSATION)
-        measured.write(place, checkpoint.calibration, checkpoint.profile, with_adapters(base, adapters))
-        checkpoint.tokenizer.save_pretrained(place)
-        (place / "README.md").write_text(model_card or native.default_card(blueprint), encoding="utf-8")
-
-
-def _parameters(model: MatryoshkaModel, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
-    """Those of a state dict that are the model's parameters."""
-    return {name: state[name] for name, _ in model.named_parameters() if name in state}
-
-
-def _bound(
-    adapters: Mapping[str, Adapter], blueprint: CheckpointConfig, base: str, folder: Path, notes: list[str]
-) -> dict[str, Adapter]:
-    """The adapters that were saved with these weights."""
-    bound = {
-        name: adapter
-        for name, adapter in adapters.items()
-        if blueprint.adapters.get(name) == with_adapters(base, {name: adapter})
-    }
-    if foreign := sorted(adapters.keys() - bound.keys()):
-        notes.append(
-            f"the adapters {', '.join(foreign)} in {folder / native.COMPENSATION} were not saved with the weights of "
-            "this checkpoint, so they are left out. Train new ones with `mrr finetune --stages vertical,horizontal`, "
-            "or remove the files."
-        )
-    return bound
+    config = CheckpointConfig(model.config, model.matryoshka, lambda name: name, checkpoint.defaults, bound)
+    contents = {"config.json": NATIVE.write(config), **cross_encoder_files(checkpoint.defaults)}
+    with saving(folder) as unfinished:
+        for name, content in contents.items():
+            (unfinished / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_weights(state, unfinished, apart)
+        write_own(adapters, unfinished / COMPENSATION)
+        for measurement in (checkpoint.calibration, checkpoint.profile):
+            if measurement is not None:
+                write_measurement(unfinished, measurement, with_adapters(base, adapters))
+        checkpoint.tokenizer.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(model_card or default_card(config), encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as data. Raises ``FileNotFoundError`` or ``ValueError`` that names the file."""
-    journal.settle(folder)
+    """config.json as data.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+        ValueError: If the file is damaged; names the file.
+    """
+    settle(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it is no checkpoint folder.")
@@ -217,85 +209,103 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_checkpoint_config(folder: Path) -> CheckpointConfig:
-    """What a checkpoint folder holds. Raises ``ValueError`` for a format that is not known, or a configuration of which
-    no model can be built.
+    """What a folder's config.json says, in the terms of every format.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+        ValueError: If the format is not known, or no model can be built of the configuration; names the file.
     """
     config = read_config(folder)
     with reading(folder / "config.json"):
-        return _checkpoint_config_of(config, folder)
-
-
-def _checkpoint_config_of(config: dict[str, Any], folder: Path) -> CheckpointConfig:
-    if native.SECTION in config:
-        return native.read(config)
-    model_type = config.get("model_type")
-    if model_type not in PUBLISHED:
-        raise ValueError(_foreign(folder, config))
-    try:
-        published: CheckpointConfig = PUBLISHED[model_type](config)
-        return published
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} lacks {error}, which the {model_type} format needs.") from None
-
-
-def is_classifier(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a sequence-classification model, such as a trained cross-encoder."""
-    architectures = config.get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else ""
-    return str(first).endswith("ForSequenceClassification")
-
-
-def _foreign(folder: Path, config: Mapping[str, Any]) -> str:
-    """What to do with a stock model, which does not open as it is."""
-    model_type, labels = config.get("model_type"), config.get("id2label")
-    what = f"{folder} holds model_type {model_type!r} and no {native.SECTION!r} section"
-    train = "`mrr finetune --model FOLDER --train ROWS --output OUTPUT`"
-    if model_type not in FAMILIES:
-        return (
-            f"{what}, and is of no known family. A re-ranker is a checkpoint that this project saved or of a published "
-            f"format ({', '.join(PUBLISHED)}); `mrr finetune` makes one from these families: {', '.join(FAMILIES)}."
-        )
-    if not is_classifier(config):
-        return (
-            f"{what}: it is a plain model. Train a re-ranker from it: {train}. If it is a causal re-ranker that "
-            "answers yes or no, `mrr self-distill --model FOLDER --texts TEXTS --output OUTPUT` takes it as it is."
-        )
-    if isinstance(labels, dict) and len(labels) > 1:
-        return (
-            f"{what}: it is a classifier of {len(labels)} labels ({', '.join(map(str, labels.values()))}), and a "
-            f"re-ranker has one, the relevance. Train fresh heads in its place: {train} --head linear."
-        )
-    return (
-        f"{what}: it is a trained cross-encoder. `mrr self-distill --model FOLDER --texts TEXTS --output OUTPUT` gives "
-        f"it every smaller size and leaves its full-size scores as they are; {train} trains it further. Open OUTPUT."
-    )
+        return read_format(config)
 
 
 def outline(
-    blueprint: CheckpointConfig, stored: Mapping[str, Stored], folder: Path, allow_missing: tuple[str, ...] = ()
+    config: CheckpointConfig, stored: Mapping[str, Stored], folder: Path, allow_missing: tuple[str, ...] = ()
 ) -> MatryoshkaModel:
-    """The model of a blueprint on the meta device, for which the stored weights are known to fit: nothing large is made
-    of a configuration that no weights belong to.
+    """Build the model on the meta device, and check that the stored weights fit it: nothing large is made from a
+    configuration that no weights belong to.
+
+    Args:
+        config: What config.json says.
+        stored: The weights' headers.
+        folder: What error messages name.
+        allow_missing: Prefixes of weights that may be absent.
+
+    Raises:
+        ValueError: If the weights do not fit; names them.
     """
     with reading(folder / "config.json"):
-        check_layers(stored, blueprint.backbone.num_hidden_layers)
-        model = MatryoshkaModel.from_config(blueprint.backbone, blueprint.matryoshka, weights="meta")
-    check_weights(model, stored, blueprint.rename, source=str(folder), allow_missing=allow_missing)
+        check_layers(stored, config.backbone.num_hidden_layers)
+        model = MatryoshkaModel.from_config(config.backbone, config.matryoshka, weights="meta")
+    check_weights(model, stored, config.rename, source=str(folder), allow_missing=allow_missing)
     return model
 
 
-def build(blueprint: CheckpointConfig, dtype: torch.dtype) -> MatryoshkaModel:
-    """The model of a blueprint for weights in ``dtype``. The stock part has none yet (they are on the device
-    ``"meta"``), the score heads, float32, have room for them.
+def build(config: CheckpointConfig, dtype: torch.dtype) -> MatryoshkaModel:
+    """Build the model for weights in `dtype`: the stock part on the meta device, the score heads allocated in float32,
+    with arbitrary values.
     """
-    blueprint.backbone.dtype = dtype
-    model = MatryoshkaModel.from_config(blueprint.backbone, blueprint.matryoshka, weights="meta")
+    config.backbone.dtype = dtype
+    model = MatryoshkaModel.from_config(config.backbone, config.matryoshka, weights="meta")
     model.heads.to_empty(device="cpu")
     return model
 
 
-def _replaced(model: MatryoshkaModel, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) -> MatryoshkaModel:
-    """The same model with its stock part passed through transformers' own ``from_pretrained``."""
+def _warned(loaded: Checkpoint, notes: list[str]) -> Checkpoint:
+    """A loaded checkpoint, after a warning for each note."""
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=callers_level())
+    return loaded
+
+
+def _with_companions(
+    folder: Path,
+    config: CheckpointConfig,
+    model: MatryoshkaModel,
+    stored: Mapping[str, Tensor],
+    published: Mapping[str, Any],
+) -> tuple[Checkpoint, list[str]]:
+    """A model with what lies beside its `stored` weights, each part checked, and a note for each that is left out."""
+    notes: list[str] = []
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, model, folder)
+    base = fingerprint(_parameters(model, {config.rename(name): tensor for name, tensor in stored.items()}))
+    adapters = _bound(read_own(folder / COMPENSATION, model), config, base, folder, notes)
+    if published:
+        adapters |= read_published(published, folder, config.rename, model)
+    whole = with_adapters(base, adapters)
+    calibration = read_measurement(folder, Calibration, whole, notes)
+    profile = read_measurement(folder, Profile, whole, notes)
+    check_measurements(folder, model, calibration, profile)
+    return Checkpoint(model, tokenizer, adapters, calibration, profile, config.defaults, whole), notes
+
+
+def _parameters(model: MatryoshkaModel, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    """The model's parameters among the tensors of a state dict."""
+    return {name: state[name] for name, _ in model.named_parameters() if name in state}
+
+
+def _bound(
+    adapters: Mapping[str, Adapter], config: CheckpointConfig, base: str, folder: Path, notes: list[str]
+) -> dict[str, Adapter]:
+    """The adapters that were saved with these weights, whose fingerprint is `base`."""
+    bound = {
+        name: adapter
+        for name, adapter in adapters.items()
+        if config.adapters.get(name) == with_adapters(base, {name: adapter})
+    }
+    if foreign := sorted(adapters.keys() - bound.keys()):
+        notes.append(
+            f"the adapters {', '.join(foreign)} in {folder / COMPENSATION} were not saved with the weights of "
+            "this checkpoint, so they are left out. Train new ones with `mrr finetune --stages vertical,horizontal`, "
+            "or remove the files."
+        )
+    return bound
+
+
+def _placed(model: MatryoshkaModel, dtype: torch.dtype, model_kwargs: Mapping[str, Any]) -> MatryoshkaModel:
+    """The same model, its stock part passed through transformers' own `from_pretrained`."""
     showed_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

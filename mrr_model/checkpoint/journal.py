@@ -1,8 +1,8 @@
 """A checkpoint folder is saved whole or not at all, also if the process is killed or the disk is full.
 
-A save (1) writes every file to a hidden sub-folder and brings it to the disk; (2) renames that sub-folder to
-``.saved``: from here on the save counts; (3) moves the files into place, config.json last. A kill before (2) leaves the
-checkpoint as it was. A kill in (3) is completed by whoever opens the folder next (:func:`settle`).
+A save (1) writes every file to a hidden sub-folder and syncs it to the disk; (2) renames that sub-folder to `.saved`:
+from here on the save counts; (3) moves the files into place, config.json last. A kill before (2) leaves the checkpoint
+as it was. A save killed in (3) is completed by whoever opens the folder next (`settle`).
 """
 
 import itertools
@@ -25,7 +25,7 @@ from mrr_model.files.locks import PAUSE, SAVE, locked, trying
 UNFINISHED = ".unfinished-"
 SAVED = ".saved"
 MANIFEST = "files.json"
-"""In ``.saved``: the names of all files of the save."""
+"""In `.saved`: the names of all files of the save."""
 CONFIG = "config.json"
 """Removed before the other files move and moved after them: a folder that has it is whole."""
 
@@ -38,17 +38,18 @@ OWNED = re.compile(
 """What a save replaces or removes; other files in the folder are the user's."""
 
 PATIENCE = 2
-"""Reads that a save may disturb before savers are kept out."""
+"""Reads that saves may disturb before the reader locks the folder."""
 
 Loaded = TypeVar("Loaded")
 
 
 @contextmanager
 def saving(folder: Path) -> Iterator[Path]:
-    """A sub-folder to write a checkpoint to; its files replace the checkpoint in ``folder`` if the block succeeds.
+    """A sub-folder to write a checkpoint to; its files replace the checkpoint in `folder` if the block succeeds.
 
-    Raises ``OSError`` with the checkpoint of before in place, and
-    :class:`~mrr_model.files.locks.FolderInUseError` if a run writes to the folder.
+    Raises:
+        OSError: If writing fails; the earlier checkpoint stays in place.
+        FolderInUseError: If a run writes to the folder.
     """
     with locked(folder, SAVE):
         settle(folder)
@@ -56,18 +57,19 @@ def saving(folder: Path) -> Iterator[Path]:
         unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
         try:
             yield unfinished
-            _bring_to_disk(unfinished)
+            _sync_all(unfinished)
             unfinished.rename(folder / SAVED)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)  # after the renaming there is none
+            shutil.rmtree(unfinished, ignore_errors=True)  # it is gone if it was renamed
         sync(folder)
         _move_into_place(folder)
 
 
 def settle(folder: Path) -> None:
-    """Complete a save that was cut short after it counted, if ``folder`` holds one.
+    """Complete a save that was cut short after it counted, if `folder` holds one.
 
-    Raises ``OSError`` that says what to do if the folder cannot be written to.
+    Raises:
+        OSError: If the folder cannot be written to; says what to do.
     """
     while (folder / SAVED).exists():
         try:
@@ -84,24 +86,24 @@ def settle(folder: Path) -> None:
 
 
 def holds_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a whole checkpoint, after completing what was cut short."""
+    """Whether a folder holds a whole checkpoint, after completing a save that was cut short."""
     settle(folder)
     return (folder / CONFIG).is_file()
 
 
 def undisturbed(folder: Path, load: Callable[[], Loaded]) -> Loaded:
-    """What ``load`` reads from ``folder``, read again if a save came in between: old and new files never mix."""
+    """What `load` reads from `folder`, read again if a save happened meanwhile: old and new files never mix."""
     for attempt in itertools.count():
         settle(folder)
-        with _still(folder) if attempt > PATIENCE else nullcontext(), _Reading(folder) as reading:
+        with _locked_if_possible(folder) if attempt > PATIENCE else nullcontext(), _SaveWatch(folder) as watch:
             loaded = load()
-        if not reading.disturbed:
+        if not watch.disturbed:
             return loaded
     raise AssertionError("counting does not end")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed saves left unfinished. The folder's lock must be held."""
+    """Remove what killed saves left unfinished. The caller must hold the folder's lock."""
     for path in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".*.unfinished"):
@@ -109,7 +111,7 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _bring_to_disk(folder: Path) -> None:
+def _sync_all(folder: Path) -> None:
     """List the files in the manifest, and sync them all."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     (folder / MANIFEST).write_text(json.dumps(names) + "\n", encoding="utf-8")
@@ -121,7 +123,7 @@ def _bring_to_disk(folder: Path) -> None:
 
 
 def _move_into_place(folder: Path) -> None:
-    """Step (3), from wherever it was cut short."""
+    """Step (3), from the point where it was cut short, if it was."""
     saved = folder / SAVED
     if (saved / CONFIG).exists():
         names = json.loads((saved / MANIFEST).read_text(encoding="utf-8"))
@@ -146,16 +148,16 @@ def _move_into_place(folder: Path) -> None:
 
 
 @contextmanager
-def _still(folder: Path) -> Iterator[None]:
-    """Keep savers out, if that is possible: where saves follow each other, no read would come to its end."""
+def _locked_if_possible(folder: Path) -> Iterator[None]:
+    """Keep savers out: between saves that follow each other closely no read would finish."""
     with ExitStack() as stack:
         with suppress(PermissionError):
             stack.enter_context(trying(folder, SAVE))
         yield
 
 
-class _Reading:
-    """Notices whether a save came in between; what the block raises is dropped if one did."""
+class _SaveWatch:
+    """Notices whether a save happened during the block; if one did, what the block raises is dropped."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,31 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mrr_model.checkpoint.weights import write_tensors
+from mrr_model.checkpoint.weights import Rename, write_tensors
 from mrr_model.compression import VERTICAL, as_step, horizontal_name
 from mrr_model.files.atomic import replacing
 from mrr_model.files.damage import read_json, reading, short
 from mrr_model.modeling.compensation import Adapter, LowRank, check_adapter
 from mrr_model.modeling.model import MatryoshkaModel
 
+COMPENSATION = "compensation"
+"""The sub-folder of a checkpoint's adapters, one safetensors file each."""
+
 UNSUPPORTED = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication", "modules_to_save")
 
 
-def read_peft(folder: Path, rename: Callable[[str], str | None], name: str, model: MatryoshkaModel) -> Adapter:
-    """Read a LoRA that PEFT saved as ``model``'s adapter ``name``. ``rename`` maps its module names to the model's.
+def read_peft(folder: Path, rename: Rename, name: str, model: MatryoshkaModel) -> Adapter:
+    """Read a LoRA that PEFT saved.
 
-    Raises ``FileNotFoundError`` where the folder holds none and ``ValueError`` for a kind of LoRA that is not
-    supported, or one of another model.
+    Args:
+        folder: The LoRA's folder.
+        rename: From its module names to the model's.
+        name: What the model calls the adapter.
+        model: The model that it is for.
+
+    Raises:
+        FileNotFoundError: If the folder holds no LoRA.
+        ValueError: For a kind of LoRA that is not supported, or one of another model.
     """
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for file in (config_file, weights_file):
@@ -48,7 +58,7 @@ def read_peft(folder: Path, rename: Callable[[str], str | None], name: str, mode
 
 
 def _peft_scaling(config: Mapping[str, Any]) -> float:
-    """What an adapter_config.json's delta is multiplied with."""
+    """The factor of a LoRA's delta, by its adapter_config.json."""
     unsupported = [key for key in UNSUPPORTED if config.get(key)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
         raise ValueError(f"only plain LoRA is supported, got {', '.join(unsupported) or config.get('peft_type')}.")
@@ -59,18 +69,30 @@ def _peft_scaling(config: Mapping[str, Any]) -> float:
 
 
 def finite(value: object, name: str) -> float:
-    """A number of a file as a float. Raises ``ValueError`` where it is none, or not finite."""
+    """A number of a file as a float.
+
+    Raises:
+        ValueError: If it is no number, or not finite.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number, got {short(value, 60)!r}.")
     return float(value)
 
 
 def read_published(
-    adapters: Mapping[str, Any], base: Path, rename: Callable[[str], str | None], model: MatryoshkaModel
+    adapters: Mapping[str, Any], base: Path, rename: Rename, model: MatryoshkaModel
 ) -> dict[str, Adapter]:
-    """Read the ``adapters`` argument of the re-ranker: ``{"vertical": dir, "horizontal": {0.5: dir}}``.
+    """Read the `adapters` argument of the re-ranker.
 
-    A relative folder that does not exist is looked for beside the checkpoint's own files.
+    Args:
+        adapters: `{"vertical": folder, "horizontal": {0.5: folder}}`, the latter keyed by step ratio.
+        base: The checkpoint's folder, where a relative folder that does not exist is looked for.
+        rename: From stored module names to the model's.
+        model: The model that they are for.
+
+    Raises:
+        FileNotFoundError: If a folder holds no LoRA.
+        ValueError: If the argument has another form, or a LoRA does not fit.
     """
     unknown = set(adapters) - {VERTICAL, "horizontal"}
     horizontal = adapters.get("horizontal", {})
@@ -90,7 +112,7 @@ def read_published(
 
 
 def write_own(adapters: Mapping[str, Adapter], folder: Path) -> None:
-    """Write each adapter to ``folder``/NAME.safetensors; those that are there already stay."""
+    """Write each adapter to NAME.safetensors in `folder`; other files stay."""
     if adapters:
         folder.mkdir(parents=True, exist_ok=True)
     for name, adapter in adapters.items():
@@ -105,9 +127,10 @@ def write_own(adapters: Mapping[str, Adapter], folder: Path) -> None:
 
 
 def read_own(folder: Path, model: MatryoshkaModel | None = None) -> dict[str, Adapter]:
-    """Read what :func:`write_own` wrote; an absent folder holds no adapters.
+    """Read what `write_own` wrote, by name; an absent folder holds no adapters.
 
-    Raises ``ValueError``, naming the file, for one that is no adapter, and for one that is not ``model``'s.
+    Raises:
+        ValueError: For a file that is no adapter, or not one of `model`; names the file.
     """
     adapters: dict[str, Adapter] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -134,12 +157,12 @@ def _read_one(file: Path) -> Adapter:
             raise ValueError(f"{key} is not one of a pair lora_A.weight, lora_B.weight.")
         adapter[module] = LowRank(a, b, finite(scalings.get(module, 1.0), f"the scaling of {module}"))
     if strange := sorted(scalings.keys() - adapter.keys()):
-        raise ValueError(f"its scaling names {strange[0]!r}, of which it holds no matrices.")
+        raise ValueError(f"its scaling names {strange[0]!r}, but it holds no matrices of that module.")
     return adapter
 
 
 def _is_horizontal(name: str) -> bool:
-    """Whether a name is an adapter's for a step ratio between 0 and 1, in lowest terms.
+    """Whether a name is that of an adapter for a step ratio between 0 and 1, in lowest terms.
 
     >>> [_is_horizontal(name) for name in ("horizontal_1_2", "horizontal_1_0", "horizontal_2_4", "horizontal_3_2")]
     [True, False, False, False]

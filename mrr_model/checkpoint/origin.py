@@ -7,7 +7,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from mrr_model.calibration.maps import Calibration
-from mrr_model.checkpoint import measured
+from mrr_model.checkpoint.card import without_stale_sections
 from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
 from mrr_model.checkpoint.io import Checkpoint
 from mrr_model.modeling.compensation import Adapter
@@ -57,7 +57,7 @@ class Origin:
         card = self.folder / "README.md" if self.folder is not None else None
         if card is None or not card.is_file():
             return None
-        return measured.card_of(card.read_text(encoding="utf-8"), made.calibration, made.profile)
+        return without_stale_sections(card.read_text(encoding="utf-8"), made.calibration, made.profile)
 
 
 def _fingerprint(model: MatryoshkaModel, adapters: Mapping[str, Adapter]) -> str:

@@ -21,18 +21,19 @@ VOCABULARIES = (
     "spm.model",
     "tekken.json",
 )
-"""What a tokenizer is made of that has no tokenizer.json. Without any of them transformers makes up an empty one."""
-OWN = "Copy the model's own tokenizer there."
-OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Vocabularies of tokenizers without a tokenizer.json. If all are missing, transformers makes an empty one."""
+COPY = "Copy the model's own tokenizer there."
+JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, by its files alone: a tokenizer.json is read without asking what class the config
-    names.
+    """Load a folder's tokenizer from its files alone: a tokenizer.json is read whatever class the config names.
 
-    Raises ``FileNotFoundError`` for a folder without one, ``ValueError`` that names a file that cannot be read.
+    Raises:
+        FileNotFoundError: If the folder has no tokenizer.
+        ValueError: If a file cannot be read; names the file.
     """
-    for name in OBJECTS:
+    for name in JSON_FILES:
         if (folder / name).is_file():
             read_json(folder / name)
     file = folder / FAST
@@ -45,26 +46,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with reading(f"the tokenizer in {folder}"):
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     try:
-        with reading(folder / OBJECTS[0] if (folder / OBJECTS[0]).is_file() else file):
+        with reading(folder / JSON_FILES[0] if (folder / JSON_FILES[0]).is_file() else file):
             return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast.from_pretrained(folder))
     except ValueError:
         with reading(file):
-            Tokenizer.from_file(str(file))  # raises where that file alone is at fault
+            Tokenizer.from_file(str(file))  # raises if that file alone is at fault
         raise
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: MatryoshkaModel, folder: Path) -> None:
-    """Raise ``ValueError`` for a tokenizer that cannot be this model's: without words, with ids that the embeddings
-    lack, or without a special token that the input template needs.
+    """Check that a tokenizer can be this model's.
+
+    Raises:
+        ValueError: If it has no words, ids beyond the embeddings, or lacks a special token of the input template.
     """
     file = folder / FAST if (folder / FAST).is_file() else folder
     vocabulary = tokenizer.get_vocab()
     rows = cast(Tensor, model.model.get_input_embeddings().weight).shape[0]
     if len(vocabulary) <= len(set(tokenizer.all_special_ids)):
-        raise ValueError(f"{file} holds no vocabulary, so that every word is unknown. {OWN}")
+        raise ValueError(f"{file} holds no vocabulary, so that every word is unknown. {COPY}")
     last = max(vocabulary.values())
     if last >= rows:
-        raise ValueError(f"{file} gives ids up to {last}, and the model's embeddings have {rows} rows. {OWN}")
+        raise ValueError(f"{file} gives ids up to {last}, but the model's embeddings have {rows} rows. {COPY}")
     template = model.matryoshka.template
     for piece in (*template.query, *template.passage, *template.prompt):
         if piece in SPECIAL_TOKENS and getattr(tokenizer, f"{piece[1:-1]}_token_id", None) is None:

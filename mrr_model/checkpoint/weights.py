@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from mrr_model.files.damage import AGAIN, read_json, reading, short
 
+Rename = Callable[[str], str | None]
+"""From a stored module or weight name to the model's; None for a weight that is not used."""
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 UNUSED = ("lm_head.weight", "model.lm_head.weight", "score.weight", "pooler.", "model.pooler.", "cls.")
@@ -21,40 +24,43 @@ UNUSED = ("lm_head.weight", "model.lm_head.weight", "score.weight", "pooler.", "
 heads.
 """
 
-
 FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-"""The number formats that weights may be stored in, by safetensors' names. Others are quantized or no weights; their
+"""The number formats that weights may be stored in, by safetensors' names. Others are quantized or no weights: their
 numbers alone do not say what they stand for. float64 is rounded as it loads, as float32 is to a narrower format.
 """
 
 QUANTIZED = (
-    f"Weights are read as {', '.join(FORMATS)}. Of a quantized checkpoint take the one that it was made from, and "
-    "quantize it as it loads: model_kwargs={'quantization_config': …}."
+    f"Weights are read as {', '.join(FORMATS)}. In place of a quantized checkpoint take the one that it was made from, "
+    "and quantize it as it loads: model_kwargs={'quantization_config': …}."
 )
 
 INLINE_ELEMENTS = 16384
 """torch spreads element-wise work over its threads from 32768 elements on."""
 
-Kept = TypeVar("Kept")
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored tensor as its file's header describes it; ``format`` by safetensors' name."""
+    """A stored tensor as its file's header describes it."""
 
     shape: tuple[int, ...]
     format: str
+    """By safetensors' name."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Stored":
-        """The same of a tensor in memory."""
+        """The header of a tensor in memory."""
         names = {dtype: name for name, dtype in FORMATS.items()}
         return cls(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors file or shards. Raises ``FileNotFoundError`` that says what is there
-    instead, ``ValueError`` for a file that is damaged.
+    """All tensors of a folder's safetensors file or shards.
+
+    Raises:
+        FileNotFoundError: If there is none; says what is there instead.
+        ValueError: If a file is damaged; names the file.
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
@@ -64,7 +70,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
-    """What :func:`read_weights` would give, by the files' headers alone; with its errors."""
+    """The headers of what `read_weights` reads.
+
+    Raises:
+        FileNotFoundError: As `read_weights`.
+        ValueError: As `read_weights`.
+    """
     stored: dict[str, Stored] = {}
     for file in weight_files(folder):
         with reading(file), safe_open(file, framework="pt") as opened:
@@ -77,7 +88,12 @@ def read_headers(folder: Path) -> dict[str, Stored]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or the shards that an index names, each a file of the folder itself."""
+    """The safetensors files of a folder: one, or the shards that an index names.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        ValueError: If the index is damaged, or leads out of the folder.
+    """
     files = [folder / SINGLE]
     if (folder / INDEX).is_file():
         names = read_json(folder / INDEX).get("weight_map")
@@ -97,7 +113,7 @@ def _shard(folder: Path, name: str) -> Path:
     file = folder / name
     if name in ("", ".", "..") or {"/", "\\", "\0", ":"} & set(name):
         raise ValueError(
-            f"{folder / INDEX} names {short(name, 80)!r}, which is no name of a file in its folder. {AGAIN}"
+            f"{folder / INDEX} names {short(name, 80)!r}, which is not the name of a file in its folder. {AGAIN}"
         )
     home, real = folder.resolve(), file.resolve()
     if real.parent not in (home, home.parents[min(1, len(home.parents) - 1)] / "blobs"):
@@ -106,7 +122,11 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file. Raises ``OSError`` that names it, a full disk's included."""
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If that fails, also because the disk is full; names the file.
+    """
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=metadata)
     except SafetensorError as error:
@@ -114,9 +134,7 @@ def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, st
 
 
 def write_weights(state: dict[str, Tensor], folder: Path, apart: Iterable[str] = ()) -> None:
-    """Write one safetensors file, or two and their index where some weights are to lie ``apart`` in
-    embeddings.safetensors.
-    """
+    """Write one safetensors file; the weights named in `apart` go to embeddings.safetensors, with an index of both."""
     apart = set(apart)
     metadata = {"format": "pt"}
     write_tensors({name: tensor for name, tensor in state.items() if name not in apart}, folder / SINGLE, metadata)
@@ -128,24 +146,37 @@ def write_weights(state: dict[str, Tensor], folder: Path, apart: Iterable[str] =
 
 
 def check_layers(stored: Mapping[str, Stored], num_layers: int) -> None:
-    """Raise ``ValueError`` where weights hold fewer layers than a configuration asks for, before one is made."""
+    """Check, before any layer is built, that the weights hold as many as a configuration asks for.
+
+    Raises:
+        ValueError: If they hold fewer.
+    """
     numbers = [int(found[1]) for name in stored if (found := re.search(r"(?:^|\.)layers?\.(\d+)\.", name))]
     if num_layers > max(numbers, default=-1) + 1:
         raise ValueError(
-            f"num_hidden_layers is {num_layers}, and the weights hold {max(numbers, default=-1) + 1} layers. {AGAIN}"
+            f"num_hidden_layers is {num_layers}, but the weights hold {max(numbers, default=-1) + 1} layers. {AGAIN}"
         )
 
 
 def check_weights(
     model: nn.Module,
     stored: Mapping[str, Stored],
-    rename: Callable[[str], str | None],
+    rename: Rename,
     *,
     source: str,
     allow_missing: tuple[str, ...] = (),
 ) -> None:
-    """Raise ``ValueError`` that names stored weights that are missing, unexpected, misshapen or of a format that is not
-    read. Weights whose name starts with one of ``allow_missing`` may be absent.
+    """Check that stored weights fit a model.
+
+    Args:
+        model: The model, on any device.
+        stored: The weights' headers by stored name.
+        rename: From stored names to the model's.
+        source: What error messages call the checkpoint.
+        allow_missing: Prefixes of weights that may be absent.
+
+    Raises:
+        ValueError: If weights are missing, unexpected, misshapen or of a number format that is not read; names them.
     """
     expected, found = model.state_dict(), _used(stored, rename)
     buffers = {name for name, _ in model.named_buffers()}
@@ -159,7 +190,7 @@ def check_weights(
             for name, each in sorted(found.items())
             if name in expected and each.shape != tuple(expected[name].shape)
         ],
-        "not of a format that is read": [
+        "of a number format that is not read": [
             f"{name} in {each.format}"
             for name, each in sorted(found.items())
             if name in expected and each.format not in FORMATS
@@ -167,22 +198,25 @@ def check_weights(
     }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
-        quantized = f" {QUANTIZED}" if problems["not of a format that is read"] else ""
+        quantized = f" {QUANTIZED}" if problems["of a number format that is not read"] else ""
         raise ValueError(f"the weights in {source} do not fit its config.json. {listed}.{quantized}")
 
 
 def assign_weights(
     model: nn.Module,
     stored: dict[str, Tensor],
-    rename: Callable[[str], str | None],
+    rename: Rename,
     *,
     source: str,
     dtype: torch.dtype,
     allow_missing: tuple[str, ...] = (),
 ) -> None:
-    """Give ``model`` its weights in ``dtype``; score heads stay float32.
+    """Give a model its weights in `dtype`; score heads stay float32.
 
-    Raises as :func:`check_weights` does. Weights that ``allow_missing`` lets be absent keep their initial values.
+    Arguments are those of `check_weights`. Absent weights that `allow_missing` permits keep their initial values.
+
+    Raises:
+        ValueError: As `check_weights`.
     """
     check_weights(
         model,
@@ -200,8 +234,8 @@ def assign_weights(
     model.load_state_dict(ready, strict=False, assign=True)
 
 
-def _used(stored: Mapping[str, Kept], rename: Callable[[str], str | None]) -> dict[str, Kept]:
-    """What of a checkpoint's weights a model uses, by its own names."""
+def _used(stored: Mapping[str, Entry], rename: Rename) -> dict[str, Entry]:
+    """The weights that a model uses, by its own names."""
     renamed = {rename(name): each for name, each in stored.items() if not name.startswith(UNUSED)}
     return {name: each for name, each in renamed.items() if name is not None}
 
@@ -211,13 +245,13 @@ def _few(names: list[str], most: int = 5) -> str:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in ``dtype``, converted by the calling thread alone, in parts too small for torch's thread pool: a
-    process that has started the pool cannot be forked any more.
+    """A tensor in `dtype`, converted by the calling thread alone, in parts too small for torch's thread pool: a process
+    that has started the pool can no longer be forked.
     """
     if tensor.dtype == dtype:
         return tensor
-    made = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
-    target, source = made.view(-1), tensor.reshape(-1)
+    converted = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+    target, source = converted.view(-1), tensor.reshape(-1)
     for start in range(0, len(source), INLINE_ELEMENTS):
         target[start : start + INLINE_ELEMENTS].copy_(source[start : start + INLINE_ELEMENTS])
-    return made
+    return converted

@@ -312,10 +312,10 @@ def _targets(keep: float | None, speedup: float | None) -> list[Any]:
 
 
 def _recommended(target: Any, profile: "Profile") -> str:
-    from mrr_model.selection.target import choose
+    from mrr_model.selection.choose import choose_by_profile
 
     try:
-        chosen = choose(target, profile)
+        chosen = choose_by_profile(target, profile)
     except ValueError as error:
         return f"{target!r}: {error}"
     return f"{target!r}: {chosen.setting}, {chosen.reason}"

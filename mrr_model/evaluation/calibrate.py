@@ -73,7 +73,7 @@ def _calibrated(
             pairs.logits,
             full,
             pairs.groups,
-            full_map=known.nearest(full.last_layer, full.merges).map if known else None,
+            full_map=known.nearest(full).map if known else None,
             data=f"{texts.name}, by full size's own probabilities",
             seed=settings.seed,
         )

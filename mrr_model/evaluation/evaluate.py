@@ -39,8 +39,8 @@ from mrr_model.evaluation.presets import Preset, preset
 from mrr_model.evaluation.report import draw
 from mrr_model.files.atomic import write_file
 from mrr_model.files.locks import locked
-from mrr_model.reranker import DEFAULT, MatryoshkaReranker
-from mrr_model.selection.latency import Timings, facts_of, keep_timings, key_of, moment, read_timings, timings_of
+from mrr_model.reranker import DEFAULT, MatryoshkaReranker, timing_facts
+from mrr_model.selection.latency import Timings, keep_timings, measure_timings, moment, read_timings, timings_key
 from mrr_model.selection.profile import Profile, ProfilePoint
 
 FIRST_STAGE = "first stage"
@@ -275,21 +275,22 @@ def _timings(
     """Each setting's time, alone and on the same whole queries, since the grid's own passes are shared and tell nothing
     of a setting. What was timed for the same call before is taken again, even if it was noisy.
     """
-    facts = {
-        **facts_of(reranker),
-        "weights": reranker.fingerprint,
-        "settings": list(map(str, grid)),
-        "repeats": settings.timing_repeats,
-        "sample": hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
-    }
-    file = settings.output / "timings" / f"{key_of(facts)}.json"
+    facts = timing_facts(reranker)
+    key = timings_key(
+        facts,
+        grid,
+        fingerprint=reranker.fingerprint,
+        repeats=settings.timing_repeats,
+        sample=hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
+    )
+    file = settings.output / "timings" / f"{key}.json"
     known = None if settings.retime else read_timings(file, grid)
     if known is not None:
         report(f"times are those of {moment(known.measured_at)}")
         return known
     report(f"timing {len(grid)} settings, {settings.timing_repeats} times each")
     runs = {setting: _timed_run(reranker, setting, sample) for setting in grid}
-    timings = timings_of(reranker, runs, settings.timing_repeats)
+    timings = measure_timings(facts, runs, settings.timing_repeats)
     keep_timings(file, timings)
     return timings
 
@@ -340,7 +341,7 @@ def _profile(
                 keep_ratio=setting.keep_ratio if isinstance(setting.keep_ratio, float) else dict(setting.keep_ratio),
                 quality=quality[setting],
                 kept=_share(quality[setting], full),
-                least=min(
+                min_kept=min(
                     _share(each.settings[setting].mean[name], each.settings[grid[0]].mean[name]) for each in results
                 ),
                 seconds=seconds[setting] / len(pairs),

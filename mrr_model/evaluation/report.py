@@ -30,9 +30,9 @@ COLORS = ("#1b6ca8", "#d1495b", "#2e933c", "#edae49", "#6a4c93", "#00798c")
 def frontier(points: Sequence[ProfilePoint], cost: Cost) -> list[ProfilePoint]:
     """The points that no other one beats in quality at the same cost or less, cheapest first.
 
-    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=1.0, flops=4.0)
-    >>> worse = ProfilePoint(depth=5, quality=0.7, kept=0.9, least=0.9, seconds=0.9, flops=3.5)
-    >>> better = ProfilePoint(depth=4, quality=0.75, kept=0.94, least=0.94, seconds=0.7, flops=2.5)
+    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, min_kept=1.0, seconds=1.0, flops=4.0)
+    >>> worse = ProfilePoint(depth=5, quality=0.7, kept=0.9, min_kept=0.9, seconds=0.9, flops=3.5)
+    >>> better = ProfilePoint(depth=4, quality=0.75, kept=0.94, min_kept=0.94, seconds=0.7, flops=2.5)
     >>> [point.depth for point in frontier([full, worse, better], "seconds")]
     [4, 6]
     """

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 from mrr_model.calibration.maps import Calibration
-from mrr_model.checkpoint import journal, load_outline, measured
+from mrr_model.checkpoint import journal, load_outline
+from mrr_model.checkpoint.card import SECTIONS, with_section
 from mrr_model.checkpoint.hub import FILES, PACKAGE, SHIPPED, locate
+from mrr_model.checkpoint.measured import write_measurement
 from mrr_model.files.atomic import write_file
 from mrr_model.files.locks import SAVE, locked
 from mrr_model.selection.profile import Profile
@@ -56,8 +58,8 @@ def save_calibration(folder: Path, calibration: Calibration, table: str, weights
     )
     if calibration.targets == "labels":
         text += (
-            f", {calibration.relevant:.1%} of them relevant. A probability is the share of such candidates that are "
-            "relevant."
+            f", {calibration.relevant_share:.1%} of them relevant. A probability is the share of such candidates that "
+            "are relevant."
         )
     else:
         text += ". A probability is what full size would give, and means what full size's means."
@@ -74,8 +76,8 @@ def _store(folder: Path, made: Calibration | Profile, text: str, weights: str) -
     with locked(folder, SAVE):
         journal.settle(folder)
         journal.sweep(folder)
-        measured.write_one(folder, made, weights)
-        write_section(folder / "README.md", measured.SECTIONS[type(made)], text)
+        write_measurement(folder, made, weights)
+        write_section(folder / "README.md", SECTIONS[type(made)], text)
 
 
 def _copied(source: Path, folder: Path) -> Path:
@@ -107,10 +109,4 @@ def _installed(folder: Path) -> bool:
 def write_section(card: Path, name: str, text: str) -> None:
     """Put a section into a model card, in the place of an earlier one of that name, else at the end."""
     before = card.read_text(encoding="utf-8") if card.is_file() else ""
-    section = f"<!-- {name} -->\n{text.rstrip()}\n<!-- /{name} -->"
-    known = measured.section(name)
-    if known.search(before):
-        after = known.sub(lambda _: section, before, count=1)
-    else:
-        after = f"{before.rstrip()}\n\n{section}\n".lstrip()
-    write_file(card, after)
+    write_file(card, with_section(before, name, text))

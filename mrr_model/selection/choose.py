@@ -1,126 +1,193 @@
-"""From a target to a setting of one reranker, and a setting explained."""
+"""From a target to a setting, by a checkpoint's profile, or without one by FLOPs."""
 
-from __future__ import annotations
-
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from mrr_model.compression import Compression, Plan
-from mrr_model.selection.latency import Request, moment, request_timings
-from mrr_model.selection.target import Choice, Target, choose, choose_by_flops
-
-if TYPE_CHECKING:
-    from mrr_model.reranker import MatryoshkaReranker
+from mrr_model.compression import Compression
+from mrr_model.selection.latency import Request, Timings
+from mrr_model.selection.profile import Profile
+from mrr_model.selection.target import IfUnreachable, Target
+from mrr_model.validation.arguments import callers_level
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
-"""The keep ratios that the FLOPs model chooses among, where there is no profile."""
-
-
-CHANGED = "the weights have changed since they were loaded, so the checkpoint's measurements are of others"
+"""The keep ratios to choose among without a profile."""
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """A setting: why it is used, what it does, what it costs and keeps. ``str()`` says it in lines."""
+class Choice:
+    """A chosen setting."""
 
     setting: Compression
-    """As a user says it."""
     reason: str
-    """Where it comes from."""
-    plan: Plan
-    """The same resolved for the model."""
-    flops: float
-    """The share of full size's FLOPs, for a query of 32 and a passage of 192 tokens."""
-    calibration: str
-    """Which map makes probabilities of its logits."""
-    measured: str
-    """What the checkpoint's profile says of it."""
-
-    def __str__(self) -> str:
-        merges = ", ".join(
-            f"after layer {layer} to {float(self.plan.width(layer + 1)):g}" for layer in sorted(self.plan.merges)
-        )
-        lines = {
-            "setting": f"{self.setting}: {self.reason}",
-            "does": f"runs {self.plan.last_layer} layers, merges passage tokens {merges or 'nowhere'}",
-            "adapters": ", ".join(self.plan.adapters) or "none",
-            "flops": f"{self.flops:.1%} of full size's",
-            "measured": self.measured,
-            "probabilities": self.calibration,
-        }
-        return "\n".join(f"{name:<14}{line}" for name, line in lines.items())
+    """Why it was chosen, in one sentence."""
 
 
-def chosen_setting(reranker: MatryoshkaReranker, target: Target) -> Choice:
-    """The setting of this model that a target asks for.
+class TimeSettings(Protocol):
+    """Times a request at each setting on this device."""
 
-    Raises ``ValueError`` where the target needs a profile that the checkpoint lacks, or nothing reaches it.
+    def __call__(self, settings: Sequence[Compression], request: Request, *, refresh: bool) -> Timings:
+        """`refresh`: measure again, whatever the cache holds."""
+        ...
+
+
+def choose(
+    target: Target,
+    profile: Profile | None,
+    *,
+    candidates: Sequence[Compression],
+    flops_share: Callable[[Compression], float],
+    time_settings: TimeSettings,
+    model: str,
+) -> Choice:
+    """Choose the setting that a target asks for.
+
+    Args:
+        target: The need.
+        profile: The checkpoint's; None if it has none.
+        candidates: The settings to choose among without a profile.
+        flops_share: A setting's share of full size's FLOPs.
+        time_settings: Times requests on this device.
+        model: What error messages call the checkpoint.
+
+    Raises:
+        ValueError: If the target needs a profile and there is none, or no setting is fast enough.
     """
-    profile = reranker.profile
-    if profile is not None and reranker.weights_changed:
-        raise ValueError(f"{target!r} cannot choose: {CHANGED}. Measure a saved copy with `mrr evaluate`.")
     if profile is None:
         if target.speedup is None:
             raise ValueError(
-                f"{target!r} needs a profile, and the checkpoint {str(reranker.name)!r} has none. Make one with "
-                f"`mrr evaluate {reranker.name} COLLECTION --save-profile`; Target(speedup=…) does without."
+                f"{target!r} needs a profile, and the checkpoint {model!r} has none. Make one with `mrr evaluate "
+                f"{model} COLLECTION --save-profile`; Target(speedup=…) works without one."
             )
-        ratios = RATIOS[::-1] if reranker.merge_layers else RATIOS[:1]  # of settings that are one Plan the widest stays
-        grid = {reranker.plan(depth, ratio): Compression(depth, ratio) for depth in reranker.exits for ratio in ratios}
-        full = reranker.flops(depth=None, keep_ratio=1.0)
-        shares = {
-            setting: reranker.flops(depth=setting.depth, keep_ratio=setting.keep_ratio) / full
-            for setting in grid.values()
-        }
+        shares = {setting: flops_share(setting) for setting in candidates}
         return choose_by_flops(target.speedup, shares, target.if_unreachable)
     if target.max_latency_ms is None:
-        return choose(target, profile)
+        return choose_by_profile(target, profile)
     request = Request(target.documents, profile.query_tokens, profile.passage_tokens)
-    settings_of_profile = [point.setting for point in profile.points]
-    timings = request_timings(reranker, settings_of_profile, request, refresh=target.refresh)
-    return choose(target, profile, timings.of(settings_of_profile), timed=str(timings))
+    settings = [point.setting for point in profile.points]
+    timings = time_settings(settings, request, refresh=target.refresh)
+    return choose_by_profile(target, profile, timings.of(settings), timed=str(timings))
 
 
-def explanation(reranker: MatryoshkaReranker, plan: Plan, setting: Compression, choice: Choice | None) -> Explanation:
-    """What a reranker does at a setting; ``choice`` where a target chose it."""
-    cost = reranker.flops(depth=setting.depth, keep_ratio=setting.keep_ratio)
-    return Explanation(
-        setting=setting,
-        reason=choice.reason if choice is not None else "as asked",
-        plan=plan,
-        flops=cost / reranker.flops(depth=None, keep_ratio=1.0),
-        calibration=_calibration(reranker, plan),
-        measured=_measured(reranker, plan),
+def candidate_settings(exits: Sequence[int], merge_layer: int | None) -> list[Compression]:
+    """Every exit at each of `RATIOS`, without settings that would run the same Plan.
+
+    Args:
+        exits: The model's exits.
+        merge_layer: Where a plain keep ratio merges; None for a model that cannot merge.
+
+    Example:
+        >>> [str(setting) for setting in candidate_settings((1, 2), merge_layer=1)][:2]
+        ['depth 1, keep ratio 1', 'depth 2, keep ratio 1']
+    """
+    return [
+        Compression(depth, ratio)
+        for depth in exits
+        for ratio in (RATIOS if merge_layer is not None and merge_layer < depth else RATIOS[:1])
+    ]
+
+
+def choose_by_profile(
+    target: Target, profile: Profile, seconds: Mapping[Compression, float] | None = None, timed: str = ""
+) -> Choice:
+    """Choose among the settings of a profile.
+
+    Args:
+        target: The need.
+        profile: What was measured.
+        seconds: A request's time at each setting on this device; for a target of a latency.
+        timed: When and where that was measured, in words.
+
+    Raises:
+        ValueError: If no setting is fast enough, unless the target accepts the fastest.
+    """
+    if target.keep_quality is not None:
+        enough = [point for point in profile.points if point.min_kept >= target.keep_quality]
+        fastest = min(enough, key=lambda point: (point.seconds, -point.kept))
+        return Choice(
+            fastest.setting,
+            f"the fastest setting that kept at least {target.keep_quality:.1%} of full size's {profile.metric} on "
+            f"every collection: {fastest.kept:.1%} on average, {fastest.min_kept:.1%} at least, at "
+            f"{profile.speedup(fastest):.2f} times its speed, measured on {profile.data}",
+        )
+    if target.speedup is not None:
+        times = {point.setting: point.seconds for point in profile.points}
+        limit, wanted = profile.full.seconds / target.speedup, f"{target.speedup:g} times as fast as full size"
+    else:
+        assert target.max_latency_ms is not None
+        assert seconds is not None
+        times, limit = dict(seconds), target.max_latency_ms / 1000
+        wanted = f"done with {target.documents} documents in {target.max_latency_ms:g} ms"
+    fast = [point for point in profile.points if times[point.setting] <= limit]
+    timed = f" ({timed})" if timed else ""
+    if not fast:
+        setting, shortest = min(times.items(), key=lambda item: item[1])
+        at_best = (
+            f"{profile.full.seconds / shortest:.2f} times" if target.speedup else f"{shortest * 1000:.0f} ms{timed}"
+        )
+        again = "measure again with refresh=True, " if target.max_latency_ms else ""
+        return _fastest(
+            target.if_unreachable,
+            setting,
+            f"no setting of the profile is {wanted}: the fastest, {setting}, reaches {at_best}",
+            f"Ask for less, {again}profile smaller settings with `mrr evaluate MODEL COLLECTION --depth … "
+            "--keep-ratio … --save-profile`",
+        )
+    best = max(fast, key=lambda point: (point.kept, -times[point.setting]))
+    measured = (
+        f"{profile.speedup(best):.2f} times as fast"
+        if target.speedup
+        else f"{times[best.setting] * 1000:.0f} ms on this device"
+    )
+    return Choice(
+        best.setting,
+        f"the best setting that is {wanted}: {measured}, and kept {best.kept:.1%} of full size's {profile.metric} on "
+        f"{profile.data}{timed}",
     )
 
 
-def _calibration(reranker: MatryoshkaReranker, plan: Plan) -> str:
-    calibration = reranker.calibration
-    if calibration is None:
-        return "the logistic function of the logits: the checkpoint has no calibration"
-    used = calibration.nearest(plan.last_layer, plan.merges)
-    whose = (
-        "this setting's own map" if used.matches(plan.last_layer, plan.merges) else f"the map of {used}, the nearest"
+def choose_by_flops(
+    speedup: float, shares: Mapping[Compression, float], if_unreachable: IfUnreachable = "raise"
+) -> Choice:
+    """Choose the setting that computes most within full size's FLOPs over `speedup`.
+
+    It replaces a profile: more computation stands for better quality; of equal settings the deeper is chosen.
+
+    Args:
+        speedup: How many times as fast as full size.
+        shares: Each setting's share of full size's FLOPs.
+        if_unreachable: What to do if no setting is small enough.
+
+    Raises:
+        ValueError: If no setting is small enough, unless the fastest is accepted.
+
+    Example:
+        >>> shares = {Compression(6, 1.0): 1.0, Compression(4, 0.5): 0.42, Compression(2, 0.5): 0.23}
+        >>> choose_by_flops(3, shares).setting
+        Compression(depth=2, keep_ratio=0.5)
+    """
+    within = [setting for setting, share in shares.items() if share <= 1 / speedup]
+    if not within:
+        setting, smallest = min(shares.items(), key=lambda item: item[1])
+        return _fastest(
+            if_unreachable,
+            setting,
+            f"speedup={speedup:g} is out of reach: the smallest setting, {setting}, takes {smallest:.1%} of full "
+            f"size's FLOPs, {1 / smallest:.2f} times as fast at best",
+            "Ask for less",
+        )
+    chosen = max(within, key=lambda setting: (round(shares[setting], 9), setting.depth or 0))
+    return Choice(
+        chosen,
+        f"the largest setting within 1/{speedup:g} of full size's FLOPs ({shares[chosen]:.1%}), by the FLOPs "
+        "model: this checkpoint has no profile (make one with `mrr evaluate MODEL COLLECTION --save-profile`)",
     )
-    if reranker.weights_changed:
-        return f"by {whose}, which no longer fits: {CHANGED}"
-    size = f"{calibration.pairs} pairs, {calibration.relevant:.1%} of them relevant"
-    return f"by {whose}, fitted on {calibration.data}, {size}"
 
 
-def _measured(reranker: MatryoshkaReranker, plan: Plan) -> str:
-    profile = reranker.profile
-    if profile is None:
-        return "nothing: the checkpoint has no profile"
-    if reranker.weights_changed:
-        return f"nothing: {CHANGED}"
-    same = (point for point in profile.points if reranker.plan(point.depth, point.keep_ratio) == plan)
-    point = next(same, None)
-    if point is None:
-        return f"not at this setting; others on {profile.data}"
-    when = "" if profile.measured_at is None else f", {moment(profile.measured_at)}"
-    noise = f" ({profile.noise})" if profile.noise is not None and profile.noise.noisy else ""
-    return (
-        f"kept {point.kept:.1%} of full size's {profile.metric} on {profile.data}, {profile.speedup(point):.2f} times "
-        f"as quick on {profile.device} in {profile.dtype}{when}{noise}"
-    )
+def _fastest(if_unreachable: IfUnreachable, setting: Compression, fault: str, advice: str) -> Choice:
+    """The fastest setting with a warning, if the target accepts it; else the error."""
+    if if_unreachable == "raise":
+        raise ValueError(f'{fault}. {advice}, or accept the fastest setting with if_unreachable="fastest".')
+    warnings.warn(f"{fault}. It is used nevertheless.", UserWarning, stacklevel=callers_level())
+    return Choice(setting, f"the fastest setting, because {fault}")

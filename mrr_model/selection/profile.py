@@ -1,7 +1,6 @@
-"""A checkpoint's profile: what each setting kept of full size's quality and took of its time, measured on collections.
+"""A checkpoint's profile: the quality and the time of each setting, measured on collections.
 
-`mrr evaluate … --save-profile` makes it, and stores it with the checkpoint as JSON. A
-:class:`~mrr_model.selection.target.Target` chooses from it.
+`mrr evaluate … --save-profile` makes it and stores it with the checkpoint as JSON. A `Target` chooses from it.
 """
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
@@ -11,11 +10,11 @@ from mrr_model.compression import Compression
 from mrr_model.selection.stopwatch import Noise
 
 FEW_QUERIES = 100
-"""With fewer, the mean of a measure such as nDCG@10, whose values differ by about 0.3 from query to query, has a
-standard error above 0.03: more than neighbouring settings differ by.
+"""With fewer, the mean of a metric such as nDCG@10, whose standard deviation over queries is about 0.3, has a standard
+error above 0.03: more than the difference between neighbouring settings.
 """
 FEW_RELEVANT = 100
-"""Of fewer relevant documents each one decides more than a hundredth of the mean."""
+"""With fewer relevant documents, each one decides more than a hundredth of the mean."""
 
 
 class ProfilePoint(BaseModel):
@@ -24,44 +23,47 @@ class ProfilePoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     depth: int = Field(ge=1)
-    """The exit that was read."""
+    """The exit whose scores were measured."""
     keep_ratio: float | dict[int, float] = 1.0
-    """As in :class:`~mrr_model.compression.Compression`."""
+    """As in `Compression`."""
     quality: float = Field(ge=0)
-    """The measure's mean over the collections."""
+    """The metric's mean over the collections."""
     kept: float = Field(ge=0)
-    """That over full size's."""
-    least: float = Field(ge=0)
-    """The share of full size's that it kept on the collection where it kept least."""
+    """The share of full size's quality that it keeps."""
+    min_kept: float = Field(ge=0)
+    """The same on the collection where the share is smallest."""
     seconds: float = Field(gt=0)
-    """A pair's time, tokenizing included; the median of several runs."""
+    """Per pair, tokenizing included; the median of several runs."""
     flops: float = Field(gt=0)
-    """A pair's FLOPs, 2 per multiply-add."""
+    """Per pair, 2 per multiply-add."""
 
     @property
     def setting(self) -> Compression:
-        """The same as a user says it."""
+        """Depth and keep ratio."""
         return Compression(self.depth, self.keep_ratio)
 
 
 class Profile(BaseModel):
-    """The settings of a checkpoint side by side; the first point is full size.
+    """The measured settings of a checkpoint; the first point is full size.
 
-    >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9)
-    >>> half = ProfilePoint(depth=4, keep_ratio=0.5, quality=0.78, kept=0.975, least=0.96, seconds=0.004, flops=1.6e9)
-    >>> made = Profile(
-    ...     metric="nDCG@10",
-    ...     collections=("wikiqa",),
-    ...     queries=126,
-    ...     query_tokens=8,
-    ...     passage_tokens=40,
-    ...     device="a processor",
-    ...     dtype="float32",
-    ...     threads=2,
-    ...     points=(full, half),
-    ... )
-    >>> made.speedup(half)
-    2.5
+    Example:
+        >>> full = ProfilePoint(depth=6, quality=0.8, kept=1, min_kept=1, seconds=0.01, flops=4e9)
+        >>> half = ProfilePoint(
+        ...     depth=4, keep_ratio=0.5, quality=0.78, kept=0.975, min_kept=0.96, seconds=0.004, flops=1.6e9
+        ... )
+        >>> profile = Profile(
+        ...     metric="nDCG@10",
+        ...     collections=("wikiqa",),
+        ...     queries=126,
+        ...     query_tokens=8,
+        ...     passage_tokens=40,
+        ...     device="a processor",
+        ...     dtype="float32",
+        ...     threads=2,
+        ...     points=(full, half),
+        ... )
+        >>> profile.speedup(half)
+        2.5
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -69,24 +71,27 @@ class Profile(BaseModel):
     metric: str
     """By ir_measures' name."""
     collections: tuple[str, ...] = Field(min_length=1)
+    """Their names."""
     queries: int = Field(ge=1)
-    """Of all collections together."""
+    """In all collections together."""
     query_tokens: int = Field(ge=1)
-    """Of a query, on average."""
+    """Mean tokens of a query."""
     passage_tokens: int = Field(ge=0)
-    """Of a passage, on average."""
+    """Mean tokens of a passage."""
     device: str
-    """What the times were measured on."""
+    """The device that the times were measured on."""
     dtype: str
+    """The number format of the layers."""
     threads: int = Field(ge=1)
+    """torch's threads."""
     relevant: int | None = Field(default=None, ge=0)
-    """How many of the candidates are relevant; None where it was not counted."""
+    """Relevant documents among the candidates; None if they were not counted."""
     measured_at: AwareDatetime | None = None
     """When the times were measured."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of this package, torch and transformers, when they were."""
+    """Of this package, torch and transformers, when the times were measured."""
     noise: Noise | None = None
-    """How much other work disturbed them."""
+    """How much other work disturbed the times."""
     points: tuple[ProfilePoint, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -106,13 +111,13 @@ class Profile(BaseModel):
 
     @property
     def data(self) -> str:
-        """What it was measured on, with its size, in words."""
+        """The collections and their size, in words."""
         relevant = "" if self.relevant is None else f", {self.relevant} relevant documents"
         return f"{', '.join(self.collections)} ({self.queries} queries{relevant})"
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What speaks against relying on it, a sentence each."""
+        """Reasons not to rely on the profile, a sentence each."""
         found = []
         if self.queries < FEW_QUERIES:
             found.append(
@@ -129,5 +134,5 @@ class Profile(BaseModel):
         return tuple(found)
 
     def speedup(self, point: ProfilePoint) -> float:
-        """How many times as quick as full size a setting was."""
+        """How many times as fast as full size a setting was."""
         return self.full.seconds / point.seconds

@@ -1,8 +1,8 @@
-"""Time several runs by turns, and tell whether the machine was quiet meanwhile.
+"""Time several runs in turns, and say whether the machine was quiet meanwhile.
 
-A time that was taken beside other work says little of the next call. Two things give other work away: repeated runs
-that differ, and processors that other processes used. Where either does, everything is timed again, a few times at
-most; what stays noisy is kept and marked.
+A time taken beside other work says little about the next call. Two signs reveal other work: repeated runs that differ,
+and processors that other processes used. If either shows, everything is timed again, a few times at most; times that
+stay noisy are kept and marked.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pydantic import BaseModel, ConfigDict, Field
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often a noisy measurement is made at most."""
+"""Maximum number of measurements while they are noisy."""
 ATTEMPT_SECONDS = 30.0
-"""No further attempt begins after so long: a service waits for it."""
+"""No further attempt begins after this time: a service may wait for it."""
 MAX_SPREAD = 0.1
-"""Repeated runs of a quiet machine differ by less: the middle half of them, as a share of the median."""
+"""On a quiet machine repeated runs differ by less: the middle half of them, as a share of the median."""
 MAX_CONTENTION = 0.1
-"""The share of the processors needed that other processes may use on a quiet machine."""
-LEAST_SECONDS = 0.5
-"""Processor time is counted in hundredths of a second: of a shorter measurement it says nothing."""
+"""On a quiet machine other processes use a smaller share of the processors needed."""
+MIN_SECONDS = 0.5
+"""Processor time is counted in hundredths of a second, too coarse for a shorter measurement."""
 PROCESSOR_TIMES = Path("/proc/stat")
-"""Where Linux counts what each processor did."""
+"""Where Linux counts the time of each processor."""
 
 Key = TypeVar("Key")
 
@@ -48,13 +48,13 @@ class Noise(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     spread: float = Field(ge=0)
-    """The middle half of a run's times over their median, typical of all runs."""
+    """The interquartile range of a run's times over their median; the median over all runs."""
     contention: float | None = Field(default=None, ge=0)
-    """The share of the processors needed that other processes used; None where the system does not tell."""
+    """The share of the processors needed that other processes used; None if the system does not say."""
 
     @property
     def noisy(self) -> bool:
-        """Whether the times are not to be relied on."""
+        """Whether the times are unreliable."""
         return self.spread > MAX_SPREAD or (self.contention or 0.0) > MAX_CONTENTION
 
     def __str__(self) -> str:
@@ -75,10 +75,15 @@ class Timed(Generic[Key]):
 
 
 def timed(runs: Mapping[Key, Callable[[], Any]], repeats: int, processors: int) -> Timed[Key]:
-    """Median seconds of each run over ``repeats`` turns. ``processors``: how many the runs keep busy.
+    """Measure each run.
 
-    Timed again while noisy, within ``ATTEMPTS`` and ``ATTEMPT_SECONDS``. Of attempts that all were, the one that took
-    least is kept, since other work only adds time, and a warning is logged.
+    Measures again while times are noisy, within `ATTEMPTS` and `ATTEMPT_SECONDS`. If all attempts are, the fastest one
+    is kept, since other work only adds time, and a warning is logged.
+
+    Args:
+        runs: What to time.
+        repeats: Turns; the median is taken.
+        processors: How many processors a run keeps busy.
     """
     begin = time.perf_counter()
     tried: list[Timed[Key]] = []
@@ -88,13 +93,14 @@ def timed(runs: Mapping[Key, Callable[[], Any]], repeats: int, processors: int) 
             return tried[-1]
         logger.info("the machine is not quiet (%s)", tried[-1].noise)
     kept = min(tried, key=lambda each: sum(each.seconds.values()))
-    logger.warning("times were taken on a machine that is not quiet (%s), %d times over", kept.noise, len(tried))
+    logger.warning("times were measured on a machine that is not quiet (%s), in %d attempts", kept.noise, len(tried))
     return kept
 
 
 def in_turns(runs: Mapping[Key, Callable[[], Any]], repeats: int) -> dict[Key, list[float]]:
-    """Each run's seconds, turn by turn. They take turns, so that a device whose speed drifts treats all alike; the
-    first turn warms up and does not count.
+    """Each run's seconds in each turn.
+
+    Runs take turns, so that a device whose speed drifts affects all alike; the first turn warms up and does not count.
     """
     taken: dict[Key, list[float]] = {key: [] for key in runs}
     for turn in range(repeats + 1):
@@ -111,7 +117,7 @@ def _attempt(runs: Mapping[Key, Callable[[], Any]], repeats: int, processors: in
     taken = in_turns(runs, repeats)
     passed = time.perf_counter() - begin
     contention = None
-    if busy is not None and passed >= LEAST_SECONDS and (busy_after := _busy_seconds()) is not None:
+    if busy is not None and passed >= MIN_SECONDS and (busy_after := _busy_seconds()) is not None:
         others = (busy_after - busy - (time.process_time() - own)) / passed
         contention = contention_of(others, processors, len(_own_processors()))
     return Timed(
@@ -121,7 +127,7 @@ def _attempt(runs: Mapping[Key, Callable[[], Any]], repeats: int, processors: in
 
 
 def spread_of(seconds: Sequence[float]) -> float:
-    """The middle half of some times as a share of their median.
+    """The interquartile range of times as a share of their median.
 
     >>> spread_of([1.0, 1.0, 1.0, 1.25, 9.0])
     0.25
@@ -133,7 +139,7 @@ def spread_of(seconds: Sequence[float]) -> float:
 
 
 def contention_of(others: float, needed: int, available: int) -> float:
-    """The share of the processors needed that others take, where the free ones do not suffice.
+    """The share of the processors needed that others use, if the free ones do not suffice.
 
     >>> contention_of(others=1.5, needed=4, available=16), contention_of(others=1.5, needed=2, available=2)
     (0.0, 0.75)
@@ -143,9 +149,7 @@ def contention_of(others: float, needed: int, available: int) -> float:
 
 
 def _busy_seconds() -> float | None:
-    """The time that the processors which this process may use have spent working, for anybody; None where the system
-    does not tell.
-    """
+    """Working time, for any process, of the processors that this process may use; None if the system does not say."""
     try:
         lines = PROCESSOR_TIMES.read_text(encoding="ascii").splitlines()
         rows = {name: list(map(int, times)) for name, *times in map(str.split, lines) if name.startswith("cpu")}

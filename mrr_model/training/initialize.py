@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint import native
-from mrr_model.checkpoint.blueprint import CheckpointConfig, stock_config
+from mrr_model.checkpoint.formats import SECTION, CheckpointConfig, stock_config
 from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
 from mrr_model.checkpoint.weights import (
     FORMATS,
@@ -184,7 +183,7 @@ def _label_names(config: Mapping[str, Any]) -> str:
 
 def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:
     config = checkpoint.read_config(folder)
-    if native.SECTION in config:
+    if SECTION in config:
         raise ValueError(f"{folder} is a Matryoshka re-ranker already; to train it further use `mrr finetune`.")
     fields = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
     if dropout is not None:

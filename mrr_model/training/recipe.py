@@ -21,7 +21,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint import is_classifier, journal, lora, native
+from mrr_model.checkpoint import is_classifier, is_reranker, journal, lora
 from mrr_model.checkpoint.hub import locate
 from mrr_model.compression import VERTICAL, horizontal_name
 from mrr_model.data.groups import Group
@@ -319,7 +319,7 @@ class Finetuning(Recipe):
         set_seed(settings.seed)  # fresh heads, and a LoRA over any, are drawn before the Trainer sets it
         folder, dtype = locate(settings.model), DTYPES[settings.dtype]
         config = checkpoint.read_config(folder)
-        if native.SECTION in config or config.get("model_type") in checkpoint.io.PUBLISHED:
+        if is_reranker(config):
             if any(given is not None for given in (settings.exits, settings.merge_layer, settings.head)):
                 raise ValueError(
                     f"exits, merge_layer and head are fixed in the checkpoint {settings.model!r}; leave them out."

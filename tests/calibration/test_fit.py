@@ -222,11 +222,11 @@ def test_calibrated_settings_agree() -> None:
     true, labels = drawn(4000)
     fitted = calibrate(scores_of_settings(true), labels, queries(4000), data="drawn")
     assert (fitted.data, fitted.targets, fitted.pairs) == ("drawn", "labels", 4000)
-    assert fitted.relevant == pytest.approx(labels.mean())
+    assert fitted.relevant_share == pytest.approx(labels.mean())
     assert Calibration.model_validate_json(fitted.model_dump_json()) == fitted
     for plan, logits in scores_of_settings(true).items():
-        own = fitted.nearest(plan.last_layer, plan.merges)
-        assert own.matches(plan.last_layer, plan.merges)
+        own = fitted.nearest(plan)
+        assert own.plan() == plan
         calibrated = [own.map(logit) for logit in logits.tolist()]
         assert np.abs(np.subtract(calibrated, true)).max() < 0.6
         assert np.argsort(calibrated).tolist() == np.argsort(true).tolist()
@@ -235,7 +235,7 @@ def test_calibrated_settings_agree() -> None:
 def test_an_error_names_its_setting() -> None:
     true, labels = drawn(400)
     logits = {**scores_of_settings(true), NARROW: -true}
-    with pytest.raises(ValueError, match="exit 4, merges 1:1/2 cannot be calibrated: targets do not rise"):
+    with pytest.raises(ValueError, match=r"depth 4, keep ratio 1:0\.5 cannot be calibrated"):
         calibrate(logits, labels, queries(400), data="drawn")
 
 
@@ -245,9 +245,9 @@ def test_without_labels_every_setting_takes_full_sizes_probability(full_map: Pla
     logits = scores_of_settings(true)
     fitted = self_calibrate(logits, FULL, queries(4000), full_map=full_map, data="drawn")
     assert fitted.targets == "full size"
-    assert fitted.nearest(6, {}).map == (full_map or PlattMap(slope=1.0, intercept=0.0))
+    assert fitted.nearest(FULL).map == (full_map or PlattMap(slope=1.0, intercept=0.0))
     labels = self_labels(logits[FULL], full_map)
-    assert fitted.relevant == pytest.approx(labels.mean())
+    assert fitted.relevant_share == pytest.approx(labels.mean())
     for plan, raw in logits.items():
-        own = fitted.nearest(plan.last_layer, plan.merges).map
+        own = fitted.nearest(plan).map
         assert logistic(np.array([own(logit) for logit in raw.tolist()])) == pytest.approx(labels, abs=0.02)

@@ -19,9 +19,9 @@ from mrr_model.calibration.maps import (
     KnotMap,
     PlattMap,
     distance,
-    setting_name,
+    setting_of,
 )
-from mrr_model.compression import Plan
+from mrr_model.compression import Compression, Plan, resolve
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)
 MAP = PlattMap(slope=0.5, intercept=-2.0)
@@ -42,12 +42,12 @@ def knot_maps(draw: st.DrawFn, gap: float = 1e-3) -> KnotMap:
     return KnotMap(logits=logits, calibrated=calibrated)
 
 
-def setting(exit_layer: int, merges: Any = (), slope: float = 1.0) -> CalibratedSetting:
-    return CalibratedSetting(exit_layer=exit_layer, merges=merges, map=PlattMap(slope=slope, intercept=0.0))
+def setting(depth: int, keep_ratio: Any = 1.0, slope: float = 1.0) -> CalibratedSetting:
+    return CalibratedSetting(depth=depth, keep_ratio=keep_ratio, map=PlattMap(slope=slope, intercept=0.0))
 
 
 def calibration(*settings: CalibratedSetting, **changes: Any) -> Calibration:
-    given = {"settings": settings, "data": "squad", "targets": "labels", "pairs": 100, "relevant": 0.01}
+    given = {"settings": settings, "data": "squad", "targets": "labels", "pairs": 100, "relevant_share": 0.01}
     return Calibration(**{**given, **changes})
 
 
@@ -55,7 +55,7 @@ def calibration(*settings: CalibratedSetting, **changes: Any) -> Calibration:
 
 
 @given(fitted=platt_maps | knot_maps(), logits=st.tuples(float32s, float32s))
-def test_any_logit_keeps_its_place(fitted: CalibrationMap, logits: tuple[float, float]) -> None:
+def test_any_map_keeps_the_order_of_logits(fitted: CalibrationMap, logits: tuple[float, float]) -> None:
     low, high = sorted(logits)
     assert fitted(low) <= fitted(high)
     assert math.isfinite(fitted(low))
@@ -66,14 +66,14 @@ def test_any_logit_keeps_its_place(fitted: CalibrationMap, logits: tuple[float, 
     fitted=st.builds(PlattMap, slope=st.floats(1e-2, 1e2), intercept=st.floats(-50, 50)) | knot_maps(gap=0.1),
     logits=st.tuples(usual_logits, usual_logits).filter(lambda pair: abs(pair[0] - pair[1]) > 1e-8),
 )
-def test_logits_that_float32_tells_apart_stay_apart(fitted: CalibrationMap, logits: tuple[float, float]) -> None:
+def test_different_float32_logits_stay_different(fitted: CalibrationMap, logits: tuple[float, float]) -> None:
     """Float64 holds 16 figures: 1e-8 between logits of up to 50, at a slope of 1/100, is still more than rounding."""
     low, high = sorted(logits)
     assert fitted(low) < fitted(high)
 
 
 @given(knot_maps())
-def test_a_knot_map_meets_its_knots_and_goes_on_beyond_them(fitted: KnotMap) -> None:
+def test_a_knot_map_meets_its_knots_and_extends_beyond_them(fitted: KnotMap) -> None:
     assert [fitted(logit) for logit in fitted.logits] == list(fitted.calibrated)
     x, y = fitted.logits, fitted.calibrated
     inner = min(3, len(x) - 1)
@@ -97,7 +97,7 @@ def test_a_knot_map_is_linear_in_between(fitted: KnotMap, logit: float) -> None:
         (PlattMap, {"slope": 1.0, "intercept": math.inf}, "intercept"),
         (PlattMap, {"slope": 1.0, "intercept": 0.0, "bias": 1.0}, "bias"),
         (KnotMap, {"logits": (0.0,), "calibrated": (0.0,)}, "logits"),
-        (KnotMap, {"logits": (0.0, 1.0), "calibrated": (0.0, 1.0, 2.0)}, "as many"),
+        (KnotMap, {"logits": (0.0, 1.0), "calibrated": (0.0, 1.0, 2.0)}, "logits and calibrated"),
         (KnotMap, {"logits": (0.0, 0.0), "calibrated": (0.0, 1.0)}, "strictly ascending"),
         (KnotMap, {"logits": (0.0, 1.0, 2.0), "calibrated": (0.0, 1.0, 1.0)}, "strictly ascending"),
         (KnotMap, {"logits": (0.0, 1.0), "calibrated": (0.0, math.nan)}, "calibrated"),
@@ -121,42 +121,55 @@ def test_json_gives_back_the_same_map(fitted: CalibrationMap) -> None:
 def test_json_gives_back_the_same_calibration() -> None:
     steep = KnotMap(logits=(-1.0, 2.0), calibrated=(-3.0, 0.1))
     fitted = calibration(
-        setting(6), CalibratedSetting(exit_layer=4, merges={2: HALF, 1: Fraction(1, 3)}, map=steep), targets="full size"
+        setting(6), CalibratedSetting(depth=4, keep_ratio={1: 1 / 3, 2: 0.25}, map=steep), targets="full size"
     )
     written = json.loads(json.dumps(fitted.model_dump(mode="json")))
-    assert written["settings"][1]["merges"] == {"1": "1/3", "2": "1/2"}
+    assert [each["keep_ratio"] for each in written["settings"]] == [1.0, {"1": 1 / 3, "2": 0.25}]
     assert Calibration.model_validate(written) == fitted
     assert Calibration.model_validate_json(fitted.model_dump_json()) == fitted
-    assert hash(Calibration.model_validate(written)) == hash(fitted)
 
 
-def test_merges_may_be_said_as_a_plan_has_them() -> None:
-    plan = Plan((4,), {1: HALF})
-    said = [setting(4, merges) for merges in (plan.merges, {"1": "1/2"}, {1: 0.5}, [(1, HALF)], ((1, "1/2"),))]
-    assert all(each == said[0] for each in said)
-    assert said[0].plan() == plan
-    assert said[0].matches(4, plan.merges)
-    assert not said[0].matches(4, {})
-    assert not said[0].matches(5, plan.merges)
+ratios = st.sampled_from([1.0, 0.9, 0.75, 0.5, 1 / 3, 0.25, 0.1]) | st.floats(0.01, 1.0)
+
+
+@given(st.lists(ratios, max_size=4), st.integers(0, 3))
+def test_a_setting_of_a_plan_gets_that_plans_map(drawn: list[float], gap: int) -> None:
+    """Also where a keep ratio's float does not give back a step's exact fraction."""
+    widths = {1 + index + gap: ratio for index, ratio in enumerate(sorted(drawn, reverse=True))}
+    asked = Compression(8, widths)
+    plan = resolve(asked, num_layers=8, exits=(8,), merge_layers=range(1, 8), default_merge_layer=1)
+    ratio = setting_of(plan).keep_ratio
+    own = setting(8, ratio if isinstance(ratio, float) else dict(ratio))
+    assert calibration(own, setting(7)).nearest(plan) is own
+    assert own.plan().merges.keys() == plan.merges.keys()
+    assert own.plan().mean_width == pytest.approx(plan.mean_width, abs=1e-5)
+
+
+def test_a_setting_is_the_same_plan_however_it_is_written() -> None:
+    plan = Plan((4,), {1: HALF, 2: HALF})
+    for ratio in ({1: 0.5, 2: 0.25}, {"2": 0.25, "1": "0.5"}, {2: 0.25, 1: 0.5}):
+        assert setting(4, ratio).plan() == plan
+        assert setting(4, ratio).setting == setting_of(plan)
+    assert setting(4).plan() == Plan((4,))
 
 
 @pytest.mark.parametrize(
-    ("exit_layer", "merges"),
+    ("depth", "keep_ratio"),
     [
-        (0, ()),
-        (4, {4: HALF}),
-        (4, {1: 1}),
-        (4, {1: 0}),
-        (4, {1: "half"}),
-        (4, {1: "1/0"}),
+        (0, 1.0),
+        (4, {4: 0.5}),
         (4, 0.5),
+        (4, {1: 0}),
+        (4, {1: 1.5}),
+        (4, {0: 0.5}),
+        (4, {1: "half"}),
+        (4, {1: 0.25, 2: 0.5}),
         (4, [(1,)]),
-        (4, [(1, HALF), (1, QUARTER)]),
     ],
 )
-def test_a_setting_that_no_plan_has_is_refused(exit_layer: int, merges: Any) -> None:
+def test_a_setting_that_no_plan_has_is_refused(depth: int, keep_ratio: Any) -> None:
     with pytest.raises(ValidationError):
-        setting(exit_layer, merges)
+        setting(depth, keep_ratio)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +178,8 @@ def test_a_setting_that_no_plan_has_is_refused(exit_layer: int, merges: Any) -> 
         {"settings": ()},
         {"settings": (setting(4), setting(4, slope=2.0))},
         {"pairs": 0},
-        {"relevant": 0.0},
-        {"relevant": 1.0},
+        {"relevant_share": 0.0},
+        {"relevant_share": 1.0},
         {"targets": "guesses"},
     ],
 )
@@ -178,41 +191,41 @@ def test_a_calibration_that_says_too_little_is_refused(changes: dict[str, Any]) 
 # The nearest map
 
 
-@given(exit_layer=st.sampled_from([2, 3, 5, 8, 31, 32]), step=st.sampled_from([None, HALF, QUARTER]))
-def test_a_setting_with_a_map_gets_its_own(exit_layer: int, step: Fraction | None) -> None:
-    known = [
-        setting(layer, {1: ratio} if ratio else {}) for layer in (2, 3, 5, 8, 31, 32) for ratio in (None, HALF, QUARTER)
-    ]
-    merges = {1: step} if step else {}
-    assert calibration(*known).nearest(exit_layer, merges).matches(exit_layer, merges)
+@given(depth=st.sampled_from([2, 3, 5, 8, 31, 32]), ratio=st.sampled_from([1.0, {1: 0.5}, {1: 0.25}]))
+def test_a_setting_with_a_map_gets_its_own(depth: int, ratio: Any) -> None:
+    known = [setting(layer, each) for layer in (2, 3, 5, 8, 31, 32) for each in (1.0, {1: 0.5}, {1: 0.25})]
+    own = setting(depth, ratio)
+    assert calibration(*known).nearest(own.plan()) == own
+    assert calibration(*known).nearest(Plan((depth,), own.plan().merges, ("vertical",))) == own
 
 
 def test_the_same_cost_in_other_merges_is_not_the_same_setting() -> None:
-    """Both have a mean width of 3/4, so that only the exact match tells them apart."""
-    late, twice = setting(4, {2: HALF}), setting(4, {1: "5/6", 3: "2/5"})
+    """Both have a mean width of 3/4, so that only the exact match distinguishes them."""
+    late, twice = setting(4, {2: 0.5}), setting(4, {1: 5 / 6, 3: 1 / 3})
     assert late.plan().mean_width == 0.75
     assert twice.plan().mean_width == pytest.approx(0.75)
-    assert calibration(late, twice).nearest(4, {1: Fraction(5, 6), 3: Fraction(2, 5)}) == twice
-    assert calibration(twice, late).nearest(4, {2: HALF}) == late
+    assert twice.plan().merges == {1: Fraction(5, 6), 3: Fraction(2, 5)}
+    assert calibration(late, twice).nearest(twice.plan()) == twice
+    assert calibration(twice, late).nearest(late.plan()) == late
 
 
 def test_an_exit_counts_more_than_a_width() -> None:
-    wide, shallow = setting(4), setting(3, {1: QUARTER})
-    assert calibration(wide, shallow).nearest(4, {1: QUARTER}) == wide
+    wide, shallow = setting(4), setting(3, {1: 0.25})
+    assert calibration(wide, shallow).nearest(Plan((4,), {1: QUARTER})) == wide
 
 
 def test_exits_are_compared_as_ratios() -> None:
     """Two layers more of 30 are nearer than one layer less of 3."""
-    assert calibration(setting(2), setting(4)).nearest(3, {}) == setting(4)
+    assert calibration(setting(2), setting(4)).nearest(Plan((3,))) == setting(4)
     assert distance(Plan((30,)), Plan((32,))) < distance(Plan((3,)), Plan((2,)))
 
 
-@given(st.permutations([setting(2), setting(8), setting(4, {1: HALF}), setting(4, {2: QUARTER})]))
-def test_ties_do_not_hang_on_the_order(known: list[CalibratedSetting]) -> None:
+@given(st.permutations([setting(2), setting(8), setting(4, {1: 0.5}), setting(4, {2: 0.25})]))
+def test_ties_do_not_depend_on_the_order(known: list[CalibratedSetting]) -> None:
     """Exit 4 is as far from 2 as from 8."""
-    without = [each for each in known if each.exit_layer != 4]
-    assert calibration(*without).nearest(4, {}) == setting(8)
-    assert calibration(*known).nearest(4, {}) == setting(4, {1: HALF})  # mean width 5/8 both, and 1 comes before 2
+    without = [each for each in known if each.depth != 4]
+    assert calibration(*without).nearest(Plan((4,))) == setting(8)
+    assert calibration(*known).nearest(Plan((4,))) == setting(4, {1: 0.5})  # mean width 5/8 both, and 1 is before 2
 
 
 plans = st.sampled_from([Plan((layer,), merges) for layer in (3, 5) for merges in ({}, {1: HALF}, {2: HALF})])
@@ -224,9 +237,9 @@ def test_a_distance_is_symmetric_and_nought_to_oneself(one: Plan, other: Plan) -
     assert distance(one, other) >= distance(one, one) == 0
 
 
-def test_a_name_says_exit_and_merges() -> None:
-    assert setting_name(6, {2: QUARTER, 1: HALF}) == "exit 6, merges 1:1/2,2:1/4"
-    assert str(setting(6)) == "exit 6, no merges"
+def test_a_setting_as_text_is_the_settings_of_a_user() -> None:
+    assert str(setting_of(Plan((6,), {2: QUARTER, 1: HALF}))) == "depth 6, keep ratio 1:0.5,2:0.125"
+    assert str(setting(6)) == str(Compression(6)) == "depth 6, keep ratio 1"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_maps_bring_settings_together() -> None:
     fitted = calibrate(scores_of_settings(true), labels, queries(4000), data="drawn")
     new, new_labels = drawn(4000, seed=1)
     found = report(fitted, scores_of_settings(new), new_labels, (0.5, 0.8))
-    assert list(found.after) == ["exit 6, no merges", "exit 4, merges 1:1/2", "exit 2, no merges"]
+    assert list(found.after) == ["depth 6, keep ratio 1", "depth 4, keep ratio 1:0.5", "depth 2, keep ratio 1"]
     assert (found.pairs, found.relevant) == (4000, pytest.approx(new_labels.mean()))
     for name, before in found.before.items():
         assert found.after[name].error < 0.05 < before.error
@@ -113,7 +113,7 @@ def test_maps_bring_settings_together() -> None:
     before, shared, after = found.spread(0.5)
     assert after < 0.05 < shared
     assert after < before
-    full = "exit 6, no merges"
+    full = "depth 6, keep ratio 1"
     assert found.shared[full] == found.after[full]  # the largest setting shares its own map
 
 
@@ -134,7 +134,7 @@ def test_cross_fitting_measures_queries_that_their_maps_have_not_seen() -> None:
         fitted = fit_platt(logits[NARROW][~held_out], labels[~held_out])
         calibrated[held_out] = [fitted(logit) for logit in logits[NARROW][held_out].tolist()]
     found = cross_fitted_report(logits, labels, groups, (0.5,), folds=4, seed=2)
-    after = found.after["exit 4, merges 1:1/2"]
+    after = found.after["depth 4, keep ratio 1:0.5"]
     assert labels.sum() * 0.8 < calibrating.MIN_PER_CLASS  # Platt's line, then
     assert after.error == pytest.approx(expected_calibration_error(logistic(calibrated), labels))
     assert after.precision == {0.5: pytest.approx(precision_at(0.5, logistic(calibrated), labels))}
@@ -146,7 +146,7 @@ def test_the_table_has_a_row_a_setting_and_the_spread() -> None:
     fitted = calibrate(logits, labels, queries(2000), data="drawn")
     lines = report(fitted, logits, labels, (0.5, 1.1)).markdown().splitlines()
     assert lines[0] == "| setting | calibration error | precision at 0.5 | precision at 1.1 |"
-    assert lines[3].startswith("| exit 4, merges 1:1/2 | ")
+    assert lines[3].startswith("| depth 4, keep ratio 1:0.5 | ")
     assert lines[3].endswith("| – (0) / – (0) / – (0) |")
     assert lines[-1].startswith("| max − min |  | ")
     assert lines[-1].endswith("| – / – / – |")
@@ -160,5 +160,5 @@ def test_the_table_of_errors_has_a_column_for_each_report() -> None:
     lines = error_table({"here": made, "there": made}).splitlines()
     assert lines[0] == "| calibration error | here | there |"
     assert len(lines) == 2 + len(logits)
-    cell = " / ".join(f"{way['exit 2, no merges'].error:.3f}" for way in (made.before, made.shared, made.after))
-    assert f"| exit 2, no merges | {cell} | {cell} |" in lines
+    cell = " / ".join(f"{way['depth 2, keep ratio 1'].error:.3f}" for way in (made.before, made.shared, made.after))
+    assert f"| depth 2, keep ratio 1 | {cell} | {cell} |" in lines

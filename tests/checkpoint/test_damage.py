@@ -20,41 +20,27 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from mrr_model import MatryoshkaReranker, checkpoint
-from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
+from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.weights import FORMATS, read_headers
 from mrr_model.cli import app as cli
 from mrr_model.compression import Plan
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.selection.profile import Profile, ProfilePoint
+from mrr_model.selection.profile import Profile
 
 Damage = Callable[[Path], object]
 
-CALIBRATION = Calibration(
-    settings=(CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-3.0)),),
-    data="toy (19 queries)",
-    targets="labels",
-    pairs=108,
-    relevant=0.2,
-)
-PROFILE = Profile(
-    metric="nDCG@10",
-    collections=("toy",),
-    queries=19,
-    query_tokens=8,
-    passage_tokens=20,
-    device="a processor",
-    dtype="float32",
-    threads=1,
-    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9),),
-)
-
 
 @pytest.fixture(scope="module")
-def whole(make_checkpoint: Callable[..., Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(
+    make_checkpoint: Callable[..., Checkpoint],
+    toy_calibration: Calibration,
+    toy_profile: Profile,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A checkpoint that has every kind of file: two shards and their index, adapters, a calibration and a profile."""
     folder = tmp_path_factory.mktemp("whole") / "checkpoint"
-    made = dataclasses.replace(make_checkpoint("llama"), calibration=CALIBRATION, profile=PROFILE)
+    made = dataclasses.replace(make_checkpoint("llama"), calibration=toy_calibration, profile=toy_profile)
     checkpoint.save(made, folder, embeddings_apart=True)
     return folder
 
@@ -129,8 +115,8 @@ def words(vocabulary: Mapping[str, int]) -> Damage:
 
 
 DEEP = b'{"a":' * 100_000
-CALIBRATED = json.loads(CALIBRATION.model_dump_json())["settings"][0]
-MEASURED = json.loads(PROFILE.model_dump_json())["points"][0]
+CALIBRATED = {"depth": 6, "keep_ratio": 1.0, "map": {"kind": "platt", "slope": 0.5, "intercept": -3.0}}
+MEASURED = {"depth": 6, "quality": 0.8, "kept": 1.0, "min_kept": 1.0, "seconds": 0.01, "flops": 4e9}
 NOWHERE = {"nowhere.lora_A.weight": torch.ones(2, 32), "nowhere.lora_B.weight": torch.ones(32, 2)}
 LORA = "compensation/horizontal_1_2.safetensors"
 
@@ -206,7 +192,7 @@ DAMAGED: list[tuple[str, str, Damage]] = [
             ("matryoshka__default_merge_layer", True),
             ("matryoshka__logit_softcap", 0),
             ("matryoshka__logit_softcap", float("inf")),
-            ("matryoshka__layout", {"query": 5}),
+            ("matryoshka__template", {"query": 5}),
         )
     ),
     *(
@@ -230,10 +216,12 @@ DAMAGED: list[tuple[str, str, Damage]] = [
     (LORA, "scaling nan", tensors(lambda held: None, scaling='{"heads.1": NaN}')),
     (LORA, "scaling a list", tensors(lambda held: None, scaling="[]")),
     (LORA, "scaling damaged", tensors(lambda held: None, scaling="{")),
-    ("calibration.json", "exit 1,000,000", fields(settings=[{**CALIBRATED, "exit_layer": 1_000_000}])),
-    ("calibration.json", "exit 7", fields(settings=[{**CALIBRATED, "exit_layer": 7}])),
+    ("calibration.json", "depth 1,000,000", fields(settings=[{**CALIBRATED, "depth": 1_000_000}])),
+    ("calibration.json", "depth 7", fields(settings=[{**CALIBRATED, "depth": 7}])),
+    ("calibration.json", "merge layer 6", fields(settings=[{**CALIBRATED, "keep_ratio": {"6": 0.5}}])),
+    ("calibration.json", "no merge layer", fields(settings=[{**CALIBRATED, "keep_ratio": 0.5}])),
     ("calibration.json", "100,000 settings", fields(settings=[CALIBRATED] * 100_000)),
-    ("calibration.json", "a huge fraction", fields(settings=[{**CALIBRATED, "merges": {"1": "1e-999999999"}}])),
+    ("calibration.json", "an endless ratio", fields(settings=[{**CALIBRATED, "keep_ratio": {"1": "1e-999999999"}}])),
     ("profile.json", "depth 1,000,000", fields(points=[{**MEASURED, "depth": 1_000_000}])),
 ]
 

@@ -12,40 +12,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mrr_model import MatryoshkaReranker, Target, checkpoint
-from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
+from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint import Checkpoint, load_outline
 from mrr_model.checkpoint.fingerprint import fingerprint, sample
 from mrr_model.checkpoint.hub import SHIPPED
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.selection.profile import Profile, ProfilePoint
+from mrr_model.selection.profile import Profile
 from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.recipe import finetune
 
 Make = Callable[..., Checkpoint]
-CALIBRATION = Calibration(
-    settings=(CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-3.0)),),
-    data="toy",
-    targets="labels",
-    pairs=108,
-    relevant=0.25,
-)
-PROFILE = Profile(
-    metric="nDCG@10",
-    collections=("toy",),
-    queries=19,
-    query_tokens=8,
-    passage_tokens=20,
-    device="a processor",
-    dtype="float32",
-    threads=2,
-    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9),),
-)
 
 
 @pytest.fixture
-def folder(make_checkpoint: Make, tmp_path: Path) -> Path:
+def folder(make_checkpoint: Make, toy_calibration: Calibration, toy_profile: Profile, tmp_path: Path) -> Path:
     """A checkpoint with adapters, a calibration and a profile."""
-    made = dataclasses.replace(make_checkpoint("bert"), calibration=CALIBRATION, profile=PROFILE)
+    made = dataclasses.replace(make_checkpoint("bert"), calibration=toy_calibration, profile=toy_profile)
     checkpoint.save(made, tmp_path / "measured")
     return tmp_path / "measured"
 
@@ -103,23 +85,25 @@ def test_one_model_has_one_fingerprint_in_every_number_format(make_checkpoint: M
     assert half.fingerprint == whole.fingerprint != names["float32"]
 
 
-def test_measurements_go_with_their_weights_whatever_the_format(folder: Path, tmp_path: Path) -> None:
+def test_measurements_go_with_their_weights_whatever_the_format(
+    folder: Path, toy_calibration: Calibration, toy_profile: Profile, tmp_path: Path
+) -> None:
     reranker = MatryoshkaReranker(folder, dtype="bfloat16", max_length=64)
-    assert (reranker.calibration, reranker.profile) == (CALIBRATION, PROFILE)
+    assert (reranker.calibration, reranker.profile) == (toy_calibration, toy_profile)
     reranker.save_pretrained(tmp_path / "half")  # rounded, not trained
-    assert MatryoshkaReranker(tmp_path / "half", dtype="float32").profile == PROFILE
+    assert MatryoshkaReranker(tmp_path / "half", dtype="float32").profile == toy_profile
 
 
 @pytest.mark.parametrize("name", ["heads.2.linear.weight", "model.embeddings.LayerNorm.bias"])
-def test_nobody_vouches_for_changed_weights(folder: Path, name: str) -> None:
+def test_measurements_of_changed_weights_are_left_out(folder: Path, name: str) -> None:
     change_weights(folder, name)
     with pytest.warns(UserWarning, match="other weights|were not saved with the weights") as caught:
         reranker = MatryoshkaReranker(folder, dtype="float32", max_length=64)
-    told = sorted(str(warning.message) for warning in caught)
-    assert len(told) == 3
-    assert "calibration.json was measured with other weights or adapters" in told[0]
-    assert "profile.json was measured with other weights or adapters" in told[1]
-    assert "the adapters horizontal_1_2, horizontal_1_4, vertical in" in told[2]
+    messages = sorted(str(warning.message) for warning in caught)
+    assert len(messages) == 3
+    assert "calibration.json was measured with other weights or adapters" in messages[0]
+    assert "profile.json was measured with other weights or adapters" in messages[1]
+    assert "the adapters horizontal_1_2, horizontal_1_4, vertical in" in messages[2]
     assert (reranker.calibration, reranker.profile, reranker.adapters) == (None, None, ())
     explained = str(reranker.explain())
     assert "nothing: the checkpoint has no profile" in explained
@@ -135,14 +119,16 @@ def test_a_wrecked_copy_of_the_shipped_model_has_no_profile(tmp_path: Path) -> N
         MatryoshkaReranker(wrecked, target=Target(keep_quality=0.9))
 
 
-def test_an_adapter_of_other_weights_is_left_out(folder: Path, make_checkpoint: Make, tmp_path: Path) -> None:
+def test_an_adapter_of_other_weights_is_left_out(
+    folder: Path, make_checkpoint: Make, toy_profile: Profile, tmp_path: Path
+) -> None:
     checkpoint.save(make_checkpoint("bert", seed=1), tmp_path / "other")
     own = folder / "compensation"
     shutil.copy(own / "vertical.safetensors", own / "horizontal_1_8.safetensors")
     with pytest.warns(UserWarning, match="the adapters horizontal_1_8 in .* were not saved with the weights"):
         reranker = MatryoshkaReranker(folder, max_length=64)
     assert reranker.adapters == ("horizontal_1_2", "horizontal_1_4", "vertical")
-    assert reranker.profile == PROFILE
+    assert reranker.profile == toy_profile
     (own / "horizontal_1_8.safetensors").unlink()
     tensors = load_file(own / "vertical.safetensors")
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, own / "vertical.safetensors")

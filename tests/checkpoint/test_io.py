@@ -501,12 +501,12 @@ def test_hub_repository_that_is_not_cached(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     reason = "was not asked" if local_files_only else "could not be reached"
-    with pytest.raises(FileNotFoundError, match=rf"'{name}' is no folder here.*{reason}.*'mini'"):
+    with pytest.raises(FileNotFoundError, match=rf"'{name}' is not a local folder.*{reason}.*'mini'"):
         MatryoshkaReranker(name, cache_dir=tmp_path, local_files_only=local_files_only)
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "a b"])
 def test_name_that_is_no_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder here and no hub id"):
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor a hub id"):
         MatryoshkaReranker(name, local_files_only=True)

@@ -13,40 +13,22 @@ from typing import Any
 import pytest
 
 from mrr_model import MatryoshkaReranker, checkpoint
-from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
+from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint import Checkpoint, journal
 from mrr_model.evaluation.store import save_calibration, save_profile
-from mrr_model.selection.profile import Profile, ProfilePoint
+from mrr_model.selection.profile import Profile
 
 InAFork = Callable[..., int | None]
 Contents = Callable[[Path], dict[str, bytes]]
 
-CALIBRATION = Calibration(
-    settings=(CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-3.0)),),
-    data="toy",
-    targets="labels",
-    pairs=108,
-    relevant=0.25,
-)
-PROFILE = Profile(
-    metric="nDCG@10",
-    collections=("toy",),
-    queries=19,
-    query_tokens=8,
-    passage_tokens=20,
-    device="a processor",
-    dtype="float32",
-    threads=2,
-    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9),),
-)
 NOTES = "notes.txt"
 """A file of the user's in the checkpoint's folder."""
 
 
 @pytest.fixture(scope="module")
-def old(make_checkpoint: Callable[..., Checkpoint]) -> Checkpoint:
+def old(make_checkpoint: Callable[..., Checkpoint], toy_calibration: Calibration, toy_profile: Profile) -> Checkpoint:
     """With everything that a checkpoint can have."""
-    return replace(make_checkpoint("bert", seed=1), calibration=CALIBRATION, profile=PROFILE)
+    return replace(make_checkpoint("bert", seed=1), calibration=toy_calibration, profile=toy_profile)
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +126,19 @@ def test_a_full_disk_leaves_the_old_checkpoint(
 
 @pytest.mark.parametrize("kind", ["calibration", "profile"])
 def test_a_kill_while_measurements_are_stored_leaves_whole_files(
-    kind: str, folder: Path, in_a_fork: InAFork, contents: Contents
+    kind: str, folder: Path, old: Checkpoint, in_a_fork: InAFork, contents: Contents
 ) -> None:
+    assert old.profile is not None
+    assert old.calibration is not None
+    profile = old.profile.model_copy(update={"queries": 20})
+    calibration = old.calibration.model_copy(update={"pairs": 109})
     weights = checkpoint.load(folder).fingerprint or ""
 
     def store() -> None:
         if kind == "profile":
-            save_profile(folder, PROFILE.model_copy(update={"queries": 20}), "| a table |", weights)
+            save_profile(folder, profile, "| a table |", weights)
         else:
-            save_calibration(folder, CALIBRATION.model_copy(update={"pairs": 109}), "| a table |", weights)
+            save_calibration(folder, calibration, "| a table |", weights)
 
     before = contents(folder)
     events = in_a_fork(store, folder)
@@ -202,7 +188,7 @@ def test_readers_beside_savers_see_one_checkpoint_each_time(folder: Path, old: C
 
 
 def test_a_save_that_cannot_be_completed_says_what_to_do(
-    folder: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+    folder: Path, toy_profile: Profile, contents: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / journal.SAVED).mkdir()
     (folder / "config.json").rename(folder / journal.SAVED / "config.json")
@@ -216,5 +202,5 @@ def test_a_save_that_cannot_be_completed_says_what_to_do(
     with pytest.raises(PermissionError, match=r"holds a save that was cut short.*Open it once where it can be written"):
         checkpoint.load(folder)
     monkeypatch.undo()
-    assert MatryoshkaReranker(folder, max_length=64).profile == PROFILE
+    assert MatryoshkaReranker(folder, max_length=64).profile == toy_profile
     assert not (folder / journal.SAVED).exists()

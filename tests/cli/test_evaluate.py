@@ -16,7 +16,7 @@ from mrr_model.cli import app as cli
 from mrr_model.cli import evaluate as commands
 from mrr_model.evaluation import evaluate as evaluating
 from mrr_model.selection import stopwatch
-from mrr_model.selection.target import choose
+from mrr_model.selection.choose import choose_by_profile
 
 Mrr = Callable[..., Result]
 QUICK = ("--timing-pairs", "1", "--timing-repeats", "1", "--dtype", "float32")
@@ -63,7 +63,7 @@ def test_the_table_and_recommendations_go_to_stdout(evaluate: Mrr, tmp_path: Pat
     )
     table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert result.stdout.startswith(table)
-    chosen = choose(Target(keep_quality=0.9), profile)
+    chosen = choose_by_profile(Target(keep_quality=0.9), profile)
     *_, kept, speedup, where = result.stdout.splitlines()
     assert kept == f"Target(keep_quality=0.9): {chosen.setting}, {chosen.reason}"
     assert speedup.startswith("Target(speedup=1000.0): no setting of the profile is 1000 times as quick")

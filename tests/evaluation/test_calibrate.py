@@ -14,6 +14,7 @@ from mrr_model.calibration import fit as calibrating
 from mrr_model.calibration.maps import Calibration, PlattMap
 from mrr_model.calibration.probability import probabilities, probability
 from mrr_model.checkpoint import load_outline
+from mrr_model.compression import Plan
 from mrr_model.data.beir import Collection
 from mrr_model.evaluation.calibrate import calibrate_model, pairs_of
 from mrr_model.evaluation.config import EvaluateConfig
@@ -56,7 +57,7 @@ def test_each_setting_gets_the_map_of_its_own_logits(
 ) -> None:
     settings = settings_of()
     made = calibrate_model(settings).calibration
-    assert (made.data, made.targets, made.pairs, made.relevant) == ("facts (8 queries)", "labels", 64, 8 / 64)
+    assert (made.data, made.targets, made.pairs, made.relevant_share) == ("facts (8 queries)", "labels", 64, 8 / 64)
     assert made.queries == 8
     reranker = open_reranker(settings)
     targets = [float(document == query) for query in range(8) for document in range(8)]
@@ -104,7 +105,7 @@ def test_a_querys_own_document_is_not_fitted_on(
     candidates = {query: list(corpus) for query in facts.queries}
     folder = make_beir(tmp_path / "twins", facts.queries, corpus, facts.qrels, candidates)
     made = calibrate_model(settings_of(collections=(str(folder),))).calibration
-    assert (made.pairs, made.relevant) == (8 * 15, 1 / 15)
+    assert (made.pairs, made.relevant_share) == (8 * 15, 1 / 15)
 
 
 def test_settings_that_are_one_plan_get_one_map(settings_of: Callable[..., EvaluateConfig]) -> None:
@@ -173,15 +174,12 @@ def test_unlabelled_texts_teach_full_sizes_probabilities(
     assert made.calibration.targets == "full size"
     assert made.calibration.data == "texts.jsonl, by full size's own probabilities"
     assert made.calibration.pairs == 64
-    full = made.calibration.nearest(6, {})
+    full = made.calibration.nearest(Plan((6,)))
     assert full.map == PlattMap(slope=1.0, intercept=0.0)  # its logits as they are
     reranker = open_reranker(settings)
     wanted = sum(map(probability, logits_of(reranker, facts_beir, GRID[0])))
     for each in made.calibration.settings[1:]:
-        setting = Compression(
-            each.exit_layer, 1.0 if not each.merges else {layer: float(s) for layer, s in each.merges}
-        )
-        found = sum(probability(each.map(logit)) for logit in logits_of(reranker, facts_beir, setting))
+        found = sum(probability(each.map(logit)) for logit in logits_of(reranker, facts_beir, each.setting))
         assert found == pytest.approx(wanted, abs=1.5)
 
 
@@ -192,8 +190,8 @@ def test_unlabelled_texts_keep_full_sizes_stored_map(
     save_calibration(own_mini, labelled, "", load_outline(own_mini).fingerprint or "")
     settings = settings_of(model=str(own_mini), collections=(str(texts),), output=settings_of().output / "texts")
     made = calibrate_model(settings, texts=texts).calibration
-    assert made.nearest(6, {}).map == labelled.settings[0].map
-    assert made.nearest(3, {}).map != labelled.settings[0].map
+    assert made.nearest(Plan((6,))).map == labelled.settings[0].map
+    assert made.nearest(Plan((3,))).map != labelled.settings[0].map
 
 
 def test_fewer_texts(settings_of: Callable[..., EvaluateConfig], texts: Path) -> None:

@@ -19,7 +19,7 @@ from mrr_model.evaluation.evaluate import STAR, Evaluation, evaluate, open_colle
 from mrr_model.evaluation.grid import passes
 from mrr_model.evaluation.metrics import measure
 from mrr_model.evaluation.presets import PRESETS
-from mrr_model.selection.latency import Timings, timings_of
+from mrr_model.selection.latency import Timings, measure_timings
 from mrr_model.selection.stopwatch import Noise, Timed
 
 MEASURES = ("nDCG@10", "RR@10", "Compat(p=0.8)")
@@ -321,7 +321,7 @@ def test_what_times_depend_on_is_timed_again(
     settings_of: Callable[..., EvaluateConfig], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     evaluate(settings_of(output=tmp_path))
-    with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
+    with patch.object(evaluating, "measure_timings", wraps=measure_timings) as timed:
         evaluate(settings_of(output=tmp_path, **changes))
     timed.assert_called_once()
 
@@ -331,10 +331,10 @@ def test_other_threads_and_another_device_are_timed_again(
     settings_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
     evaluate(settings_of(output=tmp_path))
-    with patch.object(evaluating, "timings_of", wraps=timings_of) as timed:
+    with patch.object(evaluating, "measure_timings", wraps=measure_timings) as timed:
         with patch("mrr_model.selection.latency.torch.get_num_threads", return_value=64):
             evaluate(settings_of(output=tmp_path))
-        with patch("mrr_model.selection.latency.device_name", return_value="another processor"):
+        with patch("mrr_model.reranker.device_name", return_value="another processor"):
             evaluate(settings_of(output=tmp_path))
     assert timed.call_count == 2
 

@@ -19,7 +19,7 @@ points = st.lists(
         depth=st.integers(1, 6),
         quality=few,
         kept=few,
-        least=few,
+        min_kept=few,
         seconds=few,
         flops=few,
     ),
@@ -35,7 +35,7 @@ def profile_of(ratios: int = 3) -> Profile:
             keep_ratio=ratio,
             quality=0.5 - 0.05 * (6 - depth) - 0.1 * (1 - width),
             kept=1 - 0.1 * (6 - depth) - 0.2 * (1 - width),
-            least=1 - 0.1 * (6 - depth) - 0.2 * (1 - width),
+            min_kept=1 - 0.1 * (6 - depth) - 0.2 * (1 - width),
             seconds=0.001 * depth * width,
             flops=1e6 * depth * width,
         )
@@ -113,7 +113,7 @@ def test_titles_are_no_formulas(tmp_path: Path, title: str) -> None:
 
 
 def test_one_setting_and_no_quality_can_be_drawn(tmp_path: Path) -> None:
-    point = ProfilePoint(depth=6, quality=0.0, kept=1.0, least=1.0, seconds=1.0, flops=1.0)
+    point = ProfilePoint(depth=6, quality=0.0, kept=1.0, min_kept=1.0, seconds=1.0, flops=1.0)
     draw(profile_of().model_copy(update={"points": (point,)}), "one", [tmp_path / "a.png"])
     assert (tmp_path / "a.png").stat().st_size > 1000
 

@@ -14,26 +14,7 @@ from mrr_model.calibration.probability import probabilities
 from mrr_model.checkpoint import load_outline
 from mrr_model.checkpoint.hub import SHIPPED
 from mrr_model.evaluation.store import checkpoint_folder, save_calibration, save_profile, write_section
-from mrr_model.selection.profile import Profile, ProfilePoint
-
-CALIBRATION = Calibration(
-    settings=(CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-3.0)),),
-    data="toy (19 queries)",
-    targets="labels",
-    pairs=108,
-    relevant=0.25,
-)
-PROFILE = Profile(
-    metric="nDCG@10",
-    collections=("toy", "other"),
-    queries=19,
-    query_tokens=8,
-    passage_tokens=20,
-    device="a processor",
-    dtype="float32",
-    threads=2,
-    points=(ProfilePoint(depth=6, quality=0.8, kept=1.0, least=1.0, seconds=0.01, flops=4e9),),
-)
+from mrr_model.selection.profile import Profile
 
 
 def weights_of(folder: Path) -> str:
@@ -74,42 +55,44 @@ def test_a_card_that_is_missing_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "<!-- profile -->\na \\1 table\n<!-- /profile -->\n"
 
 
-def test_a_profile_is_stored_and_shown(folder: Path) -> None:
+def test_a_profile_is_stored_and_shown(folder: Path, toy_profile: Profile) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     for _ in range(2):
-        save_profile(folder, PROFILE, "| a | table |", weights_of(folder))
-    assert MatryoshkaReranker(folder, max_length=64).profile == PROFILE
+        save_profile(folder, toy_profile, "| a | table |", weights_of(folder))
+    assert MatryoshkaReranker(folder, max_length=64).profile == toy_profile
     written = (folder / "README.md").read_text(encoding="utf-8")
     assert written.startswith(card.rstrip())
     assert written.count("## What each size keeps and costs") == written.count("| a | table |") == 1
     assert "nDCG@10 on toy, other (19 queries); times on a processor, 2 threads, float32" in written
 
 
-def test_a_calibration_is_stored_beside_a_profile(folder: Path) -> None:
-    save_profile(folder, PROFILE, "", weights_of(folder))
-    save_calibration(folder, CALIBRATION, "| a | table |", weights_of(folder))
+def test_a_calibration_is_stored_beside_a_profile(
+    folder: Path, toy_calibration: Calibration, toy_profile: Profile
+) -> None:
+    save_profile(folder, toy_profile, "", weights_of(folder))
+    save_calibration(folder, toy_calibration, "| a | table |", weights_of(folder))
     reranker = MatryoshkaReranker(folder, max_length=64)
-    assert (reranker.profile, reranker.calibration) == (PROFILE, CALIBRATION)
+    assert (reranker.profile, reranker.calibration) == (toy_profile, toy_calibration)
     written = (folder / "README.md").read_text(encoding="utf-8")
     assert "fitted them on toy (19 queries): 108 pairs, 25.0% of them relevant" in written
     assert "on queries that the maps had not seen" in written
     assert "| a | table |" in written
 
 
-def test_a_card_says_what_probabilities_mean_without_labels(folder: Path) -> None:
-    save_calibration(folder, CALIBRATION.model_copy(update={"targets": "full size"}), "", weights_of(folder))
+def test_a_card_says_what_probabilities_mean_without_labels(folder: Path, toy_calibration: Calibration) -> None:
+    save_calibration(folder, toy_calibration.model_copy(update={"targets": "full size"}), "", weights_of(folder))
     written = (folder / "README.md").read_text(encoding="utf-8")
     assert "means what full size's means" in written
     assert "relevant" not in written.partition("<!-- calibration -->")[2]
     assert "had not seen" not in written
 
 
-def test_published_folders_can_be_written_to(reference: Path, tmp_path: Path) -> None:
+def test_published_folders_can_be_written_to(reference: Path, toy_calibration: Calibration, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(reference / "mistral" / "model", tmp_path / "published"))
     before = MatryoshkaReranker(folder, max_length=64).score("a", ["b"], normalize=False)
     layers = MatryoshkaReranker(folder, max_length=64).num_layers
-    maps = CalibratedSetting(exit_layer=layers, map=PlattMap(slope=0.5, intercept=-3.0))
-    calibration = CALIBRATION.model_copy(update={"settings": (maps,)})
+    maps = CalibratedSetting(depth=layers, map=PlattMap(slope=0.5, intercept=-3.0))
+    calibration = toy_calibration.model_copy(update={"settings": (maps,)})
     save_calibration(checkpoint_folder(str(folder)), calibration, "", weights_of(folder))
     reranker = MatryoshkaReranker(folder, max_length=64)
     assert reranker.calibration is not None
@@ -130,15 +113,17 @@ def test_the_installed_package_is_left_as_it_is(model: str) -> None:
     assert not (SHIPPED["mini"].parent / "own").exists()
 
 
-def test_a_copy_is_made_to_store_with(folder: Path, saved_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_copy_is_made_to_store_with(
+    folder: Path, saved_checkpoint: Path, toy_profile: Profile, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     for _ in range(2):  # what was copied before will do
         assert checkpoint_folder(str(folder), copy) == copy
     assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == {
         path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
-    save_profile(copy, PROFILE, "", weights_of(copy))
-    assert MatryoshkaReranker(copy, max_length=64).profile == PROFILE
+    save_profile(copy, toy_profile, "", weights_of(copy))
+    assert MatryoshkaReranker(copy, max_length=64).profile == toy_profile
     assert MatryoshkaReranker(folder, max_length=64).profile is None
     with pytest.raises(ValueError, match=r"save_to=.* holds another checkpoint"):
         checkpoint_folder(str(saved_checkpoint), copy)

@@ -361,13 +361,13 @@ def test_training_leaves_the_adapters_out_and_says_so(make_checkpoint: MakeCheck
 
 CALIBRATION = Calibration(
     settings=(
-        CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-3.0)),
-        CalibratedSetting(exit_layer=3, map=PlattMap(slope=2.0, intercept=1.0)),
+        CalibratedSetting(depth=6, map=PlattMap(slope=0.5, intercept=-3.0)),
+        CalibratedSetting(depth=3, map=PlattMap(slope=2.0, intercept=1.0)),
     ),
     data="toy",
     targets="labels",
     pairs=100,
-    relevant=0.1,
+    relevant_share=0.1,
 )
 
 

@@ -1,4 +1,4 @@
-"""From a target to a setting of one re-ranker, and settings explained."""
+"""From a target to a setting: among measured ones, by FLOPs, and by a re-ranker's own; and settings explained."""
 
 import pickle
 from collections.abc import Callable
@@ -9,12 +9,14 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from mrr_model import Compression, MatryoshkaReranker, Target
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
 from mrr_model.checkpoint import Checkpoint
-from mrr_model.selection import choose as choosing
-from mrr_model.selection.latency import Timings
+from mrr_model.selection.choose import RATIOS, candidate_settings, choose, choose_by_flops, choose_by_profile
+from mrr_model.selection.latency import Request, Timings
 from mrr_model.selection.profile import Profile, ProfilePoint
 from mrr_model.selection.stopwatch import Noise, Timed
 
@@ -39,7 +41,7 @@ def profile_of(points: list[tuple[int, Any, float, float]]) -> Profile:
                 keep_ratio=ratio,
                 quality=0.8 * kept,
                 kept=kept,
-                least=kept,
+                min_kept=kept,
                 seconds=0.01 * time,
                 flops=1e9 * time,
             )
@@ -51,14 +53,155 @@ def profile_of(points: list[tuple[int, Any, float, float]]) -> Profile:
 PROFILE = profile_of([(6, 1.0, 1.0, 1.0), (6, 0.5, 0.99, 0.6), (4, 0.5, 0.97, 0.4), (3, {1: 0.25}, 0.8, 0.2)])
 CALIBRATION = Calibration(
     settings=(
-        CalibratedSetting(exit_layer=6, map=PlattMap(slope=0.5, intercept=-1.0)),
-        CalibratedSetting(exit_layer=4, merges={1: "1/2"}, map=PlattMap(slope=0.1, intercept=0.0)),
+        CalibratedSetting(depth=6, map=PlattMap(slope=0.5, intercept=-1.0)),
+        CalibratedSetting(depth=4, keep_ratio={1: 0.5}, map=PlattMap(slope=0.1, intercept=0.0)),
     ),
     data="toy (19 queries)",
     targets="labels",
     pairs=108,
-    relevant=0.2,
+    relevant_share=0.2,
 )
+
+
+# Among measured settings, and by FLOPs
+
+
+few = st.sampled_from([0.25, 0.5, 0.75, 0.9, 0.98, 1.0, 1.02])
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> Profile:
+    """Full size and up to eight settings below it, with many ties."""
+    settings = draw(st.sets(st.tuples(st.integers(1, 5), st.sampled_from([1.0, 0.5, 0.25])), max_size=8))
+    points = [ProfilePoint(depth=6, quality=0.8, kept=1.0, min_kept=1.0, seconds=1.0, flops=1.0)]
+    for depth, ratio in sorted(settings):
+        kept = draw(few)
+        taken = draw(st.sampled_from([0.1, 0.2, 0.4, 0.5, 1.0, 1.25]))
+        points.append(
+            ProfilePoint(
+                depth=depth,
+                keep_ratio=ratio,
+                quality=0.8 * kept,
+                kept=kept,
+                min_kept=kept,
+                seconds=taken,
+                flops=taken,
+            )
+        )
+    return Profile(
+        metric="nDCG@10", collections=("toy",), queries=9, query_tokens=8, passage_tokens=40, device="a processor",
+        dtype="float32", threads=1, points=tuple(points),
+    )  # fmt: skip
+
+
+def point_of(profile: Profile, setting: Compression) -> ProfilePoint:
+    [point] = [point for point in profile.points if point.setting == setting]
+    return point
+
+
+@given(profiles(), st.sampled_from([0.01, 0.5, 0.8, 0.98, 1.0]))
+def test_keep_quality_is_the_fastest_that_keeps_it(profile: Profile, share: float) -> None:
+    chosen = point_of(profile, choose_by_profile(Target(keep_quality=share), profile).setting)
+    assert chosen.kept >= share
+    for other in profile.points:
+        if other.kept >= share:
+            assert (chosen.seconds, -chosen.kept) <= (other.seconds, -other.kept)
+
+
+@given(profiles(), st.sampled_from([1.0, 1.5, 2.0, 4.0, 8.0]))
+def test_speedup_is_the_best_that_is_as_fast(profile: Profile, times: float) -> None:
+    fast = [point for point in profile.points if point.seconds <= profile.full.seconds / times]
+    assume(fast)
+    chosen = point_of(profile, choose_by_profile(Target(speedup=times), profile).setting)
+    assert chosen in fast
+    assert all((chosen.kept, -chosen.seconds) >= (other.kept, -other.seconds) for other in fast)
+
+
+@given(profiles(), st.data())
+def test_latency_goes_by_this_devices_times_and_not_by_the_profiles(profile: Profile, data: st.DataObject) -> None:
+    times = {point.setting: data.draw(st.sampled_from([0.01, 0.05, 0.2])) for point in profile.points}
+    target = Target(max_latency_ms=60)
+    within = [point for point in profile.points if times[point.setting] <= 0.06]
+    if not within:
+        with pytest.raises(ValueError, match=r"done with 20 documents in 60 ms: the fastest, .*, reaches 200 ms"):
+            choose_by_profile(target, profile, times)
+        return
+    choice = choose_by_profile(target, profile, times)
+    assert point_of(profile, choice.setting).kept == max(point.kept for point in within)
+    assert times[choice.setting] <= 0.06
+    assert f"{times[choice.setting] * 1000:.0f} ms on this device" in choice.reason
+
+
+@given(profiles())
+def test_more_quality_never_comes_faster_and_more_speed_never_better(profile: Profile) -> None:
+    taken = [
+        point_of(profile, choose_by_profile(Target(keep_quality=share), profile).setting).seconds
+        for share in (0.3, 0.8, 1.0)
+    ]
+    assert taken == sorted(taken)
+    largest = profile.full.seconds / min(point.seconds for point in profile.points)
+    kept = [
+        point_of(profile, choose_by_profile(Target(speedup=times), profile).setting).kept
+        for times in (1.0, 1.5, 2.0, 4.0)
+        if times <= largest
+    ]
+    assert kept == sorted(kept, reverse=True)
+
+
+@given(profiles())
+def test_what_is_out_of_reach_says_what_is_not(profile: Profile) -> None:
+    with pytest.raises(ValueError, match=r"no setting of the profile is 100 times as fast .* `mrr evaluate"):
+        choose_by_profile(Target(speedup=100), profile)
+
+
+@given(
+    st.dictionaries(
+        st.builds(Compression, st.integers(1, 6), st.sampled_from([1.0, 0.5])), st.floats(0.01, 1.0), min_size=1
+    ),
+    st.sampled_from([1, 1.5, 2, 5]),
+)
+def test_without_a_profile_most_computation_within_the_budget_is_chosen(
+    shares: dict[Compression, float], times: float
+) -> None:
+    if min(shares.values()) > 1 / times:
+        with pytest.raises(ValueError, match=f"speedup={times:g} is out of reach: the smallest setting"):
+            choose_by_flops(times, shares)
+        return
+    choice = choose_by_flops(times, shares)
+    within = [share for share in shares.values() if share <= 1 / times]
+    assert shares[choice.setting] == pytest.approx(max(within), abs=1e-8)
+    assert "FLOPs model: this checkpoint has no profile (make one with `mrr evaluate" in choice.reason
+
+
+def test_candidates_are_settings_of_different_plans(make_checkpoint: Callable[..., Checkpoint]) -> None:
+    for merge_layers in ((1, 2, 3, 4, 5), (3, 5), ()):
+        own = {"default_merge_layer": merge_layers[0] if merge_layers else 1, "merge_layers": merge_layers}
+        reranker = opened(make_checkpoint("bert", own=own, adapters=False))
+        found = candidate_settings(reranker.exits, merge_layers[0] if merge_layers else None)
+        plans = [reranker.plan(setting.depth, setting.keep_ratio) for setting in found]
+        ratios = RATIOS if merge_layers else RATIOS[:1]
+        assert len(set(plans)) == len(plans)
+        assert set(plans) == {reranker.plan(depth, ratio) for depth in reranker.exits for ratio in ratios}
+
+
+def test_only_what_a_target_needs_is_computed() -> None:
+    full, half = Compression(6, 1.0), Compression(4, 0.5)
+    profile = profile_of([(6, 1.0, 1.0, 1.0), (4, 0.5, 0.9, 0.3)])
+    asked: list[Any] = []
+
+    def timings(settings: Any, request: Request, *, refresh: bool) -> Timings:
+        asked.append((settings, request, refresh))
+        return timings_of({full: 0.5, half: 0.1})
+
+    options: dict[str, Any] = {"candidates": [full, half], "time_settings": timings, "model": "toy"}
+    shares = {full: 1.0, half: 0.4}.__getitem__
+    assert choose(Target(speedup=2), None, flops_share=shares, **options).setting == half
+    options["flops_share"] = lambda _: pytest.fail("FLOPs are not asked for")
+    assert choose(Target(speedup=2), profile, **options).setting == half
+    assert choose(Target(keep_quality=0.95), profile, **options).setting == full
+    assert asked == []
+    assert choose(Target(max_latency_ms=200, documents=7, refresh=True), profile, **options).setting == half
+    assert asked == [([full, half], Request(documents=7, query_tokens=6, passage_tokens=15), True)]
 
 
 @pytest.fixture(autouse=True)
@@ -120,13 +263,13 @@ TIMES[Compression(6, 0.5)] = 0.5  # here it is slow
 
 
 def test_a_latency_is_timed_on_this_device_and_once(measured: Checkpoint) -> None:
-    with patch.object(choosing, "request_timings", return_value=timings_of(TIMES)) as timed:
+    with patch("mrr_model.reranker.request_timings", return_value=timings_of(TIMES)) as timed:
         reranker = opened(measured, target=Target(max_latency_ms=5, documents=7))
     assert reranker.compression == Compression(4, 0.5)
     [call] = timed.mock_calls
     assert call.args[1] == [point.setting for point in PROFILE.points]
-    assert call.args[2] == choosing.Request(documents=7, query_tokens=6, passage_tokens=15)
-    assert call.kwargs == {"refresh": False}
+    assert call.args[2] == Request(documents=7, query_tokens=6, passage_tokens=15)
+    assert call.kwargs["refresh"] is False
     assert "4 ms on this device, and kept 97.0%" in str(reranker.explain())
     with patch("mrr_model.selection.latency.timed", return_value=Timed(TIMES, QUIET)) as timed:
         for _ in range(2):
@@ -144,33 +287,33 @@ def test_an_explanation_says_when_and_where_a_latency_was_measured(
     measured: Checkpoint, noise: Noise, said: str
 ) -> None:
     where = f"(measured 2026-03-01 09:05 UTC on a processor, 2 threads, float32, torch 2.9; {said})"
-    with patch.object(choosing, "request_timings", return_value=timings_of(TIMES, noise)):
+    with patch("mrr_model.reranker.request_timings", return_value=timings_of(TIMES, noise)):
         reranker = opened(measured, target=Target(max_latency_ms=5))
         assert reranker.explain().reason.endswith(f"on toy (19 queries) {where}")
         with pytest.raises(
-            ValueError, match=r"comes to 3 ms \(measured 2026-03-01 .*Ask for less, measure again with ref"
+            ValueError, match=r"reaches 3 ms \(measured 2026-03-01 .*Ask for less, measure again with ref"
         ):
             opened(measured, target=Target(max_latency_ms=1))
 
 
 def test_what_the_profile_cannot_reach_is_an_error(measured: Checkpoint) -> None:
-    with pytest.raises(ValueError, match=r"no setting of the profile is 6 times as quick .*comes to 5.00 times"):
+    with pytest.raises(ValueError, match=r"no setting of the profile is 6 times as fast .*reaches 5.00 times"):
         opened(measured, target=Target(speedup=6))
 
 
 def test_a_service_may_take_the_fastest_with_a_warning(measured: Checkpoint, bare: Checkpoint) -> None:
     fastest = Compression(3, {1: 0.25})
     with (
-        patch.object(choosing, "request_timings", return_value=timings_of(TIMES)),
+        patch("mrr_model.reranker.request_timings", return_value=timings_of(TIMES)),
         pytest.warns(
-            UserWarning, match=r"no setting .* in 1 ms: the quickest, .*3 ms .*It is used all the same"
+            UserWarning, match=r"no setting .* in 1 ms: the fastest, .*3 ms .*It is used nevertheless"
         ) as caught,
     ):
         reranker = opened(measured, target=Target(max_latency_ms=1, if_unreachable="fastest"))
     assert caught[0].filename == __file__
     assert reranker.compression == fastest
-    assert reranker.explain().reason.startswith("the fastest there is, because no setting of the profile is done with")
-    with pytest.warns(UserWarning, match=r"no setting of the profile is 6 times as quick"):
+    assert reranker.explain().reason.startswith("the fastest setting, because no setting of the profile is done with")
+    with pytest.warns(UserWarning, match=r"no setting of the profile is 6 times as fast"):
         assert opened(measured, target=Target(speedup=6, if_unreachable="fastest")).compression == fastest
     with pytest.warns(UserWarning, match=r"speedup=1000 is out of reach: the smallest setting, depth 1, keep ratio 1,"):
         made = opened(bare, target=Target(speedup=1000, if_unreachable="fastest"))
@@ -178,7 +321,7 @@ def test_a_service_may_take_the_fastest_with_a_warning(measured: Checkpoint, bar
     assert opened(measured, target=Target(speedup=2, if_unreachable="fastest")).compression == Compression(4, 0.5)
 
 
-def test_a_running_service_can_choose_anew(measured: Checkpoint) -> None:
+def test_a_running_service_can_choose_again(measured: Checkpoint) -> None:
     faster = {setting: seconds / 2 for setting, seconds in TIMES.items()}
     with patch("mrr_model.selection.latency.timed", side_effect=[Timed(TIMES, QUIET), Timed(faster, QUIET)]):
         reranker = opened(measured, target=Target(max_latency_ms=5))
@@ -203,7 +346,7 @@ def test_without_a_profile_the_flops_model_serves_for_speedup(bare: Checkpoint, 
     within = [
         reranker.flops(depth=depth, keep_ratio=ratio)
         for depth in reranker.exits
-        for ratio in choosing.RATIOS
+        for ratio in RATIOS
         if reranker.flops(depth=depth, keep_ratio=ratio) <= full / times
     ]
     assert reranker.flops() == max(within)
@@ -264,19 +407,19 @@ def test_an_explanation_says_what_runs_and_what_is_known_of_it(measured: Checkpo
     said = opened(measured, target=Target(speedup=2)).explain()
     assert said.setting == Compression(4, 0.5)
     assert str(said).splitlines() == [
-        "setting       depth 4, keep ratio 0.5: the best setting that is 2 times as quick as full size: 2.50 times as "
-        "quick, and kept 97.0% of full size's nDCG@10 on toy (19 queries)",
+        "setting       depth 4, keep ratio 0.5: the best setting that is 2 times as fast as full size: 2.50 times as "
+        "fast, and kept 97.0% of full size's nDCG@10 on toy (19 queries)",
         "does          runs 4 layers, merges passage tokens after layer 1 to 0.5",
         "adapters      vertical, horizontal_1_2",
-        f"FLOPs         {said.flops:.1%} of full size's",
-        "measured      kept 97.0% of full size's nDCG@10 on toy (19 queries), 2.50 times as quick on a processor in "
+        f"FLOPs         {said.flops_share:.1%} of full size's",
+        "measured      kept 97.0% of full size's nDCG@10 on toy (19 queries), 2.50 times as fast on a processor in "
         "float32",
         "probabilities by this setting's own map, fitted on toy (19 queries), 108 pairs, 20.0% of them relevant",
     ]
     reranker = opened(measured)
-    assert said.flops == reranker.flops(depth=4, keep_ratio=0.5) / reranker.flops()
+    assert said.flops_share == reranker.flops(depth=4, keep_ratio=0.5) / reranker.flops()
     full = reranker.explain()
-    assert (full.flops, full.reason, full.plan) == (1.0, "as asked", reranker.plan())
+    assert (full.flops_share, full.reason, full.plan) == (1.0, "as asked", reranker.plan())
     assert "merges passage tokens nowhere" in str(full)
     assert "adapters      none" in str(full)
 
@@ -285,7 +428,7 @@ def test_an_explanation_says_when_the_profile_was_measured_and_how_large_it_is(m
     facts = {"measured_at": datetime(2026, 3, 1, tzinfo=timezone.utc), "relevant": 12, "noise": Noise(spread=0.3)}
     made = replace(measured, profile=PROFILE.model_copy(update=facts))
     assert opened(made).explain().measured == (
-        "kept 100.0% of full size's nDCG@10 on toy (19 queries, 12 relevant documents), 1.00 times as quick on a "
+        "kept 100.0% of full size's nDCG@10 on toy (19 queries, 12 relevant documents), 1.00 times as fast on a "
         "processor in float32, 2026-03-01 00:00 UTC (noisy: repeated runs differ by 30%)"
     )
 
@@ -308,8 +451,10 @@ def test_what_was_measured_is_found_however_the_setting_is_said(
 
 def test_the_nearest_map_is_named_where_a_setting_has_none(measured: Checkpoint, bare: Checkpoint) -> None:
     reranker = opened(measured)
-    assert reranker.explain(depth=5).calibration.startswith("by the map of exit 6, no merges, the nearest, fitted on")
-    assert reranker.explain(depth=3, keep_ratio=0.5).calibration.startswith("by the map of exit 4, merges 1:1/2,")
+    assert reranker.explain(depth=5).calibration.startswith(
+        "by the map of depth 6, keep ratio 1, the nearest, fitted on"
+    )
+    assert reranker.explain(depth=3, keep_ratio=0.5).calibration.startswith("by the map of depth 4, keep ratio 1:0.5,")
     nothing = opened(bare).explain()
     assert nothing.calibration == "the logistic function of the logits: the checkpoint has no calibration"
     assert nothing.measured == "nothing: the checkpoint has no profile"

@@ -1,7 +1,7 @@
 """How long a request takes here: measured, kept, and never looked at by a test."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import pytest
 
 from mrr_model import Compression, MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
+from mrr_model.reranker import timing_facts
 from mrr_model.selection import latency as timing
 from mrr_model.selection import stopwatch
-from mrr_model.selection.latency import MAX_AGE, REPEATS, Request, Timings, request_timings, texts_of
+from mrr_model.selection.latency import MAX_AGE, REPEATS, Request, Timings, texts_of
 from mrr_model.selection.stopwatch import Noise, Timed
 
 SETTINGS = [Compression(6, 1.0), Compression(4, 0.5), Compression(3, {1: 0.5, 2: 0.25})]
@@ -36,6 +37,25 @@ def reranker(loaded: Checkpoint) -> MatryoshkaReranker:
     return MatryoshkaReranker(loaded, max_length=64)
 
 
+def count_tokens(reranker: MatryoshkaReranker) -> Callable[[str], int]:
+    return lambda text: len(reranker.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def times_of(
+    reranker: MatryoshkaReranker, settings: Sequence[Compression], request: Request, *, refresh: bool = False
+) -> Timings:
+    return timing.request_timings(
+        timing_facts(reranker),
+        settings,
+        request,
+        score=lambda query, texts, setting: reranker.score(
+            query, texts, depth=setting.depth, keep_ratio=setting.keep_ratio
+        ),
+        count_tokens=count_tokens(reranker),
+        refresh=refresh,
+    )
+
+
 QUIET, LOUD = Noise(spread=0.01, contention=0.0), Noise(spread=0.5, contention=0.8)
 
 
@@ -47,7 +67,7 @@ class Stopwatch:
 
     def __call__(self, runs: Any, repeats: int, processors: int) -> Timed[Any]:
         self.calls += 1
-        return Timed({key: 0.001 * (self.calls + place) for place, key in enumerate(runs)}, self.noise)
+        return Timed({key: 0.001 * (self.calls + index) for index, key in enumerate(runs)}, self.noise)
 
 
 @pytest.fixture
@@ -63,11 +83,11 @@ def test_texts_have_about_the_tokens_asked_for(
     make_checkpoint: Callable[..., Checkpoint], family: str, tokens: int
 ) -> None:
     reranker = MatryoshkaReranker(make_checkpoint(family), max_length=128)
-    query, texts = texts_of(reranker, Request(5, max(1, tokens), tokens))
+    query, texts = texts_of(Request(5, max(1, tokens), tokens), count_tokens(reranker))
     assert query.strip()
     assert len(set(texts)) == len(texts) == 5  # equal ones would be scored once
     for text in texts:
-        length = len(reranker.tokenizer(text, add_special_tokens=False)["input_ids"])
+        length = count_tokens(reranker)(text)
         assert 1 <= length <= max(1, tokens) * 1.5 + 1
         assert tokens < 7 or length >= tokens / 2
 
@@ -75,7 +95,7 @@ def test_texts_have_about_the_tokens_asked_for(
 def test_every_setting_is_timed_on_the_request(reranker: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "ATTEMPTS", 1)
     with patch.object(MatryoshkaReranker, "score", autospec=True, side_effect=MatryoshkaReranker.score) as score:
-        made = request_timings(reranker, SETTINGS, REQUEST)
+        made = times_of(reranker, SETTINGS, REQUEST)
     assert score.call_count == len(SETTINGS) * (REPEATS + 1)
     assert {Compression(call.kwargs["depth"], call.kwargs["keep_ratio"]) for call in score.mock_calls} == set(SETTINGS)
     assert {len(call.args[2]) for call in score.mock_calls} == {3}
@@ -84,44 +104,44 @@ def test_every_setting_is_timed_on_the_request(reranker: MatryoshkaReranker, mon
 
 def test_timings_say_when_and_where(reranker: MatryoshkaReranker, measured: Stopwatch, cache: Path) -> None:
     before = datetime.now(timezone.utc)
-    made = request_timings(reranker, SETTINGS, REQUEST)
+    made = times_of(reranker, SETTINGS, REQUEST)
     assert before <= made.measured_at <= datetime.now(timezone.utc)
-    assert (made.threads, made.dtype, made.device) == (1, "float32", timing.device_name(reranker.device))
+    assert (made.threads, made.dtype, made.device) == (1, "float32", timing_facts(reranker).device)
     assert str(made) == (
         f"measured {made.measured_at:%Y-%m-%d %H:%M} UTC on {made.device}, 1 threads, float32, "
         f"torch {timing.torch.__version__}; quiet"
     )
-    assert request_timings(reranker, SETTINGS, REQUEST) == made
+    assert times_of(reranker, SETTINGS, REQUEST) == made
     assert measured.calls == 1
     [file] = cache.rglob("*.json")
     assert Timings.model_validate_json(file.read_text(encoding="utf-8")) == made
     assert {path.stem for path in file.parent.iterdir()} == {file.stem}  # and its lock
 
 
-def test_what_a_time_depends_on_is_timed_anew(
+def test_what_a_time_depends_on_is_timed_again(
     loaded: Checkpoint, reranker: MatryoshkaReranker, measured: Stopwatch
 ) -> None:
-    request_timings(reranker, SETTINGS, REQUEST)
-    request_timings(reranker, SETTINGS[:2], REQUEST)
-    request_timings(reranker, SETTINGS, Request(4, 4, 20))
-    request_timings(MatryoshkaReranker(loaded, max_length=32), SETTINGS, REQUEST)
-    request_timings(MatryoshkaReranker(loaded, max_length=64, batch_tokens=64), SETTINGS, REQUEST)
-    request_timings(MatryoshkaReranker(loaded, max_length=64, query_max_length=3), SETTINGS, REQUEST)
-    request_timings(reranker.copy(compensated=False), SETTINGS, REQUEST)
+    times_of(reranker, SETTINGS, REQUEST)
+    times_of(reranker, SETTINGS[:2], REQUEST)
+    times_of(reranker, SETTINGS, Request(4, 4, 20))
+    times_of(MatryoshkaReranker(loaded, max_length=32), SETTINGS, REQUEST)
+    times_of(MatryoshkaReranker(loaded, max_length=64, batch_tokens=64), SETTINGS, REQUEST)
+    times_of(MatryoshkaReranker(loaded, max_length=64, query_max_length=3), SETTINGS, REQUEST)
+    times_of(reranker.copy(compensated=False), SETTINGS, REQUEST)
     with patch.object(timing.torch, "get_num_threads", return_value=64):
-        request_timings(reranker, SETTINGS, REQUEST)
-    with patch.object(timing, "device_name", return_value="another processor"):
-        request_timings(reranker, SETTINGS, REQUEST)
+        times_of(reranker, SETTINGS, REQUEST)
+    with patch("mrr_model.reranker.device_name", return_value="another processor"):
+        times_of(reranker, SETTINGS, REQUEST)
     assert measured.calls == 9
-    request_timings(MatryoshkaReranker(loaded, max_length=64), SETTINGS, REQUEST)  # another object, the same model
+    times_of(MatryoshkaReranker(loaded, max_length=64), SETTINGS, REQUEST)  # another object, the same model
     assert measured.calls == 9
 
 
 def test_timings_are_measured_again_on_demand(reranker: MatryoshkaReranker, measured: Stopwatch) -> None:
-    first = request_timings(reranker, SETTINGS, REQUEST)
-    again = request_timings(reranker, SETTINGS, REQUEST, refresh=True)
+    first = times_of(reranker, SETTINGS, REQUEST)
+    again = times_of(reranker, SETTINGS, REQUEST, refresh=True)
     assert again.seconds != first.seconds
-    assert request_timings(reranker, SETTINGS, REQUEST) == again
+    assert times_of(reranker, SETTINGS, REQUEST) == again
 
 
 @pytest.mark.parametrize(
@@ -130,10 +150,10 @@ def test_timings_are_measured_again_on_demand(reranker: MatryoshkaReranker, meas
 def test_old_timings_are_measured_again(
     reranker: MatryoshkaReranker, measured: Stopwatch, cache: Path, age: timedelta, calls: int
 ) -> None:
-    made = request_timings(reranker, SETTINGS, REQUEST)
+    made = times_of(reranker, SETTINGS, REQUEST)
     [file] = cache.rglob("*.json")
     file.write_text(made.model_copy(update={"measured_at": made.measured_at - age}).model_dump_json())
-    request_timings(reranker, SETTINGS, REQUEST)
+    times_of(reranker, SETTINGS, REQUEST)
     assert measured.calls == calls
 
 
@@ -141,17 +161,17 @@ def test_noisy_timings_hold_for_this_process_and_not_for_the_next(
     reranker: MatryoshkaReranker, measured: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured.noise = LOUD
-    noisy = request_timings(reranker, SETTINGS, REQUEST)
+    noisy = times_of(reranker, SETTINGS, REQUEST)
     assert str(noisy).endswith(
         "; noisy: repeated runs differ by 50%, other processes took 80% of the processors needed"
     )
-    assert request_timings(reranker, SETTINGS, REQUEST) == noisy
+    assert times_of(reranker, SETTINGS, REQUEST) == noisy
     monkeypatch.setattr(timing.os, "getpid", lambda: -1)  # a fork
     measured.noise = QUIET
-    quiet = request_timings(reranker, SETTINGS, REQUEST)
+    quiet = times_of(reranker, SETTINGS, REQUEST)
     assert not quiet.noise.noisy
     monkeypatch.setattr(timing, "_TOKEN", "another")
-    assert request_timings(reranker, SETTINGS, REQUEST) == quiet
+    assert times_of(reranker, SETTINGS, REQUEST) == quiet
     assert measured.calls == 2
 
 
@@ -171,7 +191,7 @@ def test_one_process_measures_at_a_time(
 
     seen = []
     monkeypatch.setattr(timing, "timed", lambda *given, **named: (seen.append(locked()), measured(*given, **named))[1])
-    request_timings(reranker, SETTINGS, REQUEST)
+    times_of(reranker, SETTINGS, REQUEST)
     assert (seen, locked()) == ([True], False)
 
 
@@ -179,7 +199,7 @@ def test_who_waited_reads_what_the_other_measured(
     reranker: MatryoshkaReranker, measured: Stopwatch, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
-    others = request_timings(reranker, SETTINGS, REQUEST)
+    others = times_of(reranker, SETTINGS, REQUEST)
     [file] = cache.rglob("*.json")
     file.unlink()
 
@@ -187,7 +207,7 @@ def test_who_waited_reads_what_the_other_measured(
         file.write_text(others.model_dump_json())
 
     monkeypatch.setattr(fcntl, "flock", wait)
-    assert request_timings(reranker, SETTINGS, REQUEST) == others
+    assert times_of(reranker, SETTINGS, REQUEST) == others
     assert measured.calls == 1
 
 
@@ -196,32 +216,32 @@ def test_a_cache_folder_without_locks_serves_all_the_same(
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
     with patch.object(fcntl, "flock", side_effect=OSError("no locks here")):
-        made = request_timings(reranker, SETTINGS, REQUEST)
+        made = times_of(reranker, SETTINGS, REQUEST)
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert request_timings(reranker, SETTINGS, REQUEST) == made
+    assert times_of(reranker, SETTINGS, REQUEST) == made
     assert measured.calls == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"depth 6": 1}', b"\xff", "negative", "one missing"])
-def test_a_damaged_cache_is_a_warning_and_timed_anew(
+def test_a_damaged_cache_is_a_warning_and_timed_again(
     reranker: MatryoshkaReranker,
     measured: Stopwatch,
     cache: Path,
     caplog: pytest.LogCaptureFixture,
     content: bytes | str,
 ) -> None:
-    made = request_timings(reranker, SETTINGS, REQUEST)
+    made = times_of(reranker, SETTINGS, REQUEST)
     [file] = cache.rglob("*.json")
     if content == "negative":
         made = made.model_copy(update={"seconds": {**made.seconds, str(SETTINGS[0]): -1.0}})
     elif content == "one missing":
         made = made.model_copy(update={"seconds": {str(SETTINGS[0]): 1.0}})
     file.write_bytes(content if isinstance(content, bytes) else made.model_dump_json().encode())
-    again = request_timings(reranker, SETTINGS, REQUEST)
+    again = times_of(reranker, SETTINGS, REQUEST)
     [record] = caplog.records
     assert (record.levelname, str(file) in record.message) == ("WARNING", True)
     assert measured.calls == 2
-    assert request_timings(reranker, SETTINGS, REQUEST) == again
+    assert times_of(reranker, SETTINGS, REQUEST) == again
     assert measured.calls == 2
 
 
@@ -230,7 +250,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning_in_the_log(
     reranker: MatryoshkaReranker, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.write_text("a file", encoding="utf-8")
-    assert list(request_timings(reranker, SETTINGS, REQUEST).of(SETTINGS)) == SETTINGS
+    assert list(times_of(reranker, SETTINGS, REQUEST).of(SETTINGS)) == SETTINGS
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert "timings could not be kept" in record.message

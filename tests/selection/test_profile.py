@@ -8,19 +8,19 @@ from pydantic import ValidationError
 from mrr_model import Compression
 from mrr_model.selection.profile import Profile, ProfilePoint
 
-FULL: dict[str, Any] = {"depth": 6, "quality": 0.8, "kept": 1.0, "least": 1.0, "seconds": 0.01, "flops": 4e9}
+FULL: dict[str, Any] = {"depth": 6, "quality": 0.8, "kept": 1.0, "min_kept": 1.0, "seconds": 0.01, "flops": 4e9}
 HALF: dict[str, Any] = {
     **FULL,
     "depth": 4,
     "keep_ratio": 0.5,
     "quality": 0.76,
     "kept": 0.95,
-    "least": 0.94,
+    "min_kept": 0.94,
     "seconds": 0.004,
 }
 TWICE: dict[str, Any] = {**HALF, "keep_ratio": {1: 0.5, 3: 0.25}}
 FACTS: dict[str, Any] = {
-    "measure": "nDCG@10",
+    "metric": "nDCG@10",
     "collections": ("toy",),
     "queries": 19,
     "query_tokens": 8,

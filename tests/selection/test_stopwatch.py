@@ -156,7 +156,7 @@ def test_a_system_that_does_not_tell_leaves_the_spread(
         (tmp_path / "stat").write_text(content)
     monkeypatch.setattr(stopwatch, "PROCESSOR_TIMES", tmp_path / "stat")
     monkeypatch.setattr(stopwatch, "_own_processors", lambda: {0})
-    monkeypatch.setattr(stopwatch, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(stopwatch, "MIN_SECONDS", 0.0)
     made = timed({"a": lambda: None}, 1, processors=1)
     assert made.noise == Noise(spread=0.0, contention=None)
 
