@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mrr_model.data.beir import json_object, numbered_lines, placed_object, title_and_text
+from mrr_model.data.beir import title_and_text
+from mrr_model.data.jsonl import json_object, located, numbered_lines
 from mrr_model.files.damage import reading
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _is_json_object(line: str) -> bool:
 
 
 def _json_document(place: str, line: str, text_field: str) -> Document:
-    row = placed_object(place, line)
+    row = located(place, line)
     text, title = row.get(text_field), row.get("title") or ""
     if not isinstance(text, str):
         keys = ", ".join(map(repr, row)) or "none"

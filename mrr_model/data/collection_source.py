@@ -1,7 +1,7 @@
-"""What every kind of source gives before a first stage chooses the candidates: queries, judgements, texts, a run.
+"""What each kind of source gives before candidates are chosen: queries, judgements, texts and perhaps a run.
 
-One reader for each kind of source makes a :class:`CollectionSource`;
-:mod:`mrr_model.evaluation.collection` makes the collection of it.
+Each kind of source has one reader, which returns a `CollectionSource`; `mrr_model.evaluation.collection` makes a
+collection of it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,29 @@ Run: TypeAlias = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class CollectionSource:
-    """A collection without candidates. What is large is read when it is asked for."""
+    """A collection without candidates. Large parts are read on demand."""
 
     name: str
-    """What tables call the collection."""
+    """The collection's name in tables."""
     queries: Mapping[str, str]
-    """Query id -> text; queries that are not judged may be among them."""
+    """Query id -> text; it may hold queries without judgements."""
     qrels: dict[str, dict[str, int]]
     """Query id -> document id -> relevance."""
     texts: Callable[[set[str] | None], Mapping[str, str]]
-    """The corpus, document id -> text, which may be cut to the given ids; to nothing where they are None."""
+    """Reads the corpus, document id -> text; it may leave out ids that are not in the given set. None asks for all."""
     run: Callable[[set[str]], Run] | None = None
-    """The source's own first stage, which may be cut to the given queries; None where the source has none."""
+    """Reads the source's own run; it may leave out queries that are not in the given set. None: the source has no run.
+    """
 
 
 class StoredTexts(Mapping[str, str]):
-    """A corpus that a library keeps on disk: one text at a time by its id, all of them in a stream."""
+    """A corpus that a library keeps on disk.
+
+    Args:
+        text: Looks up the text of one id.
+        stream: Iterates over all (id, text) pairs.
+        count: Counts the documents.
+    """
 
     def __init__(
         self,
@@ -56,11 +63,11 @@ class StoredTexts(Mapping[str, str]):
         return self._count()
 
     def items(self) -> ItemsView[str, str]:
-        """Id and text of every document, without looking each one up."""
+        """Return a view that streams all documents instead of looking each one up."""
         return _Streamed(self)
 
     def stream(self) -> Iterator[tuple[str, str]]:
-        """What :meth:`items` iterates over."""
+        """Iterate over all (id, text) pairs."""
         return iter(self._stream())
 
 
@@ -71,29 +78,36 @@ class _Streamed(ItemsView[str, str]):
         return self._mapping.stream()
 
 
-def chosen_split(place: str, splits: Sequence[str], asked: str) -> str:
-    """The split that was asked for; without one, the only split, or ``test``.
+def chosen_split(name: str, splits: Sequence[str], asked: str) -> str:
+    """Return the split that was asked for; without one, the only split or `test`.
 
-    ``place`` is what the message names. Raises ValueError where that leaves a choice, or the split is not there.
+    Args:
+        name: The source, for the message.
+        splits: The splits that have judgements.
+        asked: A split, or an empty string.
 
-    >>> chosen_split("scifact", ["test", "train"], asked="")
-    'test'
+    Raises:
+        ValueError: If the split does not exist, or none was asked for and the choice is open.
+
+    Example:
+        >>> chosen_split("scifact", ["test", "train"], asked="")
+        'test'
     """
     found = ", ".join(splits) or "none"
     if asked:
         if asked not in splits:
-            raise ValueError(f"{place} has no split {asked!r} with judgements; its splits: {found}")
+            raise ValueError(f"{name} has no split {asked!r} with judgements; its splits: {found}")
         return asked
     if len(splits) == 1:
         return splits[0]
     if "test" in splits:
         return "test"
-    raise ValueError(f"{place}: name the split, as in {place}#SPLIT; splits with judgements: {found}")
+    raise ValueError(f"{name}: name the split, as in {name}#SPLIT; splits with judgements: {found}")
 
 
 @contextmanager
 def only_in_a_terminal() -> Iterator[None]:
-    """Drop what a library writes to stderr, progress bars above all, unless a person sits there."""
+    """Drop what a library writes to stderr, such as progress bars, unless stderr is a terminal."""
     if sys.stderr is not None and sys.stderr.isatty():
         yield
     else:

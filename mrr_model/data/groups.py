@@ -3,8 +3,8 @@
     {"query": str, "pos": [str, ...], "neg": [str, ...],
      "pos_scores": [float, ...], "neg_scores": [float, ...], "prompt": str}
 
-The score lists, a teacher's, and the prompt may be left out or null, and so may "neg" where there are positives: such
-a row is there to be mined. Other keys are ignored. A row without positives is unlabelled: it teaches by scores alone.
+The score lists (a teacher's) and the prompt may be left out or null. So may "neg" if the row has positives: negatives
+can be mined for it. Other keys are ignored. A row without positives is unlabelled: it teaches by its scores alone.
 """
 
 from __future__ import annotations
@@ -20,34 +20,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from mrr_model.data.beir import OnBadRow as OnBadRow
-from mrr_model.data.beir import json_object, raw_lines, tolerating, whole_text
+from mrr_model.data.jsonl import OnBadRow as OnBadRow
+from mrr_model.data.jsonl import json_object, raw_lines, tolerating, valid_text
 from mrr_model.files.damage import short
 
 
 @dataclass(frozen=True)
 class Group:
-    """One training row.
+    """One training row: a query with its passages.
 
-    >>> Group("who wrote it?", positives=("She did.",), negatives=("It rains.",)).positive_scores is None
-    True
+    Raises:
+        ValueError: For a row that cannot be trained on, in the words of the JSON form.
+
+    Example:
+        >>> Group("who wrote it?", positives=("She did.",), negatives=("It rains.",)).positive_scores is None
+        True
     """
 
     query: str
     positives: tuple[str, ...]
-    """Empty in an unlabelled row, which teaches by scores alone."""
+    """Relevant passages; empty in an unlabelled row."""
     negatives: tuple[str, ...] = ()
+    """The other passages."""
     positive_scores: tuple[float, ...] | None = None
-    """The teacher's score of each positive, on any scale; given with `negative_scores` or not at all."""
+    """The teacher's score of each positive, on any scale; give it with `negative_scores` or not at all."""
     negative_scores: tuple[float, ...] | None = None
+    """The teacher's score of each negative."""
     prompt: str | None = None
     """The row's own prompt; None means the model's."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, in the words of the JSON form, for a row that cannot be trained on."""
         for key, texts in (("query", (self.query,)), ("pos", self.positives), ("neg", self.negatives)):
-            _check_whole(key, texts)
-        _check_whole("prompt", (self.prompt or "",))
+            _check_valid(key, texts)
+        _check_valid("prompt", (self.prompt or "",))
         if not self.query.strip():
             raise ValueError('"query" is empty; expected a text')
         if not self.positives and not self.negatives:
@@ -62,38 +67,45 @@ class Group:
             if scores is not None and len(scores) != len(passages):
                 raise ValueError(
                     f'"{key}_scores" holds {len(scores)} scores for {len(passages)} passages in "{key}";'
-                    " expected one a passage"
+                    " expected one per passage"
                 )
 
 
 def read_groups(path: str | Path, on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
-    """The rows of a JSON-lines file, plain or .gz, one at a time.
+    """Read the rows of a JSON-lines file, one at a time.
 
-    A row that cannot be read is a ValueError that names the file and line, what is wrong with it and what is allowed;
-    with ``on_bad_row="skip"`` the same is logged as a warning, and reading goes on.
+    Args:
+        path: The file, gzipped if its name ends in `.gz`.
+        on_bad_row: What to do with a row that cannot be read; with "skip" it is logged and left out.
+
+    Returns:
+        The rows, read as they are needed.
+
+    Raises:
+        ValueError: For a row that cannot be read: its file and line, what is wrong and what is allowed.
     """
-    return checked(((place, partial(_read, line)) for place, line in raw_lines(path)), on_bad_row)
+    return checked(((location, partial(_read, line)) for location, line in raw_lines(path)), on_bad_row)
 
 
 def checked(rows: Iterable[tuple[str, Callable[[], Group]]], on_bad_row: OnBadRow) -> Iterator[Group]:
-    """Make each row; one that raises ValueError is named by its place, and raised or left out."""
-    for place, make in rows:
+    """Make each row from its location and maker; a ValueError gets the location, and is raised or logged."""
+    for location, make in rows:
         try:
             group = make()
         except ValueError as error:
-            refuse(place, error, on_bad_row)
+            refuse(location, error, on_bad_row)
             continue
         yield group
 
 
-def refuse(place: str, fault: object, on_bad_row: OnBadRow) -> None:
+def refuse(location: str, fault: object, on_bad_row: OnBadRow) -> None:
     """Raise ValueError for a row that cannot be read, or log that it is left out."""
     with tolerating(on_bad_row):
-        raise ValueError(f"{place}: {fault}") from None
+        raise ValueError(f"{location}: {fault}") from None
 
 
 def group_of(row: Mapping[str, Any]) -> Group:
-    """One row in its JSON form. Raises ValueError that says what is wrong with it."""
+    """Make a row from its JSON form. Raises ValueError that says what is wrong with it."""
     query, prompt = row.get("query"), row.get("prompt")
     if not isinstance(query, str):
         raise ValueError(f'expected a string under "query", got {_described(row, "query")}')
@@ -111,16 +123,16 @@ def group_of(row: Mapping[str, Any]) -> Group:
     )
 
 
-def _check_whole(key: str, texts: Iterable[str]) -> None:
+def _check_valid(key: str, texts: Iterable[str]) -> None:
     for text in texts:
         try:
-            whole_text(text)
+            valid_text(text)
         except ValueError as error:
             raise ValueError(f'a text of "{key}" {error}') from None
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a number that a float can hold.
+    """Whether a value is a finite number that a float can hold.
 
     >>> is_finite(10**400), is_finite(float("nan")), is_finite(True), is_finite(2)
     (False, False, False, True)
@@ -129,7 +141,15 @@ def is_finite(value: object) -> bool:
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
-    """Write rows as JSON lines, gzipped where the name ends in .gz; return how many. Equal rows give equal bytes."""
+    """Write rows as JSON lines; equal rows give equal bytes.
+
+    Args:
+        path: The file to write, gzipped if its name ends in `.gz`.
+        groups: The rows.
+
+    Returns:
+        The number of rows written.
+    """
     written = 0
     with ExitStack() as stack:
         out = _open_for_writing(Path(path), stack)
@@ -158,7 +178,7 @@ def _row(group: Group) -> dict[str, Any]:
 def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     values = row.get(key)
     if not isinstance(values, list):
-        hint = '; write "neg": [] where there are none' if key == "neg" else ""
+        hint = '; write "neg": [] if there are none' if key == "neg" else ""
         raise ValueError(f'expected a list of strings under "{key}", got {_described(row, key)}{hint}')
     for index, value in enumerate(values):
         if not isinstance(value, str):

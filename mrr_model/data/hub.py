@@ -1,12 +1,12 @@
-"""Collections from the Hugging Face hub in the layouts of BEIR and MTEB: ``BeIR/scifact``, ``mteb/scifact``.
+"""Collections from the Hugging Face hub, structured as BEIR and MTEB do: `BeIR/scifact`, `mteb/scifact`.
 
     configuration corpus    rows of _id, title, text
     configuration queries   rows of _id, text
-    judgements              rows of query-id, corpus-id, score; a split each. In the repository NAME-qrels (BEIR), or in
-                            NAME itself as the configuration qrels or default (MTEB)
+    judgements              rows of query-id, corpus-id, score; one split each. In the repository NAME-qrels (BEIR), or
+                            in NAME itself as the configuration qrels or default (MTEB)
 
-``datasets`` downloads what is missing into its own cache and reads the rest from there; texts stay on disk. NAME may
-also be a local folder in the same layout.
+`datasets` downloads what is missing into its own cache; texts stay on disk. NAME may also be a local folder with the
+same structure.
 """
 
 from __future__ import annotations
@@ -15,52 +15,62 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mrr_model.data.beir import title_and_text, whole_text
+from mrr_model.data.beir import title_and_text
 from mrr_model.data.collection_source import CollectionSource, StoredTexts, chosen_split, only_in_a_terminal
+from mrr_model.data.jsonl import valid_text
 from mrr_model.files.damage import reading
 
 
 def read_hub(name: str, split: str = "") -> CollectionSource:
-    """Queries and judgements of a dataset in BEIR's or MTEB's layout; its corpus is read when it is asked for.
+    """Read the queries and judgements of a dataset structured as BEIR's or MTEB's; its corpus is read on demand.
 
-    Without a split: the only one, or ``test``. Raises ImportError without ``datasets``, FileNotFoundError where the hub
-    has no such dataset, ConnectionError where it cannot be asked and its cache has not got it, ValueError for another
-    layout or a row that is not as it should be.
+    Args:
+        name: The dataset on the hub, or a local folder.
+        split: The split to read; if empty, the only one or `test`.
+
+    Returns:
+        The collection, without a run.
+
+    Raises:
+        ImportError: If `datasets` is not installed.
+        FileNotFoundError: If the hub has no such dataset.
+        ConnectionError: If the hub cannot be reached and the dataset is not in the cache.
+        ValueError: For another structure or a malformed row.
     """
     asked = _rows(name, "queries")
     judgements = _judgements(name)
     split = chosen_split(name, sorted(judgements), split)
     qrels: dict[str, dict[str, int]] = {}
     for number, row in enumerate(judgements[split], 1):
-        place = f"{name}#{split}:{number}"
-        score = _field(place, row, "score")
+        location = f"{name}#{split}:{number}"
+        score = _field(location, row, "score")
         if not isinstance(score, int | float) or not abs(score) < 1e9 or score != int(score):
-            raise ValueError(f'{place}: expected a whole number under "score", got {score!r}')
-        query, document = (str(_field(place, row, key)) for key in ("query-id", "corpus-id"))
+            raise ValueError(f'{location}: expected a whole number under "score", got {score!r}')
+        query, document = (str(_field(location, row, key)) for key in ("query-id", "corpus-id"))
         qrels.setdefault(query, {})[document] = int(score)
     queries = {}
     for number, row in enumerate(asked, 1):
-        place = f"{name} queries:{number}"
-        queries[str(_field(place, row, "_id"))] = _text(place, row)
+        location = f"{name} queries:{number}"
+        queries[str(_field(location, row, "_id"))] = _text(location, row)
     return CollectionSource(name=name, queries=queries, qrels=qrels, texts=lambda _: _texts(name))
 
 
 def _texts(name: str) -> StoredTexts:
     rows = _rows(name, "corpus")
-    places = {str(identifier): place for place, identifier in enumerate(rows["_id"])}
+    indices = {str(identifier): index for index, identifier in enumerate(rows["_id"])}
 
-    def text(place: int, row: Mapping[str, Any]) -> str:
-        return title_and_text(row.get("title") or "", _text(f"{name} corpus:{place + 1}", row))
+    def text(index: int, row: Mapping[str, Any]) -> str:
+        return title_and_text(row.get("title") or "", _text(f"{name} corpus:{index + 1}", row))
 
     return StoredTexts(
-        text=lambda identifier: text(places[identifier], rows[places[identifier]]),
-        stream=lambda: ((str(row["_id"]), text(place, row)) for place, row in enumerate(rows)),
+        text=lambda identifier: text(indices[identifier], rows[indices[identifier]]),
+        stream=lambda: ((str(row["_id"]), text(index, row)) for index, row in enumerate(rows)),
         count=lambda: len(rows),
     )
 
 
 def _judgements(name: str) -> Any:
-    """The splits of the judgements, wherever the layout keeps them."""
+    """The splits of the judgements, from whichever repository or configuration has them."""
     unreached = None
     for repository, configuration in ((f"{name}-qrels", None), (name, "qrels"), (name, "default")):
         try:
@@ -82,7 +92,7 @@ def _judgements(name: str) -> Any:
 
 
 def _rows(name: str, configuration: str) -> Any:
-    """The one split of a configuration: of several, the one that is called as the configuration."""
+    """The one split of a configuration; if it has several, the one with the configuration's name."""
     splits = _load(name, configuration)
     if len(splits) > 1 and configuration not in splits:
         raise ValueError(f"{name}, configuration {configuration}: expected one split, found {', '.join(splits)}")
@@ -110,7 +120,7 @@ def _load(name: str, configuration: str | None) -> Any:
 
 @contextmanager
 def _fetching(name: str, datasets: Any) -> Iterator[None]:
-    """Turn what the library raises into one sentence."""
+    """Turn the library's errors into one sentence."""
     try:
         yield
     except FileNotFoundError as error:
@@ -126,17 +136,17 @@ def _fetching(name: str, datasets: Any) -> Iterator[None]:
         raise ValueError(f"{name!r} cannot be read as a dataset: {error}") from error
 
 
-def _field(place: str, row: Mapping[str, Any], key: str) -> Any:
+def _field(location: str, row: Mapping[str, Any], key: str) -> Any:
     if row.get(key) is None:
-        raise ValueError(f'{place}: expected something under "{key}", got nothing')
+        raise ValueError(f'{location}: expected something under "{key}", got nothing')
     return row[key]
 
 
-def _text(place: str, row: Mapping[str, Any]) -> str:
-    text = _field(place, row, "text")
+def _text(location: str, row: Mapping[str, Any]) -> str:
+    text = _field(location, row, "text")
     if not isinstance(text, str):
-        raise ValueError(f'{place}: expected a string under "text", got {type(text).__name__} {text!r}')
+        raise ValueError(f'{location}: expected a string under "text", got {type(text).__name__} {text!r}')
     try:
-        return whole_text(text)
+        return valid_text(text)
     except ValueError as error:
-        raise ValueError(f'{place}: "text" {error}') from None
+        raise ValueError(f'{location}: "text" {error}') from None

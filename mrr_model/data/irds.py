@@ -1,7 +1,7 @@
-"""Collections by an id of ir_datasets: ``beir/scifact/test``, ``msmarco-passage/dev/small``, ``msmarco-document/dev``.
+"""Collections by an id of ir_datasets: `beir/scifact/test`, `msmarco-passage/dev/small`, `msmarco-document/dev`.
 
-The library downloads what is missing into its own cache (``IR_DATASETS_HOME``) and reads the rest from there. Texts
-stay on disk; a document is "title text", as in BEIR's folders, or whatever one text the library makes of it.
+The library downloads what is missing into its own cache (`IR_DATASETS_HOME`). Texts stay on disk; a document is
+"title text", as in BEIR's folders, or the library's own default text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mrr_model.data.beir import title_and_text
 from mrr_model.data.collection_source import CollectionSource, Run, StoredTexts, chosen_split, only_in_a_terminal
 
 HEADS = ("beir", "msmarco-passage", "msmarco-document")
-"""First parts of ids that are meant for the library even where it is not installed."""
+"""First parts of ids that are meant for the library even if it is not installed."""
 
 
 def knows(name: str) -> bool:
@@ -35,11 +35,19 @@ def knows(name: str) -> bool:
 
 
 def read_irds(name: str, split: str = "") -> CollectionSource:
-    """Queries and judgements of an id; its documents and candidates are read when they are asked for.
+    """Read the queries and judgements of an id; its documents and candidates are read on demand.
 
-    Without judgements of its own, the id's split is taken: ``split``, the only one, or ``test``. Raises ImportError
-    without the library, ValueError for an id that has no such part, ConnectionError where something is neither in the
-    library's cache nor to be had.
+    Args:
+        name: The id.
+        split: A split below the id. If it is empty and the id has no judgements itself: the only split, or `test`.
+
+    Returns:
+        The collection, with a run if the library has candidates for it.
+
+    Raises:
+        ImportError: If ir_datasets is not installed.
+        ValueError: For an id without documents, queries or such a split.
+        ConnectionError: If something is not in the library's cache and cannot be downloaded.
     """
     library = _library(name)
     with _fetching(name):
@@ -75,7 +83,7 @@ def _texts(name: str, dataset: Any, _: set[str] | None) -> StoredTexts:
 
 
 def _documents(dataset: Any) -> Iterator[Any]:
-    """All documents; the library reports what it opens as it gives the first."""
+    """All documents; the library reports what it opens when it yields the first."""
     with only_in_a_terminal():
         documents = dataset.docs_iter()
         first = list(islice(documents, 1))
@@ -111,21 +119,21 @@ def _query_text(query: Any) -> str:
 
 
 def _splits(library: Any, name: str) -> list[str]:
-    """What of the registered ids below ``name`` has judgements, by the rest of the id."""
+    """The registered ids below `name` that have judgements, without `name`."""
     below = [identifier for identifier in list(library.registry) if identifier.startswith(f"{name}/")]
     return sorted(identifier.removeprefix(f"{name}/") for identifier in below if library.load(identifier).has_qrels())
 
 
 @contextmanager
 def _fetching(name: str) -> Iterator[None]:
-    """Turn what a download raises into one sentence, and keep the library's report out of logs."""
+    """Turn the errors of a download into one sentence, and keep the library's report out of logs."""
     try:
         with only_in_a_terminal():
             yield
     except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConnectionError(
-            f"{name}: ir_datasets has not got all of it in its cache and could not fetch the rest ({reason}). Fetch it "
+            f"{name}: ir_datasets has only a part of it in its cache and could not fetch the rest ({reason}). Fetch it "
             "once with a connection, or give a folder in BEIR's form or TREC files."
         ) from error
 

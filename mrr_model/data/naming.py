@@ -1,15 +1,15 @@
-"""What a source's name says: a path, with or without a split after it, or a name that a library or the hub knows."""
+"""Read a source's name: a path, or a name that a library or the hub knows, and perhaps a split."""
 
 from pathlib import Path
 
 ENDINGS = (".json", ".jsonl", ".tsv", ".csv", ".txt", ".gz", ".parquet", ".arrow", ".yaml", ".run", ".qrels")
-"""No name of a dataset ends so."""
+"""Endings of file names; no dataset's name ends like this."""
 
 
 def split_name(source: str) -> tuple[str, str]:
-    """A source's name and split: ``NAME#SPLIT``, or ``NAME`` and an empty split.
+    """Split a source into name and split: `NAME#SPLIT`, or `NAME` and an empty split.
 
-    What exists under the longest name wins, so that a folder may have a ``#`` in its own.
+    The longest name that exists on disk wins, so a folder's own name may contain a `#`.
 
     >>> split_name("BeIR/scifact#test"), split_name("BeIR/scifact")
     (('BeIR/scifact', 'test'), ('BeIR/scifact', ''))
@@ -23,9 +23,9 @@ def split_name(source: str) -> tuple[str, str]:
 
 
 def looks_like_a_path(name: str) -> bool:
-    """Whether a name is meant for the disk, and no name that the hub could know: that has at most one slash.
+    r"""Whether a name can only be a path: the hub's names have at most one slash.
 
-    >>> [looks_like_a_path(name) for name in ("BeIR/scifact", "./scifact", "data/rows.jsonl", "a/b/c", "C:\\\\data")]
+    >>> [looks_like_a_path(name) for name in ("BeIR/scifact", "./scifact", "data/rows.jsonl", "a/b/c", "C:\\data")]
     [False, True, True, True, True]
     """
     return (

@@ -1,14 +1,14 @@
 """Where training rows come from: files, folders and datasets in the field's usual forms, read one row at a time.
 
-A source is a string, `PATH` or `NAME`, with `#SPLIT` after it where a split other than `train` is meant:
+A source is a string, `PATH` or `NAME`, with `#SPLIT` added for a split other than `train`:
 
-    rows.jsonl, rows.jsonl.gz    the JSON-lines form of :mod:`mrr_model.data.groups`
+    rows.jsonl, rows.jsonl.gz    the JSON-lines form of `mrr_model.data.groups`
     a BEIR folder                corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, and candidates/SPLIT.run for negatives
     an MS MARCO folder           the official TSV files, passages or documents
     triples.train.small.tsv      MS MARCO's text triples
     a Hugging Face dataset       a hub name, or a local folder of its files or of save_to_disk()
 
-A dataset's form is told by its columns, as sentence-transformers tells it: (query, positive, negative …), (query,
+A dataset's columns decide its form, as in sentence-transformers: (query, positive, negative …), (query,
 passage, label), (query, passages, labels); or those of the JSON-lines form. BEIR corpora and the ids of MS MARCO's
 rankings are held in memory; everything else is streamed.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mrr_model.data import msmarco
-from mrr_model.data.beir import read_corpus, read_qrels, read_queries, read_run
+from mrr_model.data.beir import candidates_file, is_beir, read_corpus, read_qrels, read_queries, read_run
 from mrr_model.data.groups import Group, OnBadRow, checked, group_of, is_finite, read_groups
 from mrr_model.data.naming import looks_like_a_path, split_name
 from mrr_model.files.damage import reading, short
@@ -32,10 +32,19 @@ LABELS = ("label", "labels", "score", "scores")
 
 
 def read_source(source: str, *, on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
-    """The groups of one source, one at a time.
+    """Read the groups of one source, one at a time.
 
-    Raises FileNotFoundError for a file or folder that is not there, ValueError for a form that is not known and,
-    naming file and line, for a row that cannot be read; with ``on_bad_row="skip"`` such rows are logged and left out.
+    Args:
+        source: `PATH` or `NAME`, perhaps with `#SPLIT`, as listed at the top of this module.
+        on_bad_row: What to do with a row that cannot be read; with "skip" it is logged and left out.
+
+    Returns:
+        The groups, read as they are needed.
+
+    Raises:
+        FileNotFoundError: For a file or folder that does not exist.
+        ValueError: For an unknown form, or a row that cannot be read, with its file and line.
+        ImportError: For a Hugging Face dataset if `datasets` is not installed.
     """
     name, split = split_name(source)
     path = Path(name).expanduser()
@@ -44,7 +53,7 @@ def read_source(source: str, *, on_bad_row: OnBadRow = "fail") -> Iterator[Group
         if path.name.removesuffix(".gz").endswith(".tsv"):
             return msmarco.read_text_triples(path, on_bad_row)
         return read_groups(path, on_bad_row)
-    if _holds(path, "corpus.jsonl"):
+    if is_beir(path):
         return read_beir(path, split, on_bad_row)
     if msmarco.holds(path):
         return msmarco.read_folder(path, split, on_bad_row)
@@ -54,13 +63,13 @@ def read_source(source: str, *, on_bad_row: OnBadRow = "fail") -> Iterator[Group
 
 
 def corpus_of(source: str, on_bad_row: OnBadRow = "fail") -> dict[str, str] | None:
-    """All passages of a BEIR folder by their ids; None for other sources, whose rows are all there is."""
+    """Read all passages of a BEIR folder by their ids; None for other sources, which have only their rows."""
     folder = Path(split_name(source)[0]).expanduser()
-    return read_corpus(folder, on_bad_row) if _holds(folder, "corpus.jsonl") else None
+    return read_corpus(folder, on_bad_row) if is_beir(folder) else None
 
 
 def own_documents(source: str, corpus: Mapping[str, str], on_bad_row: OnBadRow = "fail") -> dict[str, list[str]]:
-    """Query text -> the passages that have its id, for the queries of a BEIR folder that are documents themselves."""
+    """Map query text -> the passages with the query's id, if a BEIR folder's queries are documents themselves."""
     own: dict[str, list[str]] = {}
     for identifier, text in read_queries(Path(split_name(source)[0]).expanduser(), on_bad_row).items():
         if identifier in corpus:
@@ -69,16 +78,25 @@ def own_documents(source: str, corpus: Mapping[str, str], on_bad_row: OnBadRow =
 
 
 def read_beir(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
-    """A group for each judged query of a split: what is judged relevant; then what is judged not to be, and the other
-    candidates of candidates/SPLIT.run where there is one, but for the document of the query's own id: it is the query.
+    """Read one group per judged query of a split.
 
-    ``on_bad_row`` is about queries, and about texts that no UTF-8 can hold; another line that cannot be read is a
-    ValueError, as in evaluation.
+    Positives are the documents judged relevant. Negatives are those judged not relevant and, if the folder has
+    candidates/SPLIT.run, its other candidates, without the document of the query's own id: that is the query.
+
+    Args:
+        folder: The BEIR folder.
+        split: The split to read.
+        on_bad_row: What to do with a bad query, and with a text that is not valid UTF-8. Other lines that cannot be
+            read are always errors, as in evaluation.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: For a row that cannot be read.
     """
     corpus, queries = read_corpus(folder, on_bad_row), read_queries(folder, on_bad_row)
     qrels = read_qrels(folder, split)
-    runs = [folder / "candidates" / f"{split}.run{ending}" for ending in ("", ".gz")]
-    run = next((read_run(path) for path in runs if path.is_file()), {})
+    candidates = candidates_file(folder, split)
+    run = read_run(candidates) if candidates else {}
 
     def make(query: str) -> Group:
         judged = qrels[query]
@@ -97,10 +115,15 @@ def read_beir(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail")
 
 
 def read_dataset(name: str, split: str = "train", on_bad_row: OnBadRow = "fail") -> Iterator[Group]:
-    """A Hugging Face dataset: ``NAME`` or ``NAME:CONFIGURATION`` on the hub, or a local folder.
+    """Read a Hugging Face dataset: `NAME` or `NAME:CONFIGURATION` on the hub, or a local folder.
 
-    Pairs with labels are grouped by their query; those of one query must lie together. Labels are whole numbers, above
-    0 for relevant; numbers that are not whole are a teacher's scores of unlabelled passages.
+    Pairs with labels are grouped by their query; those of one query must be consecutive. Labels are whole numbers,
+    above 0 for relevant; other numbers are a teacher's scores of unlabelled passages.
+
+    Raises:
+        ImportError: If `datasets` is not installed.
+        FileNotFoundError: If there is no such dataset.
+        ValueError: For an unknown split or form, or a row that cannot be read.
     """
     try:
         import datasets
@@ -122,12 +145,14 @@ def read_dataset(name: str, split: str = "train", on_bad_row: OnBadRow = "fail")
         try:
             rows = datasets.load_dataset(hub_name, configuration or None, split=split, streaming=True)
         except ConnectionError as error:
-            raise FileNotFoundError(f"{name!r} is no file or folder here, nor a dataset at hand: {error}") from None
+            raise FileNotFoundError(
+                f"{name!r} is neither a file or folder here nor an available dataset: {error}"
+            ) from None
     return checked(_dataset_rows(f"{name}#{split}", rows), on_bad_row)
 
 
-def _dataset_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Callable[[], Group]]]:
-    numbered = ((f"{place}:{number}", row) for number, row in enumerate(_read_rows(place, rows), 1))
+def _dataset_rows(location: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Callable[[], Group]]]:
+    numbered = ((f"{location}:{number}", row) for number, row in enumerate(_read_rows(location, rows), 1))
     first = next(numbered, None)
     if first is None:
         return
@@ -148,15 +173,15 @@ def _dataset_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[tup
         yield from ((at, partial(_tuple_group, [row[c] for c in texts])) for at, row in chain([first], numbered))
     else:
         raise ValueError(
-            f"{place}: the columns {', '.join(columns)} are no known form. Expected query, pos, neg; or a query, a "
-            "positive and negatives; or a query, a passage or passages, and label or labels."
+            f"{location}: the columns {', '.join(columns)} are not a known form. Expected query, pos, neg; or a query, "
+            "a positive and negatives; or a query, a passage or passages, and label or labels."
         )
 
 
-def _read_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The rows of a dataset; files that its library cannot read are one ValueError."""
+def _read_rows(location: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a dataset; a file that its library cannot read is one ValueError."""
     number = 0
-    with reading(place, advice="") as progress:
+    with reading(location, advice="") as progress:
         for number, row in enumerate(rows, 1):
             progress.progress = f", after row {number}"
             yield row
@@ -182,7 +207,7 @@ def _tuple_group(texts: Sequence[Any]) -> Group:
 
 def _labelled_group(query: Any, passages: Any, labels: Any) -> Group:
     if not isinstance(labels, list) or not isinstance(passages, list) or len(labels) != len(passages):
-        raise ValueError(f"expected one label a passage, got {short(repr(labels))} for {short(repr(passages))}")
+        raise ValueError(f"expected one label per passage, got {short(repr(labels))} for {short(repr(passages))}")
     if not all(isinstance(label, bool) or is_finite(label) for label in labels):
         raise ValueError(f"expected finite numbers as labels, got {short(repr(labels))}")
     if any(label != int(label) for label in labels):
@@ -192,7 +217,3 @@ def _labelled_group(query: Any, passages: Any, labels: Any) -> Group:
         raise ValueError("no passage is labelled relevant")
     others = [passage for passage, label in zip(passages, labels, strict=True) if label <= 0]
     return group_of({"query": query, "pos": relevant, "neg": others})
-
-
-def _holds(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() or (folder / f"{name}.gz").is_file()

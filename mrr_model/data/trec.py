@@ -1,12 +1,12 @@
-"""A collection in TREC's files: ``qrels=FILE,queries=FILE,corpus=FILE``, and ``run=FILE`` for the first stage.
+"""A collection in TREC's files: `qrels=FILE,queries=FILE,corpus=FILE`, and `run=FILE` for the first stage.
 
     run       qid Q0 docid rank score tag
     qrels     qid 0 docid relevance
     queries   id<tab>text, or BEIR's JSON lines: {"_id", "text"}
     corpus    id<tab>text; MS MARCO's docid<tab>url<tab>title<tab>body; or JSON lines: {"_id", "title", "text"}
 
-JSON lines are told by the name, .json or .jsonl; every file may be gzipped. Of the corpus only the texts that are
-needed are kept. File names hold no comma. A malformed row is a ValueError that names its file and line.
+JSON lines have names that end in .json or .jsonl; every file may be gzipped. Only the texts that are needed are kept
+from the corpus. File names hold no comma. A malformed row is a ValueError that names its file and line.
 """
 
 from __future__ import annotations
@@ -15,16 +15,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mrr_model.data.beir import (
-    judge,
-    numbered_lines,
-    read_json_lines,
-    read_run,
-    string_field,
-    title_and_text,
-    whole,
-)
+from mrr_model.data.beir import add_judgement, read_run, title_and_text, whole
 from mrr_model.data.collection_source import CollectionSource, Run
+from mrr_model.data.jsonl import numbered_lines, read_json_lines, string_field
 from mrr_model.files.damage import short
 
 KEYS = ("run", "qrels", "queries", "corpus")
@@ -41,16 +34,18 @@ def is_trec(source: str) -> bool:
 
 
 def read_trec(source: str) -> CollectionSource:
-    """Queries, judgements and run of the files that ``source`` names; the corpus is read when it is asked for.
+    """Read the queries and judgements of the files that `source` names; the corpus and the run are read on demand.
 
-    Raises ValueError for a list that names other things than it should, FileNotFoundError for a file that is not there.
+    Raises:
+        ValueError: For an unknown, repeated or missing key, or a malformed row.
+        FileNotFoundError: For a file that does not exist.
     """
     files = _files(source)
     queries: dict[str, str] = {}
-    for place, identifier, text in _rows(files["queries"]):
+    for location, identifier, text in _rows(files["queries"]):
         if not text.strip():
-            raise ValueError(f"{place}: the text of query {identifier!r} is empty; expected a query")
-        queries[_new(place, identifier, queries)] = text
+            raise ValueError(f"{location}: the text of query {identifier!r} is empty; expected a query")
+        queries[_new(location, identifier, queries)] = text
     return CollectionSource(
         name=_stem(files["qrels"]),
         queries=queries,
@@ -61,16 +56,16 @@ def read_trec(source: str) -> CollectionSource:
 
 
 def read_trec_qrels(path: str | Path) -> dict[str, dict[str, int]]:
-    """Query id -> document id -> relevance, from four columns; the second is not looked at."""
+    """Read query id -> document id -> relevance from four columns; the second is ignored."""
     qrels: dict[str, dict[str, int]] = {}
-    for place, line in numbered_lines(path):
+    for location, line in numbered_lines(path):
         fields = line.split()
         if len(fields) != 4 or (relevance := whole(fields[3])) is None:
             raise ValueError(
-                f"{place}: expected four fields, qid 0 docid relevance, with a whole number as relevance, got "
+                f"{location}: expected four fields, qid 0 docid relevance, with a whole number as relevance, got "
                 f"{short(line)!r}"
             )
-        judge(qrels, place, fields[0], fields[2], relevance)
+        add_judgement(qrels, location, fields[0], fields[2], relevance)
     return qrels
 
 
@@ -84,7 +79,7 @@ def _files(source: str) -> dict[str, Path]:
             )
         path = files[key] = Path(value).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"{part}: there is no such file")
+            raise FileNotFoundError(f"{part}: no such file")
     if missing := [key for key in REQUIRED if key not in files]:
         raise ValueError(f"{source!r} names no {' and no '.join(missing)}; add {missing[0]}=FILE")
     return files
@@ -92,9 +87,9 @@ def _files(source: str) -> dict[str, Path]:
 
 def _texts(path: Path, needed: set[str] | None) -> Mapping[str, str]:
     texts: dict[str, str] = {}
-    for place, identifier, text in _rows(path):
+    for location, identifier, text in _rows(path):
         if needed is None or identifier in needed:
-            texts[_new(place, identifier, texts)] = text
+            texts[_new(location, identifier, texts)] = text
     return texts
 
 
@@ -103,25 +98,25 @@ def _run(path: Path, _: set[str]) -> Run:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Place, id and text of every row."""
+    """Location, id and text of every row."""
     if path.name.removesuffix(".gz").endswith((".json", ".jsonl")):
-        for place, row in read_json_lines(path):
-            title, text = string_field(place, row, "title", default=""), string_field(place, row, "text")
-            yield place, string_field(place, row, "_id"), title_and_text(title, text)
+        for location, row in read_json_lines(path):
+            title, text = string_field(location, row, "title", default=""), string_field(location, row, "text")
+            yield location, string_field(location, row, "_id"), title_and_text(title, text)
         return
-    for place, line in numbered_lines(path):
+    for location, line in numbered_lines(path):
         fields = line.split("\t")
         if len(fields) not in (2, 4):
             raise ValueError(
-                f"{place}: expected id<tab>text, or docid<tab>url<tab>title<tab>body, got {len(fields)} columns"
+                f"{location}: expected id<tab>text, or docid<tab>url<tab>title<tab>body, got {len(fields)} columns"
             )
-        yield place, fields[0], fields[1] if len(fields) == 2 else title_and_text(fields[2], fields[3])
+        yield location, fields[0], fields[1] if len(fields) == 2 else title_and_text(fields[2], fields[3])
 
 
-def _new(place: str, identifier: str, known: Mapping[str, str]) -> str:
+def _new(location: str, identifier: str, known: Mapping[str, str]) -> str:
     if not identifier or identifier in known:
         fault = "came before" if identifier else "is empty"
-        raise ValueError(f"{place}: id {identifier!r} {fault}; expected a new id on every line")
+        raise ValueError(f"{location}: id {identifier!r} {fault}; expected a new id on every line")
     return identifier
 
 

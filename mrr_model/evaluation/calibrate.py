@@ -10,7 +10,8 @@ from mrr_model.calibration.fit import calibrate, self_calibrate
 from mrr_model.calibration.maps import Calibration
 from mrr_model.calibration.reliability import CalibrationReport, cross_fitted_report, report
 from mrr_model.compression import Plan
-from mrr_model.data.beir import Collection
+from mrr_model.data.texts import read_texts
+from mrr_model.evaluation.collection import Collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import Runs, open_collections, open_reranker, score_grid
 from mrr_model.files.locks import locked
@@ -131,13 +132,6 @@ def _described(collections: Mapping[str, Collection]) -> str:
 
 def _unlabelled(texts: Path, settings: EvaluateConfig) -> Collection:
     """Queries with documents as a collection without judgements."""
-    try:
-        from mrr_model.training.self_distill import read_texts
-    except ImportError as error:
-        raise ImportError(
-            f'--texts are read by what trains ({error}): pip install "matryoshka-reranker[train]"'
-        ) from error
-
     corpus: dict[str, str] = {}
     queries: dict[str, str] = {}
     candidates: dict[str, list[str]] = {}

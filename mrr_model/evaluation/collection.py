@@ -11,12 +11,13 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from mrr_model.data.beir import (
-    Collection,
+    candidates_file,
     list_splits,
     pop_identical_ids,
     read_corpus,
@@ -33,6 +34,24 @@ from mrr_model.data.trec import is_trec, read_trec
 
 FirstStage: TypeAlias = Literal["given", "bm25", "auto"]
 """Where candidates come from: the source's own run, BM25 over its corpus, or its own run where it has one."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The judged queries of a collection, with their relevance judgements and the candidates to re-rank."""
+
+    name: str
+    """The folder's name, or the name that the collection was opened by."""
+    corpus: Mapping[str, str]
+    """Document id -> "title text", at least for the candidates; a large collection's texts may stay on disk."""
+    queries: dict[str, str]
+    """Query id -> text, for the judged queries."""
+    qrels: dict[str, dict[str, int]]
+    """Query id -> document id -> relevance; 0 means judged and not relevant."""
+    candidates: dict[str, list[str]]
+    """Query id -> document ids, best first; an empty list if the first stage found nothing."""
+    identical_ids: int = 0
+    """Number of candidates that were left out because their id is their query's own."""
 
 
 def open_collection(
@@ -127,8 +146,7 @@ def _read_folder(folder: Path, split: str) -> CollectionSource:
     if not splits:
         raise FileNotFoundError(f"{folder} holds no qrels/SPLIT.tsv, plain or gzipped, and so nothing to evaluate with")
     split = chosen_split(str(folder), splits, split)
-    runs = [folder / "candidates" / f"{split}.run{ending}" for ending in ("", ".gz")]
-    existing = next((path for path in runs if path.is_file()), None)
+    existing = candidates_file(folder, split)
     return CollectionSource(
         name=folder.resolve().name,
         queries=read_queries(folder),

@@ -8,7 +8,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 
 from mrr_model import checkpoint
-from mrr_model.data.beir import Collection
+from mrr_model.evaluation.collection import Collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import FIRST_STAGE, open_collections, score_grid
 from mrr_model.evaluation.metrics import measure, parsed

@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from mrr_model import __version__
 from mrr_model.compression import Compression
-from mrr_model.data.beir import Collection
-from mrr_model.evaluation.collection import open_collection
+from mrr_model.evaluation.collection import Collection, open_collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.grid import Logits, passes, scored
 from mrr_model.evaluation.grid import facts_of as logit_facts_of

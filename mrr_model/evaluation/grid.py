@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrr_model.compression import Compression, Plan
-from mrr_model.data.beir import Collection
+from mrr_model.evaluation.collection import Collection
 
 if TYPE_CHECKING:
     from mrr_model.reranker import MatryoshkaReranker

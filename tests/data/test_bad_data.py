@@ -18,8 +18,8 @@ from mrr_model.data.beir import read_corpus, read_qrels, read_queries, read_run
 from mrr_model.data.groups import Group, read_groups
 from mrr_model.data.naming import split_name
 from mrr_model.data.sources import corpus_of, read_source
+from mrr_model.data.texts import read_texts
 from mrr_model.evaluation.collection import open_collection
-from mrr_model.training.self_distill import read_texts
 
 MARK = b"\xef\xbb\xbf"
 GOOD = b'{"query": "q", "pos": ["p"], "neg": []}\n'
@@ -140,8 +140,8 @@ def test_bad_texts_of_a_beir_folder_are_left_out(
     with pytest.raises(ValueError, match=r'corpus\.jsonl:2: "text" holds the lone surrogate'):
         list(read_source(str(folder)))
     assert [group.query for group in read_source(str(folder), on_bad_row="skip")] == ["what flows?"]
-    places = [record.getMessage().removeprefix(f"{folder}/").split(": ")[0] for record in caplog.records]
-    assert places == ["corpus.jsonl:2", "queries.jsonl:2", "qrels/train.tsv", "qrels/train.tsv"]
+    locations = [record.getMessage().removeprefix(f"{folder}/").split(": ")[0] for record in caplog.records]
+    assert locations == ["corpus.jsonl:2", "queries.jsonl:2", "qrels/train.tsv", "qrels/train.tsv"]
     with pytest.raises(ValueError, match=r'queries\.jsonl:2: "text" holds the lone surrogate'):
         open_collection(f"{folder}#train")
 
@@ -150,7 +150,7 @@ def test_bad_texts_of_an_msmarco_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "collection.tsv").write_bytes(b"1\tcaf\xe9\n2\tgood\n")
     (tmp_path / "queries.train.tsv").write_bytes(b"7\twhat?\n8\twhich\xff?\n9\tw\n")
     (tmp_path / "qrels.train.tsv").write_bytes(b"7\t0\t1\t1\n8\t0\t2\t1\n9\t0\t2\t1\n")
-    with pytest.raises(ValueError, match=r"qrels\.train\.tsv:1: .*collection\.tsv:1: is no UTF-8 text: byte 0xe9"):
+    with pytest.raises(ValueError, match=r"qrels\.train\.tsv:1: .*collection\.tsv:1: is not UTF-8 text: byte 0xe9"):
         list(read_source(str(tmp_path)))
     assert list(read_source(str(tmp_path), on_bad_row="skip")) == [Group("w", ("good",))]
 

@@ -1,4 +1,4 @@
-"""Reading BEIR folders: what comes back, plain or gzipped, and what a bad row is told."""
+"""Reading BEIR folders: their content, plain or gzipped, and the errors about bad rows."""
 
 import gzip
 import json
@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mrr_model.data.beir import (
-    Collection,
-    list_splits,
-    read_corpus,
-    read_json_lines,
-    read_qrels,
-    read_queries,
-    read_run,
-)
+from mrr_model.data.beir import candidates_file, is_beir, list_splits, read_corpus, read_qrels, read_queries, read_run
+from mrr_model.data.jsonl import read_json_lines
 
 FILES = {
     "corpus.jsonl": [
@@ -53,24 +46,23 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "tiny"
 
 
-def test_collection_holds_the_judged_queries_and_the_candidates_in_the_runs_order(folder: Path) -> None:
-    assert Collection.load(folder, "dev") == Collection(
-        name="tiny",
-        corpus={
-            "d1": "Rain It falls.",
-            "d2": "No title\u2028here.",
-            "d3": "Title missing.",
-            "d4": "Only a title",
-            "d5": "",
-        },
-        queries={"q2": "où?", "q1": "what falls?"},
-        qrels={"q2": {"d2": 1}, "q1": {"d1": 2, "d3": 0}},
-        candidates={"q2": [], "q1": ["d3", "d1"]},
-    )
+def test_a_folder_has_a_corpus_queries_and_judgements(folder: Path) -> None:
+    assert is_beir(folder)
+    assert read_corpus(folder) == {
+        "d1": "Rain It falls.",
+        "d2": "No title\u2028here.",
+        "d3": "Title missing.",
+        "d4": "Only a title",
+        "d5": "",
+    }
+    assert read_queries(folder) == {"q1": "what falls?", "q2": "où?", "q3": "unjudged"}
+    assert read_qrels(folder, "dev") == {"q2": {"d2": 1}, "q1": {"d1": 2, "d3": 0}}
 
 
 def test_run_keeps_scores_and_order(folder: Path) -> None:
-    run = read_run(next(folder.glob("candidates/dev.run*")))
+    path = candidates_file(folder, "dev")
+    assert path is not None
+    run = read_run(path)
     assert {query: list(scores.items()) for query, scores in run.items()} == {
         "q1": [("d3", 9.5), ("d1", -1e-3)],
         "q3": [("d1", 1.0)],
@@ -93,10 +85,9 @@ def test_missing_file_names_both_forms(tmp_path: Path) -> None:
         read_corpus(tmp_path)
 
 
-def test_missing_candidates_are_said(folder: Path) -> None:
-    write(folder / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\n")
-    with pytest.raises(FileNotFoundError, match=r"split 'train' has no candidates to re-rank: neither .*train\.run"):
-        Collection.load(folder, "train")
+def test_a_folder_need_not_have_candidates_nor_a_corpus(folder: Path, tmp_path: Path) -> None:
+    assert candidates_file(folder, "train") is None
+    assert not is_beir(tmp_path)
 
 
 def test_a_judgement_may_be_given_twice_when_both_agree(tmp_path: Path) -> None:
@@ -158,19 +149,6 @@ def test_bad_run_row_names_its_line(tmp_path: Path, row: str, message: str) -> N
     path = write(tmp_path / "dev.run", f"q Q0 d0 1 2 bm25\n{row}\n")
     with pytest.raises(ValueError, match=message):
         read_run(path)
-
-
-def test_files_that_disagree_are_refused(folder: Path) -> None:
-    for file in folder.glob("corpus.jsonl*"):
-        file.unlink()
-    write(folder / "corpus.jsonl", '{"_id": "d1", "text": "a"}\n')
-    with pytest.raises(ValueError, match=r"document 'd3', a candidate of query 'q1' in candidates/dev\.run, is not in"):
-        Collection.load(folder, "dev")
-    for file in folder.glob("queries.jsonl*"):
-        file.unlink()
-    write(folder / "queries.jsonl", '{"_id": "q1", "text": "a"}\n')
-    with pytest.raises(ValueError, match=r"query 'q2' of qrels/dev\.tsv is not in queries\.jsonl"):
-        Collection.load(folder, "dev")
 
 
 def test_json_lines_stream(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training rows: what is written is read back, and what a bad row is told."""
+"""Training rows: what is written is read back, and the errors about bad rows."""
 
 import gzip
 import json
@@ -76,7 +76,7 @@ def test_a_lone_carriage_return_is_no_line_end(tmp_path: Path, ending: str) -> N
 @pytest.mark.parametrize("on_bad_row", ["fail", "skip"])
 def test_what_is_no_text_is_named(tmp_path: Path, on_bad_row: OnBadRow) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"PAR1\xac\xff")
-    with pytest.raises(ValueError, match=r"rows\.parquet is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"rows\.parquet is not UTF-8 text"):
         list(read_groups(tmp_path / "rows.parquet", on_bad_row))
 
 
@@ -96,13 +96,13 @@ def test_rows_stream(tmp_path: Path) -> None:
         ({"pos": [], "neg": []}, r'"pos" and "neg" are both empty; expected at least one passage'),
         ({"pos": "p"}, r"expected a list of strings under \"pos\", got str 'p'"),
         ({"pos": ["p", None]}, r'expected strings in "pos", got NoneType None at index 1'),
-        ({"neg": "n"}, r"expected a list of strings under \"neg\", got str 'n'; write \"neg\": \[\] where there"),
+        ({"neg": "n"}, r"expected a list of strings under \"neg\", got str 'n'; write \"neg\": \[\] if there"),
         ({"pos": [], "neg": None}, r'expected a list of strings under "neg", got NoneType None'),
         ({"pos_scores": [1.0]}, r'"pos_scores" came without "neg_scores"; expected both lists or neither'),
         ({"neg_scores": [1, 1]}, r'"neg_scores" came without "pos_scores"'),
         (
             {"pos_scores": [1.0], "neg_scores": [1]},
-            r'"neg_scores" holds 1 scores for 2 passages in "neg"; expected one a',
+            r'"neg_scores" holds 1 scores for 2 passages in "neg"; expected one per',
         ),
         ({"pos_scores": [], "neg_scores": [1, 2]}, r'"pos_scores" holds 0 scores for 1 passages in "pos"'),
         ({"pos_scores": 1, "neg_scores": [1, 2]}, r'expected a list of numbers or null under "pos_scores", got int 1'),

@@ -99,9 +99,9 @@ def read(source: object, on_bad_row: OnBadRow = "fail") -> list[Group]:
     return list(read_source(str(source), on_bad_row=on_bad_row))
 
 
-def read_around(source: object, told: str, caplog: pytest.LogCaptureFixture) -> list[Group]:
+def read_around(source: object, message: str, caplog: pytest.LogCaptureFixture) -> list[Group]:
     """The good rows of a source with one bad row, which is raised or logged in the same words."""
-    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read(source)
     good = read(source, "skip")
     [record] = caplog.records
@@ -275,22 +275,22 @@ fields = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t
 def test_texts_of_plain_and_gzipped_collections_are_those_written(
     tmp_path: Path, texts: list[str], line_end: str
 ) -> None:
-    content = "".join(f"{place}\t{text}{line_end}" for place, text in enumerate(texts))
+    content = "".join(f"{index}\t{text}{line_end}" for index, text in enumerate(texts))
     for ending in ("", ".gz"):
         write(tmp_path, {"collection.tsv": content}, ending)
         table = TextTable(tmp_path / f"collection.tsv{ending}")
-        assert [table.text(str(place)) for place in reversed(range(len(texts)))] == texts[::-1]
+        assert [table.text(str(index)) for index in reversed(range(len(texts)))] == texts[::-1]
 
 
 @pytest.mark.parametrize("name", ["queries.train.tsv", "qrels.train.tsv"])
 def test_file_that_an_ms_marco_folder_lacks_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path, {key: content for key, content in PASSAGES.items() if key != name})
-    with pytest.raises(FileNotFoundError, match=f"holds no {name}, plain or gzipped"):
+    with pytest.raises(FileNotFoundError, match=f"has no {name}, plain or gzipped"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("qrels.train.tsv", "10\t0\t0\t1\n10\t1\n", "qrels.train.tsv{}:2: expected qid, 0, id and a whole relevance"),
         (
@@ -308,10 +308,10 @@ def test_file_that_an_ms_marco_folder_lacks_is_named(tmp_path: Path, name: str) 
 )
 @ENDINGS
 def test_bad_row_of_a_passage_folder_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: str, told: str, ending: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: str, message: str, ending: str
 ) -> None:
     write(tmp_path, {**PASSAGES, name: content}, ending)
-    good = read_around(tmp_path, told.format(ending), caplog)
+    good = read_around(tmp_path, message.format(ending), caplog)
     assert ("It falls.",) in [group.positives for group in good]
 
 
@@ -430,7 +430,7 @@ def test_columns_of_no_known_form_are_listed(
     tmp_path: Path, columns: dict[str, list[Any]], on_bad_row: OnBadRow
 ) -> None:
     source = saved(tmp_path / "data", **columns)
-    with pytest.raises(ValueError, match=rf"data#train: the columns {', '.join(columns)} are no known form\. Expected"):
+    with pytest.raises(ValueError, match=rf"data#train: the columns {', '.join(columns)} .*Expected"):
         read(source, on_bad_row)
 
 
@@ -458,12 +458,12 @@ LABELLED = {"query": ["q", "r"], "passages": [["a", "b"], ["c"]]}
             {"query": ["q", "r"], "text": ["a", "b"], "score": [0.5, float("nan")]},
             "expected finite numbers as labels, got [nan]",
         ),
-        ({**LABELLED, "labels": [[1, 0], [1, 0]]}, "expected one label a passage, got [1, 0] for ['c']"),
-        ({**LABELLED, "labels": [[1, 0], None]}, "expected one label a passage, got None for ['c']"),
+        ({**LABELLED, "labels": [[1, 0], [1, 0]]}, "expected one label per passage, got [1, 0] for ['c']"),
+        ({**LABELLED, "labels": [[1, 0], None]}, "expected one label per passage, got None for ['c']"),
         ({**LABELLED, "labels": [[1, 0], [None]]}, "expected finite numbers as labels, got [None]"),
         (
             {"query": ["q", "r"], "passages": [["a"], None], "labels": [[1], [1]]},
-            "expected one label a passage, got [1] for None",
+            "expected one label per passage, got [1] for None",
         ),
     ],
 )
@@ -509,7 +509,7 @@ def test_missing_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("name", ["data/train", "nothing", "nothing:configuration", "data/train#dev"])
 def test_missing_name_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=rf"'{name.partition('#')[0]}' is no file or folder here"):
+    with pytest.raises(FileNotFoundError, match=rf"'{name.partition('#')[0]}' is neither a file or folder"):
         read(name)
 
 

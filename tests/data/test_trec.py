@@ -61,7 +61,7 @@ def test_the_run_may_be_left_out(files: dict[str, Path]) -> None:
     assert read_trec(source(files, run=None)).run is None
 
 
-def test_a_source_is_told_by_its_first_key() -> None:
+def test_a_source_is_recognised_by_its_first_key() -> None:
     assert is_trec("corpus=a,qrels=b")
     assert not any(map(is_trec, ("folder", "fold=er", "beir/scifact/test", "a#qrels=b")))
 
@@ -75,7 +75,7 @@ def test_missing_and_unknown_files_are_named(files: dict[str, Path], tmp_path: P
         read_trec(source(files) + f",run={files['bm25.run']}")
     with pytest.raises(ValueError, match=r"got 'corpus='"):
         read_trec("corpus=")
-    with pytest.raises(FileNotFoundError, match=r"corpus=.*nowhere: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"corpus=.*nowhere: no such file"):
         read_trec(source(files, corpus=tmp_path / "nowhere"))
 
 

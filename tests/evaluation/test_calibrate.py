@@ -15,8 +15,8 @@ from mrr_model.calibration.maps import Calibration, PlattMap
 from mrr_model.calibration.probability import probabilities, probability
 from mrr_model.checkpoint import load_outline
 from mrr_model.compression import Plan
-from mrr_model.data.beir import Collection
 from mrr_model.evaluation.calibrate import calibrate_model, pairs_of
+from mrr_model.evaluation.collection import open_collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import open_collections, open_reranker, score_grid
 from mrr_model.evaluation.store import save_calibration
@@ -39,7 +39,7 @@ def settings_of(facts_beir: Path, tmp_path: Path) -> Callable[..., EvaluateConfi
 @pytest.fixture
 def texts(facts_beir: Path, tmp_path: Path) -> Path:
     """Every question with every answer, unlabelled."""
-    collection = Collection.load(facts_beir, "test")
+    collection = open_collection(f"{facts_beir}#test")
     rows = [{"query": query, "documents": list(collection.corpus.values())} for query in collection.queries.values()]
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -47,7 +47,7 @@ def texts(facts_beir: Path, tmp_path: Path) -> Path:
 
 
 def logits_of(reranker: MatryoshkaReranker, folder: Path, setting: Compression) -> list[float]:
-    collection = Collection.load(folder, "test")
+    collection = open_collection(f"{folder}#test")
     pairs = [(text, answer) for text in collection.queries.values() for answer in collection.corpus.values()]
     return reranker.score_pairs(pairs, depth=setting.depth, keep_ratio=setting.keep_ratio, normalize=False)
 
@@ -77,7 +77,7 @@ def test_probabilities_add_up_to_the_relevant_pairs(
     made = calibrate_model(settings_of(model=str(own_mini)))
     save_calibration(own_mini, made.calibration, "", made.weights)
     reranker = MatryoshkaReranker(own_mini, dtype="float32")
-    collection = Collection.load(facts_beir, "test")
+    collection = open_collection(f"{facts_beir}#test")
     for setting in GRID:
         logits = logits_of(reranker, facts_beir, setting)
         total = sum(probabilities(logits, reranker.plan(setting.depth, setting.keep_ratio), reranker.calibration))
@@ -100,7 +100,7 @@ def test_probabilities_add_up_to_the_relevant_pairs(
 def test_a_querys_own_document_is_not_fitted_on(
     settings_of: Callable[..., EvaluateConfig], facts_beir: Path, make_beir: Callable[..., Path], tmp_path: Path
 ) -> None:
-    facts = Collection.load(facts_beir, "test")
+    facts = open_collection(f"{facts_beir}#test")
     corpus = {**facts.queries, **facts.corpus}
     candidates = {query: list(corpus) for query in facts.queries}
     folder = make_beir(tmp_path / "twins", facts.queries, corpus, facts.qrels, candidates)
@@ -226,16 +226,6 @@ def test_empty_texts_are_an_error(settings_of: Callable[..., EvaluateConfig], tm
     file.touch()
     with pytest.raises(ValueError, match=r"empty\.jsonl"):
         calibrate_model(settings_of(collections=(str(file),)), texts=file)
-
-
-def test_texts_without_the_training_extra_name_the_pip_command(
-    settings_of: Callable[..., EvaluateConfig], texts: Path
-) -> None:
-    with (
-        patch.dict("sys.modules", {"mrr_model.training.self_distill": None}),
-        pytest.raises(ImportError, match=r"--texts .*pip install .*\[train\]"),
-    ):
-        calibrate_model(settings_of(collections=(str(texts),)), texts=texts)
 
 
 def test_a_calibration_is_what_a_checkpoint_stores(settings_of: Callable[..., EvaluateConfig]) -> None:

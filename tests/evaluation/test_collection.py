@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from mrr_model.data.beir import Collection
 from mrr_model.data.bm25 import bm25_run
 from mrr_model.evaluation.collection import open_collection
 
@@ -46,7 +45,7 @@ def write(folder: Path, files: Mapping[str, Any], ending: str = "") -> Path:
 
 
 def test_a_folder_is_what_the_collection_loads(folder: Path) -> None:
-    assert open_collection(str(folder)) == open_collection(f"{folder}#test") == Collection.load(folder, "test")
+    assert open_collection(str(folder)) == open_collection(f"{folder}#test")
     assert open_collection(str(folder)).candidates == {"q1": ["d3"], "q0": ["d3", "d1", "d2"], "q2": []}
 
 
@@ -216,11 +215,6 @@ def test_a_querys_own_document_takes_no_place_among_the_candidates(twins: tuple[
     source, given = twins
     assert open_collection(source, **given, candidates=1).candidates == {"q1": ["d1"], "q2": ["d2"]}
     assert open_collection(source, **given, candidates=1, ignore_identical_ids=False).candidates["q1"] == ["q1"]
-
-
-def test_a_folder_loads_without_the_querys_own_documents_too(tmp_path: Path) -> None:
-    folder = write(tmp_path / "twins", {**TWINS, "candidates/test.run": TWINS_RUN})
-    assert Collection.load(folder, "test") == open_collection(str(folder))
 
 
 def test_a_judged_identical_id_is_warned_of(tmp_path: Path) -> None:

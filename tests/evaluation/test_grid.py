@@ -13,7 +13,7 @@ import torch
 from mrr_model import Compression, MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
-from mrr_model.data.beir import Collection
+from mrr_model.evaluation.collection import Collection, open_collection
 from mrr_model.evaluation.grid import CHUNK, Logits, Pass, facts_of, passes, scored
 from mrr_model.reranker import DEFAULT
 
@@ -29,7 +29,7 @@ GRID = list(dict.fromkeys(GRID))
 
 @pytest.fixture(scope="module")
 def collection(toy_beir: Path) -> Collection:
-    return Collection.load(toy_beir, "test")
+    return open_collection(f"{toy_beir}#test")
 
 
 @pytest.fixture(scope="module", params=["bert", "llama", "bert without adapters", "llama without adapters"])
