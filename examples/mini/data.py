@@ -242,7 +242,7 @@ def window_groups(
     positives = [teacher.closest(pair.query, [windows[pair.positive]]) for pair in pairs]
     own = [[w for text in (pair.positive, *pair.others) for w in windows[text]] for pair in pairs]
     dense = dense_negatives(queries, positives, own, pool, teacher, 4, seed)
-    bm25 = mine_bm25(queries, joined(own, dense), pool, negatives=2, depth=30, seed=seed)
+    bm25 = mine_bm25(queries, joined(own, dense), pool, negatives=2, top_k=30, seed=seed)
     others = mine_random(joined(own, dense, bm25), pool, negatives=1, seed=seed)
     for query, positive, negatives in zip(queries, positives, joined(dense, bm25, others), strict=True):
         yield Group(query, tuple(positive), tuple(negatives))
@@ -253,7 +253,7 @@ def unlabelled_groups(queries: list[str], pool: list[str], teacher: Teacher, see
     dense = teacher.nearest(queries, pool, 50)
     rng = random.Random(seed)
     near = [rng.sample(texts, 4) for texts in dense]
-    bm25 = mine_bm25(queries, near, pool, negatives=3, depth=50, seed=seed)
+    bm25 = mine_bm25(queries, near, pool, negatives=3, top_k=50, seed=seed)
     others = mine_random(joined(near, bm25), pool, negatives=1, seed=seed)
     for query, passages in zip(queries, joined(near, bm25, others), strict=True):
         yield Group(query, (), tuple(passages))
@@ -270,7 +270,7 @@ def dense_negatives(
 ) -> list[list[str]]:
     """Draw `count` of the bi-encoder's top 30 a query, none of them the query's own windows."""
     drawn = mine_dense(
-        teacher.encode(queries), teacher.encode(pool), positives, pool, negatives=30, depth=30, seed=seed
+        teacher.encode(queries), teacher.encode(pool), positives, pool, negatives=30, top_k=30, seed=seed
     )
     rng = random.Random(seed)
     refused = [set(texts) for texts in own]

@@ -1,14 +1,14 @@
 """Hard negatives: passages that a first stage ranks high and that do not answer the query.
 
-Every function gives, per query, `negatives` different passages, none equal to one of its positives or `excluded`
-passages (white space and case aside): drawn at random from the first stage's best `depth`, filled up with random
-passages of the corpus where those are too few. The result depends on the arguments and the seed alone. To mix kinds,
-mine one after the other, adding what was drawn to the positives of the next.
+Every function returns, per query, `negatives` different passages, none equal to one of its positives or excluded
+passages (white space and case aside). They are drawn at random from the first stage's best `top_k`; if those are too
+few, random passages of the corpus are added. The result depends on the arguments and the seed alone. To mix kinds, mine
+one after the other and add the negatives of each to the positives of the next.
 
-Where queries are passages of the corpus themselves (duplicate questions, arguments), a query's best match is the query.
-:func:`mine` excludes it.
+If queries are passages of the corpus themselves (duplicate questions, arguments), a query's best match is the query.
+`mine` excludes it.
 
-Letters: Q queries, N passages of the corpus, D embedding size.
+Shapes: Q queries, N passages of the corpus, D embedding size.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mrr_model.data.bm25 import BM25Index
 from mrr_model.data.groups import Group, OnBadRow
 from mrr_model.data.sources import corpus_of, own_documents, read_source
 
 QUERY_BLOCK = 256
-"""Queries whose cosines with the whole corpus are held at once."""
+"""Queries whose cosines with the whole corpus are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -52,83 +53,116 @@ class MineConfig:
 
 
 class MinedGroups(Iterator[Group]):
-    """Groups with mined negatives, one at a time; ``identical`` counts what was left out on the way."""
+    """Groups with mined negatives, one at a time.
 
-    def __init__(self, sources: Iterable[str], settings: MineConfig, on_bad_row: OnBadRow) -> None:
+    Args:
+        sources: As `mrr_model.data.sources.read_source` reads them.
+        config: How to mine.
+        on_bad_row: What to do with a row that cannot be read.
+    """
+
+    def __init__(self, sources: Iterable[str], config: MineConfig, on_bad_row: OnBadRow) -> None:
         self.identical = 0
-        """Queries so far whose own passage is in the corpus and was no candidate for a negative."""
-        self._groups = self._mined(sources, settings, on_bad_row)
+        """Queries so far whose own passage is in the corpus and was left out of the negatives."""
+        self._groups = self._mined(sources, config, on_bad_row)
 
     def __next__(self) -> Group:
         return next(self._groups)
 
-    def _mined(self, sources: Iterable[str], settings: MineConfig, on_bad_row: OnBadRow) -> Iterator[Group]:
+    def _mined(self, sources: Iterable[str], config: MineConfig, on_bad_row: OnBadRow) -> Iterator[Group]:
         for source in sources:
             groups = list(read_source(source, on_bad_row=on_bad_row))
             documents = corpus_of(source, on_bad_row)
             own = own_documents(source, documents, on_bad_row) if documents else {}
             corpus = list(documents.values()) if documents else [text for group in groups for text in _passages(group)]
-            keys = set() if settings.keep_identical else {_key(text) for text in corpus}
-            for group in mine(groups, corpus, settings, own):
+            keys = set() if config.keep_identical else {_key(text) for text in corpus}
+            for group in mine(groups, corpus, config, own):
                 self.identical += any(_key(text) in keys for text in _excluded(group, own))
                 yield group
 
 
-def mine_sources(sources: Iterable[str], settings: MineConfig, on_bad_row: OnBadRow = "fail") -> MinedGroups:
-    """The rows of :func:`~mrr_model.data.sources.read_source` with mined negatives.
+def mine_sources(sources: Iterable[str], config: MineConfig, on_bad_row: OnBadRow = "fail") -> MinedGroups:
+    """Read the rows of sources and mine negatives for them.
 
-    They are drawn from the corpus of a BEIR folder, and from all passages of another source.
+    Negatives come from the corpus of a BEIR folder, and from all passages of another source.
+
+    Args:
+        sources: As `mrr_model.data.sources.read_source` reads them.
+        config: How to mine.
+        on_bad_row: What to do with a row that cannot be read.
+
+    Returns:
+        An iterator of groups; its `identical` counts the queries whose own passage was left out.
+
+    Raises:
+        ValueError: For a row that cannot be read, or a corpus that is too small.
+        FileNotFoundError: For a source or an encoder that does not exist.
+        ImportError: If a library that the miner needs is not installed.
     """
-    return MinedGroups(sources, settings, on_bad_row)
+    return MinedGroups(sources, config, on_bad_row)
 
 
 def mine(
     groups: Sequence[Group],
     corpus: Sequence[str],
-    settings: MineConfig,
+    config: MineConfig,
     own: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Group]:
-    """The groups with negatives from ``corpus``: by BM25, or by a bi-encoder, whose cosines can come with them.
+    """Mine negatives for groups, by BM25 or by a bi-encoder, whose cosines can become teacher scores.
 
-    A passage with the query's text is no negative, nor is what ``own`` (query text -> passages) names, unless
-    ``settings.keep_identical``. sentence-transformers' own ``mine_hard_negatives`` leaves out rows for which it finds
-    too few and draws from the process's random state; here every row is filled, and the seed decides.
+    sentence-transformers' own `mine_hard_negatives` leaves out rows for which it finds too few and draws from the
+    process's random state; here every row gets its negatives, and the seed decides.
+
+    Args:
+        groups: Rows with positives; their negatives and scores are replaced.
+        corpus: Passages to draw negatives from.
+        config: How to mine.
+        own: Query text -> passages that are the query itself. They are no negatives, nor is a passage with the query's
+            text, unless `config.keep_identical`.
+
+    Returns:
+        The groups with mined negatives.
+
+    Raises:
+        ValueError: If the corpus is too small.
+        FileNotFoundError: If the encoder does not exist.
+        ImportError: If a library that the miner needs is not installed.
     """
     known = list(dict.fromkeys((*corpus, *(text for group in groups for text in group.positives))))
     queries = [group.query for group in groups]
     positives = [group.positives for group in groups]
-    excluded = None if settings.keep_identical else [_excluded(group, own or {}) for group in groups]
-    if settings.encoder is None:
+    excluded = None if config.keep_identical else [_excluded(group, own or {}) for group in groups]
+    if config.encoder is None:
         mined = mine_bm25(
             queries,
             positives,
             known,
-            negatives=settings.negatives,
-            depth=settings.depth,
-            seed=settings.seed,
+            negatives=config.negatives,
+            top_k=config.depth,
+            seed=config.seed,
             excluded=excluded,
         )
         for group, negatives in zip(groups, mined, strict=True):
             yield replace(group, negatives=tuple(negatives), positive_scores=None, negative_scores=None)
         return
-    encode = _encoder(settings.encoder)
+    encode = _encoder(config.encoder)
     query_vectors, passage_vectors = encode(queries), encode(known)
     mined = mine_dense(
         query_vectors,
         passage_vectors,
         positives,
         known,
-        negatives=settings.negatives,
-        depth=settings.depth,
-        margin=settings.margin,
-        seed=settings.seed,
+        negatives=config.negatives,
+        top_k=config.depth,
+        margin=config.margin,
+        seed=config.seed,
         excluded=excluded,
     )
-    place = {text: row for row, text in enumerate(known)}
+    row_of = {text: row for row, text in enumerate(known)}
     for group, query, negatives in zip(groups, query_vectors, mined, strict=True):
         row = replace(group, negatives=tuple(negatives), positive_scores=None, negative_scores=None)
-        if settings.scores:
-            passages = passage_vectors[[place[text] for text in _passages(row)]]
+        if config.scores:
+            passages = passage_vectors[[row_of[text] for text in _passages(row)]]
             cosines = [round(float(cosine), 4) for cosine in passages @ query]
             split = len(row.positives)
             row = replace(row, positive_scores=tuple(cosines[:split]), negative_scores=tuple(cosines[split:]))
@@ -140,7 +174,7 @@ def _passages(group: Group) -> tuple[str, ...]:
 
 
 def _excluded(group: Group, own: Mapping[str, Sequence[str]]) -> list[str]:
-    """The passages that are the group's query itself, but for its positives."""
+    """The passages that are the group's query itself and not its positives."""
     positives = {_key(text) for text in group.positives}
     return [text for text in (group.query, *own.get(group.query, ())) if _key(text) not in positives]
 
@@ -171,29 +205,35 @@ def mine_bm25(
     corpus: Sequence[str],
     *,
     negatives: int,
-    depth: int = 30,
+    top_k: int = 30,
     seed: int = 0,
     excluded: Sequence[Sequence[str]] | None = None,
 ) -> list[list[str]]:
-    """Draw negatives from the BM25 top-`depth`, which excluded passages take no place of.
+    """Draw negatives from the BM25 top-k (`mrr_model.data.bm25`), from which excluded passages are left out first.
 
-    Lucene's variant, k1=0.9, b=0.4, English stop words, Snowball's English stemmer. Passages that share no word with
-    the query do not count as found.
+    Args:
+        queries: Q texts.
+        positives: Per query, its positive passages; they need not be in the corpus.
+        corpus: N texts.
+        negatives: Negatives per query.
+        top_k: Candidates per query to draw from. Only passages that share a word with the query are candidates.
+        seed: Seed of the draw.
+        excluded: Per query, further passages that are not its negatives, such as its own text.
 
-    queries: Q texts; positives: for each query its positive passages, which need not be in the corpus; corpus: N texts;
-    excluded: for each query further passages that are no negatives of it, its own text for example.
-    Raises ImportError without bm25s and PyStemmer, ValueError where the arguments do not fit each other or the corpus
-    is too small.
+    Returns:
+        Per query, its negatives.
+
+    Raises:
+        ImportError: If bm25s or PyStemmer is not installed.
+        ValueError: If the arguments do not fit each other, or the corpus is too small.
     """
-    _check(negatives, depth, positives, len(queries), "queries")
+    _check(negatives, top_k, positives, len(queries), "queries")
     excluded = _checked_excluded(excluded, len(queries))
-    places = _places(corpus) if any(excluded) else {}
-    left_out = [_places_of(texts, places) for texts in excluded]
+    indices = _indices_by_key(corpus) if any(excluded) else {}
+    left_out = [_indices_of(texts, indices) for texts in excluded]
     most = max(map(len, left_out), default=0)
-    found = [
-        [place for place in row if place not in own][:depth]
-        for row, own in zip(_bm25_top(queries, corpus, min(depth + most, len(corpus))), left_out, strict=True)
-    ]
+    ranked = BM25Index(dict(enumerate(corpus))).search(queries, top_k + most)
+    found = [[index for index in row if index not in own][:top_k] for row, own in zip(ranked, left_out, strict=True)]
     return _draw(found, positives, excluded, corpus, negatives, seed)
 
 
@@ -204,24 +244,35 @@ def mine_dense(
     corpus: Sequence[str],
     *,
     negatives: int,
-    depth: int = 30,
+    top_k: int = 30,
     margin: float = 0.95,
     seed: int = 0,
     excluded: Sequence[Sequence[str]] | None = None,
 ) -> list[list[str]]:
-    """Draw negatives from a bi-encoder's cosine top-`depth`, leaving out likely unlabelled positives.
+    """Draw negatives from a bi-encoder's cosine top-k, leaving out likely unlabelled positives.
 
-    A passage whose cosine exceeds `margin` times the cosine of the query's best positive is skipped, and the depth is
-    counted after that (TopK-PercPos in NV-Retriever, arXiv 2407.15831). Where that best cosine is not above 0,
-    nothing is skipped.
+    A passage whose cosine exceeds `margin` times the cosine of the query's best positive is skipped, and the top k are
+    counted after that (TopK-PercPos in NV-Retriever, arXiv 2407.15831). If that best cosine is not above 0, nothing is
+    skipped.
 
-    query_embeddings: (Q, D) float; passage_embeddings: (N, D) float, row i of corpus[i]; neither need be normalised.
-    positives: for each query its positive passages, each one a text of the corpus; corpus: N texts; excluded: for each
-    query further passages that are no negatives of it, its own text for example.
-    Raises ValueError where the arguments do not fit each other, a positive is not in the corpus, or the corpus is too
-    small.
+    Args:
+        query_embeddings: (Q, D) float; need not be normalised.
+        passage_embeddings: (N, D) float, row i of corpus[i]; need not be normalised.
+        positives: Per query, its positive passages, each of them a text of the corpus.
+        corpus: N texts.
+        negatives: Negatives per query.
+        top_k: Candidates per query to draw from.
+        margin: In (0, 1]; 1 skips only what is closer than the positive.
+        seed: Seed of the draw.
+        excluded: Per query, further passages that are not its negatives, such as its own text.
+
+    Returns:
+        Per query, its negatives.
+
+    Raises:
+        ValueError: If the arguments do not fit each other, a positive is not in the corpus, or the corpus is too small.
     """
-    _check(negatives, depth, positives, len(query_embeddings), "query_embeddings")
+    _check(negatives, top_k, positives, len(query_embeddings), "query_embeddings")
     if len(passage_embeddings) != len(corpus):
         raise ValueError(
             f"passage_embeddings has {len(passage_embeddings)} rows for {len(corpus)} texts in corpus;"
@@ -230,18 +281,18 @@ def mine_dense(
     if not 0 < margin <= 1:
         raise ValueError(f"margin must lie in (0, 1], got {margin!r}; 1 skips only what is closer than the positive")
     excluded = _checked_excluded(excluded, len(positives))
-    places = _places(corpus)
-    left_out = [sorted(_places_of(texts, places)) for texts in excluded]
-    positive_places = [_positive_places(texts, places, index) for index, texts in enumerate(positives)]
+    indices = _indices_by_key(corpus)
+    left_out = [sorted(_indices_of(texts, indices)) for texts in excluded]
+    positive_indices = [_positive_indices(texts, indices, query) for query, texts in enumerate(positives)]
     found: list[list[int]] = []
     passages = normalize(passage_embeddings.float(), dim=-1)
     for start in range(0, len(query_embeddings), QUERY_BLOCK):
         block = normalize(query_embeddings[start : start + QUERY_BLOCK].float(), dim=-1)
         stop = start + len(block)
         for cosines, own, out in zip(
-            block @ passages.T, positive_places[start:stop], left_out[start:stop], strict=True
+            block @ passages.T, positive_indices[start:stop], left_out[start:stop], strict=True
         ):  # cosines: (N,)
-            found.append(_dense_top(cosines, own, out, depth, margin))
+            found.append(_dense_top(cosines, own, out, top_k, margin))
     return _draw(found, positives, excluded, corpus, negatives, seed)
 
 
@@ -253,57 +304,25 @@ def mine_random(
     seed: int = 0,
     excluded: Sequence[Sequence[str]] | None = None,
 ) -> list[list[str]]:
-    """Draw negatives from the whole corpus, whatever the query; ``excluded`` as in :func:`mine_bm25`.
+    """Draw negatives at random from the whole corpus; arguments and errors as in `mine_bm25`.
 
-    >>> mine_random([["a"], ["b"]], ["a", "A ", "b"], negatives=1)[0]
-    ['b']
+    Example:
+        >>> mine_random([["a"], ["b"]], ["a", "A ", "b"], negatives=1)[0]
+        ['b']
     """
     _check(negatives, 0, positives, len(positives), "positives")
     excluded = _checked_excluded(excluded, len(positives))
     return _draw([[] for _ in positives], positives, excluded, corpus, negatives, seed)
 
 
-def _bm25_top(queries: Sequence[str], corpus: Sequence[str], depth: int) -> list[list[int]]:
-    """Per query the places in the corpus of the at most `depth` best passages with a score above 0."""
-    try:
-        import bm25s
-        import Stemmer
-    except ImportError as error:
-        raise ImportError(
-            f'mining with BM25 needs bm25s and PyStemmer ({error}): pip install "matryoshka-reranker[train]"'
-        ) from error
-    stemmer = Stemmer.Stemmer("english")
-
-    def words(texts: Sequence[str]) -> list[list[str]]:
-        tokens: list[list[str]] = bm25s.tokenize(
-            list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
-        )
-        return tokens
-
-    corpus_words = words(corpus)
-    if depth == 0 or not any(corpus_words):
-        return [[] for _ in queries]
-    index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-    index.index(corpus_words, show_progress=False)
-    known = set(chain.from_iterable(corpus_words))
-    asked = [[word for word in query_words if word in known] for query_words in words(queries)]
-    found: list[list[int]] = [[] for _ in queries]
-    searched = [query for query, query_words in enumerate(asked) if query_words]
-    if searched:
-        places, scores = index.retrieve([asked[query] for query in searched], k=depth, show_progress=False)
-        for query, row, row_scores in zip(searched, places, scores, strict=True):  # each (depth,)
-            found[query] = [int(place) for place, score in zip(row, row_scores, strict=True) if score > 0]
-    return found
-
-
-def _dense_top(cosines: Tensor, positives: list[int], excluded: list[int], depth: int, margin: float) -> list[int]:
-    """The places of the `depth` passages of highest cosine, (N,), that are not excluded nor above the guard."""
+def _dense_top(cosines: Tensor, positives: list[int], excluded: list[int], top_k: int, margin: float) -> list[int]:
+    """Indices of the `top_k` passages of highest cosine, (N,), that are neither excluded nor too close."""
     best = cosines[positives].max()
     skipped = cosines > margin * best if best > 0 else torch.zeros_like(cosines, dtype=torch.bool)
     skipped[positives + excluded] = True
     kept = len(cosines) - int(skipped.sum())
-    places: list[int] = cosines.masked_fill(skipped, -torch.inf).topk(min(depth, kept)).indices.tolist()
-    return places
+    indices: list[int] = cosines.masked_fill(skipped, -torch.inf).topk(min(top_k, kept)).indices.tolist()
+    return indices
 
 
 def _draw(
@@ -314,19 +333,19 @@ def _draw(
     negatives: int,
     seed: int,
 ) -> list[list[str]]:
-    """Per query, `negatives` passages: at random among those found, then at random from the corpus."""
+    """Per query, `negatives` passages: first at random from those found, then at random from the corpus."""
     keys = [_key(text) for text in corpus]
     rng = random.Random(seed)
     drawn: list[list[str]] = []
-    for places, own, others in zip(found, positives, excluded, strict=True):
+    for indices, own, others in zip(found, positives, excluded, strict=True):
         refused = {_key(text) for text in (*own, *others)}
         chosen: list[str] = []
-        for place in chain(rng.sample(places, len(places)), _random_order(len(corpus), rng)):
+        for index in chain(rng.sample(indices, len(indices)), _random_order(len(corpus), rng)):
             if len(chosen) == negatives:
                 break
-            if keys[place] not in refused:
-                refused.add(keys[place])
-                chosen.append(corpus[place])
+            if keys[index] not in refused:
+                refused.add(keys[index])
+                chosen.append(corpus[index])
         if len(chosen) < negatives:
             raise ValueError(
                 f"corpus has only {len(chosen)} different passages besides the positives of query {len(drawn)}"
@@ -338,46 +357,46 @@ def _draw(
 
 
 def _random_order(size: int, rng: random.Random) -> Iterator[int]:
-    """0 to size-1 in random order, paying only for what is taken: Fisher-Yates that stores just the moved places."""
+    """0 to size-1 in random order, lazily: a Fisher-Yates shuffle that stores only the indices it has moved."""
     moved: dict[int, int] = {}
     for last in range(size - 1, -1, -1):
-        place = rng.randrange(last + 1)
-        yield moved.get(place, place)
-        moved[place] = moved.get(last, last)
+        index = rng.randrange(last + 1)
+        yield moved.get(index, index)
+        moved[index] = moved.get(last, last)
 
 
-def _places(corpus: Sequence[str]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for place, text in enumerate(corpus):
-        places.setdefault(_key(text), []).append(place)
-    return places
+def _indices_by_key(corpus: Sequence[str]) -> dict[str, list[int]]:
+    indices: dict[str, list[int]] = {}
+    for index, text in enumerate(corpus):
+        indices.setdefault(_key(text), []).append(index)
+    return indices
 
 
-def _places_of(texts: Sequence[str], places: Mapping[str, list[int]]) -> set[int]:
-    return {place for text in texts for place in places.get(_key(text), ())}
+def _indices_of(texts: Sequence[str], indices: Mapping[str, list[int]]) -> set[int]:
+    return {index for text in texts for index in indices.get(_key(text), ())}
 
 
-def _positive_places(texts: Sequence[str], places: dict[str, list[int]], query: int) -> list[int]:
+def _positive_indices(texts: Sequence[str], indices: dict[str, list[int]], query: int) -> list[int]:
     own: list[int] = []
     for text in texts:
-        if _key(text) not in places:
+        if _key(text) not in indices:
             raise ValueError(
                 f"positive {text[:60]!r} of query {query} is not in corpus; add it, its cosine sets the guard"
             )
-        own.extend(places[_key(text)])
+        own.extend(indices[_key(text)])
     if not own:
         raise ValueError(f"query {query} has no positive; expected at least one, its cosine sets the guard")
     return own
 
 
 def _key(text: str) -> str:
-    """What two equal passages share."""
+    """The form in which equal passages are equal."""
     return " ".join(text.split()).casefold()
 
 
-def _check(negatives: int, depth: int, positives: Sequence[Sequence[str]], queries: int, name: str) -> None:
-    if negatives < 0 or depth < 0:
-        raise ValueError(f"negatives and depth must not be below 0, got {negatives} and {depth}")
+def _check(negatives: int, top_k: int, positives: Sequence[Sequence[str]], queries: int, name: str) -> None:
+    if negatives < 0 or top_k < 0:
+        raise ValueError(f"negatives and top_k must not be below 0, got {negatives} and {top_k}")
     if len(positives) != queries:
         raise ValueError(
             f"positives has {len(positives)} entries for {queries} {name}; expected a list of passages for each"

@@ -1,4 +1,4 @@
-"""BM25 as a first stage: bm25s's own scores, ties by id, and the index that is kept."""
+"""BM25: bm25s's own scores, ties by id, and the index that is kept on disk."""
 
 import builtins
 import json
@@ -12,13 +12,13 @@ import bm25s
 import pytest
 import Stemmer
 
-from mrr_model.data import bm25 as first_stage
-from mrr_model.data.bm25 import bm25_run
+from mrr_model.data import bm25
+from mrr_model.data.bm25 import BM25Index, bm25_run, tokenize
 
 DRAW = random.Random(0)
 WORDS = [f"{start}{end}" for start in ("rain", "stone", "light", "river") for end in ("fall", "ing", "s", "bed", "y")]
-CORPUS = {f"d{place}": " ".join(DRAW.choices(WORDS, k=DRAW.randint(0, 25))) for place in range(300)}
-QUERIES = {f"q{place}": " ".join(DRAW.choices([*WORDS, "the", "unheard"], k=4)) for place in range(40)}
+CORPUS = {f"d{index}": " ".join(DRAW.choices(WORDS, k=DRAW.randint(0, 25))) for index in range(300)}
+QUERIES = {f"q{index}": " ".join(DRAW.choices([*WORDS, "the", "unheard"], k=4)) for index in range(40)}
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +53,31 @@ def test_the_best_are_those_of_bm25s() -> None:
         }
 
 
-def test_equal_scores_stand_by_id_descending_whatever_the_order_of_the_corpus() -> None:
+def test_equal_scores_are_ordered_by_id_descending_whatever_the_order_of_the_corpus() -> None:
     corpus = dict.fromkeys(("b", "c", "a", "d"), "rain falls") | {"z": "stones fall and rain falls and falls"}
     backwards = dict(reversed(corpus.items()))
     assert list(bm25_run({"q": "rain"}, corpus, 3)["q"]) == ["d", "c", "b"]
     assert list(bm25_run({"q": "rain"}, backwards, 3)["q"]) == ["d", "c", "b"]
+
+
+def test_an_index_of_a_list_finds_indices_by_the_same_rule() -> None:
+    index = BM25Index(dict(enumerate(["rain falls"] * 12 + ["stones fall and rain falls and falls", "light"])))
+    [found] = index.search(["rain"], top_k=3)
+    assert list(found) == [11, 10, 9]  # by number, not by digits
+    assert index.search(["rain", "light"], top_k=0) == [{}, {}]
+
+
+def test_scores_are_those_of_a_search_for_every_document() -> None:
+    index = BM25Index(CORPUS)
+    for query, found in zip(QUERIES.values(), index.search(QUERIES.values(), len(CORPUS)), strict=True):
+        scores = dict(zip(CORPUS, index.scores(query).tolist(), strict=True))
+        assert {document: score for document, score in scores.items() if score > 0} == found
+    assert index.scores("unheard").tolist() == [0.0] * len(CORPUS)
+    assert BM25Index({"d": "the"}).scores("rain").tolist() == [0.0]
+
+
+def test_words_are_stemmed_and_stop_words_left_out() -> None:
+    assert tokenize(["Trains were late", "the of", ""]) == [["train", "were", "late"], [], []]
 
 
 @pytest.mark.parametrize("query", ["what is it", "unheard", "", "x"])
@@ -76,23 +96,23 @@ def test_a_corpus_without_words_finds_nothing(corpus: dict[str, str]) -> None:
 def test_the_index_of_a_large_corpus_is_kept_by_what_it_holds(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = bm25_run(QUERIES, CORPUS, 10)
     assert not kept.exists()  # a small corpus
-    monkeypatch.setattr(first_stage, "KEPT_FROM", 300)
+    monkeypatch.setattr(bm25, "KEPT_FROM", 300)
     assert bm25_run(QUERIES, CORPUS, 10) == made
     assert len(list(kept.iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(bm25s.BM25, "index", lambda *_, **__: pytest.fail("the index was made anew"))
+        patch.setattr(bm25s.BM25, "index", lambda *_, **__: pytest.fail("the index was built again"))
         assert bm25_run(QUERIES, CORPUS, 10) == made
     assert bm25_run(QUERIES, {**CORPUS, "d0": "rainfall"}, 10) != made
-    assert bm25_run(QUERIES, dict(reversed(CORPUS.items())), 10) == made  # places differ, so the index does
+    assert bm25_run(QUERIES, dict(reversed(CORPUS.items())), 10) == made  # the order differs, so the index does
     assert len(list(kept.iterdir())) == 3
 
 
 def test_an_index_that_cannot_be_kept_is_used_all_the_same(
     kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(first_stage, "KEPT_FROM", 1)
+    monkeypatch.setattr(bm25, "KEPT_FROM", 1)
     kept.parent.write_text("a file where the folder should be")
-    with caplog.at_level(logging.WARNING, first_stage.__name__):
+    with caplog.at_level(logging.WARNING, bm25.__name__):
         assert bm25_run({"q": "rain"}, {"d": "it rains"}, 5)["q"].keys() == {"d"}
     assert "the BM25 index could not be kept in" in caplog.text
 
@@ -107,16 +127,16 @@ def test_a_missing_library_is_named_with_the_command(missing: str, monkeypatch: 
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", refused)
-    with pytest.raises(ImportError, match=rf'{missing}.*pip install "matryoshka-reranker\[eval\]"; or give a TREC run'):
+    with pytest.raises(ImportError, match=rf'{missing}.*pip install "matryoshka-reranker\[eval\]"'):
         bm25_run({"q": "rain"}, {"d": "rain"}, 1)
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_stage, "KEPT_FROM", 1)
+    monkeypatch.setattr(bm25, "KEPT_FROM", 1)
     bm25_run(QUERIES, CORPUS, 10)
     bm25_run(QUERIES, CORPUS, 10)
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_parameters_are_plain_data() -> None:
-    assert json.loads(json.dumps(first_stage.PARAMETERS)) == {"method": "lucene", "k1": 0.9, "b": 0.4}
+    assert json.loads(json.dumps(bm25.PARAMETERS)) == {"method": "lucene", "k1": 0.9, "b": 0.4}

@@ -1,4 +1,4 @@
-"""Hard negatives: never a positive, always the same for a seed, from the depth that was asked for."""
+"""Hard negatives: never a positive, the same for the same seed, and from the best that were asked for."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def dense(queries: list[str], positives: list[list[str]], corpus: list[str], **o
 
 
 def uniform(queries: list[str], positives: list[list[str]], corpus: list[str], **options: Any) -> list[list[str]]:
-    taken = {key: value for key, value in options.items() if key != "depth"}
+    taken = {key: value for key, value in options.items() if key != "top_k"}
     return mine_random(positives, corpus, **taken)
 
 
@@ -47,16 +47,16 @@ passages = st.lists(st.sampled_from(WORDS), min_size=1, max_size=5).map(" ".join
 @given(
     corpus=st.lists(passages, min_size=8, max_size=20, unique=True),
     queries=st.lists(passages, min_size=1, max_size=3),
-    depth=st.integers(0, 25),
+    top_k=st.integers(0, 25),
     seed=st.integers(),
 )
 def test_negatives_are_different_passages_of_the_corpus_and_never_a_positive(
-    mine: Miner, corpus: list[str], queries: list[str], depth: int, seed: int
+    mine: Miner, corpus: list[str], queries: list[str], top_k: int, seed: int
 ) -> None:
     positives = [random.Random(f"{seed} {query}").sample(corpus, 2) for query in queries]
     corpus = [*corpus, *(text.upper() + " " for text in corpus)]  # the same texts, differently written
-    mined = mine(queries, positives, corpus, negatives=4, depth=depth, seed=seed)
-    assert mined == mine(queries, positives, corpus, negatives=4, depth=depth, seed=seed)
+    mined = mine(queries, positives, corpus, negatives=4, top_k=top_k, seed=seed)
+    assert mined == mine(queries, positives, corpus, negatives=4, top_k=top_k, seed=seed)
     assert len(mined) == len(queries)
     for own, negatives in zip(positives, mined, strict=True):
         assert set(negatives) <= set(corpus)
@@ -72,7 +72,7 @@ def test_seed_changes_the_draw(mine: Miner) -> None:
     assert len({tuple(draw[0]) for draw in mined}) > 1
 
 
-def test_bm25_draws_within_its_depth_after_stemming_and_fills_up_with_the_rest() -> None:
+def test_bm25_draws_from_its_top_k_after_stemming_and_fills_up_with_the_rest() -> None:
     corpus = ["Trains were late", "the train was late", "a training day", "paper", "light", "stone"]
     hard = {"Trains were late", "the train was late", "a training day"}  # Snowball stems all three to "train"
     for seed in range(5):
@@ -99,15 +99,15 @@ def test_dense_skips_what_is_nearly_as_close_as_the_positive() -> None:
     corpus = ["positive", "closer", "too close", "hard", "harder not", "easy"]
     embeddings = 7 * torch.stack([cosines, (1 - cosines**2).sqrt()], dim=1)  # (N, 2)
     for seed in range(5):
-        (mined,) = mine_dense(query, embeddings, [["positive"]], corpus, negatives=2, depth=2, seed=seed)
+        (mined,) = mine_dense(query, embeddings, [["positive"]], corpus, negatives=2, top_k=2, seed=seed)
         assert set(mined) == {"hard", "harder not"}
-        (mined,) = mine_dense(query, embeddings, [["positive"]], corpus, negatives=2, depth=2, margin=1.0, seed=seed)
+        (mined,) = mine_dense(query, embeddings, [["positive"]], corpus, negatives=2, top_k=2, margin=1.0, seed=seed)
         assert set(mined) == {"too close", "hard"}
 
 
-def test_dense_guard_is_off_where_the_positive_points_away() -> None:
+def test_dense_guard_is_off_if_the_positive_points_away() -> None:
     embeddings = torch.tensor([[-1.0, 0.1], [1.0, 0.0], [0.0, 1.0]])
-    (mined,) = mine_dense(embeddings[1:2], embeddings, [["p"]], ["p", "near", "far"], negatives=1, depth=1)
+    (mined,) = mine_dense(embeddings[1:2], embeddings, [["p"]], ["p", "near", "far"], negatives=1, top_k=1)
     assert mined == ["near"]
 
 
@@ -121,7 +121,7 @@ def test_random_order_is_uniform() -> None:
 
 
 @MINERS
-def test_corpus_too_small_is_said(mine: Miner) -> None:
+def test_a_corpus_that_is_too_small_is_an_error(mine: Miner) -> None:
     with pytest.raises(
         ValueError, match=r"only 1 different passages besides the positives of query 0, but 2 negatives"
     ):
@@ -132,7 +132,7 @@ def test_corpus_too_small_is_said(mine: Miner) -> None:
 def test_arguments_that_do_not_fit_are_refused(mine: Miner) -> None:
     with pytest.raises(ValueError, match=r"positives\[0\] is a string; expected a list of passages"):
         mine(["rain"], ["stone"], ["rain", "stone"], negatives=1)
-    with pytest.raises(ValueError, match=r"negatives and depth must not be below 0, got -1"):
+    with pytest.raises(ValueError, match=r"negatives and top_k must not be below 0, got -1"):
         mine(["rain"], [["rain"]], ["rain", "stone"], negatives=-1)
 
 
@@ -171,7 +171,7 @@ def unit(texts: list[str]) -> Tensor:
 
 @pytest.fixture
 def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Bags of words in a bi-encoder's place; the names it was asked for."""
+    """Bags of words instead of a bi-encoder; the names that it was opened by."""
     asked: list[str] = []
 
     def encoder(name: str) -> Callable[[list[str]], Tensor]:
@@ -194,7 +194,7 @@ def test_mine_by_bm25_changes_negatives_and_scores_alone() -> None:
         [group.positives for group in GROUPS],
         known(CORPUS),
         negatives=3,
-        depth=5,
+        top_k=5,
         seed=2,
     )
     assert mined == [
@@ -204,11 +204,11 @@ def test_mine_by_bm25_changes_negatives_and_scores_alone() -> None:
 
 
 def test_mine_by_bi_encoder_is_mine_dense(fake_encoder: list[str]) -> None:
-    settings = MineConfig("some/encoder", negatives=3, depth=5, margin=0.75, seed=2)
-    mined = list(mining.mine(GROUPS, CORPUS, settings))
+    config = MineConfig("some/encoder", negatives=3, depth=5, margin=0.75, seed=2)
+    mined = list(mining.mine(GROUPS, CORPUS, config))
     positives = [list(group.positives) for group in GROUPS]
     queries, passages = (unit(texts) for texts in ([group.query for group in GROUPS], known(CORPUS)))
-    expected = mine_dense(queries, passages, positives, known(CORPUS), negatives=3, depth=5, margin=0.75, seed=2)
+    expected = mine_dense(queries, passages, positives, known(CORPUS), negatives=3, top_k=5, margin=0.75, seed=2)
     assert [list(group.negatives) for group in mined] == expected
     assert [list(group.positives) for group in mined] == positives
     assert {(group.positive_scores, group.negative_scores) for group in mined} == {(None, None)}
@@ -239,7 +239,7 @@ def test_scores_ask_for_a_bi_encoder() -> None:
 
 def test_negatives_come_from_the_corpus_of_a_beir_folder(tmp_path: Path) -> None:
     rows = {
-        "corpus.jsonl": [{"_id": str(place), "text": text} for place, text in enumerate(["rain rain", *CORPUS])],
+        "corpus.jsonl": [{"_id": str(index), "text": text} for index, text in enumerate(["rain rain", *CORPUS])],
         "queries.jsonl": [{"_id": "q", "text": "rain"}],
     }
     for name, content in rows.items():
@@ -306,10 +306,10 @@ def test_a_query_is_not_its_own_negative(encoder: str | None, depth: int) -> Non
 
 
 @MINERS
-def test_excluded_passages_are_never_drawn_and_take_no_place(mine: Miner) -> None:
+def test_excluded_passages_are_never_drawn_and_do_not_count_among_the_top_k(mine: Miner) -> None:
     corpus = ["rain river", "RAIN river ", "rain", "stone"]
     for seed in range(8):
-        [drawn] = mine(["rain river"], [["stone"]], corpus, negatives=1, depth=1, seed=seed, excluded=[["Rain River"]])
+        [drawn] = mine(["rain river"], [["stone"]], corpus, negatives=1, top_k=1, seed=seed, excluded=[["Rain River"]])
         assert drawn == ["rain"]
     with pytest.raises(ValueError, match=r"excluded has 2 entries for 1 queries"):
         mine(["rain"], [["rain"]], corpus, negatives=1, excluded=[[], []])
@@ -322,13 +322,13 @@ def test_a_beir_folders_own_document_is_no_negative(make_beir: Callable[..., Pat
     corpus = {
         "q": "Title rain river",
         "d": "river rain cloud",
-        **{f"w{place}": word for place, word in enumerate(WORDS)},
+        **{f"w{index}": word for index, word in enumerate(WORDS)},
     }
     folder = make_beir(
         tmp_path / "arguments", {"q": "rain river", "r": "stone"}, corpus, {"q": {"d": 1}, "r": {"d": 1}}
     )
-    settings = MineConfig(negatives=8, depth=depth)
-    mined = mine_sources([f"{folder}#test"], settings)
+    config = MineConfig(negatives=8, depth=depth)
+    mined = mine_sources([f"{folder}#test"], config)
     first, second = mined
     assert set(first.negatives) == set(WORDS)
     assert "Title rain river" in second.negatives  # which is another query's own
