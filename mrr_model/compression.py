@@ -22,6 +22,9 @@ MAX_DENOMINATOR = 1024
 MAX_LAYERS = 10_000
 """More than any model has. Files that name deeper layers are refused before anything is allocated for them."""
 
+DEFAULT_KEEP_RATIOS = (1.0, 0.5, 0.25)
+"""Keep ratios of a grid if none are given."""
+
 VERTICAL = "vertical"
 """The name of the vertical adapter."""
 
@@ -223,6 +226,18 @@ def resolve(
     if merges and horizontal:
         adapters.append(horizontal_name(nearest_step(tuple(merges.values()), horizontal)))
     return Plan(exits=(exit_layer,), merges=merges, adapters=tuple(adapters))
+
+
+def evenly_spread(exits: Sequence[int], count: int) -> tuple[int, ...]:
+    """Choose at most `count` of a model's exits, evenly spread, deepest first.
+
+    >>> evenly_spread((2, 3, 4, 5, 6), 3), evenly_spread((1, 2), 5)
+    ((6, 4, 2), (2, 1))
+    """
+    if count == 1:
+        return (exits[-1],)
+    last = len(exits) - 1
+    return tuple(sorted({exits[round(last * step / (count - 1))] for step in range(count)}, reverse=True))
 
 
 def as_step(ratio: float | Fraction) -> Fraction:
