@@ -40,7 +40,7 @@ def main() -> None:
             train=(str(arguments.train),),
             output=arguments.output,
             max_length=arguments.max_length,
-            passages=min(8, 1 + min(len(row.negatives) for row in rows)),
+            train_group_size=min(8, 1 + min(len(row.negatives) for row in rows)),
             distill=DistillConfig(max_steps=arguments.steps, learning_rate=5e-5, ratios=(1, 2, 4)),
             vertical=CompensationConfig(**compensation, cascade_weight=1.0),
             horizontal=HorizontalConfig(**compensation, cascade_weight=1.0, ratios=(2, 4)),

@@ -1,6 +1,6 @@
-"""The settings of a training run: one file, or the flags of ``mrr finetune``.
+"""Configs of training runs: the keys of a YAML file, or the flags of `mrr finetune` and `mrr self-distill`.
 
-Help is made from them: nothing here needs torch.
+Attribute docstrings are the flags' help, so nothing here needs torch.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from mrr_model.compression import MAX_DENOMINATOR, MAX_LAYERS
 from mrr_model.data.groups import OnBadRow
 
 Cascade = Literal["anchors", "next", "final", "none"]
-"""Which exits teach the others: ``anchors``, the method's own: the next deeper anchor layer; ``next``: the next deeper
-exit; ``final``: the last exit alone; ``none``: nobody.
+"""Which exit teaches an exit: `anchors` (the method's own), the exit at the next deeper anchor layer; `next`, the next
+deeper exit; `final`, the last exit; `none`, no exit.
 """
 Stage = Literal["distill", "vertical", "horizontal"]
 STAGES: tuple[Stage, ...] = ("distill", "vertical", "horizontal")
 MANY = 10_000_000
-"""More than any run has of anything that is counted."""
+"""Upper bound of all counts: more than any run needs."""
 Layer = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
 RUN_FLAGS = {
     "output_dir": "output",
@@ -28,7 +28,7 @@ RUN_FLAGS = {
     "bf16": "bf16",
     "save_steps": "save-steps",
 }
-"""Training arguments that are settings of a run, and their flags."""
+"""Training arguments that are fields of a run's config, and their flags."""
 STAGE_FLAGS = {
     "num_train_epochs": "epochs",
     "max_steps": "max-steps",
@@ -37,7 +37,7 @@ STAGE_FLAGS = {
     "warmup_ratio": "warmup",
     "weight_decay": "weight-decay",
 }
-"""Training arguments that are settings of each stage, and the ends of their flags."""
+"""Training arguments that are fields of each stage's config, and the ends of their flags."""
 OWN = (
     "remove_unused_columns",
     "label_names",
@@ -46,28 +46,33 @@ OWN = (
     "ignore_data_skip",
     "logging_nan_inf_filter",
 )
-"""Training arguments that the recipe relies on: how rows reach the model, how a run resumes and when it stops."""
+"""Training arguments that the recipe sets: how rows reach the model, how a run resumes and when it stops."""
 EVALUATION = ("do_eval", "eval_strategy", "eval_on_start", "load_best_model_at_end", "metric_for_best_model")
 """Training arguments that need an evaluation during training."""
 
 
 class LoraConfig(BaseModel):
-    """The size of a LoRA. The defaults are the paper's (arXiv 2501.16302, implementation details)."""
+    """Size of a LoRA; PEFT's own `LoraConfig` is made from it. Defaults: arXiv 2501.16302, implementation details.
+
+    Example:
+        >>> LoraConfig(rank=8, alpha=16).dropout
+        0.1
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     rank: int = Field(default=32, ge=1, le=65_536)
     """Rank of the LoRA."""
     alpha: float = Field(default=64.0, gt=0)
-    """The LoRA's delta counts alpha / rank."""
+    """Scale of the LoRA: its delta is multiplied by alpha / rank."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout before the LoRA."""
+    """Dropout on the LoRA's input."""
 
     help_last: ClassVar[tuple[str, ...]] = ("alpha", "dropout")
 
 
 class StageConfig(BaseModel):
-    """What every stage has."""
+    """What every training stage has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -75,41 +80,46 @@ class StageConfig(BaseModel):
         "warmup", "weight_decay", "label_weight", "teacher_weight", "teacher_temperature", "cascade_weight",
         "merge_probability", "default_merge_share",
     )  # fmt: skip
-    """What help lists last, among the rarely used."""
+    """Fields that help lists last, among the advanced ones."""
 
     epochs: float = Field(default=1.0, gt=0, le=MANY)
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1, le=MANY)
-    """Optimizer steps, in place of epochs."""
+    """Optimizer steps, instead of epochs."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """The highest learning rate."""
+    """Peak learning rate."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    """The part of the steps over which the learning rate rises; then it falls linearly to 0."""
+    """Share of the steps over which the learning rate rises; then it falls linearly to 0."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     label_weight: float = Field(default=1.0, ge=0)
-    """Weight of the hard labels' cross-entropy."""
+    """Weight of the cross-entropy to the labels."""
     teacher_weight: float = Field(default=1.0, ge=0)
-    """Weight of the soft cross-entropy to the rows' teacher scores, where a row has them."""
+    """Weight of the soft cross-entropy to the teacher scores of rows that have them."""
     teacher_temperature: float = Field(default=1.0, gt=0)
-    """Divides the teacher's scores: about 0.05 for cosines."""
+    """Divisor of the teacher scores: about 0.05 for cosines."""
     cascade_weight: float = Field(default=1.0, ge=0)
     """Weight of the distillation from the model's own deeper and wider passes."""
     merge_probability: float = Field(default=0.5, ge=0, le=1)
-    """How likely each merge layer is on in a narrow pass."""
+    """Probability that a merge layer merges in a narrow pass."""
     default_merge_share: float = Field(default=0.0, ge=0, le=1)
-    """In this part of the narrow passes the default merge layer alone merges, as a plain keep_ratio does."""
+    """Share of narrow passes in which only the default merge layer merges, as with a plain keep ratio."""
 
 
 class DistillConfig(StageConfig):
-    """Cascaded self-distillation (arXiv 2501.16302, cascaded self-distillation)."""
+    """Cascaded self-distillation (arXiv 2501.16302, cascaded self-distillation).
+
+    Example:
+        >>> DistillConfig(max_steps=100).ratios
+        (1, 2, 4, 8)
+    """
 
     cascade: Cascade = "anchors"
-    """Which exits teach the others: anchors (the method's own), next, final or none."""
+    """Which exit teaches an exit: anchors (the method's own), next, final or none."""
     ratios: tuple[int, ...] = (1, 2, 4, 8)
-    """A step's merge ratio is drawn from these; 1 means full width alone."""
+    """Merge ratios to draw from in each step; 1 means full width only."""
     lora: LoraConfig | None = None
-    """Train a LoRA and merge it; without one all weights are trained."""
+    """Train a LoRA and merge it into the weights; without one, train all weights."""
 
     @field_validator("ratios")
     @classmethod
@@ -118,23 +128,33 @@ class DistillConfig(StageConfig):
 
 
 class CompensationConfig(StageConfig):
-    """One stage of factorized compensation: LoRAs over the frozen model (arXiv 2501.16302, factorized compensation)."""
+    """One stage of factorized compensation: adapters over the frozen model (arXiv 2501.16302, factorized compensation).
+
+    Example:
+        >>> CompensationConfig().lora.rank
+        32
+    """
 
     learning_rate: float = Field(default=2e-5, gt=0)
-    """The highest learning rate."""
+    """Peak learning rate."""
     teacher_weight: float = Field(default=0.0, ge=0)
-    """Weight of the soft cross-entropy to the rows' teacher scores; the paper's stage uses hard labels alone."""
+    """Weight of the soft cross-entropy to teacher scores; the paper's stage uses only labels."""
     cascade_weight: float = Field(default=0.0, ge=0)
-    """Weight of the distillation from the frozen model's own full-size scores; the paper's stage has none."""
+    """Weight of the distillation from the frozen model's full-size scores; the paper's stage has none."""
     lora: LoraConfig = LoraConfig()
-    """The size of the adapter."""
+    """Size of the adapter."""
 
 
 class HorizontalConfig(CompensationConfig):
-    """Horizontal compensation: one adapter per step ratio."""
+    """Horizontal compensation: one adapter per merge ratio.
+
+    Example:
+        >>> HorizontalConfig(ratios=(2,)).learning_rate
+        2e-05
+    """
 
     ratios: tuple[int, ...] = (2, 4, 8)
-    """An adapter is trained for each of these merge ratios."""
+    """Merge ratios to train an adapter for."""
 
     @field_validator("ratios")
     @classmethod
@@ -145,7 +165,7 @@ class HorizontalConfig(CompensationConfig):
 
 
 class RunConfig(BaseModel):
-    """What every run has."""
+    """What every training run has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -153,53 +173,48 @@ class RunConfig(BaseModel):
         "on_bad_row", "stream", "sample", "length_parts", "query_max_length", "save_steps", "freeze_embeddings",
         "dropout", "trainer",
     )  # fmt: skip
-    """What help lists last, among the rarely used."""
+    """Fields that help lists last, among the advanced ones."""
     help_first: ClassVar[tuple[str, ...]] = ("model", "train", "texts", "output", "stages", *STAGES)
-    """What help lists first, and in which order."""
+    """Fields that help lists first, in this order."""
 
     model: str
-    """The model to start from: a local folder or a hub id."""
+    """Model to start from: a local folder or a hub id."""
     output: Path
-    """Where the trained checkpoint is written."""
+    """Folder to write the trained checkpoint to."""
     exits: tuple[Layer, ...] | None = Field(default=None, min_length=1)
     """Layers that get a head; only for a stock model."""
     merge_layer: int | None = Field(default=None, ge=1, le=MAX_LAYERS)
-    """Where a plain keep ratio merges; only for a stock model."""
+    """Layer after which a plain keep ratio merges; only for a stock model."""
     on_bad_row: OnBadRow = "fail"
-    """What to do with a row that cannot be read: stop, or warn and go on."""
+    """What to do with a row that cannot be read: stop, or warn and leave it out."""
     stream: bool = False
-    """Read the data as it is needed, for data that does not fit in memory; needs max_steps in every stage."""
+    """Read the data while training, for data that does not fit in memory; needs max_steps in every stage."""
     sample: float = Field(default=1.0, gt=0, le=1)
-    """The part of each source's groups to train on, drawn by the seed."""
-    passages: int = Field(default=8, ge=2, le=MANY)
+    """Share of each source's groups to train on, drawn by the seed."""
+    train_group_size: int = Field(default=8, ge=2, le=MANY)
     """Passages per group: one positive, if the row has any, and negatives."""
     groups_per_step: int = Field(default=8, ge=1, le=MANY)
-    """Groups in one step of one process."""
+    """Groups per step and process."""
     length_parts: int = Field(default=1, ge=1, le=MANY)
-    """Run a step's pairs in this many batches of like lengths: less padding."""
+    """Batches per step, each of pairs of similar lengths: more batches need less padding."""
     max_length: int = Field(default=192, ge=8, le=MANY)
-    """Tokens of a pair (as in inference, a prompt comes on top)."""
+    """Tokens per pair, without the prompt."""
     query_max_length: int | None = Field(default=None, ge=1)
-    """Tokens of a query; without it, three quarters of max_length for decoders. Encoders cut the longer text first."""
+    """Tokens per query. By default, three quarters of max_length for decoders; encoders cut the longer text first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights; bfloat16 halves the memory of a frozen large model under a LoRA."""
+    """Data type of the weights; bfloat16 halves the memory of a large frozen model under a LoRA."""
     bf16: bool = False
     """Train in bfloat16 autocast."""
     save_steps: int = Field(default=200, ge=1, le=MANY)
-    """Steps between two saves that a run can resume from."""
+    """Steps between the saves that a run can resume from."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Decides the draws of data, fresh heads and sub-networks."""
-    dev: tuple[str, ...] = ()
-    """Print nDCG@10 on this collection after training, at full size and at smaller sizes; in any form that mrr evaluate
-    takes. Repeatable."""
-    dev_queries: int | None = Field(default=None, ge=1)
-    """Measure on at most this many queries of each such collection, drawn by the seed."""
+    """Seed of the draws of data, fresh heads and sub-networks."""
     vertical: CompensationConfig = CompensationConfig()
     """Vertical compensation, for depth."""
     horizontal: HorizontalConfig = HorizontalConfig()
     """Horizontal compensation, for width."""
     trainer: dict[str, Any] = {}
-    """Set any other of transformers' TrainingArguments: gradient_accumulation_steps, fsdp, deepspeed, report_to …"""
+    """Any other of transformers' TrainingArguments: gradient_accumulation_steps, fsdp, deepspeed, report_to …"""
 
     @field_validator("trainer")
     @classmethod
@@ -215,7 +230,7 @@ class RunConfig(BaseModel):
                 raise ValueError(f"the recipe sets {name} itself")
             if name in EVALUATION or (name, trainer[name]) == ("save_strategy", "best"):
                 raise ValueError(
-                    f"{name} needs an evaluation during training, which there is not; --dev measures after it"
+                    f"{name} needs an evaluation during training, which is not supported; --dev measures after it"
                 )
         return trainer
 
@@ -230,7 +245,7 @@ class RunConfig(BaseModel):
     def _check_lengths(self) -> Self:
         if self.query_max_length is not None and self.query_max_length >= self.max_length:
             raise ValueError(
-                f"query_max_length must lie below max_length, else no passage is read; got {self.query_max_length} and "
+                f"query_max_length must be below max_length, else no passage is read; got {self.query_max_length} and "
                 f"{self.max_length}"
             )
         return self
@@ -244,28 +259,34 @@ class RunConfig(BaseModel):
 
     @property
     def run_stages(self) -> tuple[Stage, ...]:
-        """The stages to run, in order."""
+        """The training stages to run, in order."""
         raise NotImplementedError
 
 
 class FinetuneConfig(RunConfig):
-    """The settings of a training run. Each is a flag of ``mrr finetune``, and a key of its YAML file."""
+    """Config of `mrr finetune` and `mrr_model.training.recipe.finetune`: its flags, and the keys of a YAML file.
+
+    Example:
+        >>> config = FinetuneConfig(model="bert-base-uncased", train=("rows.jsonl",), output="out", stages=("distill",))
+        >>> config.run_stages, config.train_group_size
+        (('distill',), 8)
+    """
 
     model: str
-    """Start from a checkpoint of this project, a trained cross-encoder with one label, or a stock encoder or causal
-    model: a local folder or a hub id."""
+    """Model to start from: a checkpoint of this project, a trained cross-encoder with one label, or a stock encoder or
+    causal model; a local folder or a hub id."""
     train: tuple[str, ...] = Field(min_length=1)
     """Training data: JSON lines, a BEIR or MS MARCO folder, or a Hugging Face dataset; #SPLIT chooses a split."""
     stages: tuple[Stage, ...] = STAGES
-    """Which stages to run: distill, vertical, horizontal."""
+    """Training stages to run: distill, vertical, horizontal."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of a stock model's layers."""
     head: Literal["linear", "similarity"] | None = None
-    """Start fresh heads of this kind: linear reads the first or last token; similarity, for encoders, reads the
-    separator after the query and adds a cosine of mean states, which suits bi-encoders. Without it, exits start from a
-    cross-encoder's own classifier, else from fresh linear heads. Only for a stock model."""
+    """Kind of fresh heads: linear reads the first or last token; similarity, for encoders, reads the separator after
+    the query and adds a cosine of mean states, which suits bi-encoders. By default, exits start from a cross-encoder's
+    own classifier, else from fresh linear heads. Only for a stock model."""
     freeze_embeddings: bool = True
-    """Leave the word embeddings as they are."""
+    """Keep the word embeddings as they are."""
     distill: DistillConfig = DistillConfig()
     """Cascaded self-distillation."""
 
@@ -280,39 +301,55 @@ class FinetuneConfig(RunConfig):
 
 
 class SelfDistillStageConfig(CompensationConfig):
-    """A compensation stage that learns from the model's own full-size scores alone."""
+    """A compensation stage that learns only from the model's own full-size scores.
+
+    Example:
+        >>> SelfDistillStageConfig().cascade_weight
+        1.0
+    """
 
     learning_rate: float = Field(default=5e-4, gt=0)
-    """The highest learning rate."""
+    """Peak learning rate."""
     label_weight: float = Field(default=0.0, ge=0, le=0)
-    """Labels do not count."""
+    """Weight of the labels: none."""
     teacher_weight: float = Field(default=0.0, ge=0, le=0)
-    """Scores in the rows do not count."""
+    """Weight of teacher scores: none."""
     cascade_weight: float = Field(default=1.0, gt=0)
     """Weight of the distillation from the model's own full-size scores."""
     default_merge_share: float = Field(default=0.5, ge=0, le=1)
-    """In this part of the narrow passes the default merge layer alone merges, as a plain keep_ratio does."""
+    """Share of narrow passes in which only the default merge layer merges, as with a plain keep ratio."""
 
 
 class HorizontalSelfDistillConfig(SelfDistillStageConfig, HorizontalConfig):
-    """The same for each step ratio."""
+    """Horizontal compensation that learns only from the model's own full-size scores.
+
+    Example:
+        >>> HorizontalSelfDistillConfig().ratios
+        (2, 4, 8)
+    """
 
 
 class SelfDistillConfig(RunConfig):
-    """The settings of ``mrr self-distill``."""
+    """Config of `mrr self-distill` and `mrr_model.training.self_distill.self_distill`.
+
+    Example:
+        >>> config = SelfDistillConfig(model="BAAI/bge-reranker-base", texts=("texts.jsonl",), output="out")
+        >>> config.run_stages
+        ('vertical', 'horizontal')
+    """
 
     model: str
-    """A sequence-classification cross-encoder or a yes/no causal re-ranker: a local folder or a hub id."""
+    """Sequence-classification cross-encoder or yes/no causal re-ranker: a local folder or a hub id."""
     texts: tuple[str, ...] = Field(min_length=1)
     """Unlabelled queries and documents: JSON lines of query and documents, or any source of mrr finetune."""
     template: Path | None = None
-    """JSON file of the template that the model reads, where its family has none of its own."""
+    """JSON file of the model's input template, if its family has no template of its own."""
     yes: str = "yes"
-    """The token by which a causal model says yes."""
+    """Token by which a causal model says yes."""
     no: str | None = "no"
-    """The token by which it says no; empty or null where its score is the yes token's logit alone."""
+    """Token by which it says no; empty or null if its score is only the yes token's logit."""
     max_length: int = Field(default=512, ge=8, le=MANY)
-    """Tokens of a pair (as in inference, a prompt comes on top)."""
+    """Tokens per pair, without the prompt."""
     vertical: SelfDistillStageConfig = SelfDistillStageConfig()
     """Vertical compensation, for depth."""
     horizontal: HorizontalSelfDistillConfig = HorizontalSelfDistillConfig()

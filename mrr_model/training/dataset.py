@@ -1,12 +1,14 @@
-"""From rows to batches: what the Trainer's data loader needs.
+"""From rows to batches: the Trainer's data sets and collator.
 
-Letters: G groups (queries), N passages of a group with the positive first.
+Shapes: G groups (queries), N passages per group with the positive first.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,21 +17,32 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from mrr_model.data.groups import Group
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.modeling.batch import collate
+from mrr_model.training.config import RunConfig
 
 
 class GroupDataset(Dataset[Group]):
-    """Groups in memory, each cut to ``passages`` passages, the positive first where there is one.
+    """Groups in memory, each cut to the same number of passages, with a positive first if the row has any.
 
-    Which of them is a function of (seed, row). Rows with fewer passages are left out; ``skipped`` counts them.
+    Which passages are taken is a function of (seed, row). Rows with fewer passages are left out; `skipped` counts them.
+
+    Args:
+        groups: The rows.
+        train_group_size: Passages per group.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If no row has enough passages.
     """
 
-    def __init__(self, groups: Sequence[Group], passages: int = 8, seed: int = 0) -> None:
+    def __init__(self, groups: Sequence[Group], train_group_size: int = 8, seed: int = 0) -> None:
         self.groups = [
-            cut_group(group, passages, f"{seed}/{row}") for row, group in enumerate(groups) if _has(group, passages)
+            cut_group(group, train_group_size, f"{seed}/{row}")
+            for row, group in enumerate(groups)
+            if _fills(group, train_group_size)
         ]
         self.skipped = len(groups) - len(self.groups)
         if not self.groups:
-            raise ValueError(_too_few(passages))
+            raise ValueError(_too_few(train_group_size))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -39,17 +52,22 @@ class GroupDataset(Dataset[Group]):
 
 
 class StreamedGroups(IterableDataset[Group]):
-    """Groups read as they are needed, endlessly, shuffled within a buffer; the same cut as :class:`GroupDataset`.
+    """Groups that are read while training, endlessly, shuffled within a buffer and cut as in `GroupDataset`.
 
-    ``read`` starts the rows from the beginning. Their order is a function of (seed, buffer); the workers of a data
-    loader share them out.
+    Their order is a function of (seed, buffer). The workers of a data loader share the rows.
+
+    Args:
+        read: Reads the rows from the beginning; called once per epoch.
+        train_group_size: Passages per group.
+        seed: Seed of the draws.
+        buffer: Rows in memory to draw the next one from.
     """
 
     def __init__(
-        self, read: Callable[[], Iterable[Group]], passages: int = 8, seed: int = 0, buffer: int = 10_000
+        self, read: Callable[[], Iterable[Group]], train_group_size: int = 8, seed: int = 0, buffer: int = 10_000
     ) -> None:
         self.read = read
-        self.passages = passages
+        self.train_group_size = train_group_size
         self.seed = seed
         self.buffer = buffer
 
@@ -61,24 +79,34 @@ class StreamedGroups(IterableDataset[Group]):
         epoch = 0
         while True:
             rows = (
-                cut_group(group, self.passages, f"{self.seed}/{epoch}/{row}")
+                cut_group(group, self.train_group_size, f"{self.seed}/{epoch}/{row}")
                 for row, group in enumerate(self.read())
-                if _has(group, self.passages)
+                if _fills(group, self.train_group_size)
             )
             group = None
             for group in _shuffled(rows, self.buffer, random.Random(f"{self.seed}/{epoch}")):
                 yield group
             if group is None:
-                raise ValueError(_too_few(self.passages))
+                raise ValueError(_too_few(self.train_group_size))
             epoch += 1
 
 
 class GroupCollator:
-    """Groups of one number of passages to a step's inputs.
+    """Makes one step's inputs from groups of the same size.
 
-    ``batches``: the G · N pairs in ``parts`` padded batches of like lengths, so that little is padded; always as many,
-    since the processes of a sharded model must run in step. ``places`` int64 (G · N,): where each pair's score lies
-    among theirs. ``teacher`` (G, N): the external teacher's scores, NaN in rows that have none. ``labelled`` bool (G,).
+    A step's inputs are a dict:
+
+    - `batches`: the G · N pairs in `parts` padded batches of similar lengths, which keeps padding small. Their number
+      is always the same, since the processes of a sharded model must run in step.
+    - `positions` int64 (G · N,): where each pair's score stands among those of the batches.
+    - `teacher` float32 (G, N): the external teacher's scores, NaN in rows without any.
+    - `labelled` bool (G,): whether the first passage is a positive.
+
+    Args:
+        encoder: Tokenizes pairs.
+        pad_id: The token id to pad with.
+        max_tokens: The model's positions; None if it sets no limit.
+        parts: Batches per step.
     """
 
     def __init__(self, encoder: PairEncoder, pad_id: int, max_tokens: int | None = None, parts: int = 1) -> None:
@@ -99,28 +127,40 @@ class GroupCollator:
             for group in groups
         ]
         order = torch.tensor([len(pair.input_ids) for pair in pairs]).argsort(stable=True)
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order))
+        positions = torch.empty_like(order)
+        positions[order] = torch.arange(len(order))
         return {
             "batches": [
                 collate([pairs[i] for i in part], self.pad_id, rounded=True, max_tokens=self.max_tokens)
                 for part in order.tensor_split(min(self.parts, len(order)))
             ],
-            "places": places,
+            "positions": positions,
             "teacher": torch.tensor(teacher),
             "labelled": torch.tensor([bool(group.positives) for group in groups]),
         }
 
 
-def cut_group(group: Group, passages: int, seed: str) -> Group:
-    """One positive, where there is one, and as many negatives as make ``passages``; a function of the seed.
+def sampled(rows: Iterator[Group], source: str, config: RunConfig) -> Iterator[Group]:
+    """Draw the share of a source's rows that `config.sample` asks for, by the config's seed."""
+    if config.sample == 1:
+        return rows
+    if config.stream:
+        generator = random.Random(f"{config.seed}/{source}")
+        return (row for row in rows if generator.random() < config.sample)
+    held = list(rows)
+    count = math.ceil(config.sample * len(held))
+    return iter(random.Random(f"{config.seed}/{Path(source).name}").sample(held, count))
+
+
+def cut_group(group: Group, train_group_size: int, seed: str) -> Group:
+    """Cut a group to one positive, if it has any, and negatives up to `train_group_size` passages, drawn by the seed.
 
     >>> cut_group(Group("q", ("a", "b"), ("c", "d", "e")), 3, "0/0").positives
     ('b',)
     """
     generator = random.Random(seed)
     positive = [generator.randrange(len(group.positives))] if group.positives else []
-    negatives = sorted(generator.sample(range(len(group.negatives)), passages - len(positive)))
+    negatives = sorted(generator.sample(range(len(group.negatives)), train_group_size - len(positive)))
     scores = group.positive_scores, group.negative_scores
     return replace(
         group,
@@ -137,16 +177,16 @@ def _shuffled(rows: Iterable[Group], buffer: int, generator: random.Random) -> I
         if len(held) < buffer:
             held.append(row)
             continue
-        place = generator.randrange(buffer)
-        yield held[place]
-        held[place] = row
+        index = generator.randrange(buffer)
+        yield held[index]
+        held[index] = row
     generator.shuffle(held)
     yield from held
 
 
-def _has(group: Group, passages: int) -> bool:
-    return min(len(group.positives), 1) + len(group.negatives) >= passages
+def _fills(group: Group, train_group_size: int) -> bool:
+    return min(len(group.positives), 1) + len(group.negatives) >= train_group_size
 
 
-def _too_few(passages: int) -> str:
-    return f"no training group has {passages - 1} negatives; lower the number of passages or mine more negatives."
+def _too_few(train_group_size: int) -> str:
+    return f"no training group has {train_group_size - 1} negatives; lower train_group_size or mine more negatives."

@@ -1,4 +1,4 @@
-"""Stop a run whose loss, gradients or weights are no longer finite, before anything of it is saved."""
+"""Stop a run whose loss, gradients or weights are no longer finite, before it saves anything."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,14 +18,17 @@ PARTS = ("loss", "gradients")
 
 
 class DivergenceError(ValueError):
-    """Training left the finite numbers. Says at which step of which stage, and what to try."""
+    """The loss, gradients or weights are not finite. The message names the stage, the step and what to try."""
 
 
 class DivergenceGuard(TrainerCallback):
     """Checks a trainer's losses and gradients before each update, and its weights before each save and at the end.
 
-    Losses are noted on their device; an update waits once for one pair of flags. The flags are summed over the
+    Losses are kept on their device, so an update waits for the device only once. The flags are summed over the
     processes, so that all of them stop at the same step.
+
+    Args:
+        trainer: The trainer.
     """
 
     def __init__(self, trainer: "RankingTrainer") -> None:
@@ -33,17 +36,17 @@ class DivergenceGuard(TrainerCallback):
         self._bad_losses: list[Tensor] = []
 
     def note(self, loss: Tensor) -> None:
-        """Take in the loss of one batch of an update."""
+        """Add the loss of one batch of the next update."""
         self._bad_losses.append(~loss.detach().isfinite().all())
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop before an update that would spoil the weights."""
+        """Stop before an update that would make weights infinite or NaN."""
         bad_loss = torch.stack(self._bad_losses).any()
         self._bad_losses = []
         gradients = [weight.grad for weight in self._trained(kwargs["model"]) if weight.grad is not None]
-        if self.trainer.accelerator.scaler is not None:  # in float16 it leaves such updates out by itself
+        if self.trainer.accelerator.scaler is not None:  # in float16 it skips such updates itself
             gradients = []
         flags = torch.stack([bad_loss, _not_finite(gradients).to(bad_loss.device)])
         found = [part for part, bad in zip(PARTS, self._over_processes(flags), strict=True) if bad]
@@ -51,20 +54,20 @@ class DivergenceGuard(TrainerCallback):
             raise DivergenceError(self._message(found[0], state.global_step + 1, state, args))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Check the weights that the Trainer is about to save; its own callback decides that before this one runs."""
+        """Check the weights if the Trainer is about to save them; its own callback decides that first."""
         if control.should_save:
             self._check_weights(args, state, kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """As at the end of a step."""
+        """Check the weights as at the end of a step."""
         self.on_step_end(args, state, control, **kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the weights that the stage leaves."""
+        """Check the weights at the end of the stage."""
         self._check_weights(args, state, kwargs["model"])
 
     def _check_weights(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
@@ -85,7 +88,7 @@ class DivergenceGuard(TrainerCallback):
         kept = f"the last good state is {save}" if save else "the stage had saved nothing yet"
         if step == 1:
             advice = (
-                "No update came before it: look at the model's weights and the rows' teacher scores, or train in "
+                "It was the first step: check the model's weights and the rows' teacher scores, or train in "
                 "float32, without --bf16 and --dtype bfloat16."
             )
         else:
@@ -101,7 +104,7 @@ class DivergenceGuard(TrainerCallback):
 
 
 def _not_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether any number of ``tensors`` is NaN or infinite, as a bool scalar on their device."""
+    """Whether any number in `tensors` is NaN or infinite, as a bool scalar on their device."""
     largest = get_total_norm([tensor.detach() for tensor in tensors], norm_type=torch.inf)
     whole = largest.full_tensor() if hasattr(largest, "full_tensor") else largest  # sharded weights
     return ~whole.isfinite()

@@ -1,5 +1,6 @@
-"""Re-rankers over stock weights: from a plain pretrained model, with fresh heads, or from a cross-encoder or a yes/no
-re-ranker, with the head that it has.
+"""Build re-rankers over stock weights.
+
+A plain pretrained model gets fresh heads; a cross-encoder or a yes/no re-ranker keeps its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,18 +33,17 @@ from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
 
 TEMPLATES = {"bert": BERT_TEMPLATE, "xlm-roberta": XLM_ROBERTA_TEMPLATE}
-RERANKER_LAYOUTS = {**TEMPLATES, "qwen3": QWEN3_TEMPLATE}
-"""What a re-ranker of a family reads, where it is one template for all that are known."""
+RERANKER_TEMPLATES = {**TEMPLATES, "qwen3": QWEN3_TEMPLATE}
+"""Templates of families whose known re-rankers all have the same one."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A score head taken from a stock checkpoint: weights by their names in
-    :class:`~mrr_model.modeling.heads.ScoreHead`.
-    """
+    """A score head taken from a stock checkpoint."""
 
     kind: HeadKind
     weights: dict[str, Tensor]
+    """Weights by their names in `mrr_model.modeling.heads.ScoreHead`."""
 
     @property
     def bias(self) -> bool:
@@ -61,13 +61,26 @@ def from_pretrained_backbone(
     dropout: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
-    """Build a re-ranker over the weights of a stock encoder or causal model in ``folder``, and load its tokenizer.
+    """Build a re-ranker over the weights of a stock encoder or causal model, and load its tokenizer.
 
-    ``exits`` default to the deeper three quarters of the layers (from layer ceil(L / 4)), ``merge_layers`` to all but
-    the last, ``merge_layer``, where a plain keep ratio merges, to the model's quarter. ``head``: the kind of fresh
-    heads. ``dropout`` replaces the backbone's own where given. Heads start as the language-model head's row for "Yes"
-    (arXiv 2501.16302, cascaded self-distillation) where there is one, else as small noise; similarity heads as a plain
-    cosine.
+    A causal model's heads start as its language-model head's row for "Yes" (arXiv 2501.16302, cascaded
+    self-distillation). Other linear heads start as small noise, similarity heads as a plain cosine.
+
+    Args:
+        folder: The stock model's folder.
+        exits: Layers that get a head; by default the deeper three quarters (from layer ceil(L / 4)).
+        merge_layers: Layers after which tokens may merge; by default all but the last.
+        merge_layer: Layer after which a plain keep ratio merges; by default at a quarter of the model.
+        head: Kind of the fresh heads.
+        dropout: Dropout of the backbone; None keeps its own.
+        dtype: Data type of the weights.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        FileNotFoundError: If the folder is not a model.
+        ValueError: For an architecture, exits or merge layers that cannot be used.
     """
     backbone = _backbone_config(folder, dropout)
     decoder = is_decoder(backbone.model_type)
@@ -99,19 +112,31 @@ def from_reranker(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
-    """Take in a sequence-classification cross-encoder or a yes/no causal re-ranker, and load its tokenizer.
+    """Open a sequence-classification cross-encoder or a yes/no causal re-ranker with its tokenizer.
 
-    At full size it scores exactly as before: it keeps its head, of which each exit gets a copy, and its ``template``,
-    which is the family's where none is given. A causal model's logit is that of the token ``yes`` minus that of ``no``,
-    or that of ``yes`` alone where ``no`` is None. ``dropout`` replaces the backbone's own.
+    At full size it scores exactly as before: it keeps its template and its head, of which each exit gets a copy.
 
-    Raises ``ValueError`` for an architecture, a number of labels or a family that cannot be taken in.
+    Args:
+        folder: The re-ranker's folder.
+        exits: Layers that get a head; by default the deeper three quarters (from layer ceil(L / 4)).
+        merge_layer: Layer after which a plain keep ratio merges; by default at a quarter of the model.
+        template: Its input template; by default its family's.
+        yes: Token by which a causal model says yes.
+        no: Token by which it says no: the logit is that of `yes` minus that of `no`. None: the logit of `yes` alone.
+        dropout: Dropout of the backbone.
+        dtype: Data type of the weights.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        FileNotFoundError: If the folder is not a model.
+        ValueError: For an architecture, a number of labels, a family, exits or merge layers that cannot be used.
     """
     backbone = _backbone_config(folder, dropout)
-    if template is None and backbone.model_type not in RERANKER_LAYOUTS:
+    if template is None and backbone.model_type not in RERANKER_TEMPLATES:
         raise ValueError(
-            f"how a {backbone.model_type} re-ranker reads a query and a passage differs from model to model: give its "
-            "template."
+            f"{backbone.model_type} re-rankers differ in how they read a query and a passage: give the template."
         )
     stored, tokenizer = read_weights(folder), load_tokenizer(folder)
     head = _stock_head(folder, backbone, stored, tokenizer, [yes] if no is None else [yes, no])
@@ -119,7 +144,7 @@ def from_reranker(
         backbone,
         exits=exits,
         merge_layer=merge_layer,
-        template=template or RERANKER_LAYOUTS[backbone.model_type],
+        template=template or RERANKER_TEMPLATES[backbone.model_type],
         head=head.kind,
         head_bias=head.bias,
         logit_softcap=getattr(backbone, "final_logit_softcapping", None),
@@ -143,25 +168,25 @@ def _stock_head(
     if architecture.endswith("ForCausalLM"):
         rows = _language_model_rows(stored, tokenizer, answers)
         if rows is None:
-            raise ValueError(f"{folder} holds no language-model head and no embeddings tied to one.")
+            raise ValueError(f"{folder} has no language-model head and no embeddings tied to one.")
         if len(answers) == 2 and getattr(backbone, "final_logit_softcapping", None):
-            raise ValueError("a model that caps its logits can be taken in by its yes token alone: leave out no.")
+            raise ValueError("a model that caps its logits can only be used by its yes token: leave out no.")
         rows = rows / getattr(backbone, "logits_scaling", 1.0)
         return Head("yes_no" if len(answers) == 2 else "linear", {"linear.weight": rows})
     if not architecture.endswith("ForSequenceClassification"):
         raise ValueError(
-            f"{folder} holds a {architecture}. A model to flatten is a sequence-classification cross-encoder with one "
-            "label or a causal model that answers yes or no; to train a plain model use `mrr finetune`."
+            f"{folder} holds a {architecture}. A model to self-distill is a sequence-classification cross-encoder with "
+            "one label or a causal model that answers yes or no; to train a plain model use `mrr finetune`."
         )
-    places = {
+    names = {
         "bert": {"dense": "bert.pooler.dense", "linear": "classifier"},
         "xlm-roberta": {"dense": "classifier.dense", "linear": "classifier.out_proj"},
     }.get(backbone.model_type, {"linear": "score"})
     weights = {
-        f"{part}.{kind}": stored[f"{place}.{kind}"]
-        for part, place in places.items()
+        f"{part}.{kind}": stored[f"{name}.{kind}"]
+        for part, name in names.items()
         for kind in ("weight", "bias")
-        if f"{place}.{kind}" in stored
+        if f"{name}.{kind}" in stored
     }
     if strange := [name for name, weight in weights.items() if Stored.of(weight).format not in FORMATS]:
         raise ValueError(
@@ -170,10 +195,10 @@ def _stock_head(
     labels = len(weights.get("linear.weight", ()))
     if labels != 1:
         raise ValueError(
-            f"{folder} has {labels} labels ({places['linear']}.weight{_label_names(config)}); a re-ranker has one, the "
-            "relevance. `mrr finetune --head linear` trains fresh heads in the classifier's place."
+            f"{folder} has {labels} labels ({names['linear']}.weight{_label_names(config)}); a re-ranker has one, the "
+            "relevance. `mrr finetune --head linear` trains fresh heads instead of the classifier."
         )
-    return Head("classifier" if "dense" in places else "linear", weights)
+    return Head("classifier" if "dense" in names else "linear", weights)
 
 
 def _label_names(config: Mapping[str, Any]) -> str:
@@ -227,16 +252,16 @@ def _over_stock_weights(
     stored: dict[str, Tensor],
     dtype: torch.dtype,
 ) -> MatryoshkaModel:
-    """The model with the stock part of ``stored``; its heads hold nothing yet."""
+    """The model with the stock part of `stored`; its heads are not initialised yet."""
     prefixes = ("model.", "bert.", "roberta.")
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in stored)), "")
     weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
-    blueprint = CheckpointConfig(backbone, matryoshka, lambda name: f"model.{name}")
+    described = CheckpointConfig(backbone, matryoshka, lambda name: f"model.{name}")
     headers = {name: Stored.of(tensor) for name, tensor in weights.items()}
-    checkpoint.outline(blueprint, headers, folder, allow_missing=("heads.",))
-    model = checkpoint.build(blueprint, dtype)
-    assign_weights(model, weights, blueprint.rename, source=str(folder), dtype=dtype, allow_missing=("heads.",))
+    checkpoint.outline(described, headers, folder, allow_missing=("heads.",))
+    model = checkpoint.build(described, dtype)
+    assign_weights(model, weights, described.rename, source=str(folder), dtype=dtype, allow_missing=("heads.",))
     return model
 
 

@@ -1,4 +1,4 @@
-"""LoRA in training, by PEFT: which modules get one, and what comes out as this project's adapters."""
+"""LoRA in training, by PEFT: which modules get one, and how it becomes one of this project's adapters."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from mrr_model.training.config import LoraConfig
 
 
 def linear_modules(model: MatryoshkaModel, exits: tuple[int, ...]) -> list[str]:
-    """The names of all linear modules in the layers that run for ``exits``, and of those exits' heads."""
+    """List the linear modules of the layers that run for `exits`, and of those exits' heads, by name."""
     modules = [(f"heads.{exit_layer}", model.heads[str(exit_layer)]) for exit_layer in exits]
     blocks = model.backbone.layers[: max(exits)]
     names = {id(module): name for name, module in model.named_modules()}
@@ -27,24 +27,35 @@ def linear_modules(model: MatryoshkaModel, exits: tuple[int, ...]) -> list[str]:
     ]
 
 
-def with_lora(model: MatryoshkaModel, settings: LoraConfig, exits: tuple[int, ...]) -> PeftModel:
-    """The model under a fresh LoRA of all linear modules that run for ``exits``; everything else is frozen.
+def with_lora(model: MatryoshkaModel, size: LoraConfig, exits: tuple[int, ...]) -> PeftModel:
+    """Put a fresh LoRA on all linear modules that run for `exits`, and freeze everything else.
 
-    PEFT changes ``model`` in place.
+    Args:
+        model: The model; PEFT changes it in place.
+        size: Rank, alpha and dropout.
+        exits: The exits to train.
+
+    Returns:
+        PEFT's wrapper around the model.
     """
-    config = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides by it, whole or not
-        lora_dropout=settings.dropout,
+    lora = peft.LoraConfig(
+        r=size.rank,
+        lora_alpha=size.alpha,  # type: ignore[arg-type]  # PEFT divides by it, whole or not
+        lora_dropout=size.dropout,
         target_modules=linear_modules(model, exits),
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, lora)
 
 
 def adapter_of(peft_model: PeftModel, state: Mapping[str, Tensor]) -> Adapter:
-    """The trained deltas, by the module names of the model without its LoRA; on the CPU, in float32.
+    """Take the trained LoRA out of a model.
 
-    ``state`` is the gathered state dict of ``peft_model``, which may itself be sharded.
+    Args:
+        peft_model: The model under its LoRA; its own weights may be sharded.
+        state: Its gathered state dict.
+
+    Returns:
+        The deltas, by the module names of the model without its LoRA; on the CPU, in float32.
     """
     return {
         name: LowRank(

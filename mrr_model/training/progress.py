@@ -1,32 +1,46 @@
-"""What training shows on stderr: a line as a stage begins and ends, its losses on the way, and in a terminal a bar."""
+"""Training's output on stderr: a line when a stage begins and ends, its losses, and in a terminal a progress bar."""
 
 import os
 import sys
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from itertools import groupby
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mrr_model.compression import horizontal_name
+from mrr_model.training.config import RunConfig
+
 
 def is_main_process() -> bool:
-    """Whether this is the one of several processes that speaks."""
+    """Whether this process prints: of several, the first."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr, above a progress bar; of several processes, one does."""
+    """Write a line to stderr, above a progress bar; of several processes, only the main one writes."""
     if is_main_process():
         tqdm.write(line, file=sys.stderr)
 
 
-class StageProgress(TrainerCallback):
-    """A stage's lines and its bar, in the place of the Trainer's own.
+def stage_title(config: RunConfig, name: str) -> str:
+    """Name a stage, or the adapter that it trains, and count it among the run's: `horizontal 1/2, 3 of 5`."""
+    names: list[str] = [stage for stage in config.run_stages if stage != "horizontal"]
+    if "horizontal" in config.run_stages:
+        names += [horizontal_name(Fraction(1, ratio)) for ratio in config.horizontal.ratios]
+    shown = name.replace("_", " ", 1).replace("_", "/")
+    return f"{shown}, {names.index(name) + 1} of {len(names)}"
 
-    ``title``: the stage and its place among the run's, such as ``distill, 1 of 5``. ``rows``: what it trains on, in
-    words.
+
+class StageProgress(TrainerCallback):
+    """A stage's lines and its progress bar, instead of the Trainer's own.
+
+    Args:
+        title: The stage and its number, such as `distill, 1 of 5`.
+        rows: What it trains on, in words.
     """
 
     def __init__(self, title: str, rows: str) -> None:
@@ -39,7 +53,7 @@ class StageProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say how long the stage is."""
+        """Print the length of the stage."""
         self._began, self._first = time.monotonic(), state.global_step
         resumed = f", resumed after step {state.global_step}" if state.global_step else ""
         tell(f"{self.title}: {state.max_steps} steps on {self.rows}{resumed}")
@@ -60,7 +74,7 @@ class StageProgress(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Say how far the stage is and what its losses are; at its end, how long it took."""
+        """Print the stage's progress and losses; at its end, how long it took."""
         if logs and "loss" in logs:
             tell(f"{self.title}: step {state.global_step} of {state.max_steps}, {self._left(state)}{_losses(logs)}")
         elif logs and "train_loss" in logs:
@@ -69,7 +83,7 @@ class StageProgress(TrainerCallback):
             tell(f"{self.title}: done in {took}, mean loss {logs['train_loss']:.4g}")
 
     def close(self) -> None:
-        """Take the bar off, whatever ended the stage."""
+        """Remove the bar, however the stage ended."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -83,7 +97,7 @@ class StageProgress(TrainerCallback):
 
 
 def _losses(logs: Mapping[str, float]) -> str:
-    """The loss, the learning rate, and each exit's losses under the name that they share.
+    """The loss, the learning rate, and the exits' losses, grouped by name.
 
     >>> _losses({"loss": 1.5, "learning_rate": 2e-4, "labels/full width/exit 2": 0.75, "labels/full width/exit 4": 0.5})
     'loss 1.5, learning rate 0.0002; labels/full width: exit 2 0.75, exit 4 0.5'

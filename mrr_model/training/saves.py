@@ -1,4 +1,4 @@
-"""The Trainer's saves, made safe against kills: one counts only if it is whole, and an older one goes after that."""
+"""The Trainer's saves, made safe against kills: a save counts only if it is whole; only then older ones are removed."""
 
 import json
 import shutil
@@ -13,11 +13,11 @@ from transformers.trainer_utils import sort_checkpoints
 from mrr_model.files.atomic import sync, write_file
 
 MARK = "whole.json"
-"""In each save, written last: the size of every file."""
+"""Written last into each save: the size of every file."""
 
 
 class WholeSaves(Trainer):
-    """A Trainer whose newest whole save is never deleted before the next one is whole."""
+    """A Trainer that keeps its newest whole save until the next one is whole."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # the Trainer would delete too early
@@ -37,7 +37,7 @@ class WholeSaves(Trainer):
 
 
 def mark(save: Path) -> None:
-    """Bring a save to the disk and mark it as whole."""
+    """Flush a save to the disk and mark it as whole."""
     files = sorted(path for path in save.rglob("*") if path.is_file() and path.name != MARK)
     for path in [*files, *(path for path in save.rglob("*") if path.is_dir()), save, save.parent]:
         sync(path)
@@ -46,7 +46,7 @@ def mark(save: Path) -> None:
 
 
 def is_whole(save: Path) -> bool:
-    """Whether a save is marked and its files are as long as they were then."""
+    """Whether a save is marked and its files still have the marked sizes."""
     try:
         sizes = json.loads((save / MARK).read_bytes())
         return all((save / name).stat().st_size == size for name, size in sizes.items())
@@ -55,13 +55,13 @@ def is_whole(save: Path) -> bool:
 
 
 def last_whole(saves: Path) -> str | None:
-    """The newest whole save, to resume from; None if there is none."""
+    """Return the newest whole save, to resume from; None if there is none."""
     whole = [path for path in sort_checkpoints(str(saves)) if is_whole(Path(path))]
     return whole[-1] if whole else None
 
 
 def drop_torn(saves: Path) -> None:
-    """Remove what a kill left unfinished."""
+    """Remove saves that a kill left unfinished."""
     for path in sort_checkpoints(str(saves)):
         if not is_whole(Path(path)):
             _delete(Path(path))
@@ -75,6 +75,6 @@ def _delete_older(saves: Path, limit: int, best: str | None) -> None:
 
 
 def _delete(save: Path) -> None:
-    """The mark goes first: what is left of a save after a kill must not count."""
+    """Delete the mark first, so that a half-deleted save does not count."""
     (save / MARK).unlink(missing_ok=True)
     shutil.rmtree(save)

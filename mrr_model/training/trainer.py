@@ -1,6 +1,6 @@
-"""The three stages as uses of the transformers Trainer: each says what one step computes, and nothing else.
+"""The training stages as subclasses of the transformers Trainer, each of which defines what one step computes.
 
-Letters: G groups (queries), N passages of a group with the positive first, E exits.
+Shapes: G groups (queries), N passages per group with the positive first, E exits.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback
+from typing_extensions import Self
 
 from mrr_model.compression import VERTICAL, Plan
 from mrr_model.modeling.compensation import Adapter, RunningAdapters
 from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.training.config import StageConfig
 from mrr_model.training.dataset import GroupDataset
 from mrr_model.training.divergence import DivergenceGuard
 from mrr_model.training.losses import Cascade, cascade_loss, distillation_loss, ranking_loss, teaching_exits
@@ -25,32 +27,48 @@ from mrr_model.training.sampling import draw_merges, draw_shallow
 from mrr_model.training.saves import WholeSaves
 
 FULL_WIDTH, NARROW = "full width", "narrow"
-"""How a pass that merges nothing and one that merges are called in the log."""
+"""Names in the log of a pass that merges nothing and of one that merges."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How much each part of the loss counts, and how teachers teach."""
+    """The weights of the loss's parts, and which exits teach."""
 
     labels: float = 1.0
-    """Weight of the hard labels' cross-entropy."""
+    """Weight of the cross-entropy to the labels."""
     teacher: float = 1.0
-    """Weight of the soft cross-entropy to an external teacher's scores, where a row has them."""
+    """Weight of the soft cross-entropy to an external teacher's scores, for rows that have them."""
     teacher_temperature: float = 1.0
-    """Divides the external teacher's scores."""
+    """Divisor of the external teacher's scores."""
     cascade: float = 1.0
-    """Weight of the distillation from deeper and wider passes of the model itself."""
-    anchors: Cascade = "anchors"
-    """Which exits teach the others."""
+    """Weight of the distillation from the model's own deeper and wider passes."""
+    teachers: Cascade = "anchors"
+    """Which exit teaches an exit."""
+
+    @classmethod
+    def of(cls, stage: StageConfig, teachers: Cascade = "anchors") -> Self:
+        """Take the weights from a stage's config."""
+        return cls(
+            labels=stage.label_weight,
+            teacher=stage.teacher_weight,
+            teacher_temperature=stage.teacher_temperature,
+            cascade=stage.cascade_weight,
+            teachers=teachers,
+        )
 
 
 @dataclass(frozen=True)
 class Widths:
-    """From which merges a step draws."""
+    """The distribution of a step's merges, as in `mrr_model.training.sampling.draw_merges`."""
 
     ratios: tuple[int, ...] = (1, 2, 4, 8)
     probability: float = 0.5
     default_share: float = 0.0
+
+    @classmethod
+    def of(cls, stage: StageConfig, ratios: tuple[int, ...]) -> Self:
+        """Take the shares from a stage's config."""
+        return cls(ratios, stage.merge_probability, stage.default_merge_share)
 
 
 @dataclass
@@ -72,23 +90,29 @@ class _Sums:
 
 
 def _order(name: str) -> tuple[str, int]:
-    """Exits of one name stand together, shallow ones first."""
+    """Sort key: exits with the same name together, shallow ones first."""
     shared, _, exit_layer = name.rpartition("/exit ")
     return shared, int(exit_layer)
 
 
 class RankingTrainer(WholeSaves):
-    """The transformers Trainer over groups of passages (:class:`~mrr_model.training.dataset.GroupCollator`).
+    """The transformers Trainer over groups of passages, as `mrr_model.training.dataset.GroupCollator` makes them.
 
-    ``title`` names the stage in what is shown; without one, it is the name of the folder of its saves. Training stops
-    with :class:`~mrr_model.training.divergence.DivergenceError` where it leaves the finite numbers.
+    Args:
+        objective: The weights of the loss's parts.
+        title: The stage's name in the output; by default, the name of the folder of its saves.
+        *args: The Trainer's own arguments.
+        **kwargs: The Trainer's own arguments.
+
+    Raises:
+        DivergenceError: In `train`, if the loss, gradients or weights are not finite.
     """
 
     def __init__(self, *args: Any, objective: Objective, title: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
         self.title = title or Path(str(self.args.output_dir)).name
-        groups = getattr(self.train_dataset, "groups", None)  # None where rows are streamed
+        groups = getattr(self.train_dataset, "groups", None)  # None if rows are streamed
         self._labelled = groups is None or any(group.positives for group in groups)
         self._taught = groups is None or any(group.negative_scores is not None for group in groups)
         self._sums = _Sums()
@@ -100,14 +124,14 @@ class RankingTrainer(WholeSaves):
             self.add_callback(callback)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the progress bar goes whatever happens."""
+        """Train; the progress bar is removed however it ends."""
         try:
             return super().train(*args, **kwargs)
         finally:
             self._progress.close()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One batch, forward and backward; its loss is noted for the check before the update."""
+        """Run one batch forward and backward; its loss is kept for the check before the update."""
         loss = super().training_step(*args, **kwargs)
         self._guard.note(loss)
         return loss
@@ -115,32 +139,32 @@ class RankingTrainer(WholeSaves):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of one batch of groups; there are no outputs to return beside it."""
+        """Compute the loss of one batch of groups; outputs are an empty dict."""
         loss = self.step_loss(model, inputs)
         return (loss, {}) if return_outputs else loss
 
     def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """What one step of the stage computes."""
+        """Compute the loss of one step of the stage."""
         raise NotImplementedError
 
     def core(self, model: nn.Module) -> MatryoshkaModel:
-        """The re-ranker inside accelerate's and PEFT's wrappers."""
+        """Return the re-ranker inside accelerate's and PEFT's wrappers."""
         unwrapped = self.accelerator.unwrap_model(model)
         return cast(MatryoshkaModel, unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped)
 
     def full(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Logits of every exit at full width, (G, N, E)."""
+        """Compute the logits of every exit at full width, (G, N, E)."""
         return self.logits(model, inputs, Plan(self.core(model).matryoshka.exits))
 
     def logits(self, model: nn.Module, inputs: dict[str, Any], plan: Plan) -> Tensor:
-        """Logits of the batch's pairs, (G, N, E), from one forward pass for each of its parts."""
+        """Compute the logits of a step's pairs, (G, N, E), by one forward pass per batch."""
         device = self.core(model).device
-        parts = [model(part.to(device), plan) for part in inputs["batches"]]  # each (pairs, E)
-        in_order = torch.cat(parts)[inputs["places"].to(device)]  # (G · N, E)
+        parts = [model(batch.to(device), plan) for batch in inputs["batches"]]  # each (pairs, E)
+        in_order = torch.cat(parts)[inputs["positions"].to(device)]  # (G · N, E)
         return in_order.view(*inputs["teacher"].shape, -1)
 
     def drawn_merges(self, widths: Widths, core: MatryoshkaModel, exits: Sequence[int]) -> dict[int, Fraction]:
-        """The merges of this step for a pass that reads ``exits``."""
+        """Draw this step's merges for a pass that scores `exits`."""
         return draw_merges(
             self.args.seed,
             self.state.global_step,
@@ -152,8 +176,10 @@ class RankingTrainer(WholeSaves):
         )
 
     def supervised(self, width: str, logits: Tensor, exits: Sequence[int], inputs: dict[str, Any]) -> Tensor:
-        """Labels and the external teacher, weighted; each exit's part is logged, as ``labels/WIDTH/exit N`` and
-        ``teacher/WIDTH/exit N``, where the rows have such.
+        """Compute the weighted loss of labels and external teacher.
+
+        Each exit's part is logged as `labels/WIDTH/exit N` and `teacher/WIDTH/exit N`, if the rows have labels and
+        teacher scores.
         """
         labelled, teacher = inputs["labelled"].to(logits.device), inputs["teacher"].to(logits.device)
         if self.objective.labels and self._labelled:
@@ -175,17 +201,23 @@ class RankingTrainer(WholeSaves):
             self._sums.add(f"{name}/exit {exit_layer}", loss(one))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each exit's losses to the Trainer's own log lines."""
+        """Log each exit's losses with the Trainer's own."""
         super().log({**logs, **self._sums.means()} if "loss" in logs else logs, start_time)
 
 
 class DistillTrainer(RankingTrainer):
-    """Cascaded self-distillation: every exit at full width, and again in a narrow pass whose merges are drawn from
-    (seed, step) (arXiv 2501.16302, cascaded self-distillation).
+    """Cascaded self-distillation (arXiv 2501.16302, cascaded self-distillation).
 
-    Gradients flow through the merge weights. They are a row of the reading token's attention, and the loss after a
-    merge is the only signal that tells the layers before it which tokens the merged ones should resemble; a detached
-    row would still be moved by what attention does elsewhere, blind to the merge. It costs one row a merge.
+    A step trains every exit at full width, and again in a narrow pass whose merges are drawn from (seed, step).
+
+    Gradients flow through the merge weights, which are the pooled token's attention row. The loss after a merge is the
+    only signal from which the layers before it can learn which tokens the merged ones should resemble. A detached row
+    would still change with the attention around it, but without regard to the merge. This costs one row per merge.
+
+    Args:
+        widths: The distribution of the narrow pass's merges.
+        *args: As in `RankingTrainer`.
+        **kwargs: As in `RankingTrainer`.
     """
 
     def __init__(self, *args: Any, widths: Widths, **kwargs: Any) -> None:
@@ -193,7 +225,7 @@ class DistillTrainer(RankingTrainer):
         self.widths = widths
 
     def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Labels, teacher and cascade over all exits at both widths."""
+        """Compute the loss of labels, teacher and cascade over all exits at both widths."""
         core = self.core(model)
         exits = core.matryoshka.exits
         merges = self.drawn_merges(self.widths, core, exits)
@@ -204,7 +236,7 @@ class DistillTrainer(RankingTrainer):
             narrow = self.logits(model, inputs, Plan(exits, merges))
             loss = loss + self.supervised(NARROW, narrow, exits, inputs)
         if self.objective.cascade:
-            teachers = teaching_exits(exits, core.num_layers, self.objective.anchors)
+            teachers = teaching_exits(exits, core.num_layers, self.objective.teachers)
             loss = loss + self.objective.cascade * cascade_loss(full, narrow, exits, teachers)
         return loss
 
@@ -212,9 +244,16 @@ class DistillTrainer(RankingTrainer):
 class CompensationTrainer(RankingTrainer):
     """One compensation adapter, a PEFT LoRA over the frozen model (arXiv 2501.16302, factorized compensation).
 
-    With ``ratio`` None it is the vertical one: full width, the exits below the last layer, which are those that use
-    it. Else the horizontal one of that step ratio: random subsets of the merge layers. A horizontal adapter is trained
-    as it will be used: where the exits lie below the last layer, the vertical one is on.
+    The vertical adapter is trained at full width, at the exits below the last layer, which are those that use it. A
+    horizontal adapter is trained in passes that merge at random merge layers, as it will be used: at exits below the
+    last layer with the vertical adapter on.
+
+    Args:
+        ratio: The horizontal adapter's merge ratio; None for the vertical adapter.
+        widths: The distribution of a step's merges.
+        vertical: The vertical adapter, if the model has one.
+        *args: As in `RankingTrainer`.
+        **kwargs: As in `RankingTrainer`.
     """
 
     def __init__(
@@ -227,15 +266,13 @@ class CompensationTrainer(RankingTrainer):
         self._vertical = RunningAdapters(core, {VERTICAL: vertical or {}}, every_thread=True)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; the vertical adapter stays on until gradients are computed, since checkpointing runs blocks
-        again.
-        """
+        """Run one step; the vertical adapter stays on during backward, since checkpointing runs blocks again."""
         shallow = self._exits()[-1] < self.core(cast(nn.Module, self.model)).num_layers
         with self._vertical.active([VERTICAL] if shallow and self.ratio is not None else []):
             return super().training_step(*args, **kwargs)
 
     def step_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Labels, external teacher, and the frozen model's own full-size scores."""
+        """Compute the loss of labels, external teacher and the frozen model's own full-size scores."""
         core = self.core(model)
         exits = self._exits()
         plan = Plan(exits, {} if self.ratio is None else self.drawn_merges(self.widths, core, exits))
@@ -249,7 +286,7 @@ class CompensationTrainer(RankingTrainer):
         return loss
 
     def _exits(self) -> tuple[int, ...]:
-        """Those of this step: below the last layer, where the vertical adapter is on, or at the last."""
+        """The exits of this step: those below the last layer, with the vertical adapter on, or the last one."""
         core = self.core(cast(nn.Module, self.model))
         exits = core.matryoshka.exits
         shallow = tuple(exit_layer for exit_layer in exits if exit_layer < core.num_layers)
@@ -267,7 +304,7 @@ class CompensationTrainer(RankingTrainer):
 
 
 def _described(dataset: object) -> str:
-    """What a stage trains on, in words."""
+    """The rows that a stage trains on, in words."""
     if not isinstance(dataset, GroupDataset):
         return "streamed rows"
     left_out = f" ({dataset.skipped} with too few passages left out)" if dataset.skipped else ""

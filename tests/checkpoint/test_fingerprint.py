@@ -44,7 +44,7 @@ def tuned(model: Path, rows: Path, output: Path, *stages: Any) -> Path:
             train=(str(rows),),
             output=output,
             stages=stages,
-            passages=4,
+            train_group_size=4,
             max_length=32,
             distill={"max_steps": 1},
             vertical={"max_steps": 1},

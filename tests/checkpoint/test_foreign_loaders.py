@@ -34,7 +34,7 @@ def written(
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(stock_encoder, num_labels=1)
     classifier.save_pretrained(root / "classifier")
     AutoTokenizer.from_pretrained(stock_encoder).save_pretrained(root / "classifier")
-    common: dict[str, Any] = {"passages": 4, "vertical": {"max_steps": 1}}
+    common: dict[str, Any] = {"train_group_size": 4, "vertical": {"max_steps": 1}}
     finetune(
         FinetuneConfig(
             model=str(stock_encoder),
@@ -166,7 +166,7 @@ def test_training_does_not_inherit_a_saved_depth(stock_encoder: Path, toy_file: 
                 train=(str(toy_file),),
                 output=tmp_path / name,
                 stages=stages,
-                passages=4,
+                train_group_size=4,
                 max_length=32,
                 distill={"max_steps": 1},
                 vertical={"max_steps": 1},

@@ -313,7 +313,7 @@ STAGE: dict[str, Any] = {
 SETTINGS: dict[str, Any] = {
     "model": "some/model", "train": ("a.jsonl", "b#dev"), "output": Path("out"), "exits": (2, 4), "merge_layer": 2,
     "head": "similarity", "dev": ("c", "d#dev"), "dev_queries": 5,
-    "on_bad_row": "skip", "stream": True, "sample": 0.5, "passages": 4, "groups_per_step": 3, "length_parts": 2,
+    "on_bad_row": "skip", "stream": True, "sample": 0.5, "train_group_size": 4, "groups_per_step": 3, "length_parts": 2,
     "max_length": 64, "query_max_length": 16, "dtype": "bfloat16", "bf16": True, "save_steps": 10, "seed": 3,
     "stages": ("distill", "vertical"), "dropout": 0.1, "freeze_embeddings": False,
     "trainer": {"report_to": "tensorboard", "gradient_accumulation_steps": 2},
@@ -435,7 +435,7 @@ def test_help_is_that_of_the_settings(mrr: Mrr, command: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--passages", 1), ["--passages must be at least 2, got '1'."]),
+        (("--train-group-size", 1), ["--train-group-size must be at least 2, got '1'."]),
         (("--trainer", "seed=1"), ["--trainer: seed has a flag of its own: --seed, got {'seed': 1}."]),
         (("--trainer", "seed"), ["--trainer takes KEY=VALUE, got 'seed'"]),
         (("--stream",), ["a streamed run has no epochs: give max_steps in "]),
@@ -552,7 +552,7 @@ def test_what_training_prints_is_no_result(mrr: Mrr, monkeypatch: pytest.MonkeyP
 def test_a_trained_checkpoint_ranks(mrr: Mrr, encoder: Path, tmp_path: Path) -> None:
     write_groups(tmp_path / "train.jsonl", [Group(QUERY, (TEXTS[0],), tuple(TEXTS[1:]))] * 2)
     config = tmp_path / "config.yaml"
-    config.write_text(f"model: {encoder}\ntrain: [{tmp_path}/train.jsonl]\npassages: 4\nmax_length: 32\n")
+    config.write_text(f"model: {encoder}\ntrain: [{tmp_path}/train.jsonl]\ntrain_group_size: 4\nmax_length: 32\n")
     words = ("finetune", config, "--output", tmp_path / "out", "--stages", "distill", "--distill-ratios", 1)
     result = mrr(*words, "--groups-per-step", 2)
     assert result.exit_code == 0, result.output

@@ -27,7 +27,7 @@ def dev(make_beir: Any, tmp_path: Path) -> Path:
 
 def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
-        "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "passages": 4,
+        "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "train_group_size": 4,
         "max_length": 32, "distill": {"max_steps": 2}, "save_steps": 1,
     }  # fmt: skip
     return FinetuneConfig(**{**fields, **changes})
@@ -80,7 +80,7 @@ def test_several_collections_have_a_mean_and_flattening_measures_too(
             model=str(cross_encoder),
             texts=(str(texts),),
             output=tmp_path / "out",
-            passages=3,
+            train_group_size=3,
             max_length=32,
             dev=(str(dev), str(other)),
             dev_queries=1,

@@ -1,4 +1,4 @@
-"""What ``trainer`` may hold: faults are one line that names them, before a model or a row is read."""
+"""A config's `trainer`: faults are one line that names them, before a model or a row is read."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.recipe import Finetuning, finetune
 
 
-def settings(output: Path, **trainer: Any) -> FinetuneConfig:
+def run_config(output: Path, **trainer: Any) -> FinetuneConfig:
     return FinetuneConfig(model="/not/there", train=("nor.jsonl",), output=output, trainer=trainer)
 
 
 @pytest.mark.parametrize(
-    ("trainer", "told"),
+    ("trainer", "message"),
     [
         (
             {"gradient_acumulation_steps": 2},
@@ -30,12 +30,12 @@ def settings(output: Path, **trainer: Any) -> FinetuneConfig:
         ({"optim": "adamx"}, "adamx is not a valid OptimizerNames"),
         ({"accelerator_config": "file.json"}, "accelerator_config must be dict"),
         ({"accelerator_config": {"foo": 1}}, "unexpected keyword argument 'foo'"),
-        ({"report_to": "nobody"}, "report_to must be none, all or of .*tensorboard.*got 'nobody'"),
+        ({"report_to": "nobody"}, "report_to must be none, all, or one of .*tensorboard.*got 'nobody'"),
     ],
 )
-def test_a_fault_is_named_before_anything_is_loaded(trainer: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=told) as error:
-        finetune(settings(tmp_path / "out", **trainer))
+def test_a_fault_is_named_before_anything_is_loaded(trainer: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        finetune(run_config(tmp_path / "out", **trainer))
     assert str(error.value).startswith("trainer: ")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -47,10 +47,10 @@ def test_a_reporter_that_is_not_installed_names_its_package(
 ) -> None:
     monkeypatch.setattr(arguments, "get_available_reporting_integrations", list)
     with pytest.raises(ImportError, match=r"report_to=wandb needs the package wandb.*pip install wandb"):
-        finetune(settings(tmp_path / "out", report_to=asked))
+        finetune(run_config(tmp_path / "out", report_to=asked))
 
 
-def test_every_reporter_is_known_to_be_there_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_reporter_of_transformers_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     known = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
     monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: known)
     arguments.check_reporters(known)
@@ -58,9 +58,9 @@ def test_every_reporter_is_known_to_be_there_or_not(monkeypatch: pytest.MonkeyPa
     arguments.check_reporters(None)
 
 
-def test_defaults_of_the_recipe_give_way(tmp_path: Path) -> None:
+def test_trainer_overrides_the_recipes_defaults(tmp_path: Path) -> None:
     chosen: dict[str, Any] = {"optim": "sgd", "logging_steps": 3, "save_total_limit": 2, "disable_tqdm": True}
-    run = Finetuning(settings(tmp_path, **chosen, accelerator_config={"split_batches": True}))
-    made = run.arguments("distill", run.settings.distill, 0)
+    run = Finetuning(run_config(tmp_path, **chosen, accelerator_config={"split_batches": True}))
+    made = run.arguments("distill", run.config.distill, 0)
     assert {name: getattr(made, name) for name in chosen} == chosen
     assert (made.accelerator_config.split_batches, made.accelerator_config.dispatch_batches) == (True, False)

@@ -1,4 +1,4 @@
-"""From rows to batches: which passages a row keeps, in which order rows come, and where each score lies."""
+"""From rows to batches: which passages a row keeps, the order of rows, and the position of each score."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -22,13 +22,13 @@ from mrr_model.training.dataset import GroupCollator, GroupDataset, StreamedGrou
 
 
 def group(name: str, positives: int = 1, negatives: int = 7, *, scored: bool = False) -> Group:
-    """A row whose passages and scores tell where they come from: p0, p1 … and n0, n1 …; 0, 1 … and −1, −2 …."""
+    """A row whose passages and scores show their index: p0, p1 … and n0, n1 …; 0, 1 … and −1, −2 …."""
     return Group(
         name,
-        tuple(f"{name} p{place}" for place in range(positives)),
-        tuple(f"{name} n{place}" for place in range(negatives)),
-        tuple(float(place) for place in range(positives)) if scored else None,
-        tuple(-1.0 - place for place in range(negatives)) if scored else None,
+        tuple(f"{name} p{index}" for index in range(positives)),
+        tuple(f"{name} n{index}" for index in range(negatives)),
+        tuple(float(index) for index in range(positives)) if scored else None,
+        tuple(-1.0 - index for index in range(negatives)) if scored else None,
         prompt=f"{name}?",
     )
 
@@ -43,24 +43,24 @@ kept = st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(2, 8)).filter
 @settings(max_examples=25, deadline=None)
 @given(counts=kept, scored=st.booleans(), seed=st.text(max_size=4))
 def test_a_cut_row_has_its_passages_with_their_scores(counts: tuple[int, int, int], scored: bool, seed: str) -> None:
-    positives, negatives, passages = counts
+    positives, negatives, size = counts
     whole = group("q", positives, negatives, scored=scored)
-    cut = cut_group(whole, passages, seed)
-    assert cut == cut_group(whole, passages, seed)
+    cut = cut_group(whole, size, seed)
+    assert cut == cut_group(whole, size, seed)
     assert (cut.query, cut.prompt) == (whole.query, whole.prompt)
     assert len(cut.positives) == min(positives, 1)
-    assert len(cut.positives) + len(cut.negatives) == passages
+    assert len(cut.positives) + len(cut.negatives) == size
     assert len(set(cut.negatives)) == len(cut.negatives)
     for texts, scores, all_texts, all_scores in (
         (cut.positives, cut.positive_scores, whole.positives, whole.positive_scores),
         (cut.negatives, cut.negative_scores, whole.negatives, whole.negative_scores),
     ):
-        places = [all_texts.index(text) for text in texts]
-        assert places == sorted(places)
-        assert scores == (None if all_scores is None else tuple(all_scores[place] for place in places))
+        indices = [all_texts.index(text) for text in texts]
+        assert indices == sorted(indices)
+        assert scores == (None if all_scores is None else tuple(all_scores[index] for index in indices))
 
 
-def test_every_positive_and_negative_has_its_turn() -> None:
+def test_every_positive_and_negative_is_drawn_at_times() -> None:
     cuts = [cut_group(group("q", 3, 5), 3, str(seed)) for seed in range(100)]
     assert len({cut.positives for cut in cuts}) == 3
     assert len({cut.negatives for cut in cuts}) == 10  # of 5 choose 2
@@ -68,30 +68,30 @@ def test_every_positive_and_negative_has_its_turn() -> None:
 
 def test_rows_with_too_few_passages_are_left_out_and_counted() -> None:
     rows = [group("few", 1, 1), group("labelled", 2, 2), group("few too", 0, 2), group("unlabelled", 0, 3)]
-    dataset = GroupDataset(rows, passages=3)
+    dataset = GroupDataset(rows, train_group_size=3)
     assert [row.query for row in dataset.groups] == ["labelled", "unlabelled"]
     assert (len(dataset), dataset.skipped) == (2, 2)
     assert dataset[1] == dataset.groups[1]
     with pytest.raises(ValueError, match="no training group has 4 negatives"):
-        GroupDataset(rows, passages=5)
+        GroupDataset(rows, train_group_size=5)
 
 
 def test_which_negatives_a_row_keeps_depends_on_seed_and_row() -> None:
     rows = [group("q")] * 6
-    first = [row.negatives for row in GroupDataset(rows, passages=4).groups]
-    assert first == [row.negatives for row in GroupDataset(rows, passages=4).groups]
+    first = [row.negatives for row in GroupDataset(rows, train_group_size=4).groups]
+    assert first == [row.negatives for row in GroupDataset(rows, train_group_size=4).groups]
     assert len(set(first)) > 1
-    assert first != [row.negatives for row in GroupDataset(rows, passages=4, seed=1).groups]
+    assert first != [row.negatives for row in GroupDataset(rows, train_group_size=4, seed=1).groups]
 
 
 def test_left_out_rows_change_no_other() -> None:
     rows = [group("few", 1, 1), *ROWS]
     other = [group("enough"), *ROWS]
-    assert GroupDataset(rows, passages=4).groups == GroupDataset(other, passages=4).groups[1:]
+    assert GroupDataset(rows, train_group_size=4).groups == GroupDataset(other, train_group_size=4).groups[1:]
 
 
 def streamed(count: int, rows: Sequence[Group] = ROWS, **options: Any) -> list[Group]:
-    return list(islice(StreamedGroups(lambda: rows, **{"passages": 4, "buffer": 5, **options}), count))
+    return list(islice(StreamedGroups(lambda: rows, **{"train_group_size": 4, "buffer": 5, **options}), count))
 
 
 @pytest.mark.parametrize("buffer", [1, 5, 20, 100])
@@ -106,7 +106,7 @@ def test_stream_is_a_function_of_the_seed() -> None:
     assert [row.query for row in streamed(20)] != [row.query for row in streamed(20, seed=1)]
 
 
-def test_epochs_of_a_stream_are_shuffled_and_cut_anew() -> None:
+def test_each_epoch_of_a_stream_is_shuffled_and_cut_differently() -> None:
     first, second = streamed(40)[:20], streamed(40)[20:]
     assert [row.query for row in first] != [row.query for row in ROWS]
     assert [row.query for row in first] != [row.query for row in second]
@@ -122,7 +122,7 @@ def test_stream_reads_no_further_than_its_buffer() -> None:
             read += 1
             yield row
 
-    stream = iter(StreamedGroups(rows, passages=4, buffer=5))
+    stream = iter(StreamedGroups(rows, train_group_size=4, buffer=5))
     assert read == 0
     for taken in range(1, 11):
         next(stream)
@@ -136,7 +136,7 @@ def test_stream_leaves_out_rows_with_too_few_passages() -> None:
 
 @pytest.mark.parametrize("rows", [[], [group("few", 1, 2)]])
 def test_stream_without_a_row_of_enough_passages_is_an_error(rows: list[Group]) -> None:
-    with pytest.raises(ValueError, match="no training group has 3 negatives; lower the number of passages"):
+    with pytest.raises(ValueError, match="no training group has 3 negatives; lower train_group_size"):
         streamed(1, rows)
 
 
@@ -167,13 +167,13 @@ def encoder(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> PairEncoder:
 
 
 def pairs_in(inputs: dict[str, Any]) -> list[tuple[list[int], tuple[int, ...]]]:
-    """Ids without padding and span lengths of every pair, by ``places``, as scores are put in order."""
+    """Ids without padding and span lengths of every pair, ordered by `positions`, as scores are."""
     rows = []
     for batch in inputs["batches"]:
         spans = torch.stack([batch.spans.query, batch.spans.passage, batch.spans.prompt], dim=1)  # (pairs, 3)
         for ids, lengths in zip(batch.input_ids.tolist(), spans.tolist(), strict=True):
             rows.append((ids[: sum(lengths)], tuple(lengths)))
-    return [rows[place] for place in inputs["places"].tolist()]
+    return [rows[position] for position in inputs["positions"].tolist()]
 
 
 def encoded(encoder: PairEncoder, groups: Iterable[Group]) -> list[tuple[list[int], tuple[int, ...]]]:
@@ -186,13 +186,13 @@ def encoded(encoder: PairEncoder, groups: Iterable[Group]) -> list[tuple[list[in
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5, 12])
-def test_parts_are_that_many_batches_and_places_put_pairs_in_order(encoder: PairEncoder, parts: int) -> None:
+def test_pairs_are_split_into_the_given_number_of_batches_and_put_in_order(encoder: PairEncoder, parts: int) -> None:
     inputs = GroupCollator(encoder, pad_id=1, parts=parts)(BATCH)
     sizes = [len(batch.input_ids) for batch in inputs["batches"]]
     assert len(sizes) == parts
     assert sum(sizes) == 12
     assert max(sizes) - min(sizes) <= 1
-    assert sorted(inputs["places"].tolist()) == list(range(12))
+    assert sorted(inputs["positions"].tolist()) == list(range(12))
     assert pairs_in(inputs) == encoded(encoder, BATCH)
 
 
@@ -204,7 +204,7 @@ def test_scores_do_not_depend_on_the_parts(
 
     def scores(parts: int) -> torch.Tensor:
         inputs = GroupCollator(encoder, pad_id=1, parts=parts)(BATCH)
-        return torch.cat([model(batch, plan) for batch in inputs["batches"]])[inputs["places"]]  # (pairs, E)
+        return torch.cat([model(batch, plan) for batch in inputs["batches"]])[inputs["positions"]]  # (pairs, E)
 
     torch.testing.assert_close(scores(parts), scores(1), rtol=1e-5, atol=1e-5)
 
@@ -213,7 +213,7 @@ def test_there_are_no_empty_batches(encoder: PairEncoder) -> None:
     assert len(GroupCollator(encoder, pad_id=1, parts=50)(BATCH)["batches"]) == 12
 
 
-def test_parts_hold_like_lengths(encoder: PairEncoder) -> None:
+def test_batches_hold_pairs_of_similar_lengths(encoder: PairEncoder) -> None:
     batches = GroupCollator(encoder, pad_id=1, parts=4)(BATCH)["batches"]
     lengths = [batch.spans.total for batch in batches]
     for shorter, longer in pairwise(lengths):
@@ -229,7 +229,7 @@ def test_padding_ends_at_the_models_last_position(encoder: PairEncoder) -> None:
         assert batch.input_ids.shape == (2, width)
 
 
-def test_what_is_padded_is_the_padding_id(encoder: PairEncoder) -> None:
+def test_padding_is_the_padding_id(encoder: PairEncoder) -> None:
     for batch in GroupCollator(encoder, pad_id=1, parts=2)(BATCH)["batches"]:
         for ids, length in zip(batch.input_ids, batch.spans.total, strict=True):
             assert (ids[length:] == 1).all()

@@ -15,10 +15,10 @@ from mrr_model.training.recipe import finetune
 
 def test_two_processes_give_the_single_process_result(stock_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
     # SGD: its steps are as close as the gradients are, where Adam divides small ones by their own size.
-    stage: dict[str, Any] = {"learning_rate": 0.1, "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
+    stage: dict[str, Any] = {"learning_rate": 0.1, "max_steps": 3, "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
     common: dict[str, Any] = {
-        "model": str(stock_encoder), "train": (str(toy_file),), "passages": 4, "max_length": 32,
-        "distill": {"learning_rate": 0.1, "teacher_temperature": 0.2, "ratios": (1, 2)},
+        "model": str(stock_encoder), "train": (str(toy_file),), "train_group_size": 4, "max_length": 32,
+        "distill": {"learning_rate": 0.1, "max_steps": 3, "teacher_temperature": 0.2, "ratios": (1, 2)},
         "vertical": stage, "horizontal": {**stage, "ratios": (2,)},
     }  # fmt: skip
     one = finetune(FinetuneConfig(output=tmp_path / "one", groups_per_step=8, trainer={"optim": "sgd"}, **common))
@@ -35,7 +35,7 @@ def test_two_processes_give_the_single_process_result(stock_encoder: Path, toy_f
 
     single, double = checkpoint.load(one), checkpoint.load(tmp_path / "two")
     configs = [json.loads((folder / "config.json").read_text("utf-8")) for folder in (one, tmp_path / "two")]
-    names = [list(config["matryoshka"].pop("adapters")) for config in configs]  # fingerprints tell the last bit
+    names = [list(config["matryoshka"].pop("adapters")) for config in configs]  # fingerprints differ by the last bit
     assert names[0] == names[1]
     assert configs[0] == configs[1]
     assert not [path.name for path in (tmp_path / "two").iterdir() if path.name.startswith((".", "steps"))]

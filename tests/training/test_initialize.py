@@ -18,9 +18,9 @@ from mrr_model.training.recipe import Finetuning, finetune
 QUERY, TEXTS = "a runs", ["the red cat runs", "a dog", "bird sings the"]
 
 
-def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
+def run_config(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
-        "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "passages": 4,
+        "model": str(model), "train": (train,), "output": output, "stages": ("distill",), "train_group_size": 4,
         "max_length": 32,
     }  # fmt: skip
     return FinetuneConfig(**{**fields, **changes})
@@ -33,7 +33,7 @@ def logits(start: checkpoint.Checkpoint, **setting: Any) -> list[float]:
 def test_exits_start_from_the_models_own_classifier(
     cross_encoder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = Finetuning(settings(cross_encoder, toy_file, tmp_path / "out")).base()
+    start = Finetuning(run_config(cross_encoder, toy_file, tmp_path / "out")).base()
     assert capsys.readouterr().err == "exits start from the model's own classifier\n"
     stock = AutoModelForSequenceClassification.from_pretrained(cross_encoder).eval()
     encode = start.tokenizer.encode
@@ -49,28 +49,26 @@ def test_exits_start_from_the_models_own_classifier(
         assert torch.equal(head.linear.weight, stock.classifier.weight)  # type: ignore[union-attr,arg-type]
 
 
-def test_a_training_step_away_it_still_scores_much_as_before(
-    cross_encoder: Path, toy_file: Path, tmp_path: Path
-) -> None:
-    before = logits(Finetuning(settings(cross_encoder, toy_file, tmp_path / "out")).base())
+def test_after_one_small_step_it_scores_nearly_as_before(cross_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
+    before = logits(Finetuning(run_config(cross_encoder, toy_file, tmp_path / "out")).base())
     few = {"max_steps": 1, "learning_rate": 1e-6}
-    after = logits(checkpoint.load(finetune(settings(cross_encoder, toy_file, tmp_path / "out", distill=few))))
+    after = logits(checkpoint.load(finetune(run_config(cross_encoder, toy_file, tmp_path / "out", distill=few))))
     assert after == pytest.approx(before, abs=1e-3)
 
 
-def test_a_head_that_is_asked_for_is_fresh(
+def test_a_head_in_the_config_is_fresh(
     cross_encoder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = Finetuning(settings(cross_encoder, toy_file, tmp_path / "out", head="linear")).base()
+    start = Finetuning(run_config(cross_encoder, toy_file, tmp_path / "out", head="linear")).base()
     assert start.model.matryoshka.head == "linear"
     assert capsys.readouterr().err == "exits start from fresh linear heads, not from the model's own classifier\n"
 
 
-def test_what_other_models_start_from_is_said(
+def test_the_origin_of_other_models_heads_is_printed(
     stock_encoder: Path, stock_decoder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for model in (stock_encoder, stock_decoder):
-        Finetuning(settings(model, toy_file, tmp_path / "out")).base()
+        Finetuning(run_config(model, toy_file, tmp_path / "out")).base()
     assert capsys.readouterr().err.splitlines() == [
         "exits start from fresh linear heads",
         'exits start from its language model\'s row for "Yes"',
@@ -81,11 +79,11 @@ def test_its_last_layers_can_be_left_out_and_its_compensation_trained_alone(
     cross_encoder: Path, toy_file: Path, tmp_path: Path
 ) -> None:
     few = {"max_steps": 1}
-    shallow = finetune(settings(cross_encoder, toy_file, tmp_path / "shallow", exits=(1, 2), distill=few))
+    shallow = finetune(run_config(cross_encoder, toy_file, tmp_path / "shallow", exits=(1, 2), distill=few))
     assert checkpoint.load(shallow).model.matryoshka.exits == (1, 2)
-    alone = finetune(settings(cross_encoder, toy_file, tmp_path / "alone", stages=("vertical",), vertical=few))
+    alone = finetune(run_config(cross_encoder, toy_file, tmp_path / "alone", stages=("vertical",), vertical=few))
     assert logits(checkpoint.load(alone)) == pytest.approx(
-        logits(Finetuning(settings(cross_encoder, toy_file, tmp_path / "out")).base()), abs=1e-6
+        logits(Finetuning(run_config(cross_encoder, toy_file, tmp_path / "out")).base()), abs=1e-6
     )
 
 
@@ -100,14 +98,14 @@ def three_labels(make_config: Callable[..., PreTrainedConfig], cross_encoder: Pa
     return tmp_path / "nli"
 
 
-def test_more_labels_than_one_are_named(three_labels: Path, toy_file: Path, tmp_path: Path) -> None:
+def test_several_labels_are_named(three_labels: Path, toy_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 labels.*contradiction, entailment, neutral.*--head linear"):
-        finetune(settings(three_labels, toy_file, tmp_path / "out"))
-    Finetuning(settings(three_labels, toy_file, tmp_path / "out", head="linear")).base()
+        finetune(run_config(three_labels, toy_file, tmp_path / "out"))
+    Finetuning(run_config(three_labels, toy_file, tmp_path / "out", head="linear")).base()
 
 
 def refusals(model: Path, words: Path) -> list[str]:
-    """What every door says to a model that does not open as it is."""
+    """The error of every way to open a model, for one that needs training first."""
     crossing = pytest.importorskip("mrr_integrations.sentence_transformers")
     langchain = pytest.importorskip("mrr_integrations.langchain")
     llama_index = pytest.importorskip("mrr_integrations.llama_index")
@@ -133,7 +131,7 @@ def refusals(model: Path, words: Path) -> list[str]:
     return said
 
 
-def test_every_door_names_the_command_that_takes_a_cross_encoder(cross_encoder: Path, tmp_path: Path) -> None:
+def test_every_error_names_the_command_that_takes_a_cross_encoder(cross_encoder: Path, tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("a\n", "utf-8")
     for said in refusals(cross_encoder, words):
@@ -141,7 +139,7 @@ def test_every_door_names_the_command_that_takes_a_cross_encoder(cross_encoder: 
         assert "`mrr finetune --model FOLDER" in said
 
 
-def test_plain_and_foreign_models_are_told_what_takes_them(
+def test_errors_about_plain_and_foreign_models_name_the_next_step(
     stock_encoder: Path, three_labels: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"it is a plain model\. Train a re-ranker from it: `mrr finetune --model"):

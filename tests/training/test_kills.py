@@ -28,9 +28,10 @@ EVERY_EVENT = "MRR_EVERY_KILL" in os.environ
 def tuning(model: Path, rows: Path, output: Path) -> Callable[[], Path]:
     """A run of two stages with two saves each."""
     fields: dict[str, Any] = {
-        "model": str(model), "train": (str(rows),), "output": output, "stages": ("distill", "vertical"), "passages": 4,
-        "max_length": 32, "save_steps": 2, "distill": {"learning_rate": 3e-3, "max_steps": 3, "ratios": (1, 2)},
-        "vertical": STAGE, "trainer": {"disable_tqdm": True},
+        "model": str(model), "train": (str(rows),), "output": output, "stages": ("distill", "vertical"),
+        "train_group_size": 4, "max_length": 32, "save_steps": 2,
+        "distill": {"learning_rate": 3e-3, "max_steps": 3, "ratios": (1, 2)}, "vertical": STAGE,
+        "trainer": {"disable_tqdm": True},
     }  # fmt: skip
     return lambda: finetune(FinetuneConfig(**fields))
 
@@ -38,14 +39,14 @@ def tuning(model: Path, rows: Path, output: Path) -> Callable[[], Path]:
 def self_distilling(model: Path, rows: Path, output: Path) -> Callable[[], Path]:
     """A run of two adapters with two saves each."""
     fields: dict[str, Any] = {
-        "model": str(model), "texts": (str(rows),), "output": output, "passages": 4, "max_length": 32, "save_steps": 2,
-        "vertical": STAGE, "horizontal": {**STAGE, "ratios": (2,)}, "trainer": {"disable_tqdm": True},
+        "model": str(model), "texts": (str(rows),), "output": output, "train_group_size": 4, "max_length": 32,
+        "save_steps": 2, "vertical": STAGE, "horizontal": {**STAGE, "ratios": (2,)}, "trainer": {"disable_tqdm": True},
     }  # fmt: skip
     return lambda: self_distill(SelfDistillConfig(**fields))
 
 
 def quiet(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The Trainer prints its losses."""
+    """The run without output: the Trainer prints its losses."""
 
     def silent() -> Any:
         sink = os.open(os.devnull, os.O_WRONLY)
@@ -57,13 +58,13 @@ def quiet(run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def sample(events: int, count: int) -> list[int]:
-    """Moments to kill at: evenly spread, and all of the last, where the run ends."""
+    """Events to kill at: `count` of them, evenly spread; the last is the run's last."""
     if EVERY_EVENT:
         return list(range(1, events + 1))
-    return sorted({1 + place * (events - 1) // (count - 1) for place in range(count)})
+    return sorted({1 + index * (events - 1) // count for index in range(1, count + 1)})
 
 
-@pytest.mark.parametrize(("recipe", "kills"), [("finetune", 4), ("self-distill", 3)])
+@pytest.mark.parametrize(("recipe", "kills"), [("finetune", 3), ("self-distill", 2)])
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(
     recipe: str, kills: int, stock_encoder: Path, toy_classifier: Path, toy_file: Path, tmp_path: Path,
     in_a_fork: InAFork, contents: Contents,
@@ -205,9 +206,7 @@ def test_killed_measurements_are_made_as_if_they_had_not_been(
     command: str, saved_encoder: Path, toy_beir: Path, toy_file: Path, tmp_path: Path, in_a_fork: InAFork,
     contents: Contents,
 ) -> None:  # fmt: skip
-    """What each call stores in the checkpoint, wherever the one before it was killed. Times are what a profile holds
-    beside what is compared.
-    """
+    """A call stores the same in the checkpoint wherever the call before it was killed. Times are not compared."""
     model, output = tmp_path / "model", tmp_path / "out"
     words = [command, str(model), "--output", str(output), "--depth", "3,6", "--keep-ratio", "1,0.5"]
     words += ["--max-length", "64", "--dtype", "float32", "--limit-queries", "12"]

@@ -1,4 +1,4 @@
-"""LoRA in training: which modules get one, and that what comes out is what PEFT computed."""
+"""LoRA in training: which modules get one, and that its adapter computes what PEFT computed."""
 
 from collections.abc import Callable
 
@@ -28,8 +28,8 @@ def test_the_layers_that_run_and_their_heads_get_a_lora(make_model: ModelFactory
 def test_the_adapter_adds_what_the_lora_added(make_model: ModelFactory, make_pairs: PairFactory) -> None:
     batch = collate(make_pairs(SPANS), 0)
     plan = Plan((2, 4))
-    settings = LoraConfig(rank=3, alpha=5, dropout=0.0)
-    trained = with_lora(make_model("llama"), settings, plan.exits).eval()
+    size = LoraConfig(rank=3, alpha=5, dropout=0.0)
+    trained = with_lora(make_model("llama"), size, plan.exits).eval()
     with torch.no_grad():
         for name, weight in trained.named_parameters():
             if "lora_" in name:

@@ -1,4 +1,4 @@
-"""What training shows: one line as a stage begins and ends, losses under names, and in a terminal one bar a stage."""
+"""Training's output: a line when a stage begins and ends, named losses, and in a terminal one bar per stage."""
 
 import re
 from pathlib import Path
@@ -16,27 +16,27 @@ FEW: dict[str, Any] = {"max_steps": 2}
 NUMBER = r"\d[\d.e+-]*"
 
 
-def settings(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
+def run_config(model: Path, train: Path, output: Path, **changes: Any) -> FinetuneConfig:
     fields: dict[str, Any] = {
-        "model": str(model), "train": (train,), "output": output, "passages": 4, "max_length": 32, "save_steps": 1,
-        "exits": (2, 4), "distill": {"max_steps": 4, "ratios": (2,)}, "vertical": FEW, "horizontal": FEW,
-        "trainer": {"logging_steps": 2},
+        "model": str(model), "train": (train,), "output": output, "train_group_size": 4, "max_length": 32,
+        "save_steps": 1, "exits": (2, 4), "distill": {"max_steps": 4, "ratios": (2,)}, "vertical": FEW,
+        "horizontal": FEW, "trainer": {"logging_steps": 2},
     }  # fmt: skip
     return FinetuneConfig(**{**fields, **changes})
 
 
-def test_a_log_holds_a_line_for_each_beginning_log_and_end(
+def test_each_stage_prints_its_beginning_its_losses_and_its_end(
     stock_encoder: Path, toy_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(settings(stock_encoder, toy_file, tmp_path / "out"))
+    finetune(run_config(stock_encoder, toy_file, tmp_path / "out"))
     said = capfd.readouterr()
     assert said.out == ""
     lines = said.err.splitlines()
     stages = ["distill", "vertical", "horizontal 1/2", "horizontal 1/4", "horizontal 1/8"]
     begins = [line for line in lines if line.endswith("steps on 48 rows")]
     assert begins == [
-        f"{stage}, {place} of 5: {4 if stage == 'distill' else 2} steps on 48 rows"
-        for place, stage in enumerate(stages, 1)
+        f"{stage}, {number} of 5: {4 if stage == 'distill' else 2} steps on 48 rows"
+        for number, stage in enumerate(stages, 1)
     ]
     ends = [line for line in lines if re.search(rf": done in 0:00:\d\d, mean loss {NUMBER}$", line)]
     assert [line.partition(",")[0] for line in ends] == stages
@@ -55,14 +55,14 @@ def test_a_terminal_shows_one_named_bar_for_each_stage(
 ) -> None:
     trainer = {"logging_steps": 2, "disable_tqdm": False}
     stages = ("distill", "vertical")
-    finetune(settings(stock_encoder, toy_file, tmp_path / "out", stages=stages, trainer=trainer))
+    finetune(run_config(stock_encoder, toy_file, tmp_path / "out", stages=stages, trainer=trainer))
     said = capfd.readouterr().err
     bars = re.findall(r"([^\r\n]*?)\s+\d+%\|", said)
     assert set(bars) == {"distill:", "vertical:"}
     assert "vertical, 2 of 2: 2 steps on 48 rows" in said
 
 
-def test_rows_that_are_left_out_and_a_resumed_stage_are_said(
+def test_left_out_rows_and_a_resumed_stage_are_printed(
     stock_encoder: Path,
     toy_rows: list[Group],
     tmp_path: Path,
@@ -77,18 +77,18 @@ def test_rows_that_are_left_out_and_a_resumed_stage_are_said(
             raise KeyboardInterrupt
         return whole(self, *args, **kwargs)
 
-    chosen = settings(stock_encoder, tmp_path / "rows.jsonl", tmp_path / "out", stages=("distill",))
+    config = run_config(stock_encoder, tmp_path / "rows.jsonl", tmp_path / "out", stages=("distill",))
     with monkeypatch.context() as patch:
         patch.setattr(trainers.RankingTrainer, "compute_loss", dies)
         with pytest.raises(KeyboardInterrupt):
-            finetune(chosen)
+            finetune(config)
     begins = "distill, 1 of 1: 4 steps on 48 rows (1 with too few passages left out)"
     assert begins in capfd.readouterr().err.splitlines()
-    finetune(chosen)
+    finetune(config)
     assert f"{begins}, resumed after step 3" in capfd.readouterr().err.splitlines()
 
 
-def test_what_is_logged_elsewhere_is_numbers(
+def test_other_loggers_get_numbers(
     stock_encoder: Path, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[dict[str, Any]] = []
@@ -99,12 +99,14 @@ def test_what_is_logged_elsewhere_is_numbers(
         logged.append(self.state.log_history[-1])
 
     monkeypatch.setattr(trainers.RankingTrainer, "log", noting)
-    finetune(settings(stock_encoder, toy_file, tmp_path / "out", stages=("distill", "horizontal")))
+    horizontal = {**FEW, "ratios": (2,)}
+    stages = ("distill", "horizontal")
+    finetune(run_config(stock_encoder, toy_file, tmp_path / "out", stages=stages, horizontal=horizontal))
     assert all(isinstance(value, float | int) for line in logged for value in line.values())
     assert "labels/narrow/exit 4" in logged[0]
 
 
-def test_of_several_processes_one_speaks(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_the_main_process_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
     tell("nothing")
     monkeypatch.setenv("RANK", "0")

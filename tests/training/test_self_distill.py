@@ -1,4 +1,4 @@
-"""SelfDistillation: full size scores as the re-ranker did, smaller sizes learn to agree with it, without any label."""
+"""Self-distillation: full size scores as the re-ranker did; smaller sizes learn to agree with it without labels."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from mrr_model.template import QWEN3_TEMPLATE, RELEASE_TEMPLATE
 from mrr_model.training.config import SelfDistillConfig
 from mrr_model.training.initialize import from_reranker
 from mrr_model.training.losses import distillation_loss
-from mrr_model.training.self_distill import filled, read_texts, self_distill
+from mrr_model.training.self_distill import filled, self_distill
 
 QUERIES = ["the panda is eating what?", "is it 42", "a small bird", "what is the panda?"]
 DOCUMENTS = ["the panda is what", "42 is it", "a bird, small", "panda panda!", "is the bird 7?", "what (a) day"]
@@ -34,7 +34,7 @@ StockConfig = Callable[..., PreTrainedConfig]
 
 @pytest.fixture
 def save_classifier(make_config: StockConfig, tokenizers: Mapping[str, Any], tmp_path: Path) -> Callable[..., Path]:
-    """``save_classifier(family, **changes)``: the folder of a random sequence-classification model."""
+    """`save_classifier(family, **changes)`: the folder of a random sequence-classification model."""
 
     def save(family: str, **changes: Any) -> Path:
         config = make_config(family, **{"num_labels": 1, "num_hidden_layers": 4, **changes})
@@ -68,9 +68,9 @@ def texts(tmp_path: Path) -> Path:
     return file
 
 
-def settings(model: Path, texts: Path, output: Path, **changes: Any) -> SelfDistillConfig:
+def run_config(model: Path, texts: Path, output: Path, **changes: Any) -> SelfDistillConfig:
     fields: dict[str, Any] = {
-        "model": str(model), "texts": (str(texts),), "output": output, "passages": 6, "groups_per_step": 2,
+        "model": str(model), "texts": (str(texts),), "output": output, "train_group_size": 6, "groups_per_step": 2,
         "max_length": 100, "vertical": STAGE, "horizontal": {**STAGE, "ratios": (2,)},
     }  # fmt: skip
     return SelfDistillConfig(**{**fields, **changes})
@@ -82,13 +82,15 @@ def logits(reranker: MatryoshkaReranker, **setting: Any) -> torch.Tensor:
     return torch.tensor(rows)[..., None]
 
 
-def test_a_bert_cross_encoder_is_flattened(save_classifier: Callable[..., Path], texts: Path, tmp_path: Path) -> None:
+def test_a_bert_cross_encoder_gets_smaller_sizes(
+    save_classifier: Callable[..., Path], texts: Path, tmp_path: Path
+) -> None:
     folder = save_classifier("bert")
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    flattened = self_distill(settings(folder, texts, tmp_path / "out"))
+    distilled = self_distill(run_config(folder, texts, tmp_path / "out"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 
-    reranker = MatryoshkaReranker(flattened, dtype="float32", max_length=100)
+    reranker = MatryoshkaReranker(distilled, dtype="float32", max_length=100)
     assert reranker.exits == (1, 2, 3, 4)
     full = logits(reranker)
     for row, query in enumerate(QUERIES):
@@ -104,7 +106,7 @@ def test_a_bert_cross_encoder_is_flattened(save_classifier: Callable[..., Path],
                 expected = stock(input_ids=inputs[0], token_type_ids=inputs[1]).logits[0, 0]
             assert full[row, column, 0].item() == pytest.approx(expected.item(), abs=1e-5)
 
-    # What the compensation earned: each smaller size against the same size without it.
+    # What compensation gains: each smaller size against the same size without it.
     untaught = from_reranker(folder)
     plain = MatryoshkaReranker(Checkpoint(*untaught, {}), max_length=100)
     for setting in ({"depth": 2}, {"depth": 3}, {"keep_ratio": 0.5}, {"depth": 3, "keep_ratio": 0.5}):
@@ -126,7 +128,7 @@ def test_an_xlm_roberta_cross_encoder_keeps_its_scores(save_classifier: Callable
 
 def test_a_causal_classifier_keeps_its_scores(save_classifier: Callable[..., Path], tmp_path: Path) -> None:
     folder = save_classifier("llama")
-    with pytest.raises(ValueError, match="give its template"):
+    with pytest.raises(ValueError, match="give the template"):
         from_reranker(folder)
     model, tokenizer = from_reranker(folder, template=RELEASE_TEMPLATE)
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -141,7 +143,7 @@ def test_a_causal_classifier_keeps_its_scores(save_classifier: Callable[..., Pat
 def test_a_yes_no_reranker_keeps_its_scores(no: str | None, causal: Path, texts: Path, tmp_path: Path) -> None:
     few = {**STAGE, "epochs": 1.0}
     changes: dict[str, Any] = {"no": no, "vertical": few, "horizontal": {**few, "ratios": (2,)}, "max_length": 400}
-    folder = self_distill(settings(causal, texts, tmp_path / "out", **changes))
+    folder = self_distill(run_config(causal, texts, tmp_path / "out", **changes))
     reranker = MatryoshkaReranker(folder, dtype="float32", max_length=400, normalize=False)
     stock = AutoModelForCausalLM.from_pretrained(causal).eval()
     ids = [reranker.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no")]
@@ -153,7 +155,7 @@ def test_a_yes_no_reranker_keeps_its_scores(no: str | None, causal: Path, texts:
         assert reranker.score(QUERIES[0], [document])[0] == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_the_qwen3_layout_gives_the_ids_of_the_whole_text() -> None:
+def test_the_qwen3_template_gives_the_ids_of_the_whole_text() -> None:
     """Its pieces are tokenized one by one; with Qwen's rule of splitting text, no token would cross their borders."""
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     pattern += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -182,46 +184,23 @@ def test_the_qwen3_layout_gives_the_ids_of_the_whole_text() -> None:
         assert pair.input_ids == tokenizer.encode(whole.format(query=query, passage=document))
 
 
-def test_flattening_refuses_what_it_cannot_take_in(
+def test_models_that_cannot_be_distilled_are_refused(
     save_classifier: Callable[..., Path], causal: Path, stock_encoder: Path, texts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="has 3 labels"):
         from_reranker(save_classifier("bert", num_labels=3))
-    with pytest.raises(ValueError, match="A model to flatten is"):
+    with pytest.raises(ValueError, match="A model to self-distill is"):
         from_reranker(stock_encoder)
     with pytest.raises(ValueError, match="exits must end with the model's last layer, 4"):
-        self_distill(settings(causal, texts, tmp_path / "out", exits=(2, 3)))
+        self_distill(run_config(causal, texts, tmp_path / "out", exits=(2, 3)))
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}', "utf-8")
     with pytest.raises(ValueError, match="'deberta-v2' is not a known backbone"):
         from_reranker(tmp_path)
 
 
-def test_labels_and_teachers_cannot_be_asked_to_count() -> None:
+def test_labels_and_teacher_scores_have_no_weight() -> None:
     with pytest.raises(ValueError, match="label_weight"):
         SelfDistillConfig(model="m", texts=("t",), output=Path("o"), vertical={"label_weight": 1.0})  # type: ignore[arg-type]
-
-
-def test_texts_come_as_lists_as_single_documents_or_as_labelled_rows(tmp_path: Path) -> None:
-    rows = [
-        {"query": "a", "documents": ["1", "2"]},
-        {"query": "b", "document": "3"},
-        {"query": "b", "document": "4"},
-        {"query": "c", "pos": ["5"], "neg": ["6"], "pos_scores": [1.0], "neg_scores": [0.0]},
-        {"query": "b", "document": "7"},
-    ]
-    file = tmp_path / "texts.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    expected = [("a", ("1", "2")), ("b", ("3", "4")), ("c", ("5", "6")), ("b", ("7",))]
-    assert [(group.query, group.negatives) for group in read_texts(str(file))] == expected
-    assert not any(group.positives or group.negative_scores for group in read_texts(str(file)))
-
-
-def test_bad_texts_are_named_or_left_out(tmp_path: Path) -> None:
-    file = tmp_path / "texts.jsonl"
-    file.write_text('{"query": "a", "documents": ["1", "2"]}\n{"query": "a"}\n', "utf-8")
-    with pytest.raises(ValueError, match=r'texts\.jsonl:2: expected "documents"'):
-        list(read_texts(str(file)))
-    assert len(list(read_texts(str(file), on_bad_row="skip"))) == 1
 
 
 def test_rows_with_few_documents_are_filled_up_from_others() -> None:
