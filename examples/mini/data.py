@@ -24,17 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import bm25s
 import numpy as np
-import Stemmer
 import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from mrr_model.data.beir import read_corpus, read_json_lines, read_qrels, read_queries
+from mrr_model.data.beir import read_corpus, read_qrels, read_queries
+from mrr_model.data.bm25 import BM25Index, tokenize
 from mrr_model.data.groups import Group, write_groups
+from mrr_model.data.jsonl import read_json_lines
 from mrr_model.training.mining import mine_bm25, mine_dense, mine_random
 
 if TYPE_CHECKING:
@@ -292,25 +292,20 @@ class Teacher:
         for path in sorted(cache.glob("*.npz")):
             with np.load(path) as chunk:
                 self.known.update(zip(chunk["keys"].tolist(), torch.from_numpy(chunk["vectors"]), strict=True))
-        self._stemmer = Stemmer.Stemmer("english")
         self._row = {text: row for row, text in enumerate(texts)}
-        words = self._words(texts)
-        self._bm25 = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-        self._bm25.index(words, show_progress=False)
+        self._bm25 = BM25Index(dict(enumerate(texts)))
         self._frequency: dict[str, int] = {}
-        for text_words in words:
+        for text_words in tokenize(texts):
             for word in set(text_words):
                 self._frequency[word] = self._frequency.get(word, 0) + 1
 
     def scored(self, groups: Sequence[Group]) -> Iterator[Group]:
         """Yield the groups with the teacher's scores: cosine + 0.6 · BM25 / Σ idf of the question's words."""
         queries = self.encode([group.query for group in groups])
-        for group, embedding, words in zip(
-            groups, queries, self._words([group.query for group in groups]), strict=True
-        ):
+        for group, embedding in zip(groups, queries, strict=True):
             passages = [*group.positives, *group.negatives]
             cosines = (self.encode(passages) @ embedding).numpy()
-            lexical = self._overlap(words)[[self._row[text] for text in passages]]
+            lexical = self._overlap(group.query)[[self._row[text] for text in passages]]
             scores = [round(float(score), 4) for score in cosines + BM25_WEIGHT * lexical]
             split = len(group.positives)
             yield Group(group.query, group.positives, group.negatives, tuple(scores[:split]), tuple(scores[split:]))
@@ -357,19 +352,11 @@ class Teacher:
             self._model.max_seq_length = 256
         return self._model
 
-    def _overlap(self, words: list[str]) -> np.ndarray:
-        idf = sum(float(np.log1p((len(self._row) - n + 0.5) / (n + 0.5))) for n in map(self._count, words))
-        known = [word for word in words if self._count(word)]
-        return self._bm25.get_scores(known) / idf if known else np.zeros(len(self._row))
-
-    def _count(self, word: str) -> int:
-        return self._frequency.get(word, 0)
-
-    def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        words: list[list[str]] = bm25s.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
-        )
-        return words
+    def _overlap(self, query: str) -> np.ndarray:
+        [words] = tokenize([query])
+        counts = [self._frequency.get(word, 0) for word in words]
+        idf = sum(float(np.log1p((len(self._row) - n + 0.5) / (n + 0.5))) for n in counts)
+        return self._bm25.scores(query) / idf if any(counts) else np.zeros(len(self._row))
 
 
 def key(text: str) -> bytes:

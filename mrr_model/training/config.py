@@ -230,7 +230,7 @@ class RunConfig(BaseModel):
                 raise ValueError(f"the recipe sets {name} itself")
             if name in EVALUATION or (name, trainer[name]) == ("save_strategy", "best"):
                 raise ValueError(
-                    f"{name} needs an evaluation during training, which is not supported; --dev measures after it"
+                    f"{name} needs an evaluation during training, which is not supported; --dev evaluates after it"
                 )
         return trainer
 

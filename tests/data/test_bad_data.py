@@ -92,7 +92,7 @@ def test_a_mark_is_read_over_in_trec_and_msmarco_files(tmp_path: Path) -> None:
     assert list(read_source(str(folder))) == [Group("what?", ("a text",))]
 
 
-def test_a_mark_is_read_over_in_settings(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped_in_config_files(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(MARK + b"model: mini\n")
     assert read_yaml(tmp_path / "config.yaml") == {"model": "mini"}
 

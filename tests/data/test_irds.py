@@ -1,4 +1,4 @@
-"""Collections by ir_datasets' ids, read by the library itself from a cache that lies in its own layout."""
+"""Collections by ir_datasets' ids, read by the library itself from a cache in its own structure."""
 
 import builtins
 import gzip

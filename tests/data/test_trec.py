@@ -37,24 +37,24 @@ def source(files: dict[str, Path], **others: Path | None) -> str:
 
 
 def test_what_the_files_hold(files: dict[str, Path]) -> None:
-    judged = read_trec(source(files))
-    assert judged.name == "dl"
-    assert judged.queries == {"q1": "what falls?", "q2": "where?\u2028here", "q3": "unjudged"}
-    assert judged.qrels == {"q2": {"d2": 1}, "q1": {"d1": 3, "d3": -1}}
-    assert judged.texts(None) == {"d1": "Rain falls.", "d2": "", "d3": "It stands."}
-    assert judged.texts({"d3"}) == {"d3": "It stands."}
-    assert judged.run is not None
-    assert judged.run({"q1"}) == {"q1": {"d3": 9.5, "d1": 8.0}}
+    opened = read_trec(source(files))
+    assert opened.name == "dl"
+    assert opened.queries == {"q1": "what falls?", "q2": "where?\u2028here", "q3": "unjudged"}
+    assert opened.qrels == {"q2": {"d2": 1}, "q1": {"d1": 3, "d3": -1}}
+    assert opened.texts(None) == {"d1": "Rain falls.", "d2": "", "d3": "It stands."}
+    assert opened.texts({"d3"}) == {"d3": "It stands."}
+    assert opened.run is not None
+    assert opened.run({"q1"}) == {"q1": {"d3": 9.5, "d1": 8.0}}
 
 
 def test_json_lines_and_ms_marcos_documents(files: dict[str, Path], tmp_path: Path) -> None:
     queries = write(tmp_path / "queries.jsonl", '{"_id": "q1", "text": "what?"}\n')
     corpus = write(tmp_path / "corpus.jsonl.gz", '{"_id": "d1", "title": "Rain", "text": "It falls."}\n')
-    judged = read_trec(source(files, queries=queries, corpus=corpus))
-    assert (judged.queries, judged.texts(None)) == ({"q1": "what?"}, {"d1": "Rain It falls."})
+    opened = read_trec(source(files, queries=queries, corpus=corpus))
+    assert (opened.queries, opened.texts(None)) == ({"q1": "what?"}, {"d1": "Rain It falls."})
     documents = write(tmp_path / "msmarco-docs.tsv", "D1\thttp://a\tRain\tIt falls.\nD2\thttp://b\t\tIt flows.\n")
-    judged = read_trec(source(files, corpus=documents))
-    assert judged.texts(None) == {"D1": "Rain It falls.", "D2": "It flows."}
+    opened = read_trec(source(files, corpus=documents))
+    assert opened.texts(None) == {"D1": "Rain It falls.", "D2": "It flows."}
 
 
 def test_the_run_may_be_left_out(files: dict[str, Path]) -> None:

@@ -17,7 +17,7 @@ def test_a_draw_depends_on_seed_and_step_alone() -> None:
 
 
 def test_draws_do_not_change_between_versions() -> None:
-    # Frozen from the first version: a resumed run must go on with the draws that it began with.
+    # Frozen from the first version: a resumed run must continue with the same draws.
     assert [sorted(draw_merges(0, step, **SPACE).items()) for step in range(3)] == FIRST_DRAWS
 
 
