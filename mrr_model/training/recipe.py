@@ -74,13 +74,10 @@ class Recipe(ABC):
 
     command: ClassVar[str]
     """What the user called."""
-    config_type: ClassVar[type[RunConfig]]
-    """Its fields decide the result; a subclass of it may add others, which do not keep a run from resuming."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        described = config.model_dump_json(indent=1, include=set(self.config_type.model_fields))
-        self.folder = RunFolder(config.output, described)
+        self.folder = RunFolder(config.output, config.model_dump_json(indent=1))
 
     def run(self) -> Path:
         """Run each stage that has not finished, then write the checkpoint; return its folder."""
@@ -214,7 +211,6 @@ class Finetuning(Recipe):
     """
 
     command = "finetune"
-    config_type = FinetuneConfig
 
     def __init__(self, config: FinetuneConfig) -> None:
         super().__init__(config)

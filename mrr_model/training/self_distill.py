@@ -62,7 +62,6 @@ class SelfDistillation(Recipe):
     """
 
     command = "self-distill"
-    config_type = SelfDistillConfig
 
     def __init__(self, config: SelfDistillConfig) -> None:
         super().__init__(config)

@@ -16,7 +16,7 @@ from mrr_model.data.groups import Group
 from mrr_model.training import trainer as trainers
 from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.initialize import from_pretrained_backbone
-from mrr_model.training.recipe import Finetuning, finetune
+from mrr_model.training.recipe import finetune
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 STAGE = {"learning_rate": 3e-3, "lora": LORA}
@@ -127,22 +127,6 @@ def test_a_run_that_was_cut_short_ends_as_if_it_had_not_been(
     assert len(weights) == 3
     for path in weights:
         assert (broken / path).read_bytes() == (unbroken / path).read_bytes(), path
-
-
-def test_other_fields_of_a_subclass_do_not_keep_a_run_from_resuming(
-    stock_encoder: Path, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class CommandConfig(FinetuneConfig):
-        dev: tuple[str, ...] = ()
-
-    fields = run_config(stock_encoder, toy_file, tmp_path / "out", distill={"max_steps": 1}).model_dump()
-    with monkeypatch.context() as patch:
-        patch.setattr(Finetuning, "_finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            finetune(CommandConfig(**fields))
-    with pytest.raises(ValueError, match="unfinished run with another config"):
-        finetune(CommandConfig(**{**fields, "seed": 1}))
-    assert checkpoint.load(finetune(CommandConfig(**fields, dev=("a collection",))))
 
 
 def test_stages_can_run_one_by_one(at_once: Path, one_by_one: dict[str, Path]) -> None:
