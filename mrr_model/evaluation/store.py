@@ -1,4 +1,4 @@
-"""What an evaluation leaves with a checkpoint: its profile, its calibration, and a section of the model card each."""
+"""Store a profile or a calibration in a checkpoint folder, and show it in a section of the model card."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from mrr_model.selection.profile import Profile
 
 
 def checkpoint_folder(model: str, save_to: Path | None = None, *, local_files_only: bool = False) -> Path:
-    """The folder to store measurements in: the model's own, or ``save_to``, which gets a copy of the checkpoint.
+    """The checkpoint folder to store results in: the model's own, or a copy of it.
 
-    Raises ``ValueError`` if the model is no local folder (a hub's cache is none), is a part of this package, or if
-    ``save_to`` holds another checkpoint; ``PermissionError`` for a folder that cannot be written to.
+    Args:
+        model: A shipped name, a local folder or a hub id.
+        save_to: A folder that gets a copy of the checkpoint, or holds one already.
+        local_files_only: Never ask the hub for the model.
+
+    Raises:
+        ValueError: If `save_to` is left out and the model is not a local folder (the hub's cache is none) or is part of
+            this package; if `save_to` is part of this package or holds another checkpoint.
+        PermissionError: If the folder cannot be written to.
     """
     if save_to is not None:
         return _copied(locate(model, local_files_only=local_files_only), save_to)
     folder = Path(SHIPPED[model]) if model in SHIPPED else Path(model).expanduser()
     hint = (
-        f"Name a folder for a copy of it with --save-to FOLDER (in Python: "
-        f"MatryoshkaReranker({model!r}).save_pretrained(FOLDER), then name that folder)."
+        f"Name a folder for a copy with --save-to FOLDER (in Python: MatryoshkaReranker({model!r})"
+        ".save_pretrained(FOLDER), then name that folder)."
     )
     if not folder.is_dir():
-        raise ValueError(f"{model!r} is no local folder, so nothing can be stored with it. {hint}")
+        raise ValueError(f"{model!r} is not a local folder, so nothing can be stored in it. {hint}")
     if _installed(folder):
         raise ValueError(f"{model!r} is a part of the installed package, so nothing is stored with it. {hint}")
     if not os.access(folder, os.W_OK):
@@ -39,49 +46,61 @@ def checkpoint_folder(model: str, save_to: Path | None = None, *, local_files_on
 
 
 def save_profile(folder: Path, profile: Profile, table: str, weights: str) -> None:
-    """Store a profile and show its table in the card; ``weights``: the fingerprint of what was measured."""
-    on = f"{', '.join(profile.collections)} ({profile.queries} queries)"
+    """Store a profile and show its table in the model card.
+
+    Args:
+        folder: The checkpoint.
+        profile: The profile.
+        table: Its table, in Markdown.
+        weights: The fingerprint of the weights and adapters that were evaluated.
+    """
+    data = f"{', '.join(profile.collections)} ({profile.queries} queries)"
     text = (
-        f"## What each size keeps and costs\n\n{profile.metric} on {on}; times on {profile.device}, "
-        f"{profile.threads} threads, {profile.dtype}. `mrr evaluate` measured it.\n\n{table}"
+        f"## What each size keeps and costs\n\n{profile.metric} on {data}; times on {profile.device}, "
+        f"{profile.threads} threads, {profile.dtype}. Measured with `mrr evaluate`.\n\n{table}"
     )
     _store(folder, profile, text, weights)
 
 
 def save_calibration(folder: Path, calibration: Calibration, table: str, weights: str) -> None:
-    """Store the maps, and say in the card what they mean; ``table``: how reliable they are, where that was measured;
-    ``weights``: the fingerprint of what was measured.
+    """Store a calibration and explain its probabilities in the model card.
+
+    Args:
+        folder: The checkpoint.
+        calibration: The maps.
+        table: How reliable they are, in Markdown; empty if that was not measured.
+        weights: The fingerprint of the weights and adapters that they were fitted with.
     """
     text = (
-        "## What the probabilities mean\n\nEach setting has a map of its own from logits to probabilities. "
-        f"`mrr calibrate` fitted them on {calibration.data}: {calibration.pairs} pairs"
+        "## What the probabilities mean\n\nEach setting has its own map from logits to probabilities. `mrr calibrate` "
+        f"fitted the maps on {calibration.data}: {calibration.pairs} pairs"
     )
     if calibration.targets == "labels":
         text += (
-            f", {calibration.relevant_share:.1%} of them relevant. A probability is the share of such candidates that "
-            "are relevant."
+            f", {calibration.relevant_share:.1%} of them relevant. A probability estimates the share of such "
+            "candidates that are relevant."
         )
     else:
-        text += ". A probability is what full size would give, and means what full size's means."
+        text += ". A probability estimates what full size would give, and has the meaning of full size's."
     if table:
         text += (
-            "\n\nThe expected calibration error on queries that the maps had not seen (the plain logistic function / "
-            f"full size's map for all / own map):\n\n{table}"
+            "\n\nExpected calibration error on queries that the maps were not fitted on (plain logistic function / "
+            f"full size's map for all settings / own map):\n\n{table}"
         )
     _store(folder, calibration, text, weights)
 
 
-def _store(folder: Path, made: Calibration | Profile, text: str, weights: str) -> None:
-    """The file, then its section of the card."""
+def _store(folder: Path, result: Calibration | Profile, text: str, weights: str) -> None:
+    """Write the file, then its section of the card."""
     with locked(folder, SAVE):
         journal.settle(folder)
         journal.sweep(folder)
-        write_measurement(folder, made, weights)
-        write_section(folder / "README.md", SECTIONS[type(made)], text)
+        write_measurement(folder, result, weights)
+        write_section(folder / "README.md", SECTIONS[type(result)], text)
 
 
 def _copied(source: Path, folder: Path) -> Path:
-    """``folder`` with the files of a checkpoint, which it may hold already."""
+    """Copy a checkpoint to `folder`, unless it is there already."""
     folder = folder.expanduser()
     if _installed(folder):
         raise ValueError(f"save_to={str(folder)!r} is a part of the installed package. Choose another folder.")
@@ -89,8 +108,8 @@ def _copied(source: Path, folder: Path) -> Path:
         if load_outline(folder).fingerprint != load_outline(source).fingerprint:
             raise ValueError(f"save_to={str(folder)!r} holds another checkpoint. Choose another folder.")
         return folder
-    with journal.saving(folder) as place:
-        journal.undisturbed(source, lambda: _copy_files(source, place))
+    with journal.saving(folder) as unfinished:
+        journal.undisturbed(source, lambda: _copy_files(source, unfinished))
     return folder
 
 
@@ -107,6 +126,6 @@ def _installed(folder: Path) -> bool:
 
 
 def write_section(card: Path, name: str, text: str) -> None:
-    """Put a section into a model card, in the place of an earlier one of that name, else at the end."""
+    """Write a section of a model card: replace the one of this name, or append it."""
     before = card.read_text(encoding="utf-8") if card.is_file() else ""
     write_file(card, with_section(before, name, text))
