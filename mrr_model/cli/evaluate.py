@@ -17,7 +17,7 @@ NAMES = {
     "collections": "COLLECTION",
     "depths": "--depth",
     "keep-ratios": "--keep-ratio",
-    "measures": "--measure",
+    "metrics": "--measure",
 }
 """What the settings are called on the command line, where it is not their own name."""
 
@@ -168,7 +168,7 @@ def evaluate(
         targets = _targets(keep, speedup)
         asked = _settings(
             model=model, collections=tuple(collections or ()), output=output, depths=_depths(depth),
-            keep_ratios=_ratios(keep_ratio), settings=settings, preset=preset, measures=_names(measure),
+            keep_ratios=_ratios(keep_ratio), settings=settings, preset=preset, metrics=_names(measure),
             first_stage=first_stage, run=run, candidates=candidates, limit_queries=limit_queries, seed=seed,
             max_length=max_length, query_max_length=query_max_length, prompt=prompt, dtype=dtype, device=device,
             batch_tokens=batch_tokens, timing_pairs=timing_pairs, timing_repeats=timing_repeats,

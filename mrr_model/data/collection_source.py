@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score."""
+
+FirstStage: TypeAlias = Literal["given", "bm25", "auto"]
+"""Where candidates come from: the source's own run, BM25 over its corpus, or its own run if it has one, else BM25."""
 
 
 @dataclass(frozen=True)

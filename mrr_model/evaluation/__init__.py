@@ -1,1 +1,1 @@
-"""Measuring rankings: collections in the BEIR form, metrics, and the frontier of quality against cost."""
+"""Evaluate rankings: collections, metrics, the frontier of quality against cost, and calibration."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from mrr_model.compression import Compression
-from mrr_model.evaluation.collection import FirstStage
+from mrr_model.data.collection_source import FirstStage
 from mrr_model.evaluation.presets import PresetName, preset
 from mrr_model.files.damage import reading
 
@@ -41,7 +41,7 @@ class EvaluateConfig(BaseModel):
     """Keep ratios of the grid, each as in :class:`~mrr_model.compression.Compression`."""
     settings: Path | None = None
     """A YAML or JSON list of {depth, keep_ratio} in the grid's place."""
-    measures: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     """By ir_measures' names; the first decides the frontier."""
     first_stage: FirstStage | None = None
     """Where candidates come from."""
@@ -103,9 +103,9 @@ class EvaluateConfig(BaseModel):
         return preset(self.preset).ignore_identical_ids if self.preset else True
 
     @property
-    def all_measures(self) -> tuple[str, ...]:
-        """The measures named, else the preset's, else nDCG@10."""
-        return self.measures or (preset(self.preset).measures if self.preset else ("nDCG@10",))
+    def all_metrics(self) -> tuple[str, ...]:
+        """The metrics named, else the preset's, else nDCG@10."""
+        return self.metrics or (preset(self.preset).metrics if self.preset else ("nDCG@10",))
 
     def grid(self, exits: Sequence[int], merges: bool) -> list[Compression]:
         """The settings to evaluate for a model with these exits; full size comes first, whatever was asked for.
@@ -115,7 +115,7 @@ class EvaluateConfig(BaseModel):
         if self.settings is not None:
             asked = _read_settings(self.settings)
         else:
-            depths = self.depths or _spread(exits, DEPTHS)
+            depths = self.depths or spread(exits, DEPTHS)
             ratios = self.keep_ratios or (RATIOS if merges else RATIOS[:1])
             asked = [Compression(depth, ratio) for depth in depths for ratio in ratios]
         resolved = [Compression(_exit(setting, exits), setting.keep_ratio) for setting in asked]
@@ -129,8 +129,8 @@ def _exit(setting: Compression, exits: Sequence[int]) -> int | None:
     return reached[-1] if reached else setting.depth
 
 
-def _spread(exits: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the exits, evenly spread, deepest first."""
+def spread(exits: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the exits, evenly spread, deepest first; the first and the last are among them."""
     last = len(exits) - 1
     return sorted({exits[round(last * step / (count - 1))] for step in range(count)}, reverse=True)
 

@@ -1,6 +1,6 @@
-"""What a trained checkpoint is worth on collections that it was not trained on: nDCG@10 at a few of its sizes."""
+"""nDCG@10 of a trained checkpoint at a few of its sizes, on collections that it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -9,75 +9,105 @@ from tempfile import TemporaryDirectory
 
 from mrr_model import checkpoint
 from mrr_model.evaluation.collection import Collection
-from mrr_model.evaluation.config import EvaluateConfig
-from mrr_model.evaluation.evaluate import FIRST_STAGE, open_collections, score_grid
-from mrr_model.evaluation.metrics import measure, parsed
+from mrr_model.evaluation.config import EvaluateConfig, spread
+from mrr_model.evaluation.evaluate import open_collections
+from mrr_model.evaluation.grid import score_grid
+from mrr_model.evaluation.metrics import evaluate_run, first_stage_run, parse_metric
+from mrr_model.evaluation.report import FIRST_STAGE, FULL_SIZE
 from mrr_model.inference.device import resolve_device, resolve_dtype
 from mrr_model.reranker import MatryoshkaReranker
-from mrr_model.training.config import RunConfig
-from mrr_model.training.progress import tell
 
 METRIC = "nDCG@10"
 DEPTHS = 3
-"""Exits to measure at, evenly spread."""
+"""Exits to evaluate at, evenly spread."""
 KEEP_RATIOS = (1.0, 0.5)
 
 
 class HeldOut:
-    """The development collections of a run, opened before training, so that what is wrong with them shows first.
+    r"""Development collections, opened before training so that errors in them show before it, and evaluated after it.
 
-    Raises ``ValueError``, ``OSError`` or ``ImportError`` for collections that cannot be opened or measured with.
+    Args:
+        collections: Sources, as `open_collection` takes them.
+        limit_queries: Queries to draw from each collection; None for all.
+        seed: Seed of the draw.
+        max_length: Tokens per pair, at most; a model with fewer positions takes fewer.
+        query_max_length: Tokens per query; None for the template's rule.
+
+    Raises:
+        ValueError: For a collection that cannot be used.
+        OSError: For one that is missing or cannot be read.
+        ImportError: If a library is missing; the message has the command that installs it.
+
+    Example:
+        >>> import tempfile
+        >>> from mrr_model.checkpoint.hub import locate
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "qrels.txt").write_text("q1 0 d1 1")
+        >>> _ = (folder / "queries.tsv").write_text("q1\twhat do bees make?")
+        >>> _ = (folder / "corpus.tsv").write_text("d1\tBees make honey.\nd2\tBears make noise.")
+        >>> dev = HeldOut([f"qrels={folder}/qrels.txt,queries={folder}/queries.tsv,corpus={folder}/corpus.tsv"])
+        >>> print(dev.table(locate("mini")).splitlines()[3])
+        | full size | 1.000 |
     """
 
-    def __init__(self, settings: RunConfig) -> None:
-        parsed(METRIC)  # an error that names the extra, where it is not installed
-        self.run = settings
-        self.asked = EvaluateConfig(collections=settings.dev, limit_queries=settings.dev_queries, seed=settings.seed)
-        self.collections = {
-            source: _candidates_only(collection) for source, collection in open_collections(self.asked, tell).items()
+    def __init__(
+        self,
+        collections: Sequence[str],
+        *,
+        limit_queries: int | None = None,
+        seed: int = 0,
+        max_length: int = 512,
+        query_max_length: int | None = None,
+    ) -> None:
+        parse_metric(METRIC)  # an error that names the extra if it is not installed
+        self._config = EvaluateConfig(collections=tuple(collections), limit_queries=limit_queries, seed=seed)
+        self._max_length, self._query_max_length = max_length, query_max_length
+        self.collections: Mapping[str, Collection] = {
+            source: _with_candidates_only(collection) for source, collection in open_collections(self._config).items()
         }
 
     def table(self, folder: Path) -> str:
-        """Measure the checkpoint in ``folder``: a Markdown table with a row for each size, full size first."""
-        reranker = _opened(folder, self.run)
+        """Evaluate a checkpoint.
+
+        Args:
+            folder: The checkpoint.
+
+        Returns:
+            A Markdown table: the first stage, full size, and a row for each smaller size.
+        """
+        reranker = self._open(folder)
         ratios = KEEP_RATIOS if reranker.merge_layers else KEEP_RATIOS[:1]
-        asked = self.asked.model_copy(update={"depths": _spread(reranker.exits), "keep_ratios": ratios})
-        grid = asked.grid(reranker.exits, bool(reranker.merge_layers))
+        config = self._config.model_copy(
+            update={"depths": tuple(spread(reranker.exits, DEPTHS)), "keep_ratios": ratios}
+        )
+        grid = config.grid(reranker.exits, bool(reranker.merge_layers))
         rows: dict[str, list[float]] = {FIRST_STAGE: []}
         with TemporaryDirectory() as scratch:
-            asked = asked.model_copy(update={"output": Path(scratch)})
-            for _, collection, runs in score_grid(reranker, grid, self.collections, asked):
-                order = {
-                    query: {document: float(-rank) for rank, document in enumerate(documents)}
-                    for query, documents in collection.candidates.items()
-                }
-                rows[FIRST_STAGE].append(measure([METRIC], collection.qrels, order).mean[METRIC])
+            for _, collection, runs in score_grid(reranker, grid, self.collections, Path(scratch)):
+                rows[FIRST_STAGE].append(_ndcg(collection, first_stage_run(collection.candidates)))
                 for setting, run in runs.items():
-                    name = "full size" if setting == grid[0] else str(setting)
-                    rows.setdefault(name, []).append(measure([METRIC], collection.qrels, run).mean[METRIC])
+                    name = FULL_SIZE if setting == grid[0] else str(setting)
+                    rows.setdefault(name, []).append(_ndcg(collection, run))
         return _markdown([collection.name for collection in self.collections.values()], rows)
 
-
-def _opened(folder: Path, settings: RunConfig) -> MatryoshkaReranker:
-    """The checkpoint at training's lengths, as far as it has positions."""
-    device = resolve_device("auto")
-    loaded = checkpoint.load(folder, dtype=resolve_dtype("auto", device), device=device)
-    max_length = min(settings.max_length, loaded.model.backbone.max_tokens or settings.max_length)
-    return MatryoshkaReranker(loaded, max_length=max_length, query_max_length=settings.query_max_length)
+    def _open(self, folder: Path) -> MatryoshkaReranker:
+        device = resolve_device("auto")
+        loaded = checkpoint.load(folder, dtype=resolve_dtype("auto", device), device=device)
+        max_length = min(self._max_length, loaded.model.backbone.max_tokens or self._max_length)
+        return MatryoshkaReranker(loaded, max_length=max_length, query_max_length=self._query_max_length)
 
 
-def _candidates_only(collection: Collection) -> Collection:
-    """The same without the texts that no query asks for: it waits in memory while the model is trained."""
+def _ndcg(collection: Collection, run: Mapping[str, Mapping[str, float]]) -> float:
+    return evaluate_run([METRIC], collection.qrels, run).mean[METRIC]
+
+
+def _with_candidates_only(collection: Collection) -> Collection:
+    """Drop the texts that are no candidates: the collection stays in memory while the model is trained."""
     texts = {document: collection.corpus[document] for document in chain.from_iterable(collection.candidates.values())}
     return replace(collection, corpus=texts)
 
 
-def _spread(exits: Sequence[int]) -> tuple[int, ...]:
-    last = len(exits) - 1
-    return tuple(sorted({exits[round(last * step / (DEPTHS - 1))] for step in range(DEPTHS)}, reverse=True))
-
-
-def _markdown(names: Sequence[str], rows: dict[str, list[float]]) -> str:
+def _markdown(names: Sequence[str], rows: Mapping[str, Sequence[float]]) -> str:
     several = len(names) > 1
     lines = ["| " + " | ".join([METRIC, *names, *(["mean"] if several else [])]) + " |"]
     lines.append("| --- |" + " ---: |" * (len(names) + several))

@@ -1,301 +1,219 @@
-"""One evaluation: collections in; runs, measures, significance, times, the frontier and a profile out.
+"""Evaluate a model on collections at a grid of settings: metrics, significance, times, the frontier and a profile.
 
-In the output folder:
+The output folder:
 
-    kept/COLLECTION/             logits as they come; what a stopped evaluation goes on from
-    timings/                     each setting's times, which the same call takes again
+    logits/COLLECTION/           logits, from which an interrupted evaluation resumes
+    timings/                     each setting's times, which the same call reuses
     runs/COLLECTION/SETTING.run  TREC runs
-    queries/COLLECTION.jsonl     each query's measures at each setting
-    results.json, table.md       all numbers, and the same to read
+    queries/COLLECTION.jsonl     each query's metrics at each setting
+    results.json, table.md       all numbers, and the same as a table
     frontier.png, frontier.svg   quality against time and against FLOPs
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
 from statistics import mean
-from typing import Any
 
-import torch
-import transformers
-from tqdm import tqdm
-
-from mrr_model import __version__
 from mrr_model.compression import Compression
 from mrr_model.evaluation.collection import Collection, open_collection
 from mrr_model.evaluation.config import EvaluateConfig
-from mrr_model.evaluation.grid import Logits, passes, scored
-from mrr_model.evaluation.grid import facts_of as logit_facts_of
-from mrr_model.evaluation.metrics import Comparison, Measured, compare, measure, parsed, write_run
+from mrr_model.evaluation.grid import Runs, score_grid
+from mrr_model.evaluation.metrics import compare, evaluate_run, first_stage_run, parse_metric, write_run
 from mrr_model.evaluation.presets import Preset, preset
-from mrr_model.evaluation.report import draw
-from mrr_model.files.atomic import write_file
+from mrr_model.evaluation.report import CollectionResult, Evaluation, write_queries, write_results
+from mrr_model.evaluation.timing import Sample, draw_sample, sample_flops, time_grid
 from mrr_model.files.locks import locked
-from mrr_model.reranker import DEFAULT, MatryoshkaReranker, timing_facts
-from mrr_model.selection.latency import Timings, keep_timings, measure_timings, moment, read_timings, timings_key
+from mrr_model.reranker import DEFAULT, MatryoshkaReranker
+from mrr_model.selection.latency import Timings
 from mrr_model.selection.profile import Profile, ProfilePoint
 
-FIRST_STAGE = "first stage"
-SIGNIFICANT = 0.05
-STAR = f"`*`: differs from full size, p < {SIGNIFICANT} in a paired t-test (not corrected for the number of settings)"
 MAX_LENGTH = 512
-"""Tokens of a pair where neither the settings nor a preset say it."""
-Runs = dict[Compression, Logits]
+"""Tokens per pair if neither the config nor a preset says it."""
 
 
-@dataclass(frozen=True)
-class CollectionResult:
-    """One collection: the first stage's order and every setting's, measured."""
+def evaluate(config: EvaluateConfig, report_to: Callable[[str], object] = lambda _: None) -> Evaluation:
+    r"""Evaluate a model on collections, and write everything to `config.output`.
 
-    name: str
-    source: str
-    """As the user named it."""
-    queries: int
-    pairs: int
-    identical_ids: int
-    """How many candidates were left out because their id is their query's own."""
-    first_stage: Measured
-    settings: dict[Compression, Measured]
-    against_full: dict[Compression, dict[str, Comparison]]
-    """Setting -> measure -> its difference to full size, on the same queries."""
+    Call it again with the same config to resume an evaluation that was interrupted.
 
+    Args:
+        config: The model, the collections, the grid of settings and the protocol.
+        report_to: Called with one line before each long step.
 
-@dataclass(frozen=True)
-class Evaluation:
-    """All collections, and the profile that they make together."""
+    Returns:
+        The results on each collection, and the profile over them.
 
-    collections: tuple[CollectionResult, ...]
-    profile: Profile
-    weights: str
-    """The fingerprint of the weights and adapters that were measured."""
+    Raises:
+        ValueError: For a model, a setting, a metric or a collection that cannot be used, and for an output folder that
+            holds another evaluation.
+        OSError: For a file that is missing or cannot be read or written.
+        ImportError: If a library is missing; the message has the command that installs it.
+        FolderInUseError: If another process writes to the output folder.
 
-    def markdown(self) -> str:
-        """A table with a row a setting: the profile's measure on each collection and in the mean, what it keeps of full
-        size, the milliseconds of a pair, the shares of full size's time and FLOPs; what a star means; how many
-        queries met their own document among the candidates, which was left out; and whether times are noisy.
-        """
-        profile = self.profile
-        names = [result.name for result in self.collections]
-        lines = [
-            f"| {profile.metric} | {' | '.join(names)} | mean | of full size | ms a pair | time | FLOPs |",
-            "| --- |" + " ---: |" * (len(names) + 5),
-        ]
-        first = [result.first_stage.mean[profile.metric] for result in self.collections]
-        lines.append(f"| {FIRST_STAGE} | {' | '.join(f'{value:.3f}' for value in [*first, mean(first)])} |  |  |  |  |")
-        full = profile.full
-        for point in profile.points:
-            name = "full size" if point == full else str(point.setting)
-            cells = [_cell(result, point.setting, profile.metric) for result in self.collections]
-            cells += [f"{point.quality:.3f}", f"{point.kept:.1%}", f"{point.seconds * 1000:.2f}"]
-            cells += [f"{point.seconds / full.seconds:.0%}", f"{point.flops / full.flops:.0%}"]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines += ["", STAR]
-        if any(result.identical_ids for result in self.collections):
-            counts = ", ".join(f"{result.name} {result.identical_ids}" for result in self.collections)
-            lines += ["", f"Candidates left out because their id is the query's own, as in BEIR: {counts}"]
-        if profile.noise is not None and profile.noise.noisy:
-            lines += ["", f"Times are {profile.noise}; `--retime` measures them again"]
-        return "\n".join(lines)
-
-
-def evaluate(settings: EvaluateConfig, report: Callable[[str], object] = lambda _: None) -> Evaluation:
-    """Evaluate, and write everything to ``settings.output``. ``report`` is told what comes next, a line each.
-
-    Raises ``ValueError``, ``OSError`` or ``ImportError`` for what cannot be opened, ``ValueError`` for an output folder
-    that belongs to another evaluation, and :class:`~mrr_model.files.locks.FolderInUseError` for one that another
-    process writes to.
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "qrels.txt").write_text("q1 0 d1 1")
+        >>> _ = (folder / "queries.tsv").write_text("q1\twhat do bees make?")
+        >>> _ = (folder / "corpus.tsv").write_text("d1\tBees make honey.\nd2\tBears make noise.")
+        >>> files = f"qrels={folder}/qrels.txt,queries={folder}/queries.tsv,corpus={folder}/corpus.tsv"
+        >>> config = EvaluateConfig(model="mini", collections=(files,), depths=(4, 6), output=folder / "evaluation")
+        >>> evaluation = evaluate(config)
+        >>> evaluation.profile.metric, evaluation.profile.full.quality
+        ('nDCG@10', 1.0)
     """
-    with locked(settings.output, "mrr evaluate"):
-        return _evaluated(settings, report)
+    with locked(config.output, "mrr evaluate"):
+        return _evaluate(config, report_to)
 
 
-def _evaluated(settings: EvaluateConfig, report: Callable[[str], object]) -> Evaluation:
-    for name in settings.all_measures:
-        parsed(name)
-    reranker = open_reranker(settings)
-    grid = settings.grid(reranker.exits, bool(reranker.merge_layers))
+def _evaluate(config: EvaluateConfig, report_to: Callable[[str], object]) -> Evaluation:
+    for name in config.all_metrics:
+        parse_metric(name)
+    reranker = open_reranker(config)
+    grid = config.grid(reranker.exits, bool(reranker.merge_layers))
     for setting in grid:
-        reranker.plan(setting.depth, setting.keep_ratio)  # what the model cannot do shows before anything is scored
-    collections = open_collections(settings, report)
+        reranker.plan(setting.depth, setting.keep_ratio)  # a setting that the model lacks is an error before scoring
+    collections = open_collections(config, report_to)
     results = [
-        _result(source, collection, runs, settings)
-        for source, collection, runs in score_grid(reranker, grid, collections, settings)
+        _collection_result(source, collection, runs, config)
+        for source, collection, runs in score_collections(reranker, grid, collections, config)
     ]
-    sample = _timing_sample(list(collections.values()), settings)
-    timings = _timings(reranker, grid, sample, settings, report)
-    profile = _profile(reranker, grid, results, sample, timings, _relevant(collections.values()), settings)
+    sample = draw_sample(list(collections.values()), config.timing_pairs, config.seed)
+    timings = time_grid(reranker, grid, sample, config, report_to)
+    profile = _profile(reranker, results, sample, timings, _count_relevant(collections.values()))
     evaluation = Evaluation(tuple(results), profile, reranker.fingerprint)
-    _write(evaluation, reranker, settings)
+    protocol = {"seed": config.seed, "ignore_identical_ids": config.leaves_out_identical_ids}
+    write_results(evaluation, config.output, str(reranker.name), protocol)
     return evaluation
 
 
-def open_reranker(settings: EvaluateConfig) -> MatryoshkaReranker:
-    """The model, at the protocol's lengths."""
-    protocol = _protocol(settings)
-    query_max_length = settings.query_max_length or (protocol.query_max_length if protocol else None)
+def open_reranker(config: EvaluateConfig) -> MatryoshkaReranker:
+    """The model at the protocol's lengths.
+
+    Raises:
+        ValueError: For a model or an argument that cannot be used.
+        FileNotFoundError: If the model cannot be found.
+    """
+    protocol = _preset_of(config)
+    query_max_length = config.query_max_length or (protocol.query_max_length if protocol else None)
     reranker = MatryoshkaReranker(
-        settings.model,
-        depth=None,  # not the checkpoint's own: every setting of the grid is explicit
+        config.model,
+        depth=None,  # every setting of the grid is explicit, so the checkpoint's own default plays no part
         keep_ratio=1.0,
-        device=settings.device,
-        dtype=settings.dtype,
-        max_length=settings.max_length or MAX_LENGTH,
+        device=config.device,
+        dtype=config.dtype,
+        max_length=config.max_length or MAX_LENGTH,
         query_max_length=query_max_length,
-        prompt=DEFAULT if settings.prompt is None else settings.prompt,
-        batch_tokens=settings.batch_tokens,
-        local_files_only=settings.local_files_only,
+        prompt=DEFAULT if config.prompt is None else config.prompt,
+        batch_tokens=config.batch_tokens,
+        local_files_only=config.local_files_only,
     )
-    if protocol and not settings.max_length:
+    if protocol and not config.max_length:
         reranker = reranker.copy(max_length=protocol.max_length_for(reranker.model.backbone.max_tokens))
-    return reranker.copy(compensated=False) if settings.without_compensation else reranker
+    return reranker.copy(compensated=False) if config.without_compensation else reranker
 
 
 def open_collections(
-    settings: EvaluateConfig, report: Callable[[str], object] = lambda _: None
+    config: EvaluateConfig, report_to: Callable[[str], object] = lambda _: None
 ) -> dict[str, Collection]:
-    """Source -> collection, as the protocol says. Raises ``ValueError`` for two of one name."""
-    protocol = _protocol(settings)
+    """Source -> collection, with the protocol's candidates.
+
+    Raises:
+        ValueError: For two collections of one name, for one without candidates, for ids that a TREC run cannot hold,
+            and as `open_collection`.
+        OSError: As `open_collection`.
+        ImportError: As `open_collection`.
+    """
+    protocol = _preset_of(config)
     opened: dict[str, Collection] = {}
-    for source in settings.all_collections:
-        report(f"opening {source}")
+    for source in config.all_collections:
+        report_to(f"opening {source}")
         collection = open_collection(
             source,
-            run=settings.run,
-            first_stage=settings.first_stage or (protocol.first_stage if protocol else "auto"),
-            candidates=settings.candidates or (protocol.candidates if protocol else 100),
-            limit=settings.limit_queries,
-            seed=settings.seed,
-            ignore_identical_ids=settings.leaves_out_identical_ids,
+            run=config.run,
+            first_stage=config.first_stage or (protocol.first_stage if protocol else "auto"),
+            candidates=config.candidates or (protocol.candidates if protocol else 100),
+            limit=config.limit_queries,
+            seed=config.seed,
+            ignore_identical_ids=config.leaves_out_identical_ids,
         )
         if not any(collection.candidates.values()):
             raise ValueError(f"{source} has no candidates to re-rank: its first stage found nothing.")
-        _check_identifiers(source, collection)
+        _check_ids(source, collection)
         if collection.name in (other.name for other in opened.values()):
-            raise ValueError(f"two collections are called {collection.name!r}: evaluate one of them at a time.")
+            raise ValueError(f"collections: two are called {collection.name!r}. Evaluate them one at a time.")
         opened[source] = collection
     return opened
 
 
-def _check_identifiers(source: str, collection: Collection) -> None:
-    for identifier in (*collection.queries, *chain.from_iterable(collection.candidates.values())):
-        if identifier.split() != [identifier]:
-            raise ValueError(f"{source}: the id {identifier!r} holds a blank, which TREC runs cannot hold. Rename it.")
-
-
-def score_grid(
+def score_collections(
     reranker: MatryoshkaReranker,
     grid: Sequence[Compression],
     collections: Mapping[str, Collection],
-    settings: EvaluateConfig,
+    config: EvaluateConfig,
 ) -> Iterator[tuple[str, Collection, Runs]]:
-    """Each collection with its logits at every setting, kept as they come; a progress bar in a terminal."""
-    planned = passes(reranker, grid)
-    pairs = sum(len(documents) for each in collections.values() for documents in each.candidates.values())
-    with tqdm(total=pairs * len(planned), unit="pair", disable=None, smoothing=0.05) as progress:
-        for source, collection in collections.items():
-            progress.set_description(collection.name)
-            prompt, kept = _prompt(reranker, source, settings), settings.output / "kept" / collection.name
-            facts = logit_facts_of(reranker, collection, prompt)
-            runs: Runs = {}
-            for one_pass in planned:
-                runs |= scored(reranker, collection, one_pass, kept, prompt=prompt, facts=facts, done=progress.update)
-            yield source, collection, {setting: runs[setting] for setting in grid}
+    """Score each collection at every setting, with the protocol's prompts; logits are written to the output folder.
+
+    Raises:
+        ValueError: If the output folder holds the logits of another evaluation.
+    """
+    prompts = {source: _prompt(reranker, source, config) for source in collections}
+    return score_grid(reranker, grid, collections, config.output / "logits", prompts=prompts)
 
 
-def _protocol(settings: EvaluateConfig) -> Preset | None:
-    return preset(settings.preset) if settings.preset else None
+def _check_ids(source: str, collection: Collection) -> None:
+    for identifier in (*collection.queries, *chain.from_iterable(collection.candidates.values())):
+        if identifier.split() != [identifier]:
+            raise ValueError(
+                f"{source}: the id {identifier!r} contains a space, which TREC runs do not allow. Rename it."
+            )
 
 
-def _prompt(reranker: MatryoshkaReranker, source: str, settings: EvaluateConfig) -> str | None:
-    """The reranker's, which is the one asked for; where none was, the protocol's if the model takes one."""
-    protocol = _protocol(settings)
-    if settings.prompt is not None or protocol is None or not reranker.model.matryoshka.template.takes_prompt:
+def _preset_of(config: EvaluateConfig) -> Preset | None:
+    return preset(config.preset) if config.preset else None
+
+
+def _prompt(reranker: MatryoshkaReranker, source: str, config: EvaluateConfig) -> str | None:
+    """The prompt asked for, else the preset's if the template takes one, else the reranker's own."""
+    protocol = _preset_of(config)
+    if config.prompt is not None or protocol is None or not reranker.model.matryoshka.template.takes_prompt:
         return reranker.prompt
     own = protocol.prompt_for(source)
     return reranker.prompt if own is None else own
 
 
-def _result(source: str, collection: Collection, runs: Runs, settings: EvaluateConfig) -> CollectionResult:
-    """Measure one collection; write its runs and its queries' values."""
-    protocol = _protocol(settings)
-    asked = settings.all_measures
-    if protocol and not settings.measures:
-        asked = tuple(dict.fromkeys((*asked, *protocol.measures_for(source))))
-    order = {
-        query: {document: float(-place) for place, document in enumerate(documents)}
-        for query, documents in collection.candidates.items()
-    }
+def _collection_result(source: str, collection: Collection, runs: Runs, config: EvaluateConfig) -> CollectionResult:
+    """Compute one collection's metrics; write its runs and its queries' values."""
+    protocol = _preset_of(config)
+    names = config.all_metrics
+    if protocol and not config.metrics:
+        names = tuple(dict.fromkeys((*names, *protocol.metrics_for(source))))
     full = next(iter(runs))
-    first_stage = measure(asked, collection.qrels, order)
-    measured = {setting: measure(asked, collection.qrels, run) for setting, run in runs.items()}
+    metrics = {setting: evaluate_run(names, collection.qrels, run) for setting, run in runs.items()}
     for setting, run in runs.items():
-        write_run(settings.output / "runs" / collection.name / f"{run_name(setting)}.run", run, run_name(setting))
-    _write_queries(settings.output / "queries" / f"{collection.name}.jsonl", measured)
+        write_run(config.output / "runs" / collection.name / f"{setting.file_name}.run", run, setting.file_name)
+    write_queries(config.output / "queries" / f"{collection.name}.jsonl", metrics)
     return CollectionResult(
         name=collection.name,
         source=source,
         queries=len(collection.queries),
         pairs=sum(map(len, collection.candidates.values())),
         identical_ids=collection.identical_ids,
-        first_stage=first_stage,
-        settings=measured,
+        first_stage=evaluate_run(names, collection.qrels, first_stage_run(collection.candidates)),
+        settings=metrics,
         against_full={
-            setting: {name: compare(each.by_query[name], measured[full].by_query[name]) for name in asked}
-            for setting, each in measured.items()
+            setting: {name: compare(each.by_query[name], metrics[full].by_query[name]) for name in names}
+            for setting, each in metrics.items()
             if setting != full
         },
     )
 
 
-def run_name(setting: Compression) -> str:
-    """A setting as a file's name.
-
-    >>> run_name(Compression(4, {1: 0.5, 2: 0.25}))
-    'depth-4_keep-ratio-1-0.5_2-0.25'
-    """
-    ratio = setting.keep_ratio_text.replace(":", "-").replace(",", "_")
-    return f"depth-{setting.depth}_keep-ratio-{ratio}"
-
-
-def _timings(
-    reranker: MatryoshkaReranker,
-    grid: Sequence[Compression],
-    sample: Sequence[tuple[str, list[str]]],
-    settings: EvaluateConfig,
-    report: Callable[[str], object],
-) -> Timings:
-    """Each setting's time, alone and on the same whole queries, since the grid's own passes are shared and tell nothing
-    of a setting. What was timed for the same call before is taken again, even if it was noisy.
-    """
-    facts = timing_facts(reranker)
-    key = timings_key(
-        facts,
-        grid,
-        fingerprint=reranker.fingerprint,
-        repeats=settings.timing_repeats,
-        sample=hashlib.sha256(json.dumps(sample).encode()).hexdigest(),
-    )
-    file = settings.output / "timings" / f"{key}.json"
-    known = None if settings.retime else read_timings(file, grid)
-    if known is not None:
-        report(f"times are those of {moment(known.measured_at)}")
-        return known
-    report(f"timing {len(grid)} settings, {settings.timing_repeats} times each")
-    runs = {setting: _timed_run(reranker, setting, sample) for setting in grid}
-    timings = measure_timings(facts, runs, settings.timing_repeats)
-    keep_timings(file, timings)
-    return timings
-
-
-def _relevant(collections: Iterable[Collection]) -> int:
-    """How many of the candidates are relevant."""
+def _count_relevant(collections: Iterable[Collection]) -> int:
+    """The number of relevant candidates."""
     return sum(
         collection.qrels[query].get(document, 0) > 0
         for collection in collections
@@ -306,23 +224,20 @@ def _relevant(collections: Iterable[Collection]) -> int:
 
 def _profile(
     reranker: MatryoshkaReranker,
-    grid: Sequence[Compression],
     results: Sequence[CollectionResult],
-    sample: Sequence[tuple[str, list[str]]],
+    sample: Sample,
     timings: Timings,
     relevant: int,
-    settings: EvaluateConfig,
 ) -> Profile:
-    """Every setting's quality, time and flops."""
-    name = settings.all_measures[0]
+    """Every setting's quality, time and FLOPs; full size is the first setting."""
+    grid, metric = list(results[0].settings), next(iter(results[0].first_stage.mean))
     pairs = [(query, text) for query, texts in sample for text in texts]
-    seconds = timings.of(grid)
-    flops = {setting: _flops(reranker, setting, sample) for setting in grid}
-    quality = {setting: mean(result.settings[setting].mean[name] for result in results) for setting in grid}
-    full = quality[grid[0]]
     lengths = reranker.engine.token_counts(pairs, reranker.prompt)
+    seconds = timings.of(grid)
+    quality = {setting: [result.settings[setting].mean[metric] for result in results] for setting in grid}
+    full = quality[grid[0]]
     return Profile(
-        metric=name,
+        metric=metric,
         collections=tuple(result.name for result in results),
         queries=sum(result.queries for result in results),
         query_tokens=max(1, round(mean(query for query, _ in lengths))),
@@ -336,114 +251,17 @@ def _profile(
         noise=timings.noise,
         points=tuple(
             ProfilePoint(
-                depth=setting.depth,
-                keep_ratio=setting.keep_ratio if isinstance(setting.keep_ratio, float) else dict(setting.keep_ratio),
-                quality=quality[setting],
-                kept=_share(quality[setting], full),
-                min_kept=min(
-                    _share(each.settings[setting].mean[name], each.settings[grid[0]].mean[name]) for each in results
-                ),
+                **setting.to_kwargs(),
+                quality=mean(values),
+                kept=_share(mean(values), mean(full)),
+                min_kept=min(map(_share, values, full)),
                 seconds=seconds[setting] / len(pairs),
-                flops=flops[setting] / len(pairs),
+                flops=sample_flops(reranker, setting, sample) / len(pairs),
             )
-            for setting in grid
+            for setting, values in quality.items()
         ),
     )
 
 
 def _share(value: float, full: float) -> float:
     return value / full if full else 1.0
-
-
-def _timing_sample(collections: Sequence[Collection], settings: EvaluateConfig) -> list[tuple[str, list[str]]]:
-    """Whole queries with their passages, by turns from each collection, until there are pairs enough."""
-    rng = random.Random(settings.seed)
-    queues = []
-    for collection in collections:
-        queries = [query for query in collection.queries if collection.candidates[query]]
-        rng.shuffle(queries)
-        queues.append([(collection, query) for query in queries])
-    sample: list[tuple[str, list[str]]] = []
-    pairs = 0
-    while pairs < settings.timing_pairs and any(queues):
-        for queue in queues:
-            if queue and pairs < settings.timing_pairs:
-                collection, query = queue.pop()
-                texts = [collection.corpus[document] for document in collection.candidates[query]]
-                sample.append((collection.queries[query], texts))
-                pairs += len(texts)
-    return sample
-
-
-def _timed_run(
-    reranker: MatryoshkaReranker, setting: Compression, sample: Sequence[tuple[str, list[str]]]
-) -> Callable[[], Any]:
-    def run() -> None:
-        for query, texts in sample:
-            reranker.score(query, texts, depth=setting.depth, keep_ratio=setting.keep_ratio)
-
-    return run
-
-
-def _flops(reranker: MatryoshkaReranker, setting: Compression, sample: Sequence[tuple[str, list[str]]]) -> float:
-    plan = reranker.plan(setting.depth, setting.keep_ratio)
-    return sum(
-        reranker.engine.flops([(query, text) for text in texts], plan, reranker.prompt) for query, texts in sample
-    )
-
-
-def _cell(result: CollectionResult, setting: Compression, name: str) -> str:
-    compared = result.against_full.get(setting, {}).get(name)
-    star = "*" if compared is not None and compared.p_value < SIGNIFICANT else ""
-    return f"{result.settings[setting].mean[name]:.3f}{star}"
-
-
-def _write_queries(path: Path, measured: Mapping[Compression, Measured]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "setting": run_name(setting),
-            "query": query,
-            **{name: by_query[query] for name, by_query in each.by_query.items()},
-        }
-        for setting, each in measured.items()
-        for query in next(iter(each.by_query.values()))
-    ]
-    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _without_nan(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: null in its place."""
-    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
-
-
-def _write(evaluation: Evaluation, reranker: MatryoshkaReranker, settings: EvaluateConfig) -> None:
-    """results.json, table.md and the pictures."""
-    output, profile = settings.output, evaluation.profile
-    results = {
-        "model": str(reranker.name),
-        "seed": settings.seed,
-        "ignore_identical_ids": settings.leaves_out_identical_ids,
-        "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "profile": profile.model_dump(mode="json"),
-        "collections": [
-            {
-                "name": result.name,
-                "source": result.source,
-                "queries": result.queries,
-                "pairs": result.pairs,
-                "identical_ids_left_out": result.identical_ids,
-                "first_stage": result.first_stage.mean,
-                "settings": {run_name(setting): each.mean for setting, each in result.settings.items()},
-                "against_full": {
-                    run_name(setting): {name: _without_nan(asdict(compared)) for name, compared in each.items()}
-                    for setting, each in result.against_full.items()
-                },
-            }
-            for result in evaluation.collections
-        ],
-    }
-    write_file(output / "results.json", json.dumps(results, indent=1) + "\n")
-    write_file(output / "table.md", evaluation.markdown() + "\n")
-    title = f"{reranker.name}: {', '.join(profile.collections)} ({profile.queries} queries)"
-    draw(profile, title, [output / "frontier.png", output / "frontier.svg"])

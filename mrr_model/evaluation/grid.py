@@ -1,7 +1,8 @@
-"""A collection's logits at a grid of settings: settings that differ in depth alone share one pass, and what has been
-computed is kept on the disk as it comes.
+"""A collection's logits at a grid of settings, written to disk chunk by chunk.
 
-Letters: E exits of a pass.
+Settings that differ only in depth share one forward pass. An interrupted run resumes from the chunks on disk.
+
+Shapes: E exits of a pass.
 """
 
 from __future__ import annotations
@@ -12,36 +13,82 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from mrr_model.compression import Compression, Plan
 from mrr_model.evaluation.collection import Collection
-
-if TYPE_CHECKING:
-    from mrr_model.reranker import MatryoshkaReranker
+from mrr_model.reranker import MatryoshkaReranker
 
 CHUNK = 8
-"""Queries that are scored together and kept together. A chunk is scored whole or not at all, so that a run that was
-interrupted forms the batches of one that was not."""
+"""Queries that are scored and written together. A chunk is scored whole or not at all, so that an interrupted run forms
+the same batches as one that was not interrupted."""
 
 Logits = dict[str, dict[str, float]]
 """Query id -> document id -> raw logit."""
+Runs = dict[Compression, Logits]
+"""Setting -> its logits on one collection."""
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the pairs, and the settings whose exits it reads."""
+    """One forward pass over the pairs, and the settings that it gives logits for."""
 
     plan: Plan
-    settings: dict[Compression, int]
-    """Setting -> the place of its exit among the plan's, from 0."""
+    columns: dict[Compression, int]
+    """Setting -> index of its exit among the plan's."""
 
 
-def passes(reranker: MatryoshkaReranker, settings: Sequence[Compression]) -> list[Pass]:
+def score_grid(
+    reranker: MatryoshkaReranker,
+    grid: Sequence[Compression],
+    collections: Mapping[str, Collection],
+    folder: Path,
+    *,
+    prompts: Mapping[str, str | None] | None = None,
+) -> Iterator[tuple[str, Collection, Runs]]:
+    """Score each collection's candidates at every setting; a progress bar shows in a terminal.
+
+    Args:
+        reranker: The model, at the lengths to score with.
+        grid: The settings.
+        collections: Source -> collection.
+        folder: Where logits are written, one sub-folder per collection, and read from by the next call.
+        prompts: Source -> prompt; the reranker's own if left out.
+
+    Yields:
+        Source, collection and logits by setting, in the grid's order.
+
+    Raises:
+        ValueError: If the folder holds logits of another model, other lengths or other texts.
+    """
+    passes = plan_passes(reranker, grid)
+    pairs = sum(len(documents) for each in collections.values() for documents in each.candidates.values())
+    with tqdm(total=pairs * len(passes), unit="pair", disable=None, smoothing=0.05) as progress:
+        for source, collection in collections.items():
+            progress.set_description(collection.name)
+            prompt = reranker.prompt if prompts is None else prompts[source]
+            header = logits_header(reranker, collection, prompt)
+            runs: Runs = {}
+            for one_pass in passes:
+                runs |= score_pass(
+                    reranker,
+                    collection,
+                    one_pass,
+                    folder / collection.name,
+                    prompt=prompt,
+                    header=header,
+                    progress=progress.update,
+                )
+            yield source, collection, {setting: runs[setting] for setting in grid}
+
+
+def plan_passes(reranker: MatryoshkaReranker, settings: Sequence[Compression]) -> list[Pass]:
     """The fewest passes that give every setting the logits of its own Plan.
 
-    A setting is read on the way to a deeper one where both add the same adapters, and merge alike up to its exit.
+    A setting shares the pass of a deeper one if both add the same adapters and merge alike up to its exit.
     """
     found: list[tuple[Plan, dict[Compression, int]]] = []
     for setting in sorted(settings, key=lambda each: -_plan(reranker, each).last_layer):
@@ -56,46 +103,55 @@ def passes(reranker: MatryoshkaReranker, settings: Sequence[Compression]) -> lis
     return [_pass(plan, exits) for plan, exits in found]
 
 
-def scored(
+def score_pass(
     reranker: MatryoshkaReranker,
     collection: Collection,
     one_pass: Pass,
-    kept: Path,
+    folder: Path,
     *,
     prompt: str | None,
-    facts: Mapping[str, Any],
-    done: Callable[[int], object],
-) -> dict[Compression, Logits]:
-    """The candidates' logits at each setting of a pass. ``kept``: the folder where chunks of queries are kept, and from
-    where they are read again; ``facts``: what the logits hang on (:func:`facts_of`); ``done`` is told how many pairs
-    came with each chunk.
+    header: Mapping[str, Any],
+    progress: Callable[[int], object],
+) -> Runs:
+    """The candidates' logits at each setting of a pass.
 
-    Raises ``ValueError`` where the folder holds logits of another model or other candidates.
+    Args:
+        reranker: The model.
+        collection: The pairs.
+        one_pass: The plan and its settings.
+        folder: Where chunks are written, and read from by the next call.
+        prompt: The instruction; None for the template's own.
+        header: What the logits depend on, from `logits_header`.
+        progress: Called after each chunk with its number of pairs.
+
+    Raises:
+        ValueError: If the folder holds logits of another model, other lengths or other texts.
     """
-    file = kept / f"{_name(one_pass.plan)}.jsonl"
-    kept.mkdir(parents=True, exist_ok=True)
-    known = _read(file, {**facts, "plan": _name(one_pass.plan)})
-    runs: dict[Compression, Logits] = {setting: {} for setting in one_pass.settings}
+    file = folder / f"{_plan_name(one_pass.plan)}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    known = _read_chunks(file, {**header, "plan": _plan_name(one_pass.plan)})
+    runs: Runs = {setting: {} for setting in one_pass.columns}
     with file.open("a", encoding="utf-8") as store:
-        for place, queries in enumerate(_chunks(collection.queries, CHUNK)):
+        for index, queries in enumerate(_chunks(collection.queries, CHUNK)):
             keys = [(query, document) for query in queries for document in collection.candidates[query]]
-            rows = known.get(place)
+            rows = known.get(index)
             if rows is None:
                 pairs = [(collection.queries[query], collection.corpus[document]) for query, document in keys]
+                # (pairs, E) as lists
                 rows = reranker.engine.logits(pairs, one_pass.plan, prompt=prompt, show_progress=False).tolist()
-                store.write(json.dumps([place, rows]) + "\n")
+                store.write(json.dumps([index, rows]) + "\n")
                 store.flush()
-            for setting, column in one_pass.settings.items():
+            for setting, column in one_pass.columns.items():
                 run = runs[setting]
                 run.update({query: {} for query in queries})
                 for (query, document), row in zip(keys, rows, strict=True):
                     run[query][document] = row[column]
-            done(len(keys))
+            progress(len(keys))
     return runs
 
 
-def facts_of(reranker: MatryoshkaReranker, collection: Collection, prompt: str | None) -> dict[str, Any]:
-    """What a collection's logits hang on beside the Plan: the model, its inputs' lengths, and every text."""
+def logits_header(reranker: MatryoshkaReranker, collection: Collection, prompt: str | None) -> dict[str, Any]:
+    """What a collection's logits depend on besides the Plan: the model, its maximum lengths, and every text."""
     candidates = hashlib.sha256()
     for query, documents in collection.candidates.items():
         candidates.update(json.dumps([collection.queries[query], documents]).encode())
@@ -126,36 +182,34 @@ def _plan(reranker: MatryoshkaReranker, setting: Compression) -> Plan:
     return reranker.plan(setting.depth, setting.keep_ratio)
 
 
-def _name(plan: Plan) -> str:
-    """A plan as a file's name."""
+def _plan_name(plan: Plan) -> str:
+    """A plan as a file name."""
     merges = "_".join(f"{layer}-{step.numerator}.{step.denominator}" for layer, step in sorted(plan.merges.items()))
     adapters = "+".join(plan.adapters)
     return "__".join(part for part in (f"exits-{'-'.join(map(str, plan.exits))}", merges, adapters) if part)
 
 
-def _read(file: Path, facts: Mapping[str, Any]) -> dict[int, Any]:
-    """The rows of a file by their chunks' places. A file that is missing or empty gets its facts; a row that was cut
-    off is removed.
-    """
+def _read_chunks(file: Path, header: Mapping[str, Any]) -> dict[int, Any]:
+    """Chunk index -> rows. A missing or empty file gets its header; a line that was cut off is removed."""
     whole = file.read_bytes() if file.is_file() else b""
     lines = whole.splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         file.write_bytes(whole[: -len(lines.pop())])
     if not lines:
-        file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return {}
     try:
         known, *rows = [json.loads(line) for line in lines]
-        differing = [key for key in facts if known.get(key) != facts[key]]
-        places = {int(place): logits for place, logits in rows}
+        differing = [key for key in header if known.get(key) != header[key]]
+        chunks = {int(index): logits for index, logits in rows}
     except (ValueError, TypeError, AttributeError):
-        raise ValueError(f"{file} cannot be read: it is damaged. Remove it; the next call scores it anew.") from None
+        raise ValueError(f"{file} is damaged. Remove it; the next call scores its pairs again.") from None
     if differing:
         raise ValueError(
-            f"{file} holds logits of another evaluation (other {', '.join(differing)}). Choose another output folder, "
-            "or remove this one."
+            f"{file} holds logits of another evaluation (other {', '.join(differing)}). Choose another output "
+            "folder, or remove this one."
         )
-    return places
+    return chunks
 
 
 def _chunks(values: Mapping[str, Value], size: int) -> Iterator[list[str]]:

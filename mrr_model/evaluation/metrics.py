@@ -1,7 +1,8 @@
-"""Measures by ir_measures, over one explicit order: by score, then by docid, both descending (trec_eval's rule).
+"""Retrieval metrics by ir_measures, over one explicit order: by score, then by document id, both descending.
 
-Tools break ties each in a way of its own, and some compare scores in float32. So ties are broken here, before a run is
-measured or written: a score that does not lie below the one before it is lowered to the next float32 that does.
+That is trec_eval's rule. Tools break ties in different ways, and some compare scores in float32. So ties are broken
+here, before a run is evaluated or written: a score that is not below the previous one is lowered to the next smaller
+float32.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from typing import Any
 
 import numpy as np
 
+from mrr_model.files.atomic import write_file
+
 Run = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score."""
 Qrels = Mapping[str, Mapping[str, int]]
+"""Query id -> document id -> relevance."""
 
 EVAL_EXTRA = 'pip install "matryoshka-reranker[eval]"'
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One run's values of some measures."""
+class RunMetrics:
+    """The metrics of one run."""
 
     mean: dict[str, float]
-    """Measure -> its mean over all judged queries; a query without documents counts as the measure says, mostly 0."""
+    """Metric -> its mean over all judged queries. A query without documents counts as the metric defines, mostly 0."""
     by_query: dict[str, dict[str, float]]
-    """Measure -> query id -> value."""
+    """Metric -> query id -> value."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class Comparison:
     difference: float
     """The mean of the differences."""
     p_value: float
-    """Two-sided, of a paired t-test; 1 where no query differs, NaN for fewer than two queries."""
+    """Of a two-sided paired t-test; 1 if no query differs, NaN for fewer than two queries."""
 
 
-def distinct(run: Run) -> dict[str, dict[str, float]]:
+def break_ties(run: Run) -> dict[str, dict[str, float]]:
     """The same order as strictly descending float32 scores, each query's documents best first.
 
-    >>> distinct({"q": {"d1": 0.5, "d2": 1.0, "d3": 0.5}})["q"].keys()
+    >>> break_ties({"q": {"d1": 0.5, "d2": 1.0, "d3": 0.5}})["q"].keys()
     dict_keys(['d2', 'd3', 'd1'])
     """
     ordered: dict[str, dict[str, float]] = {}
@@ -58,57 +62,95 @@ def distinct(run: Run) -> dict[str, dict[str, float]]:
     return ordered
 
 
-def measure(names: Sequence[str], qrels: Qrels, run: Run) -> Measured:
-    """The measures' values for a run, as ir_measures computes them. Two names may stand for one measure.
+def first_stage_run(candidates: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """The first stage's ranking as a run.
 
-    Raises ``ValueError`` for a name that :func:`parsed` does not take, and for ids that a measure does not.
-
-    >>> measure(["RR@10"], {"q": {"d1": 1}}, {"q": {"d1": 0.1, "d2": 0.9}}).mean
-    {'RR@10': 0.5}
+    >>> first_stage_run({"q": ["d2", "d1"]})
+    {'q': {'d2': 0.0, 'd1': -1.0}}
     """
-    measures = {name: parsed(name) for name in names}
-    found = {query: scores for query, scores in distinct(run).items() if scores}  # as a run that was written has them
+    return {
+        query: {document: 0.0 - index for index, document in enumerate(documents)}
+        for query, documents in candidates.items()
+    }
+
+
+def evaluate_run(metrics: Sequence[str], qrels: Qrels, run: Run) -> RunMetrics:
+    """Compute metrics of a run with ir_measures.
+
+    Args:
+        metrics: Names in ir_measures; two names may stand for the same metric.
+        qrels: Relevance judgements.
+        run: Scores; queries without judgements are left out.
+
+    Returns:
+        The mean and each query's value, by the names given.
+
+    Raises:
+        ValueError: For a name that ir_measures does not know, and for ids that a metric cannot take.
+        ImportError: If ir_measures is not installed.
+
+    Example:
+        >>> evaluate_run(["RR@10"], {"q": {"d1": 1}}, {"q": {"d1": 0.1, "d2": 0.9}}).mean
+        {'RR@10': 0.5}
+    """
+    parsed = {name: parse_metric(name) for name in metrics}
+    ranked = {query: scores for query, scores in break_ties(run).items() if scores}  # as in a run file
     try:
-        results = _library().calc(list(dict.fromkeys(measures.values())), qrels, found)
-    except CalledProcessError as error:  # a script that computes some of them
+        results = _ir_measures().calc(list(dict.fromkeys(parsed.values())), qrels, ranked)
+    except CalledProcessError as error:  # some metrics are computed by a script
         raise ValueError(
-            f"one of {', '.join(names)} could not be computed: {error}. Its script may take other ids than these (ERR: "
-            "queries by number only); leave it out."
+            f"metrics: one of {', '.join(metrics)} could not be computed: {error}. Its script may not take these ids "
+            "(ERR: only queries with numeric ids); leave it out."
         ) from error
-    values: dict[Any, dict[str, float]] = {each: {} for each in measures.values()}
-    for metric in results.per_query:
-        values[metric.measure][metric.query_id] = metric.value
-    return Measured(
-        {name: results.aggregated[each] for name, each in measures.items()},
-        {name: values[each] for name, each in measures.items()},
+    values: dict[Any, dict[str, float]] = {each: {} for each in parsed.values()}
+    for value in results.per_query:
+        values[value.measure][value.query_id] = value.value
+    return RunMetrics(
+        {name: results.aggregated[each] for name, each in parsed.items()},
+        {name: values[each] for name, each in parsed.items()},
     )
 
 
-def parsed(name: str) -> Any:
-    """ir_measures' object of that name. Raises ``ValueError`` for one that it does not know or cannot compute here."""
-    library = _library()
+def parse_metric(name: str) -> Any:
+    """The ir_measures object of a metric's name.
+
+    Raises:
+        ValueError: For a name that ir_measures does not know or cannot compute in this installation.
+        ImportError: If ir_measures is not installed.
+    """
+    library = _ir_measures()
     try:
         found = library.parse_measure(name)
         supported = library.DefaultPipeline.supports(found)
     except (NameError, ValueError, AssertionError) as error:
         raise ValueError(
-            f"{name!r} is no measure of ir_measures: {error}. Write nDCG@10, RR@10, AP or R@100, for example."
+            f"metric {name!r} is unknown to ir_measures: {error}. Write nDCG@10, RR@10, AP or R@100, for example."
         ) from None
     if not supported:
-        raise ValueError(f"{name!r} needs more than ir_measures has here. Choose another, such as nDCG@10.")
+        raise ValueError(
+            f"metric {name!r} needs a library that ir_measures does not find here. Choose another, such as nDCG@10."
+        )
     return found
 
 
 def compare(values: Mapping[str, float], others: Mapping[str, float]) -> Comparison:
-    """One measure of two runs, query by query (paired).
+    """Compare one metric of two runs query by query with a paired t-test.
 
-    >>> compare({"a": 1.0, "b": 0.5, "c": 0.9}, {"a": 0.5, "b": 0.2, "c": 0.5}).p_value < 0.05
-    True
+    Args:
+        values: Query id -> value.
+        others: The same of the run to compare with.
+
+    Raises:
+        ValueError: If the two were computed on different queries.
+
+    Example:
+        >>> compare({"a": 1.0, "b": 0.5, "c": 0.9}, {"a": 0.5, "b": 0.2, "c": 0.5}).p_value < 0.05
+        True
     """
     import scipy.stats
 
     if values.keys() != others.keys():
-        raise ValueError("the two runs were measured on different queries.")
+        raise ValueError("values and others were computed on different queries.")
     differences = np.array([values[query] - others[query] for query in values])
     if len(differences) < 2:
         return Comparison(float(differences.sum()), math.nan)
@@ -118,21 +160,19 @@ def compare(values: Mapping[str, float], others: Mapping[str, float]) -> Compari
 
 
 def write_run(path: Path, run: Run, tag: str) -> None:
-    """A TREC run: qid Q0 docid rank score tag; scores are float32 in full, and no two of a query are equal."""
+    """Write a TREC run, `qid Q0 docid rank score tag`: scores are float32 in full, and no two of a query are equal."""
     lines = [
         f"{query} Q0 {document} {rank} {np.float32(score)!s} {tag}"
-        for query, scores in distinct(run).items()
+        for query, scores in break_ties(run).items()
         for rank, (document, score) in enumerate(scores.items(), 1)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished-{path.name}")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    unfinished.replace(path)
+    write_file(path, "".join(f"{line}\n" for line in lines))
 
 
-def _library() -> Any:
+def _ir_measures() -> Any:
     try:
         import ir_measures
     except ImportError as error:
-        raise ImportError(f"measures need ir_measures: {EVAL_EXTRA}") from error
+        raise ImportError(f"metrics need ir_measures: {EVAL_EXTRA}") from error
     return ir_measures

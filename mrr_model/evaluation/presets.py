@@ -1,10 +1,10 @@
-"""Evaluation protocols by name: which collections, whose candidates, how many, at which lengths, prompts and measures.
+"""Evaluation protocols by name: collections, first stage, number of candidates, lengths, prompts and metrics.
 
-What comes from where. The paper (arXiv 2501.16302) evaluates on MS MARCO's passages and documents and on BEIR's public
-collections. The task prompts are those of the authors' release, and 32 query and 192 passage tokens are the lengths it
-was trained with. The measures are those that MS MARCO, TREC's Deep Learning track and BEIR rank systems by. The first
-stage, the number of candidates and the other lengths are this project's choice, since the sources at hand state none:
-what comes out compares with other systems on the same candidates, and with the paper's tables only on the paper's runs.
+Sources: the paper (arXiv 2501.16302) evaluates on MS MARCO's passages and documents and on BEIR's public collections.
+The task prompts are those of the authors' release, which was trained with 32 query and 192 passage tokens. The metrics
+are those that MS MARCO, TREC's Deep Learning track and BEIR rank systems by. The sources do not state the first stage,
+the number of candidates or the other lengths, so these are this project's choice. Compare results with other systems on
+the same candidates, and with the paper's tables only on the paper's runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mrr_model.evaluation.collection import FirstStage
+from mrr_model.data.collection_source import FirstStage
 
 PresetName = Literal["msmarco-passage", "msmarco-document", "beir"]
 
@@ -42,44 +42,44 @@ CQADUPSTACK = (
 
 
 class Preset(BaseModel):
-    """One protocol; all of it can be overridden.
+    """One protocol; every part of it can be overridden.
 
-    Mappings from a part of a collection's name hold for every name with that part, whatever the source:
-    ``beir/quora/test``, ``BeIR/quora`` and a folder ``quora``.
+    A mapping from a part of a collection's name applies to every name that contains this part, whatever the source:
+    `quora` applies to `beir/quora/test`, `BeIR/quora` and a folder `quora`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: PresetName
-    """What ``--preset`` calls it."""
+    """Value of `--preset`."""
     collections: tuple[str, ...]
-    """The collections where none are named: ids of ir_datasets."""
+    """Collections to evaluate on if none are named: ids of ir_datasets."""
     first_stage: FirstStage
-    """Where the candidates come from; a given run takes its place. This project's choice."""
+    """Where the candidates come from, unless a run is given. This project's choice."""
     candidates: int = Field(ge=1)
-    """Candidates of a query that are re-ranked. This project's choice."""
+    """Candidates to re-rank per query. This project's choice."""
     max_length: int = Field(ge=1)
-    """Tokens of a pair, its prompt not counted."""
+    """Tokens per pair, without the prompt."""
     query_max_length: int | None
-    """Tokens of a query; None for the model's own rule."""
-    measures: tuple[str, ...]
-    """As ir_measures writes them."""
-    measures_of: Mapping[str, tuple[str, ...]] = {}
-    """Part of a collection's name -> measures that take the place of the others."""
+    """Tokens per query; None for the model's own rule."""
+    metrics: tuple[str, ...]
+    """Names in ir_measures."""
+    collection_metrics: Mapping[str, tuple[str, ...]] = {}
+    """Part of a collection's name -> metrics that replace `metrics`."""
     prompts: Mapping[str, str] = {}
     """Part of a collection's name -> the task's prompt."""
     ignore_identical_ids: bool = True
-    """Whether a candidate that has its query's own id is left out, as BEIR does. MS MARCO numbers queries and documents
-    independently: there equal ids mean nothing.
+    """Leave out a candidate that has its query's own id, as BEIR does. MS MARCO numbers queries and documents
+    independently, so equal ids mean nothing there.
     """
 
-    def measures_for(self, collection: str) -> tuple[str, ...]:
-        """The measures of a collection.
+    def metrics_for(self, collection: str) -> tuple[str, ...]:
+        """The metrics of a collection.
 
-        >>> preset("msmarco-passage").measures_for("msmarco-passage/trec-dl-2019/judged")
+        >>> preset("msmarco-passage").metrics_for("msmarco-passage/trec-dl-2019/judged")
         ('nDCG@10',)
         """
-        return _matching(self.measures_of, collection) or self.measures
+        return _matching(self.collection_metrics, collection) or self.metrics
 
     def prompt_for(self, collection: str) -> str | None:
         """The prompt of a collection, for models whose template takes one; None for the model's own default.
@@ -91,7 +91,7 @@ class Preset(BaseModel):
         return _matching(self.prompts, collection)
 
     def max_length_for(self, positions: int | None) -> int:
-        """The length for a model of so many positions; None where it sets no limit."""
+        """The maximum length for a model with this many positions; None for a model without a limit."""
         return self.max_length if positions is None else min(self.max_length, positions)
 
 
@@ -107,9 +107,9 @@ PRESETS: Mapping[PresetName, Preset] = {
         candidates=1000,
         max_length=32 + 192,
         query_max_length=32,
-        measures=("RR@10",),
+        metrics=("RR@10",),
         ignore_identical_ids=False,
-        measures_of={"trec-dl": ("nDCG@10",)},
+        collection_metrics={"trec-dl": ("nDCG@10",)},
     ),
     "msmarco-document": Preset(
         name="msmarco-document",
@@ -122,9 +122,9 @@ PRESETS: Mapping[PresetName, Preset] = {
         candidates=100,
         max_length=1024,
         query_max_length=32,
-        measures=("RR@100",),
+        metrics=("RR@100",),
         ignore_identical_ids=False,
-        measures_of={"trec-dl": ("nDCG@10",)},
+        collection_metrics={"trec-dl": ("nDCG@10",)},
     ),
     "beir": Preset(
         name="beir",
@@ -148,27 +148,31 @@ PRESETS: Mapping[PresetName, Preset] = {
         candidates=100,
         max_length=512,
         query_max_length=None,
-        measures=("nDCG@10",),
+        metrics=("nDCG@10",),
         prompts={"quora": SAME_QUESTION, "cqadupstack": SAME_QUESTION, "arguana": CONTRADICTION},
     ),
 }
 """The protocols of the three published models.
 
-``msmarco-passage``: the candidates are those of the official re-ranking task, at most 1,000 of a query; they come
-without scores, so all are taken. The pair has the length of the release's training.
-``msmarco-document``: the official top 100; 1,024 tokens, as the release states no length for documents.
-``beir``: the top 100 of BM25, since BEIR has no candidates of its own; 512 tokens, this project's default; MS MARCO,
-which has its own presets, is left out, as are the collections that are not public. CQADupStack's forums are a
-collection each: BEIR counts their mean as one.
+`msmarco-passage`: the candidates of the official re-ranking task, at most 1,000 per query; they come without scores, so
+all are re-ranked. Lengths are those of the release's training.
+`msmarco-document`: the official top 100; 1,024 tokens, as the release states no length for documents.
+`beir`: the top 100 of BM25, since BEIR has no candidates of its own; 512 tokens, this project's default. MS MARCO,
+which has its own presets, and the collections that are not public are left out. Each forum of CQADupStack is a
+collection of its own here; BEIR counts their mean as one.
 """
 
 
 def preset(name: str) -> Preset:
-    """The protocol of a name. Raises ValueError that lists the names."""
+    """The protocol of this name.
+
+    Raises:
+        ValueError: For an unknown name; lists the names.
+    """
     for known in get_args(PresetName):
         if name == known:
             return PRESETS[known]
-    raise ValueError(f"there is no preset {name!r}; there are {', '.join(get_args(PresetName))}")
+    raise ValueError(f"preset must be one of {', '.join(get_args(PresetName))}, got {name!r}")
 
 
 def _matching(parts: Mapping[str, Value], collection: str) -> Value | None:

@@ -1,15 +1,163 @@
-"""The frontier: which settings no other one beats in both quality and cost; as a table and as a picture."""
+"""The results of an evaluation as data, tables and pictures.
+
+`results.json` holds all numbers, `table.md` shows them, and `frontier.png` and `frontier.svg` draw quality against time
+and FLOPs, with the settings that no other setting beats in both as a line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
+import torch
+import transformers
+
+from mrr_model import __version__
+from mrr_model.compression import Compression
+from mrr_model.evaluation.metrics import Comparison, RunMetrics
+from mrr_model.files.atomic import write_file
 from mrr_model.selection.profile import Profile, ProfilePoint
 
+FIRST_STAGE = "first stage"
+FULL_SIZE = "full size"
+SIGNIFICANT = 0.05
+STAR = (
+    f"`*`: differs significantly from full size (paired t-test, p < {SIGNIFICANT}, not corrected for the number of "
+    "settings)"
+)
+
 Cost = Literal["seconds", "flops"]
+
+
+@dataclass(frozen=True)
+class CollectionResult:
+    """One collection: the metrics of the first stage and of every setting."""
+
+    name: str
+    source: str
+    """As the user named it."""
+    queries: int
+    pairs: int
+    identical_ids: int
+    """Number of candidates that were left out because their id is their query's own."""
+    first_stage: RunMetrics
+    settings: dict[Compression, RunMetrics]
+    against_full: dict[Compression, dict[str, Comparison]]
+    """Setting -> metric -> its difference to full size, on the same queries."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results on all collections, and the profile over them."""
+
+    collections: tuple[CollectionResult, ...]
+    profile: Profile
+    weights: str
+    """The fingerprint of the weights and adapters that were evaluated."""
+
+    def markdown(self) -> str:
+        """A Markdown table with one row per setting, and notes below it.
+
+        Returns:
+            The profile's metric on each collection and on average, the share of full size's quality, milliseconds per
+            pair, and the shares of full size's time and FLOPs. Notes explain the star, count the candidates that were
+            left out because they have the query's own id, and say if the times are noisy.
+        """
+        profile, full = self.profile, self.profile.full
+        names = [result.name for result in self.collections]
+        lines = [
+            f"| {profile.metric} | {' | '.join(names)} | mean | quality kept | ms per pair | time vs full size "
+            "| FLOPs vs full size |",
+            "| --- |" + " ---: |" * (len(names) + 5),
+        ]
+        first = [result.first_stage.mean[profile.metric] for result in self.collections]
+        lines.append(f"| {FIRST_STAGE} | {' | '.join(f'{value:.3f}' for value in [*first, mean(first)])} |  |  |  |  |")
+        for point in profile.points:
+            name = FULL_SIZE if point == full else str(point.setting)
+            cells = [_cell(result, point.setting, profile.metric) for result in self.collections]
+            cells += [f"{point.quality:.3f}", f"{point.kept:.1%}", f"{point.seconds * 1000:.2f}"]
+            cells += [f"{point.seconds / full.seconds:.0%}", f"{point.flops / full.flops:.0%}"]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join([*lines, *(line for note in self._notes() for line in ("", note))])
+
+    def _notes(self) -> list[str]:
+        notes = [STAR]
+        if any(result.identical_ids for result in self.collections):
+            counts = ", ".join(f"{result.name} {result.identical_ids}" for result in self.collections)
+            notes.append(f"Candidates left out because they have their query's own id, as in BEIR: {counts}")
+        if self.profile.noise is not None and self.profile.noise.noisy:
+            notes.append(f"Times are {self.profile.noise}; `--retime` measures them again")
+        return notes
+
+
+def write_queries(file: Path, metrics: Mapping[Compression, RunMetrics]) -> None:
+    """Write each query's metrics at each setting as JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "setting": setting.file_name,
+            "query": query,
+            **{name: by_query[query] for name, by_query in each.by_query.items()},
+        }
+        for setting, each in metrics.items()
+        for query in next(iter(each.by_query.values()))
+    ]
+    write_file(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_results(evaluation: Evaluation, output: Path, model: str, protocol: Mapping[str, Any]) -> None:
+    """Write `results.json`, `table.md` and the pictures.
+
+    Args:
+        evaluation: The results.
+        output: The folder.
+        model: The model's name.
+        protocol: What else `results.json` states of how the results were made, such as the seed.
+    """
+    profile = evaluation.profile
+    results = {
+        "model": model,
+        **protocol,
+        "versions": {"mrr": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "profile": profile.model_dump(mode="json"),
+        "collections": [_as_json(result) for result in evaluation.collections],
+    }
+    write_file(output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_file(output / "table.md", evaluation.markdown() + "\n")
+    title = f"{model}: {', '.join(profile.collections)} ({profile.queries} queries)"
+    draw(profile, title, [output / "frontier.png", output / "frontier.svg"])
+
+
+def _as_json(result: CollectionResult) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "source": result.source,
+        "queries": result.queries,
+        "pairs": result.pairs,
+        "identical_ids_left_out": result.identical_ids,
+        "first_stage": result.first_stage.mean,
+        "settings": {setting.file_name: each.mean for setting, each in result.settings.items()},
+        "against_full": {
+            setting.file_name: {name: _without_nan(asdict(compared)) for name, compared in each.items()}
+            for setting, each in result.against_full.items()
+        },
+    }
+
+
+def _without_nan(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN; null replaces it."""
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()}
+
+
+def _cell(result: CollectionResult, setting: Compression, metric: str) -> str:
+    compared = result.against_full.get(setting, {}).get(metric)
+    star = "*" if compared is not None and compared.p_value < SIGNIFICANT else ""
+    return f"{result.settings[setting].mean[metric]:.3f}{star}"
 
 
 @dataclass(frozen=True)
@@ -21,14 +169,14 @@ class _Axis:
 
 
 AXES = (
-    _Axis("seconds", "time of a pair, share of full size's"),
-    _Axis("flops", "FLOPs of a pair, share of full size's"),
+    _Axis("seconds", "time per pair, relative to full size"),
+    _Axis("flops", "FLOPs per pair, relative to full size"),
 )
 COLORS = ("#1b6ca8", "#d1495b", "#2e933c", "#edae49", "#6a4c93", "#00798c")
 
 
 def frontier(points: Sequence[ProfilePoint], cost: Cost) -> list[ProfilePoint]:
-    """The points that no other one beats in quality at the same cost or less, cheapest first.
+    """The points that no other point beats in quality at the same cost or less, cheapest first.
 
     >>> full = ProfilePoint(depth=6, quality=0.8, kept=1.0, min_kept=1.0, seconds=1.0, flops=4.0)
     >>> worse = ProfilePoint(depth=5, quality=0.7, kept=0.9, min_kept=0.9, seconds=0.9, flops=3.5)
@@ -44,15 +192,22 @@ def frontier(points: Sequence[ProfilePoint], cost: Cost) -> list[ProfilePoint]:
 
 
 def draw(profile: Profile, title: str, files: Sequence[Path]) -> None:
-    """Quality against time and against FLOPs, every setting labelled, the frontier as a line; PNG, SVG or whatever
-    matplotlib writes, by the files' names.
+    """Draw quality against time and against FLOPs, with every setting labelled and the frontier as a line.
+
+    Args:
+        profile: The settings with their quality and cost.
+        title: The picture's title.
+        files: Where to write; the ending chooses the format, such as `.png` or `.svg`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
     """
     matplotlib, figure = _figure()
     axes = figure.subplots(1, len(AXES), sharey=True)
     ratios = sorted({point.setting.keep_ratio_text for point in profile.points}, key=_width, reverse=True)
     for axis, panel in zip(AXES, axes, strict=True):
         _draw_panel(panel, profile, axis, ratios)
-    axes[0].set_ylabel(f"{profile.metric}, share of full size's ({profile.full.quality:.3f})")
+    axes[0].set_ylabel(f"{profile.metric}, relative to full size ({profile.full.quality:.3f})")
     axes[0].legend(title="keep ratio", loc="lower right", frameon=False)
     figure.suptitle(title, parse_math=False)
     for file in files:
@@ -69,12 +224,12 @@ def _draw_panel(panel: Any, profile: Profile, axis: _Axis, ratios: Sequence[str]
     panel.plot(
         [getattr(point, axis.cost) / whole for point in line], [point.kept for point in line], color="0.75", zorder=1
     )
-    for place, ratio in enumerate(ratios):
+    for index, ratio in enumerate(ratios):
         group = [point for point in profile.points if point.setting.keep_ratio_text == ratio]
         panel.scatter(
             [getattr(point, axis.cost) / whole for point in group],
             [point.kept for point in group],
-            color=COLORS[place % len(COLORS)],
+            color=COLORS[index % len(COLORS)],
             label=ratio,
             zorder=2,
         )
@@ -87,9 +242,9 @@ def _draw_panel(panel: Any, profile: Profile, axis: _Axis, ratios: Sequence[str]
                 xytext=(-5, 5) if above else (5, -11),
                 ha="right" if above else "left",
                 fontsize=9,
-                color=COLORS[place % len(COLORS)],
+                color=COLORS[index % len(COLORS)],
             )
-    panel.set_xlabel(f"{axis.label}\n(numbers at points: depth)")
+    panel.set_xlabel(f"{axis.label}\n(labels: depth)")
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panel.set_xlim(left=0)
@@ -98,7 +253,7 @@ def _draw_panel(panel: Any, profile: Profile, axis: _Axis, ratios: Sequence[str]
 
 
 def _width(ratio: str) -> float:
-    """The last width of a keep ratio in words."""
+    """The last width of a keep ratio in its text form."""
     return float(ratio.rpartition(":")[2])
 
 
@@ -108,5 +263,5 @@ def _figure() -> tuple[Any, Any]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('the picture needs matplotlib: pip install "matryoshka-reranker[eval]"') from error
+        raise ImportError('the pictures need matplotlib: pip install "matryoshka-reranker[eval]"') from error
     return matplotlib, Figure(figsize=(11, 4.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""One door to every collection: what a source means, whose candidates, how many, which queries."""
+"""Opening collections: what a source means, which candidates, how many, which queries."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mrr_model.data.bm25 import bm25_run
-from mrr_model.evaluation.collection import open_collection
+from mrr_model.evaluation.collection import Collection, open_collection
 
 CORPUS = [
     {"_id": "d1", "title": "Rain", "text": "It falls."},
@@ -44,19 +44,25 @@ def write(folder: Path, files: Mapping[str, Any], ending: str = "") -> Path:
     return folder
 
 
-def test_a_folder_is_what_the_collection_loads(folder: Path) -> None:
-    assert open_collection(str(folder)) == open_collection(f"{folder}#test")
-    assert open_collection(str(folder)).candidates == {"q1": ["d3"], "q0": ["d3", "d1", "d2"], "q2": []}
+def test_a_folder_holds_queries_judgements_and_candidates(folder: Path) -> None:
+    expected = Collection(
+        name="tiny",
+        corpus=TEXTS,
+        queries={"q1": "light", "q0": "falling", "q2": "nobody"},
+        qrels={"q1": {"d3": 1}, "q0": {"d1": 2, "d2": 0}, "q2": {"d1": 1}},
+        candidates={"q1": ["d3"], "q0": ["d3", "d1", "d2"], "q2": []},
+    )
+    assert open_collection(str(folder)) == open_collection(f"{folder}#test") == expected
 
 
 def test_a_split_without_a_run_is_searched_by_bm25(folder: Path) -> None:
     collection = open_collection(f"{folder}#dev")
     assert (collection.queries, collection.candidates) == ({"q3": "rain"}, {"q3": ["d1"]})
-    with pytest.raises(FileNotFoundError, match=r'tiny has no candidates of its own, which first_stage="given" asks'):
+    with pytest.raises(FileNotFoundError, match=r'first_stage="given": tiny'):
         open_collection(f"{folder}#dev", first_stage="given")
 
 
-def test_bm25_where_it_is_asked_for(folder: Path) -> None:
+def test_bm25_if_asked_for(folder: Path) -> None:
     collection = open_collection(str(folder), first_stage="bm25", candidates=1)
     assert collection.candidates == {"q1": ["d3"], "q0": ["d2"], "q2": []}  # d2 is the shorter of the two
     found = bm25_run(collection.queries, TEXTS, candidates=1)
@@ -77,7 +83,7 @@ def test_candidates_without_scores_cannot_be_cut(folder: Path) -> None:
     run = folder / "scoreless.run"
     run.write_text("q0 Q0 d1 1 0 x\nq0 Q0 d2 2 0 x\nq0 Q0 d4 3 0 x\n")
     assert open_collection(str(folder), run=run, candidates=3).candidates["q0"] == ["d1", "d2", "d4"]
-    with pytest.raises(ValueError, match=r"all 3 candidates of query 'q0' have the same score, so that the best 2 are"):
+    with pytest.raises(ValueError, match=r"query 'q0'.*candidates=3"):
         open_collection(str(folder), run=run, candidates=2)
 
 
@@ -122,16 +128,16 @@ def test_the_only_split_need_not_be_named(folder: Path) -> None:
         open_collection(f"{folder}#test")
 
 
-def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
+def test_files_that_contradict_each_other_are_refused(folder: Path) -> None:
     run = folder / "other.run"
     run.write_text("q0 Q0 d9 1 1 x\n")
-    with pytest.raises(ValueError, match=r"tiny: document 'd9', a candidate of query 'q0', is not in the corpus; make"):
+    with pytest.raises(ValueError, match=r"tiny: document 'd9'.*'q0'"):
         open_collection(str(folder), run=run)
     write(folder, {"qrels/odd.tsv": "query-id\tcorpus-id\tscore\nq9\td1\t1\n"})
-    with pytest.raises(ValueError, match=r"tiny: query 'q9' is judged, but the queries have no text for it; add one"):
+    with pytest.raises(ValueError, match=r"tiny: query 'q9'"):
         open_collection(f"{folder}#odd")
     write(folder, {"qrels/odd.tsv": "query-id\tcorpus-id\tscore\n"})
-    with pytest.raises(ValueError, match=r"tiny has no judged query"):
+    with pytest.raises(ValueError, match=r"tiny has no judged"):
         open_collection(f"{folder}#odd")
 
 
@@ -142,14 +148,14 @@ def test_a_bad_row_names_its_line(folder: Path) -> None:
         open_collection(str(folder), run=run)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path, folder: Path) -> None:
+def test_what_is_missing_is_named(tmp_path: Path, folder: Path) -> None:
     write(tmp_path / "empty", {"README.md": "A folder with a description.\n"})
-    with pytest.raises(FileNotFoundError, match=r"empty holds no qrels/SPLIT\.tsv, plain or gzipped"):
+    with pytest.raises(FileNotFoundError, match=r"empty .*qrels/SPLIT\.tsv"):
         open_collection(str(tmp_path / "empty"))
     for source in (str(tmp_path / "nowhere"), "./nowhere", "~/nowhere/at/all", "#test", str(folder / "other")):
-        with pytest.raises(FileNotFoundError, match=r"is no folder\. Give a folder in BEIR's form, TREC files as"):
+        with pytest.raises(FileNotFoundError, match=r"is not a folder.*qrels=FILE"):
             open_collection(source)
-    with pytest.raises(FileNotFoundError, match=r"run='.*nowhere\.run': there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"run='.*nowhere\.run'"):
         open_collection(str(folder), run=folder / "nowhere.run")
 
 
@@ -157,9 +163,9 @@ def test_what_is_not_there_is_named(tmp_path: Path, folder: Path) -> None:
     ("arguments", "message"),
     [
         ({"first_stage": "dense"}, r"first_stage must be one of given, bm25, auto, got 'dense'"),
-        ({"first_stage": "bm25", "run": "a.run"}, r"run='a\.run' and first_stage=\"bm25\" contradict each other"),
-        ({"candidates": 0}, r"candidates must be at least 1, got 0"),
-        ({"limit": 0}, r"limit must be at least 1, got 0"),
+        ({"first_stage": "bm25", "run": "a.run"}, r"run='a\.run' and first_stage="),
+        ({"candidates": 0}, r"candidates .*got 0"),
+        ({"limit": 0}, r"limit .*got 0"),
     ],
 )
 def test_bad_arguments_are_named(folder: Path, arguments: dict[str, Any], message: str) -> None:
@@ -211,15 +217,15 @@ def test_a_querys_own_document_is_no_candidate(twins: tuple[str, dict[str, Any]]
     }
 
 
-def test_a_querys_own_document_takes_no_place_among_the_candidates(twins: tuple[str, dict[str, Any]]) -> None:
+def test_a_querys_own_document_does_not_count_among_the_candidates(twins: tuple[str, dict[str, Any]]) -> None:
     source, given = twins
     assert open_collection(source, **given, candidates=1).candidates == {"q1": ["d1"], "q2": ["d2"]}
     assert open_collection(source, **given, candidates=1, ignore_identical_ids=False).candidates["q1"] == ["q1"]
 
 
-def test_a_judged_identical_id_is_warned_of(tmp_path: Path) -> None:
+def test_a_relevant_identical_id_is_a_warning(tmp_path: Path) -> None:
     folder = write(tmp_path / "twins", {**TWINS, "qrels/test.tsv": TWINS["qrels/test.tsv"] + "q2\tq2\t1\nq1\tq1\t0\n"})
-    with pytest.warns(UserWarning, match=r"twins: 1 queries, 'q2' for one, .*own id judged relevant.*--keep-identical"):
+    with pytest.warns(UserWarning, match=r"twins: 1 queries .*'q2'.*ignore_identical_ids=False, --keep-identical-ids"):
         made = open_collection(str(folder))
     assert made.qrels["q2"] == {"d2": 1, "q2": 1}  # BEIR leaves judgements as they are
     assert open_collection(str(folder), ignore_identical_ids=False).candidates["q2"][0] == "q2"

@@ -1,4 +1,4 @@
-"""What an evaluation is told, and the grid that it makes of it."""
+"""The configuration of an evaluation, and its grid of settings."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def test_full_size_comes_first_and_no_setting_twice(
     assert grid[0] == Compression(exits[-1], 1.0)
     assert len(set(grid)) == len(grid)
     for setting in grid:
-        assert setting.depth in exits or depths is not None  # what lies below the first exit is the model's to refuse
+        assert setting.depth in exits or depths is not None  # the model refuses a depth below its first exit
 
 
 def test_without_depths_and_ratios_the_grid_is_spread_over_the_exits() -> None:
@@ -125,7 +125,7 @@ def test_settings_that_contradict_are_refused(given: dict[str, Any], message: st
 def test_what_is_given_wins_over_the_preset() -> None:
     bare = EvaluateConfig(preset="msmarco-passage")
     assert bare.all_collections == preset("msmarco-passage").collections
-    assert bare.all_measures == ("RR@10",)
-    own = EvaluateConfig(preset="msmarco-passage", collections=("toy",), measures=("AP",))
-    assert (own.all_collections, own.all_measures) == (("toy",), ("AP",))
-    assert settings_of().all_measures == ("nDCG@10",)
+    assert bare.all_metrics == ("RR@10",)
+    own = EvaluateConfig(preset="msmarco-passage", collections=("toy",), metrics=("AP",))
+    assert (own.all_collections, own.all_metrics) == (("toy",), ("AP",))
+    assert settings_of().all_metrics == ("nDCG@10",)

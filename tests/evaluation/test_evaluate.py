@@ -1,7 +1,8 @@
-"""One evaluation from collections to the frontier, and one that was stopped."""
+"""One evaluation from collections to the frontier, and one that was interrupted."""
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,24 @@ import scipy.stats
 
 from mrr_model import Compression, MatryoshkaReranker
 from mrr_model.data.beir import read_qrels, read_run
-from mrr_model.evaluation import evaluate as evaluating
+from mrr_model.evaluation import report, timing
 from mrr_model.evaluation.config import EvaluateConfig
-from mrr_model.evaluation.evaluate import STAR, Evaluation, evaluate, open_collections, open_reranker, run_name
-from mrr_model.evaluation.grid import passes
-from mrr_model.evaluation.metrics import measure
+from mrr_model.evaluation.evaluate import evaluate, open_collections, open_reranker
+from mrr_model.evaluation.grid import plan_passes
+from mrr_model.evaluation.metrics import evaluate_run
 from mrr_model.evaluation.presets import PRESETS
+from mrr_model.evaluation.report import STAR, Evaluation
+from mrr_model.inference.engine import InferenceEngine
 from mrr_model.selection.latency import Timings, measure_timings
 from mrr_model.selection.stopwatch import Noise, Timed
 
-MEASURES = ("nDCG@10", "RR@10", "Compat(p=0.8)")
-QUICK: dict[str, Any] = {
+METRICS = ("nDCG@10", "RR@10", "Compat(p=0.8)")
+SMALL: dict[str, Any] = {
     "max_length": 64,
     "dtype": "float32",
     "depths": (3, 6),
     "keep_ratios": (1.0, 0.5),
-    "measures": MEASURES,
+    "metrics": METRICS,
     "timing_pairs": 1,
     "timing_repeats": 1,
 }
@@ -36,7 +39,7 @@ QUICK: dict[str, Any] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet() -> Iterator[None]:
-    """What else this machine does changes no test."""
+    """Other work on this machine does not change the tests."""
     with patch("mrr_model.selection.stopwatch.PROCESSOR_TIMES", Path("/nowhere")):
         yield
 
@@ -50,18 +53,39 @@ def small_beir(make_beir: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def settings_of(saved_encoder: Path, toy_beir: Path) -> Callable[..., EvaluateConfig]:
-    given = {**QUICK, "model": str(saved_encoder), "collections": (str(toy_beir),)}
+def config_of(saved_encoder: Path, toy_beir: Path) -> Callable[..., EvaluateConfig]:
+    given = {**SMALL, "model": str(saved_encoder), "collections": (str(toy_beir),)}
     return lambda **changes: EvaluateConfig(**{**given, **changes})
+
+
+@pytest.fixture
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than everything else."""
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def evaluated(config_of: Callable[..., EvaluateConfig], tmp_path_factory: Any) -> Path:
+    """The output folder of one evaluation, to be copied."""
+    output = tmp_path_factory.mktemp("evaluations") / "one"
+    with patch.object(report, "draw"):
+        evaluate(config_of(output=output))
+    return Path(output)
+
+
+@pytest.fixture
+def output(evaluated: Path, tmp_path: Path) -> Path:
+    """A copy of an output folder."""
+    return Path(shutil.copytree(evaluated, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
 def both(
-    settings_of: Callable[..., EvaluateConfig], toy_beir: Path, small_beir: Path, tmp_path_factory: Any
+    config_of: Callable[..., EvaluateConfig], toy_beir: Path, small_beir: Path, tmp_path_factory: Any
 ) -> tuple[Evaluation, Path]:
     """Both collections evaluated, and the output folder."""
     output = tmp_path_factory.mktemp("evaluations") / "both"
-    return evaluate(settings_of(collections=(str(toy_beir), str(small_beir)), output=output)), output
+    return evaluate(config_of(collections=(str(toy_beir), str(small_beir)), output=output)), output
 
 
 def results_of(output: Path) -> dict[str, Any]:
@@ -78,23 +102,23 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def files_of(output: Path) -> dict[str, bytes]:
-    """What does not hang on times."""
+    """The files that do not depend on times."""
     return {
         str(path.relative_to(output)): path.read_bytes()
-        for folder in ("kept", "runs", "queries")
+        for folder in ("logits", "runs", "queries")
         for path in sorted((output / folder).rglob("*"))
         if path.is_file()
     }
 
 
-# What is written
+# The output
 
 
-def test_every_number_is_ir_measures_own_on_the_written_runs(
+def test_every_metric_is_what_ir_measures_computes_from_the_written_runs(
     both: tuple[Evaluation, Path], toy_beir: Path, small_beir: Path
 ) -> None:
     evaluation, output = both
-    library = [ir_measures.parse_measure(name) for name in MEASURES]
+    library = [ir_measures.parse_measure(name) for name in METRICS]
     for folder, stored in zip((toy_beir, small_beir), results_of(output)["collections"], strict=True):
         qrels = read_qrels(folder, "test")
         by_query = [
@@ -106,7 +130,7 @@ def test_every_number_is_ir_measures_own_on_the_written_runs(
         assert len(runs) == 4
         for run in runs:
             results = ir_measures.calc(library, qrels, list(ir_measures.read_trec_run(str(run))))
-            for name, each in zip(MEASURES, library, strict=True):
+            for name, each in zip(METRICS, library, strict=True):
                 assert stored["settings"][run.stem][name] == pytest.approx(results.aggregated[each], abs=1e-9)
                 rows = {row["query"]: row[name] for row in by_query if row["setting"] == run.stem}
                 found = {metric.query_id: metric.value for metric in results.per_query if metric.measure == each}
@@ -127,10 +151,10 @@ def test_runs_hold_the_logits_of_single_calls(both: tuple[Evaluation, Path], sav
     assert run["y"] > run["same"]
 
 
-def test_the_first_stage_is_measured_by_its_own_order(both: tuple[Evaluation, Path], toy_beir: Path) -> None:
+def test_the_first_stage_is_evaluated_in_its_own_order(both: tuple[Evaluation, Path], toy_beir: Path) -> None:
     evaluation, output = both
     given = read_run(toy_beir / "candidates" / "test.run")
-    expected = measure(MEASURES, read_qrels(toy_beir, "test"), given)
+    expected = evaluate_run(METRICS, read_qrels(toy_beir, "test"), given)
     assert evaluation.collections[0].first_stage == expected
     assert results_of(output)["collections"][0]["first_stage"] == expected.mean
 
@@ -176,12 +200,14 @@ def test_the_profile_is_the_mean_over_collections(
     assert sorted(range(4), key=flops.__getitem__) == sorted(range(4), key=shares.__getitem__)
 
 
-def test_the_table_says_the_same_to_a_reader(both: tuple[Evaluation, Path]) -> None:
+def test_the_table_shows_the_same_numbers(both: tuple[Evaluation, Path]) -> None:
     evaluation, output = both
     table = evaluation.markdown()
     assert (output / "table.md").read_text(encoding="utf-8") == table + "\n"
     head, rule, first, *rows, blank, star = table.splitlines()
-    assert head == "| nDCG@10 | toy | small | mean | of full size | ms a pair | time | FLOPs |"
+    assert head == (
+        "| nDCG@10 | toy | small | mean | quality kept | ms per pair | time vs full size | FLOPs vs full size |"
+    )
     assert first.startswith("| first stage | ")
     assert (blank, star) == ("", STAR)
     assert {line.count("|") for line in (head, rule, first, *rows)} == {9}
@@ -203,74 +229,64 @@ def test_the_table_says_the_same_to_a_reader(both: tuple[Evaluation, Path]) -> N
         assert (output / name).stat().st_size > 1000
 
 
-def test_run_names_are_file_names_and_all_different() -> None:
-    settings = [Compression(4, ratio) for ratio in (1.0, 0.5, {1: 0.5}, {1: 0.5, 2: 0.25}, {1: 0.5, 12: 0.25})]
-    names = [run_name(setting) for setting in settings]
-    assert len(set(names)) == len(names)
-    assert all(name.isascii() and not set(name) & set("/\\:,* ") for name in names)
-
-
-# Stopped and called again
+# Interrupted and called again
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """How often logits were computed, and after how many times that is interrupted."""
+    """How often the grid computed logits, and the call that is interrupted."""
     counts = {"calls": 0, "stop": -1}
-    computed = MatryoshkaReranker.logits
+    computed = InferenceEngine.logits
 
-    def logits(self: MatryoshkaReranker, *args: Any, **kwargs: Any) -> Any:
+    def logits(self: InferenceEngine, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["show_progress"] is None:  # a call that is timed; the grid has a progress bar of its own
+            return computed(self, *args, **kwargs)
         if counts["calls"] == counts["stop"]:
             raise KeyboardInterrupt
         counts["calls"] += 1
         return computed(self, *args, **kwargs)
 
-    monkeypatch.setattr(MatryoshkaReranker, "logits", logits)
+    monkeypatch.setattr(InferenceEngine, "logits", logits)
     return counts
 
 
+@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize("model", ["saved_encoder", "saved_checkpoint"])
-def test_an_interrupted_evaluation_goes_on_to_the_same_results(
-    settings_of: Callable[..., EvaluateConfig],
+def test_an_interrupted_evaluation_resumes_to_the_same_results(
+    config_of: Callable[..., EvaluateConfig],
     request: pytest.FixtureRequest,
     counted: dict[str, int],
     tmp_path: Path,
     model: str,
 ) -> None:
     name = str(request.getfixturevalue(model))
-    whole = settings_of(model=name, output=tmp_path / "whole")
+    whole = config_of(model=name, output=tmp_path / "whole")
     evaluate(whole)
     needed = counted["calls"]
-    assert needed == 3 * len(passes(open_reranker(whole), whole.grid((1, 2, 3, 4, 5, 6), merges=True)))
-    stopped = settings_of(model=name, output=tmp_path / "stopped")
-    for stop in (needed // 2, 1):  # the second time after one chunk more
+    assert needed == 3 * len(plan_passes(open_reranker(whole), whole.grid((1, 2, 3, 4, 5, 6), merges=True)))
+    stopped = config_of(model=name, output=tmp_path / "stopped")
+    for stop in (needed // 2, 1):  # the second time after one more chunk
         counted.update(calls=0, stop=stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate(stopped)
         assert not (tmp_path / "stopped" / "results.json").exists()
-    last = max((tmp_path / "stopped" / "kept").rglob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    last = max((tmp_path / "stopped" / "logits").rglob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     last.write_bytes(last.read_bytes()[:-7])  # the line that was being written
     counted.update(calls=0, stop=-1)
     evaluate(stopped)
-    assert counted["calls"] == needed - needed // 2  # what was left, and what was cut off
+    assert counted["calls"] == needed - needed // 2  # the rest, and the line that was cut off
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
     assert without_times(results_of(tmp_path / "stopped")) == without_times(results_of(tmp_path / "whole"))
 
 
-def test_the_same_call_again_computes_nothing_and_another_measure_is_added(
-    settings_of: Callable[..., EvaluateConfig], counted: dict[str, int], tmp_path: Path
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_same_call_again_computes_nothing_and_another_metric_is_added(
+    config_of: Callable[..., EvaluateConfig], counted: dict[str, int], output: Path
 ) -> None:
-    evaluate(settings_of(output=tmp_path))
-    counted["stop"] = counted["calls"]
-    again = evaluate(settings_of(output=tmp_path, measures=("AP",)))
+    counted["stop"] = 0
+    again = evaluate(config_of(output=output, metrics=("AP",)))
     assert again.profile.metric == "AP"
-    assert all("AP" in means for means in results_of(tmp_path)["collections"][0]["settings"].values())
-
-
-@pytest.fixture
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than all else."""
-    monkeypatch.setattr(evaluating, "draw", lambda *_: None)
+    assert all("AP" in means for means in results_of(output)["collections"][0]["settings"].values())
 
 
 def everything_in(output: Path) -> dict[str, bytes]:
@@ -278,33 +294,33 @@ def everything_in(output: Path) -> dict[str, bytes]:
 
 
 def test_the_same_call_again_times_nothing_and_writes_the_same(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
+    config_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
-    made, before = evaluate(settings_of(output=tmp_path)), everything_in(tmp_path)
+    made, before = evaluate(config_of(output=tmp_path)), everything_in(tmp_path)
     assert [name for name in before if name.startswith("timings/")]
     lines: list[str] = []
     with patch.object(MatryoshkaReranker, "score", side_effect=AssertionError("timed again")):
-        again = evaluate(settings_of(output=tmp_path), lines.append)
+        again = evaluate(config_of(output=tmp_path), lines.append)
     assert again == made
     assert everything_in(tmp_path) == before
     assert made.profile.measured_at is not None
-    assert lines[1:] == [f"times are those of {made.profile.measured_at:%Y-%m-%d %H:%M} UTC"]
+    assert lines[1:] == [f"reusing the times of {made.profile.measured_at:%Y-%m-%d %H:%M} UTC"]
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("_no_pictures")
 def test_an_evaluation_that_stopped_after_timing_does_not_time_again(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
+    config_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
     with (
-        patch("mrr_model.evaluation.evaluate._write", side_effect=KeyboardInterrupt),
+        patch("mrr_model.evaluation.evaluate.write_results", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
-        evaluate(settings_of(output=tmp_path))
+        evaluate(config_of(output=tmp_path))
     with patch.object(MatryoshkaReranker, "score", side_effect=AssertionError("timed again")):
-        evaluate(settings_of(output=tmp_path))
+        evaluate(config_of(output=tmp_path))
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -317,154 +333,160 @@ def test_an_evaluation_that_stopped_after_timing_does_not_time_again(
     ],
     ids=str,
 )
-def test_what_times_depend_on_is_timed_again(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, changes: dict[str, Any]
+def test_a_change_that_times_depend_on_is_timed_again(
+    config_of: Callable[..., EvaluateConfig], output: Path, changes: dict[str, Any]
 ) -> None:
-    evaluate(settings_of(output=tmp_path))
-    with patch.object(evaluating, "measure_timings", wraps=measure_timings) as timed:
-        evaluate(settings_of(output=tmp_path, **changes))
+    with patch.object(timing, "measure_timings", wraps=measure_timings) as timed:
+        evaluate(config_of(output=output))
+        timed.assert_not_called()
+        evaluate(config_of(output=output, **changes))
     timed.assert_called_once()
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("torch.get_num_threads", 64), ("device_name", "another processor")],
+    ids=["threads", "device"],
+)
 def test_other_threads_and_another_device_are_timed_again(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
+    config_of: Callable[..., EvaluateConfig], output: Path, name: str, value: Any
 ) -> None:
-    evaluate(settings_of(output=tmp_path))
-    with patch.object(evaluating, "measure_timings", wraps=measure_timings) as timed:
-        with patch("mrr_model.selection.latency.torch.get_num_threads", return_value=64):
-            evaluate(settings_of(output=tmp_path))
-        with patch("mrr_model.reranker.device_name", return_value="another processor"):
-            evaluate(settings_of(output=tmp_path))
-    assert timed.call_count == 2
+    with (
+        patch.object(timing, "measure_timings", wraps=measure_timings) as timed,
+        patch(f"mrr_model.selection.latency.{name}", return_value=value),
+    ):
+        evaluate(config_of(output=output))
+    timed.assert_called_once()
 
 
-@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.usefixtures("_no_pictures")
 def test_damaged_times_are_a_warning_and_timed_again(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config_of: Callable[..., EvaluateConfig], output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluate(settings_of(output=tmp_path))
-    [file] = (tmp_path / "timings").iterdir()
+    [file] = (output / "timings").iterdir()
     file.write_text("{")
-    evaluate(settings_of(output=tmp_path))
+    evaluate(config_of(output=output))
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert str(file) in record.message
     assert Timings.model_validate_json(file.read_text(encoding="utf-8"))
 
 
-@pytest.mark.usefixtures("_undrawn")
-def test_noisy_times_are_kept_and_said(settings_of: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
-    grid = settings_of().grid((1, 2, 3, 4, 5, 6), merges=True)
+@pytest.mark.usefixtures("_no_pictures")
+def test_noisy_times_are_written_and_noted(config_of: Callable[..., EvaluateConfig], output: Path) -> None:
+    grid = config_of().grid((1, 2, 3, 4, 5, 6), merges=True)
     noisy = Timed(dict.fromkeys(grid, 0.5), Noise(spread=0.4))
+    shutil.rmtree(output / "timings")
     with patch("mrr_model.selection.latency.timed", return_value=noisy) as timed:
         for _ in range(2):
-            made = evaluate(settings_of(output=tmp_path))
+            made = evaluate(config_of(output=output))
     timed.assert_called_once()
-    said = "Times are noisy: repeated runs differ by 40%; `--retime` measures them again"
-    assert made.markdown().splitlines()[-1] == said
-    assert results_of(tmp_path)["profile"]["noise"] == {"spread": 0.4, "contention": None}
+    note = "Times are noisy: repeated runs differ by 40%; `--retime` measures them again"
+    assert made.markdown().splitlines()[-1] == note
+    assert results_of(output)["profile"]["noise"] == {"spread": 0.4, "contention": None}
 
 
 @pytest.mark.parametrize("changes", [{"max_length": 32}, {"candidates": 3}, {"without_compensation": True}])
 def test_an_output_folder_of_another_evaluation_is_refused(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, changes: dict[str, Any]
+    config_of: Callable[..., EvaluateConfig], output: Path, changes: dict[str, Any]
 ) -> None:
-    evaluate(settings_of(output=tmp_path))
-    before = files_of(tmp_path)
-    with pytest.raises(ValueError, match=r"holds logits of another evaluation .* Choose another output folder"):
-        evaluate(settings_of(output=tmp_path, depths=(6,), **changes))
-    assert files_of(tmp_path) == before
+    before = files_of(output)
+    with pytest.raises(ValueError, match=r"another evaluation .* output folder"):
+        evaluate(config_of(output=output, depths=(6,), **changes))
+    assert files_of(output) == before
 
 
 # What cannot be evaluated
 
 
-def test_what_the_model_cannot_do_shows_before_a_collection_is_opened(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path
+def test_what_the_model_cannot_do_is_an_error_before_a_collection_is_opened(
+    config_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
     for changes, message in [
-        ({"depths": (0,)}, "depth must be at least 1"),
+        ({"depths": (0,)}, "depth"),
         ({"keep_ratios": ({6: 0.5},)}, "keep_ratio names merge layer 6"),
-        ({"measures": ("nDCG@10", "nonsense")}, "'nonsense' is no measure"),
-        ({"prompt": "Is it so?"}, "has no prompt"),
-        ({"max_length": 4096}, "max_length=4096 is more than the 130 positions"),
+        ({"metrics": ("nDCG@10", "nonsense")}, "metric 'nonsense'"),
+        ({"prompt": "Is it so?"}, "prompt"),
+        ({"max_length": 4096}, "max_length=4096"),
     ]:
         with pytest.raises(ValueError, match=message):
-            evaluate(settings_of(collections=("no such/collection",), output=tmp_path / "out", **changes))
+            evaluate(config_of(collections=("no such/collection",), output=tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
-def test_collections_that_cannot_be_told_apart_or_hold_nothing_are_refused(
-    settings_of: Callable[..., EvaluateConfig], make_beir: Callable[..., Path], toy_beir: Path, tmp_path: Path
+def test_collections_of_one_name_or_without_candidates_are_refused(
+    config_of: Callable[..., EvaluateConfig], make_beir: Callable[..., Path], toy_beir: Path, tmp_path: Path
 ) -> None:
     other = make_beir(tmp_path / "toy", {"q": "a"}, {"d": "a"}, {"q": {"d": 1}}, {"q": ["d"]})
-    with pytest.raises(ValueError, match="two collections are called 'toy': evaluate one of them at a time"):
-        open_collections(settings_of(collections=(str(toy_beir), str(other))))
+    with pytest.raises(ValueError, match=r"collections: .*'toy'"):
+        open_collections(config_of(collections=(str(toy_beir), str(other))))
     empty = make_beir(tmp_path / "empty", {"q": "a"}, {"d": "a"}, {"q": {"d": 1}}, {})
-    with pytest.raises(ValueError, match="has no candidates to re-rank: its first stage found nothing"):
-        open_collections(settings_of(collections=(str(empty),)))
+    with pytest.raises(ValueError, match="empty has no candidates"):
+        open_collections(config_of(collections=(str(empty),)))
 
 
 @pytest.mark.parametrize(("query", "document"), [("q", "a b"), ("q\u00a01", "d"), ("q", " d")])
-def test_ids_that_a_run_cannot_hold_are_refused_before_anything_is_scored(
-    settings_of: Callable[..., EvaluateConfig],
+def test_ids_that_a_trec_run_does_not_allow_are_refused_before_anything_is_scored(
+    config_of: Callable[..., EvaluateConfig],
     make_beir: Callable[..., Path],
     tmp_path: Path,
     query: str,
     document: str,
 ) -> None:
     folder = make_beir(tmp_path / "blank", {query: "panda"}, {document: "the panda"}, {query: {document: 1}})
-    with pytest.raises(ValueError, match=r"holds a blank, which TREC runs cannot hold. Rename it"):
-        open_collections(settings_of(collections=(str(folder),)))
+    with pytest.raises(ValueError, match=r"blank: .* id .* space"):
+        open_collections(config_of(collections=(str(folder),)))
 
 
+@pytest.mark.usefixtures("_no_pictures")
 def test_nothing_relevant_anywhere_is_no_error(
-    settings_of: Callable[..., EvaluateConfig], make_beir: Callable[..., Path], tmp_path: Path
+    config_of: Callable[..., EvaluateConfig], make_beir: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = make_beir(tmp_path / "none", {"q": "a"}, {"d": "a", "e": "b"}, {"q": {"d": 0}}, {"q": ["d", "e"]})
-    made = evaluate(settings_of(collections=(str(folder),), output=tmp_path / "out"))
+    made = evaluate(config_of(collections=(str(folder),), output=tmp_path / "out"))
     assert {(point.quality, point.kept) for point in made.profile.points} == {(0.0, 1.0)}
 
 
 def test_an_output_that_is_a_file_is_an_error_before_anything_is_scored(
-    settings_of: Callable[..., EvaluateConfig], counted: dict[str, int], tmp_path: Path
+    config_of: Callable[..., EvaluateConfig], counted: dict[str, int], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        evaluate(settings_of(output=tmp_path / "file"))
+        evaluate(config_of(output=tmp_path / "file"))
     assert counted["calls"] == 0
 
 
 # The protocol
 
 
-def test_adapters_can_be_left_off(settings_of: Callable[..., EvaluateConfig]) -> None:
-    assert open_reranker(settings_of()).adapters
-    assert open_reranker(settings_of(without_compensation=True)).adapters == ()
+def test_adapters_can_be_left_off(config_of: Callable[..., EvaluateConfig]) -> None:
+    assert open_reranker(config_of()).adapters
+    assert open_reranker(config_of(without_compensation=True)).adapters == ()
 
 
-def test_a_preset_sets_lengths_prompt_and_measures(
-    settings_of: Callable[..., EvaluateConfig], saved_checkpoint: Path, make_beir: Callable[..., Path], tmp_path: Path
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_preset_sets_lengths_prompt_and_metrics(
+    config_of: Callable[..., EvaluateConfig], saved_checkpoint: Path, make_beir: Callable[..., Path], tmp_path: Path
 ) -> None:
     texts = {"d": "the panda", "e": "a bear"}
     folder = make_beir(tmp_path / "trec-dl-quora", {"q": "panda"}, texts, {"q": {"d": 1}}, {"q": ["d", "e"]})
-    given = {"model": str(saved_checkpoint), "collections": (str(folder),), "measures": (), "depths": (6,)}
-    settings = settings_of(**given, preset="msmarco-passage", max_length=None, output=tmp_path / "out")
-    reranker = open_reranker(settings)
+    given = {"model": str(saved_checkpoint), "collections": (str(folder),), "metrics": (), "depths": (6,)}
+    config = config_of(**given, preset="msmarco-passage", max_length=None, output=tmp_path / "out")
+    reranker = open_reranker(config)
     assert (reranker.max_length, reranker.query_max_length) == (224, 32)
-    made = evaluate(settings)
+    made = evaluate(config)
     assert set(made.collections[0].settings[Compression(6, 1.0)].mean) == {"RR@10", "nDCG@10"}
-    kept = next((tmp_path / "out" / "kept").rglob("*.jsonl"))
-    assert json.loads(kept.read_text(encoding="utf-8").splitlines()[0])["prompt"] is None
-    beir = settings_of(**given, preset="beir", output=tmp_path / "beir")
+    file = next((tmp_path / "out" / "logits").rglob("*.jsonl"))
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["prompt"] is None
+    beir = config_of(**given, preset="beir", output=tmp_path / "beir")
     evaluate(beir)
-    kept = next((tmp_path / "beir" / "kept").rglob("*.jsonl"))
-    assert "asking the same thing" in json.loads(kept.read_text(encoding="utf-8").splitlines()[0])["prompt"]
-    own = settings_of(**given, preset="beir", prompt="Mine?", output=tmp_path / "own")
+    file = next((tmp_path / "beir" / "logits").rglob("*.jsonl"))
+    assert "asking the same thing" in json.loads(file.read_text(encoding="utf-8").splitlines()[0])["prompt"]
+    own = config_of(**given, preset="beir", prompt="Mine?", output=tmp_path / "own")
     assert open_reranker(own).prompt == "Mine?"
     evaluate(own)
-    kept = next((tmp_path / "own" / "kept").rglob("*.jsonl"))
-    assert json.loads(kept.read_text(encoding="utf-8").splitlines()[0])["prompt"] == "Mine?"
+    file = next((tmp_path / "own" / "logits").rglob("*.jsonl"))
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["prompt"] == "Mine?"
 
 
 TWINS = {
@@ -476,12 +498,13 @@ TWINS = {
 """Questions and their duplicates."""
 
 
+@pytest.mark.usefixtures("_no_pictures")
 def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., Path], tmp_path: Path) -> None:
     queries = {f"q{number}": text for number, text in enumerate(TWINS)}
     corpus = {**queries, **{f"d{number}": text for number, text in enumerate(TWINS.values())}}
     qrels = {f"q{number}": {f"d{number}": 1} for number in range(len(TWINS))}
     folder = make_beir(tmp_path / "twins", queries, corpus, qrels, {query: list(corpus) for query in queries})
-    given = {**QUICK, "max_length": 64, "depths": (6,), "keep_ratios": (1.0,), "collections": (str(folder),)}
+    given = {**SMALL, "max_length": 64, "depths": (6,), "keep_ratios": (1.0,), "collections": (str(folder),)}
     kept = evaluate(EvaluateConfig(**given, ignore_identical_ids=False, output=tmp_path / "kept"))
     assert kept.profile.full.quality == pytest.approx(1 / math.log2(3))  # the query itself comes first
     assert results_of(tmp_path / "kept")["ignore_identical_ids"] is False
@@ -489,7 +512,7 @@ def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., 
     for preset in (None, "beir"):
         made = evaluate(EvaluateConfig(**given, preset=preset, output=tmp_path / f"{preset}"))
         assert made.profile.full.quality == 1.0
-        assert made.markdown().endswith("left out because their id is the query's own, as in BEIR: twins 4")
+        assert made.markdown().endswith("left out because they have their query's own id, as in BEIR: twins 4")
         [stored] = results_of(tmp_path / f"{preset}")["collections"]
         assert stored["identical_ids_left_out"] == 4
         for query, found in read_run(next((tmp_path / f"{preset}" / "runs").rglob("*.run"))).items():
@@ -499,25 +522,27 @@ def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., 
     assert EvaluateConfig(**given, preset="msmarco-passage", ignore_identical_ids=True).leaves_out_identical_ids
 
 
-def test_what_comes_next_is_reported(
-    settings_of: Callable[..., EvaluateConfig], toy_beir: Path, tmp_path: Path
+@pytest.mark.usefixtures("_no_pictures")
+def test_each_long_step_is_reported_before_it(
+    config_of: Callable[..., EvaluateConfig], toy_beir: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    evaluate(settings_of(output=tmp_path, depths=(6,), keep_ratios=(1.0,)), lines.append)
+    evaluate(config_of(output=tmp_path, depths=(6,), keep_ratios=(1.0,)), lines.append)
     assert lines == [f"opening {toy_beir}", "timing 1 settings, 1 times each"]
 
 
 def test_nothing_is_printed_without_a_terminal(
-    settings_of: Callable[..., EvaluateConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    config_of: Callable[..., EvaluateConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate(settings_of(output=tmp_path, depths=(6,)))
+    evaluate(config_of(output=tmp_path, depths=(6,)))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_progress_bar_shows_in_a_terminal(settings_of: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
-    with patch("mrr_model.evaluation.evaluate.tqdm") as bar:
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_progress_bar_shows_in_a_terminal(config_of: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
+    with patch("mrr_model.evaluation.grid.tqdm") as bar:
         progress = bar.return_value.__enter__.return_value
-        evaluate(settings_of(output=tmp_path))
+        evaluate(config_of(output=tmp_path))
     total = bar.call_args.kwargs["total"]
     assert bar.call_args.kwargs["disable"] is None  # tqdm's own "in a terminal only"
     assert sum(call.args[0] for call in progress.update.call_args_list) == total > 0

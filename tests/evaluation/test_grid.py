@@ -1,4 +1,4 @@
-"""A grid's logits: shared passes that give each setting its own, kept on the disk as they come."""
+"""A grid's logits: passes that several settings share, and chunks on disk that the next call reads."""
 
 import json
 from collections.abc import Callable
@@ -14,22 +14,22 @@ from mrr_model import Compression, MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
 from mrr_model.evaluation.collection import Collection, open_collection
-from mrr_model.evaluation.grid import CHUNK, Logits, Pass, facts_of, passes, scored
-from mrr_model.reranker import DEFAULT
+from mrr_model.evaluation.grid import CHUNK, Pass, Runs, logits_header, plan_passes, score_grid, score_pass
+from mrr_model.inference.engine import InferenceEngine
 
 GRID = [
     Compression(6, 1.0),
     *(Compression(depth, ratio) for depth in (2, 3, 6) for ratio in (1.0, 0.5)),
     Compression(6, {1: 0.5, 4: 0.25}),
     Compression(4, {2: 0.3}),
-    Compression(3, {3: 0.5}),  # merges at its exit, which is nowhere
+    Compression(3, {3: 0.5}),  # would merge at its exit, so never merges
 ]
 GRID = list(dict.fromkeys(GRID))
 
 
 @pytest.fixture(scope="module")
 def collection(toy_beir: Path) -> Collection:
-    return open_collection(f"{toy_beir}#test")
+    return open_collection(str(toy_beir))
 
 
 @pytest.fixture(scope="module", params=["bert", "llama", "bert without adapters", "llama without adapters"])
@@ -44,44 +44,45 @@ def encoder(make_checkpoint: Callable[..., Checkpoint]) -> MatryoshkaReranker:
 
 
 def logits_of(
-    reranker: MatryoshkaReranker, collection: Collection, one_pass: Pass, kept: Path, prompt: Any = DEFAULT, **more: Any
-) -> dict[Compression, Logits]:
-    facts = facts_of(reranker, collection, prompt)
-    return scored(
-        reranker, collection, one_pass, kept, **{"prompt": prompt, "facts": facts, "done": lambda _: None, **more}
-    )
+    reranker: MatryoshkaReranker,
+    collection: Collection,
+    one_pass: Pass,
+    folder: Path,
+    *,
+    prompt: str | None = None,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Runs:
+    header = logits_header(reranker, collection, prompt)
+    return score_pass(reranker, collection, one_pass, folder, prompt=prompt, header=header, progress=progress)
 
 
-def grid_of(
-    reranker: MatryoshkaReranker, collection: Collection, grid: list[Compression], kept: Path
-) -> dict[Compression, Logits]:
-    found: dict[Compression, Logits] = {}
-    for one_pass in passes(reranker, grid):
-        found |= logits_of(reranker, collection, one_pass, kept)
-    return found
+def grid_of(reranker: MatryoshkaReranker, collection: Collection, grid: list[Compression], folder: Path) -> Runs:
+    [(source, scored, runs)] = score_grid(reranker, grid, {"the source": collection}, folder)
+    assert (source, scored, list(runs)) == ("the source", collection, grid)
+    return runs
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # Passes
 
 
 def test_every_setting_is_read_once_at_the_exit_of_its_own_plan(reranker: MatryoshkaReranker) -> None:
-    found = passes(reranker, GRID)
-    assert sorted(str(setting) for each in found for setting in each.settings) == sorted(map(str, GRID))
+    found = plan_passes(reranker, GRID)
+    assert sorted(str(setting) for each in found for setting in each.columns) == sorted(map(str, GRID))
     for one_pass in found:
-        for setting, place in one_pass.settings.items():
+        for setting, column in one_pass.columns.items():
             plan = reranker.plan(setting.depth, setting.keep_ratio)
-            assert one_pass.plan.exits[place] == plan.last_layer
+            assert one_pass.plan.exits[column] == plan.last_layer
             assert one_pass.plan.adapters == plan.adapters
             reached = {layer: step for layer, step in one_pass.plan.merges.items() if layer < plan.last_layer}
             assert reached == plan.merges
 
 
 def test_no_two_passes_could_be_one(reranker: MatryoshkaReranker) -> None:
-    found = passes(reranker, GRID)
+    found = plan_passes(reranker, GRID)
     for shallow in found:
         for deep in found:
             if shallow is not deep and shallow.plan.last_layer <= deep.plan.last_layer:
@@ -92,23 +93,23 @@ def test_no_two_passes_could_be_one(reranker: MatryoshkaReranker) -> None:
 def test_depths_share_one_pass_for_each_ratio(make_checkpoint: Callable[..., Checkpoint]) -> None:
     grid = [Compression(depth, ratio) for ratio in (1.0, 0.5) for depth in (2, 4, 6)]
     bare = MatryoshkaReranker(make_checkpoint("bert", adapters=False), max_length=64)
-    assert [each.plan.exits for each in passes(bare, grid)] == [(2, 4, 6), (2, 4, 6)]
+    assert [each.plan.exits for each in plan_passes(bare, grid)] == [(2, 4, 6), (2, 4, 6)]
     # The vertical adapter is on below the last exit, and off at it.
     adapted = MatryoshkaReranker(make_checkpoint("bert"), max_length=64)
-    assert sorted(each.plan.exits for each in passes(adapted, grid)) == [(2, 4), (2, 4), (6,), (6,)]
+    assert sorted(each.plan.exits for each in plan_passes(adapted, grid)) == [(2, 4), (2, 4), (6,), (6,)]
 
 
 def test_an_exit_before_a_merge_is_read_on_the_way_to_it(make_checkpoint: Callable[..., Checkpoint]) -> None:
     bare = MatryoshkaReranker(make_checkpoint("bert", adapters=False), max_length=64)
     twice, once, never = Compression(6, {2: 0.5, 4: 0.25}), Compression(4, {2: 0.5}), Compression(2, 1.0)
-    [one_pass] = passes(bare, [never, twice, once])
+    [one_pass] = plan_passes(bare, [never, twice, once])
     assert one_pass.plan == Plan((2, 4, 6), {2: Fraction(1, 2), 4: Fraction(1, 2)})
-    assert one_pass.settings == {twice: 2, once: 1, never: 0}
+    assert one_pass.columns == {twice: 2, once: 1, never: 0}
 
 
-def test_settings_that_come_to_one_plan_are_computed_once(encoder: MatryoshkaReranker) -> None:
+def test_settings_with_the_same_plan_are_computed_once(encoder: MatryoshkaReranker) -> None:
     same = [Compression(3, 1.0), Compression(3, {3: 0.5}), Compression(3, {4: 0.25, 5: 0.125})]
-    [one_pass] = passes(encoder, same)
+    [one_pass] = plan_passes(encoder, same)
     assert one_pass == Pass(Plan((3,), {}, ("vertical",)), dict.fromkeys(same, 0))
 
 
@@ -144,50 +145,50 @@ def test_identical_documents_tie(reranker: MatryoshkaReranker, collection: Colle
     assert run["q18"] == {}  # no candidate
 
 
-# What is kept
+# Chunks on disk
 
 
-def test_what_is_kept_is_read_again_and_nothing_is_computed(
+def test_the_next_call_reads_the_chunks_and_computes_nothing(
     encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path
 ) -> None:
     first = grid_of(encoder, collection, GRID, tmp_path)
-    kept = files_of(tmp_path)
-    with patch.object(MatryoshkaReranker, "logits", side_effect=AssertionError("computed again")):
+    written = files_of(tmp_path)
+    with patch.object(InferenceEngine, "logits", side_effect=AssertionError("computed again")):
         assert grid_of(encoder, collection, GRID, tmp_path) == first
-    assert files_of(tmp_path) == kept
+    assert files_of(tmp_path) == written
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_an_interrupted_grid_goes_on_to_the_same_files(
+def test_an_interrupted_pass_resumes_to_the_same_files(
     reranker: MatryoshkaReranker, collection: Collection, tmp_path: Path, after: int
 ) -> None:
-    [one_pass] = passes(reranker, [Compression(5, 0.5), Compression(3, 0.5)])
+    [one_pass] = plan_passes(reranker, [Compression(5, 0.5), Compression(3, 0.5)])
     whole = logits_of(reranker, collection, one_pass, tmp_path / "whole")
     calls = 0
 
-    def interrupted(self: MatryoshkaReranker, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def interrupted(self: InferenceEngine, *args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls > after:
             raise KeyboardInterrupt
         return computed(self, *args, **kwargs)
 
-    computed = MatryoshkaReranker.logits
-    with patch.object(MatryoshkaReranker, "logits", interrupted), pytest.raises(KeyboardInterrupt):
+    computed = InferenceEngine.logits
+    with patch.object(InferenceEngine, "logits", interrupted), pytest.raises(KeyboardInterrupt):
         logits_of(reranker, collection, one_pass, tmp_path / "stopped")
     [file] = (tmp_path / "stopped").iterdir()
-    assert file.read_bytes().count(b"\n") == 1 + after  # the facts, and a line for each chunk
-    with patch.object(MatryoshkaReranker, "logits", autospec=True, side_effect=computed) as resumed:
+    assert file.read_bytes().count(b"\n") == 1 + after  # the header, and a line for each chunk
+    with patch.object(InferenceEngine, "logits", autospec=True, side_effect=computed) as resumed:
         assert logits_of(reranker, collection, one_pass, tmp_path / "stopped") == whole
     assert resumed.call_count == 3 - after
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("left", [0.02, 0.3, 0.6, 0.95], ids="{:.0%}".format)
-def test_a_torn_file_goes_on_to_the_same_file(
+def test_a_truncated_file_resumes_to_the_same_file(
     encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path, left: float
 ) -> None:
-    [one_pass] = passes(encoder, [Compression(5, 0.5)])
+    [one_pass] = plan_passes(encoder, [Compression(5, 0.5)])
     whole = logits_of(encoder, collection, one_pass, tmp_path)
     [file] = tmp_path.iterdir()
     content = file.read_bytes()
@@ -196,36 +197,36 @@ def test_a_torn_file_goes_on_to_the_same_file(
     assert file.read_bytes() == content
 
 
-def test_rows_know_their_place(encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path) -> None:
-    """Two processes that go on from the same file leave some rows twice and in another order."""
-    [one_pass] = passes(encoder, [Compression(4, 1.0)])
+def test_chunks_carry_their_index(encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path) -> None:
+    """Two processes that resume from the same file leave some chunks twice and in another order."""
+    [one_pass] = plan_passes(encoder, [Compression(4, 1.0)])
     whole = logits_of(encoder, collection, one_pass, tmp_path)
     [file] = tmp_path.iterdir()
-    facts, *rows = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join([facts, rows[1], *rows[::-1], rows[0]]))
-    with patch.object(MatryoshkaReranker, "logits", side_effect=AssertionError("computed again")):
+    header, *rows = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([header, rows[1], *rows[::-1], rows[0]]))
+    with patch.object(InferenceEngine, "logits", side_effect=AssertionError("computed again")):
         assert logits_of(encoder, collection, one_pass, tmp_path) == whole
 
 
-@pytest.mark.parametrize("line", [b"[0, [[0.5]\n", b"0.5]]\n", b"\x00\x00\n", b"null\n", b'{"place": 3}\n'])
+@pytest.mark.parametrize("line", [b"[0, [[0.5]\n", b"0.5]]\n", b"\x00\x00\n", b"null\n", b'{"index": 3}\n'])
 def test_a_damaged_file_is_named(
     encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path, line: bytes
 ) -> None:
-    [one_pass] = passes(encoder, [Compression(4, 1.0)])
+    [one_pass] = plan_passes(encoder, [Compression(4, 1.0)])
     logits_of(encoder, collection, one_pass, tmp_path)
     [file] = tmp_path.iterdir()
-    facts, row, *rows = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join([facts, row, line, *rows]))
-    with pytest.raises(ValueError, match=r"exits-4.*\.jsonl cannot be read: it is damaged. Remove it"):
+    header, row, *rows = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([header, row, line, *rows]))
+    with pytest.raises(ValueError, match=r"exits-4.*\.jsonl is damaged"):
         logits_of(encoder, collection, one_pass, tmp_path)
 
 
-def test_progress_is_told_pair_by_pair(encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path) -> None:
-    [one_pass] = passes(encoder, [Compression(4, 1.0)])
+def test_progress_counts_pairs(encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path) -> None:
+    [one_pass] = plan_passes(encoder, [Compression(4, 1.0)])
     for _ in range(2):  # computed, then read
-        told: list[int] = []
-        logits_of(encoder, collection, one_pass, tmp_path, done=told.append)
-        assert told == [CHUNK * 6, CHUNK * 6, 2 * 6]
+        counts: list[int] = []
+        logits_of(encoder, collection, one_pass, tmp_path, progress=counts.append)
+        assert counts == [CHUNK * 6, CHUNK * 6, 2 * 6]
 
 
 def changed_texts(collection: Collection) -> Collection:
@@ -244,18 +245,18 @@ def fewer_candidates(collection: Collection) -> Collection:
 
 
 @pytest.mark.parametrize("change", [changed_texts, changed_queries, fewer_candidates])
-def test_logits_of_other_texts_are_not_taken(
+def test_logits_of_other_texts_are_refused(
     encoder: MatryoshkaReranker,
     collection: Collection,
     tmp_path: Path,
     change: Callable[[Collection], Collection],
 ) -> None:
-    [one_pass] = passes(encoder, [Compression(4, 1.0)])
+    [one_pass] = plan_passes(encoder, [Compression(4, 1.0)])
     logits_of(encoder, collection, one_pass, tmp_path)
-    kept = files_of(tmp_path)
-    with pytest.raises(ValueError, match=r"holds logits of another evaluation \(other candidates\). Choose another"):
+    written = files_of(tmp_path)
+    with pytest.raises(ValueError, match=r"another evaluation \(other candidates\)"):
         logits_of(encoder, change(collection), one_pass, tmp_path)
-    assert files_of(tmp_path) == kept
+    assert files_of(tmp_path) == written
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_logits_of_other_texts_are_not_taken(
         ({}, {"query_max_length": 7}, "query_max_length"),
     ],
 )
-def test_logits_of_another_model_are_not_taken(
+def test_logits_of_another_model_are_refused(
     encoder: MatryoshkaReranker,
     make_checkpoint: Callable[..., Checkpoint],
     collection: Collection,
@@ -283,40 +284,40 @@ def test_logits_of_another_model_are_not_taken(
         logits_of(another, collection, full, tmp_path)
 
 
-def test_logits_with_adapters_that_were_trained_since_are_not_taken(
+def test_logits_from_before_the_adapters_were_trained_are_refused(
     make_checkpoint: Callable[..., Checkpoint], collection: Collection, tmp_path: Path
 ) -> None:
     loaded = make_checkpoint("bert")
-    [one_pass] = passes(MatryoshkaReranker(loaded, max_length=64), [Compression(4, 0.5)])
+    [one_pass] = plan_passes(MatryoshkaReranker(loaded, max_length=64), [Compression(4, 0.5)])
     logits_of(MatryoshkaReranker(loaded, max_length=64), collection, one_pass, tmp_path)
     next(iter(loaded.adapters["vertical"].values())).b.mul_(2)
     with pytest.raises(ValueError, match=r"\(other weights\)"):
         logits_of(MatryoshkaReranker(loaded, max_length=64), collection, one_pass, tmp_path)
 
 
-def test_logits_under_another_prompt_are_not_taken(
+def test_logits_with_another_prompt_are_refused(
     make_checkpoint: Callable[..., Checkpoint], collection: Collection, tmp_path: Path
 ) -> None:
     decoder = MatryoshkaReranker(make_checkpoint("llama"), max_length=64)
-    [one_pass] = passes(decoder, [Compression(4, 0.5)])
+    [one_pass] = plan_passes(decoder, [Compression(4, 0.5)])
     first = logits_of(decoder, collection, one_pass, tmp_path / "a", prompt="Is it so?")
     with pytest.raises(ValueError, match=r"\(other prompt\)"):
         logits_of(decoder, collection, one_pass, tmp_path / "a")
     assert logits_of(decoder, collection, one_pass, tmp_path / "b") != first
     prompted = MatryoshkaReranker(make_checkpoint("llama"), max_length=64, prompt="Is it so?")
-    assert logits_of(prompted, collection, one_pass, tmp_path / "a") == first
+    assert logits_of(prompted, collection, one_pass, tmp_path / "a", prompt=prompted.prompt) == first
 
 
-def test_the_kept_file_is_json_lines_with_its_facts_first(
+def test_the_file_is_json_lines_with_its_header_first(
     encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path
 ) -> None:
-    [one_pass] = passes(encoder, [Compression(4, 0.5), Compression(2, 0.5)])
+    [one_pass] = plan_passes(encoder, [Compression(4, 0.5), Compression(2, 0.5)])
     found = logits_of(encoder, collection, one_pass, tmp_path)
-    facts, *rows = map(
+    header, *rows = map(
         json.loads, (tmp_path / "exits-2-4__1-1.2__vertical+horizontal_1_2.jsonl").read_bytes().splitlines()
     )
-    assert facts["plan"] == "exits-2-4__1-1.2__vertical+horizontal_1_2"
-    assert [place for place, _ in rows] == [0, 1, 2]
+    assert header["plan"] == "exits-2-4__1-1.2__vertical+horizontal_1_2"
+    assert [index for index, _ in rows] == [0, 1, 2]
     assert rows[0][1][0] == [found[Compression(2, 0.5)]["q0"]["d00"], found[Compression(4, 0.5)]["q0"]["d00"]]
 
 
@@ -324,12 +325,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_computed
     encoder: MatryoshkaReranker, collection: Collection, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    [one_pass] = passes(encoder, [Compression(4, 0.5)])
+    [one_pass] = plan_passes(encoder, [Compression(4, 0.5)])
     with (
-        patch.object(MatryoshkaReranker, "logits", side_effect=AssertionError("computed")),
+        patch.object(InferenceEngine, "logits", side_effect=AssertionError("computed")),
         pytest.raises(OSError, match="file"),
     ):
-        logits_of(encoder, collection, one_pass, tmp_path / "file" / "kept")
+        logits_of(encoder, collection, one_pass, tmp_path / "file" / "logits")
 
 
 def test_two_models_of_one_kind_do_not_share_a_fingerprint(make_checkpoint: Callable[..., Checkpoint]) -> None:

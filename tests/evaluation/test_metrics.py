@@ -1,4 +1,4 @@
-"""Measures by ir_measures over one explicit order, and runs that measure the same once they are written."""
+"""Metrics by ir_measures over one explicit order, and runs that have the same metrics after they are written."""
 
 import itertools
 import math
@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrr_model.data.beir import read_run
-from mrr_model.evaluation.metrics import compare, distinct, measure, parsed, write_run
+from mrr_model.evaluation.metrics import break_ties, compare, evaluate_run, parse_metric, write_run
 
 NAMES = ("nDCG@10", "RR@10", "AP", "R@2", "P@3", "Compat(p=0.8)", "Judged@10", "Success@1")
-"""By pytrec_eval and by ir_measures itself: tools that break ties each in a way of its own."""
+"""By pytrec_eval and by ir_measures itself, which break ties in different ways."""
 
 scores = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-24, 1.0 + 2**-40, -3.5, 1e-45, 7e4]) | st.floats(
     -1e4, 1e4, width=32
@@ -36,7 +36,7 @@ judgements = st.dictionaries(
 
 @given(rankings)
 def test_the_order_is_by_score_and_then_by_docid_both_descending(ranking: Mapping[str, float]) -> None:
-    ordered = distinct({"q": ranking})["q"]
+    ordered = break_ties({"q": ranking})["q"]
     assert list(ordered) == [
         document for _, document in sorted(((score, name) for name, score in ranking.items()), reverse=True)
     ]
@@ -44,7 +44,7 @@ def test_the_order_is_by_score_and_then_by_docid_both_descending(ranking: Mappin
 
 @given(rankings)
 def test_scores_come_out_strictly_descending_in_float32_and_stay_where_they_were(ranking: Mapping[str, float]) -> None:
-    ordered = distinct({"q": ranking})["q"]
+    ordered = break_ties({"q": ranking})["q"]
     values = list(ordered.values())
     assert all(float(np.float32(value)) == value for value in values)
     assert all(lower < above for above, lower in itertools.pairwise(values))
@@ -62,7 +62,7 @@ def test_values_are_those_of_ir_measures_on_the_written_run(
 ) -> None:
     file = tmp_path_factory.mktemp("runs") / "a.run"
     write_run(file, run, "tag")
-    measured = measure(NAMES, qrels, run)
+    measured = evaluate_run(NAMES, qrels, run)
     library = [ir_measures.parse_measure(name) for name in NAMES]
     results = ir_measures.calc(library, qrels, list(ir_measures.read_trec_run(str(file))))
     for name, each in zip(NAMES, library, strict=True):
@@ -72,50 +72,50 @@ def test_values_are_those_of_ir_measures_on_the_written_run(
         assert measured.by_query[name].keys() == qrels.keys()
 
 
-def test_tied_documents_stand_by_docid_descending_in_every_tool() -> None:
+def test_tied_documents_are_ordered_by_docid_descending_in_every_tool() -> None:
     qrels = {"q": {"d2": 1}}
     tied = {"q": {"d1": 0.5, "d3": 0.5, "d2": 0.5}}
-    measured = measure(["RR@10", "RR", "Compat(p=0.5)", "P@1"], qrels, tied)
+    measured = evaluate_run(["RR@10", "RR", "Compat(p=0.5)", "P@1"], qrels, tied)
     assert measured.mean["RR@10"] == measured.mean["RR"] == 1 / 2  # d3, d2, d1
-    assert measured.mean == measure(list(measured.mean), qrels, {"q": {"d3": 3.0, "d2": 2.0, "d1": 1.0}}).mean
+    assert measured.mean == evaluate_run(list(measured.mean), qrels, {"q": {"d3": 3.0, "d2": 2.0, "d1": 1.0}}).mean
 
 
 def test_a_query_without_documents_counts_and_one_without_judgements_does_not() -> None:
     qrels = {"a": {"d": 1}, "b": {"d": 1}, "missing": {"d": 1}, "none relevant": {"d": 0}}
     run: dict[str, dict[str, float]] = {"a": {"d": 1.0}, "b": {}, "none relevant": {"d": 1.0}, "unjudged": {"d": 1.0}}
     for name in ("nDCG@10", "AP", "Compat(p=0.8)", "Judged@10"):
-        values = measure([name], qrels, run).by_query[name]
+        values = evaluate_run([name], qrels, run).by_query[name]
         assert values.keys() == qrels.keys()
         assert (values["a"], values["b"], values["missing"]) == (1.0, 0.0, 0.0)
-    assert measure(["nDCG@10"], qrels, run).mean == {"nDCG@10": 0.25}
-    assert measure(["Judged@10", "Compat"], qrels, {"a": {}}).mean == {
+    assert evaluate_run(["nDCG@10"], qrels, run).mean == {"nDCG@10": 0.25}
+    assert evaluate_run(["Judged@10", "Compat"], qrels, {"a": {}}).mean == {
         "Judged@10": 0.0,
         "Compat": 0.0,
     }
 
 
-def test_two_names_of_one_measure_both_have_values() -> None:
-    measured = measure(["RR@10", "MRR@10", "nDCG@10"], {"q": {"d": 1}}, {"q": {"e": 1.0, "d": 0.5}})
+def test_two_names_of_one_metric_both_have_values() -> None:
+    measured = evaluate_run(["RR@10", "MRR@10", "nDCG@10"], {"q": {"d": 1}}, {"q": {"e": 1.0, "d": 0.5}})
     assert measured.mean["RR@10"] == measured.mean["MRR@10"] == 0.5
     assert measured.by_query["RR@10"] == measured.by_query["MRR@10"] == {"q": 0.5}
 
 
 @pytest.mark.parametrize("name", ["", "nope", "nDCG@", "nDCG@ten", "R@100,AP", "P@1.5", "RBP(p=2)", "__import__('os')"])
-def test_what_is_no_measure_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=r"is no measure of ir_measures: .* Write nDCG@10, RR@10") as raised:
-        parsed(name)
+def test_an_unknown_metric_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"metric .* is unknown to ir_measures") as raised:
+        parse_metric(name)
     assert repr(name) in str(raised.value)
 
 
-def test_a_measure_that_cannot_be_computed_here_is_named() -> None:
-    with pytest.raises(ValueError, match="'alpha_nDCG@10' needs more than ir_measures has here"):
-        parsed("alpha_nDCG@10")
+def test_a_metric_that_cannot_be_computed_here_is_named() -> None:
+    with pytest.raises(ValueError, match="metric 'alpha_nDCG@10' needs"):
+        parse_metric("alpha_nDCG@10")
 
 
-def test_a_measure_whose_script_fails_is_an_error_in_words() -> None:
+def test_a_metric_whose_script_fails_is_a_readable_error() -> None:
     failed = subprocess.CalledProcessError(25, ["perl", "gdeval.pl"])
-    with patch("ir_measures.calc", side_effect=failed), pytest.raises(ValueError, match="one of AP, ERR@10 could not"):
-        measure(["AP", "ERR@10"], {"q": {"d": 1}}, {"q": {"d": 1.0}})
+    with patch("ir_measures.calc", side_effect=failed), pytest.raises(ValueError, match="metrics: one of AP, ERR@10"):
+        evaluate_run(["AP", "ERR@10"], {"q": {"d": 1}}, {"q": {"d": 1.0}})
 
 
 def test_without_ir_measures_the_pip_command_is_in_the_error() -> None:
@@ -123,13 +123,13 @@ def test_without_ir_measures_the_pip_command_is_in_the_error() -> None:
         patch.dict("sys.modules", {"ir_measures": None}),
         pytest.raises(ImportError, match=r"pip install .*\[eval\]"),
     ):
-        parsed("nDCG@10")
+        parse_metric("nDCG@10")
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30))
 def test_comparison_is_a_paired_t_test(values: list[tuple[float, float]]) -> None:
-    one = {str(place): pair[0] for place, pair in enumerate(values)}
-    other = {str(place): pair[1] for place, pair in enumerate(values)}
+    one = {str(index): pair[0] for index, pair in enumerate(values)}
+    other = {str(index): pair[1] for index, pair in enumerate(values)}
     found = compare(one, dict(reversed(other.items())))
     differences = np.array([a - b for a, b in values])
     assert found.difference == pytest.approx(differences.mean())
@@ -145,7 +145,7 @@ def test_comparisons_without_spread() -> None:
     alone = compare({"a": 1.0}, {"a": 0.5})
     assert alone.difference == 0.5
     assert math.isnan(alone.p_value)
-    with pytest.raises(ValueError, match="different queries"):
+    with pytest.raises(ValueError, match="values and others"):
         compare(same, {"a": 0.5})
 
 
@@ -158,7 +158,7 @@ def test_runs_are_in_trec_form(tmp_path: Path) -> None:
     assert [line.split()[2:4] for line in lines[1:]] == [["é", "2"], ["a", "3"], ["a", "1"]]
     assert {len(line.split()) for line in lines} == {6}
     for query, scores in read_run(file).items():
-        assert {document: float(np.float32(score)) for document, score in scores.items()} == distinct(run)[query]
+        assert {document: float(np.float32(score)) for document, score in scores.items()} == break_ties(run)[query]
     write_run(file, {"q": {"d": 1.0}}, "again")
     assert file.read_text(encoding="utf-8") == "q Q0 d 1 1.0 again\n"
     assert [path.name for path in file.parent.iterdir()] == ["a.run"]

@@ -1,4 +1,4 @@
-"""Protocols by name: what they hold, and what they say of each collection."""
+"""Protocols by name: what they contain, and what they set for each collection."""
 
 import importlib
 from typing import get_args
@@ -7,7 +7,7 @@ import ir_measures
 import pytest
 from pydantic import ValidationError
 
-from mrr_model.evaluation.collection import FirstStage
+from mrr_model.data.collection_source import FirstStage
 from mrr_model.evaluation.presets import CONTRADICTION, PRESETS, SAME_QUESTION, PresetName, preset
 
 NAMES = get_args(PresetName)
@@ -19,13 +19,13 @@ def test_a_preset_is_complete(name: str) -> None:
     assert found.name == name
     assert found.first_stage in get_args(FirstStage)
     assert len(set(found.collections)) == len(found.collections) > 0
-    for measures in (found.measures, *found.measures_of.values()):
-        assert [str(ir_measures.parse_measure(measure)) for measure in measures] == list(measures)
+    for metrics in (found.metrics, *found.collection_metrics.values()):
+        assert [str(ir_measures.parse_measure(metric)) for metric in metrics] == list(metrics)
 
 
 def test_the_names_are_the_keys() -> None:
     assert tuple(PRESETS) == NAMES
-    with pytest.raises(ValueError, match=r"no preset 'trec'; there are msmarco-passage, msmarco-document, beir"):
+    with pytest.raises(ValueError, match=r"preset must be one of msmarco-passage, msmarco-document, beir, got 'trec'"):
         preset("trec")
 
 
@@ -56,16 +56,16 @@ def test_the_collections_are_ids_of_ir_datasets(
         ("beir/scifact/test", None),
     ],
 )
-def test_prompts_go_by_the_collection(collection: str, prompt: str | None) -> None:
+def test_prompts_depend_on_the_collection(collection: str, prompt: str | None) -> None:
     assert preset("beir").prompt_for(collection) == prompt
     assert preset("msmarco-passage").prompt_for(collection) is None
 
 
-def test_measures_go_by_the_collection() -> None:
-    assert preset("msmarco-passage").measures_for("msmarco-passage/dev/small") == ("RR@10",)
-    assert preset("msmarco-passage").measures_for("msmarco-passage/trec-dl-2020/judged") == ("nDCG@10",)
-    assert preset("msmarco-document").measures_for("msmarco-document/dev") == ("RR@100",)
-    assert preset("beir").measures_for("beir/quora/test") == ("nDCG@10",)
+def test_metrics_depend_on_the_collection() -> None:
+    assert preset("msmarco-passage").metrics_for("msmarco-passage/dev/small") == ("RR@10",)
+    assert preset("msmarco-passage").metrics_for("msmarco-passage/trec-dl-2020/judged") == ("nDCG@10",)
+    assert preset("msmarco-document").metrics_for("msmarco-document/dev") == ("RR@100",)
+    assert preset("beir").metrics_for("beir/quora/test") == ("nDCG@10",)
 
 
 def test_the_length_is_no_more_than_the_model_takes() -> None:

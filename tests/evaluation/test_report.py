@@ -1,4 +1,4 @@
-"""The frontier as a table and as a picture."""
+"""Results as file names, and the frontier as a picture."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mrr_model import Compression
 from mrr_model.evaluation.report import AXES, draw, frontier
 from mrr_model.selection.profile import Profile, ProfilePoint
 
@@ -80,11 +81,13 @@ def test_pictures_label_every_point_and_both_costs(tmp_path: Path) -> None:
     files = [tmp_path / "new" / "frontier.png", tmp_path / "frontier.svg"]
     draw(profile_of(), "a model: toy (19 queries)", files)
     assert files[0].read_bytes().startswith(b"\x89PNG")
-    texts = re.findall("<!-- (.*?) -->", files[1].read_text(encoding="utf-8"))  # matplotlib says what its paths spell
+    texts = re.findall(
+        "<!-- (.*?) -->", files[1].read_text(encoding="utf-8")
+    )  # matplotlib's comments spell out its paths
     for depth in ("2", "4", "6"):
         assert texts.count(depth) == 3 * len(AXES)
     assert {"1", "0.5", "2:0.5,4:0.25", "keep ratio", "a model: toy (19 queries)"} <= set(texts)
-    assert any("nDCG@10, share of full size's (0.500)" in text for text in texts)
+    assert any("nDCG@10, relative to full size (0.500)" in text for text in texts)
     for axis in AXES:
         assert any(axis.label in text for text in texts)
 
@@ -107,9 +110,16 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("title", ["$x", "a_b^c $\\frac$ \\x", "50 % of {this}"])
-def test_titles_are_no_formulas(tmp_path: Path, title: str) -> None:
+def test_titles_are_not_read_as_formulas(tmp_path: Path, title: str) -> None:
     draw(profile_of(1), title, [tmp_path / "a.svg"])
     assert f"<!-- {title} -->" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_run_names_are_file_names_and_all_different() -> None:
+    settings = [Compression(4, ratio) for ratio in (1.0, 0.5, {1: 0.5}, {1: 0.5, 2: 0.25}, {1: 0.5, 12: 0.25})]
+    names = [setting.file_name for setting in settings]
+    assert len(set(names)) == len(names)
+    assert all(name.isascii() and not set(name) & set("/\\:,* ") for name in names)
 
 
 def test_one_setting_and_no_quality_can_be_drawn(tmp_path: Path) -> None:
@@ -121,6 +131,6 @@ def test_one_setting_and_no_quality_can_be_drawn(tmp_path: Path) -> None:
 def test_without_matplotlib_the_pip_command_is_in_the_error(tmp_path: Path) -> None:
     with (
         patch.dict("sys.modules", {"matplotlib": None}),
-        pytest.raises(ImportError, match=r"needs matplotlib: pip install .*\[eval\]"),
+        pytest.raises(ImportError, match=r"need matplotlib: pip install .*\[eval\]"),
     ):
         draw(profile_of(), "title", [tmp_path / "a.png"])
