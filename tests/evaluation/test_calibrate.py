@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,18 @@ from mrr_model.inference.engine import InferenceEngine
 
 GIVEN: dict[str, Any] = {"dtype": "float32", "depths": (3, 6), "keep_ratios": (1.0, 0.5)}
 GRID = [Compression(6, 1.0), Compression(6, 0.5), Compression(3, 1.0), Compression(3, 0.5)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _load_mini_once() -> Iterator[None]:
+    """Loading takes longer than calibrating; copies of `mini` are loaded each time, as tests store maps in them."""
+    load = cache(MatryoshkaReranker)
+
+    def opened(model: str, **options: Any) -> MatryoshkaReranker:
+        return load(model, **options) if model == "mini" else MatryoshkaReranker(model, **options)
+
+    with patch("mrr_model.evaluation.evaluate.MatryoshkaReranker", opened):
+        yield
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -58,6 +59,13 @@ def config_of(saved_encoder: Path, toy_beir: Path) -> Callable[..., EvaluateConf
     return lambda **changes: EvaluateConfig(**{**given, **changes})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _load_once() -> Iterator[None]:
+    """Loading a model takes longer than evaluating it."""
+    with patch("mrr_model.evaluation.evaluate.MatryoshkaReranker", cache(MatryoshkaReranker)):
+        yield
+
+
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than everything else."""
@@ -65,18 +73,16 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluated(config_of: Callable[..., EvaluateConfig], tmp_path_factory: Any) -> Path:
-    """The output folder of one evaluation, to be copied."""
+def evaluated(config_of: Callable[..., EvaluateConfig], tmp_path_factory: Any) -> tuple[Evaluation, Path]:
+    """One evaluation, and its output folder, to be copied."""
     output = tmp_path_factory.mktemp("evaluations") / "one"
-    with patch.object(report, "draw"):
-        evaluate(config_of(output=output))
-    return Path(output)
+    return evaluate(config_of(output=output)), output
 
 
 @pytest.fixture
-def output(evaluated: Path, tmp_path: Path) -> Path:
-    """A copy of an output folder."""
-    return Path(shutil.copytree(evaluated, tmp_path / "copy"))
+def output(evaluated: tuple[Evaluation, Path], tmp_path: Path) -> Path:
+    """A copy of the output folder."""
+    return Path(shutil.copytree(evaluated[1], tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
@@ -294,15 +300,15 @@ def everything_in(output: Path) -> dict[str, bytes]:
 
 
 def test_the_same_call_again_times_nothing_and_writes_the_same(
-    config_of: Callable[..., EvaluateConfig], tmp_path: Path
+    config_of: Callable[..., EvaluateConfig], evaluated: tuple[Evaluation, Path], output: Path
 ) -> None:
-    made, before = evaluate(config_of(output=tmp_path)), everything_in(tmp_path)
+    made, before = evaluated[0], everything_in(output)
     assert [name for name in before if name.startswith("timings/")]
     lines: list[str] = []
     with patch.object(MatryoshkaReranker, "score", side_effect=AssertionError("timed again")):
-        again = evaluate(config_of(output=tmp_path), lines.append)
+        again = evaluate(config_of(output=output), lines.append)
     assert again == made
-    assert everything_in(tmp_path) == before
+    assert everything_in(output) == before
     assert made.profile.measured_at is not None
     assert lines[1:] == [f"reusing the times of {made.profile.measured_at:%Y-%m-%d %H:%M} UTC"]
 
