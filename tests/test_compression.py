@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrr_model.compression import VERTICAL, Compression, Plan, as_step, horizontal_name, nearest_step, resolve
+from mrr_model.compression import (
+    VERTICAL,
+    Compression,
+    Plan,
+    as_step,
+    evenly_spread,
+    horizontal_name,
+    nearest_step,
+    resolve,
+)
 
 LAYERS = 32
 EXITS = tuple(range(4, LAYERS + 1))
@@ -346,3 +355,12 @@ def test_plan_needs_ascending_exits(exits: tuple[int, ...]) -> None:
 def test_plan_merges_before_its_last_exit(layer: int) -> None:
     with pytest.raises(ValueError, match=r"^merges .*1 … 3"):
         Plan((2, 4), {layer: Fraction(1, 2)})
+
+
+@given(st.sets(st.integers(1, 60), min_size=1).map(sorted), st.integers(2, 6))
+def test_spread_exits_hold_the_first_and_the_last(exits: list[int], count: int) -> None:
+    chosen = evenly_spread(exits, count)
+    assert chosen == tuple(sorted(set(chosen), reverse=True))
+    assert set(chosen) <= set(exits)
+    assert len(chosen) == min(count, len(exits)) or len(chosen) < count
+    assert {chosen[0], chosen[-1]} == {exits[0], exits[-1]}

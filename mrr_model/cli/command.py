@@ -1,6 +1,4 @@
-"""What ``mrr`` and its commands have in common: help that cuts no name at any width, errors in one line, and flags
-that are made when they are needed.
-"""
+"""What all commands share: help that fits any width, errors in one line, and flags that are loaded when needed."""
 
 import inspect
 import shutil
@@ -20,9 +18,9 @@ from mrr_model.cli.reporting import noticing_interrupts, open_streams, reported
 
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 ADVANCED = "Advanced"
-"""The panel of rarely used options. It comes last."""
+"""The panel of rarely used options; it comes last."""
 WIDEST = 100
-"""Columns that help uses at most."""
+"""Columns of help, at most."""
 
 wrap = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
 
@@ -35,7 +33,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """``mrr`` itself: its help, and one place for what goes wrong before, in and after a command."""
+    """`mrr` itself: its help, and the report of errors before, in and after a command."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
@@ -65,28 +63,32 @@ class Group(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def made_later(make: Callable[[], Callable[..., None]]) -> type[Command]:
-    """A command that takes what the function takes that ``make`` returns, and runs it; made when first needed."""
+def loaded_later(load: Callable[[], Callable[..., None]]) -> type[Command]:
+    """A command class for a stub, loaded when it is first needed.
 
-    class MadeLater(Command):
+    Args:
+        load: Returns the function for typer that has the command's flags.
+    """
+
+    class LoadedLater(Command):
         @cached_property
-        def made(self) -> Any:
+        def loaded(self) -> Any:
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command()(make())
+            app.command()(load())
             return typer.main.get_command(app)
 
         def get_params(self, ctx: Any) -> list[Any]:
-            return [*self.made.params, *super().get_params(ctx)]
+            return [*self.loaded.params, *super().get_params(ctx)]
 
         def invoke(self, ctx: Any) -> Any:
-            return ctx.invoke(self.made.callback, **ctx.params)
+            return ctx.invoke(self.loaded.callback, **ctx.params)
 
-    return MadeLater
+    return LoadedLater
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a panel of the help, with what it means."""
+    """A name in a panel of the help, and its meaning."""
 
     name: str
     text: str
@@ -106,7 +108,7 @@ def _paragraphs(command: Any) -> list[str]:
 
 
 def _panels(command: Any, ctx: Any) -> list[str]:
-    """Each panel's options in their order; an option that says what an earlier one said is listed by name alone."""
+    """Each panel with its options; an option with the text of an earlier one is listed by name alone."""
     panels: dict[str, list[Entry]] = {}
     for parameter in command.get_params(ctx):
         if not getattr(parameter, "hidden", False):
@@ -114,20 +116,20 @@ def _panels(command: Any, ctx: Any) -> list[str]:
             default = ARGUMENTS if parameter.param_type_name == "argument" else OPTIONS
             panels.setdefault(title or default, []).append(_entry(parameter))
     seen: set[str] = set()
-    return [_panel(title, panels[title], seen) for title in sorted(panels, key=_place)]
+    return [_panel(title, panels[title], seen) for title in sorted(panels, key=_rank)]
 
 
-def _place(title: str) -> int:
+def _rank(title: str) -> int:
     return {ARGUMENTS: 0, ADVANCED: 2}.get(title, 1)
 
 
 def _panel(title: str, entries: Iterable[Entry], seen: set[str] | None = None) -> str:
-    told = set() if seen is None else seen
+    texts = set() if seen is None else seen
     rows: list[Entry] = []
     again: list[Entry] = []
     for entry in entries:
-        (again if entry.text in told else rows).append(entry)
-        told.add(entry.text)
+        (again if entry.text in texts else rows).append(entry)
+        texts.add(entry.text)
     lines = [typer.style(f"{title}:", bold=True), *_table(rows)]
     if again:
         names = [f"{entry.name} [{entry.default}]" if entry.default else entry.name for entry in again]
@@ -137,7 +139,7 @@ def _panel(title: str, entries: Iterable[Entry], seen: set[str] | None = None) -
 
 
 def _table(rows: list[Entry]) -> list[str]:
-    """Names on the left and their meaning on the right, or below a name that is too long for its column."""
+    """Names on the left, their meaning on the right, or below a name that is too long for its column."""
     widest = _width() * 2 // 5
     longest = max((len(word) for row in rows for word in row.text.split()), default=0)
     column = max((len(row.name) for row in rows if len(row.name) <= widest), default=6) + 4
@@ -172,7 +174,7 @@ def _default(parameter: Any) -> str:
 
 
 def _metavar(parameter: Any) -> str:
-    """What stands for a value: as it was given, else the argument's name, else by the option's type."""
+    """What stands for a value: the given metavar, else the argument's name, else the option's type."""
     if parameter.metavar or parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name.upper())
     descriptor = getattr(parameter, "type_descriptor", None)

@@ -1,4 +1,4 @@
-"""The documents of ``mrr rerank``: plain lines or JSON lines in, JSON lines out."""
+"""The documents of `mrr rerank`: plain lines or JSON lines in, JSON lines out."""
 
 import json
 import sys
@@ -20,43 +20,48 @@ if TYPE_CHECKING:
 Format = Literal["auto", "text", "jsonl"]
 RESULT_FIELDS = ("index", "rank", "score")
 GZIP = b"\x1f\x8b"
-"""What gzipped data begins with."""
+"""First bytes of gzipped data."""
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
 class Document:
-    """What came in, and what of it is scored."""
+    """An input row, and the text of it that is scored."""
 
     row: dict[str, Any]
     text: str
 
 
 def read_documents(file: Path | None, form: Format = "auto", text_field: str | None = None) -> list[Document]:
-    """The documents of a file, or of stdin for None and for ``-``; blank lines are skipped.
+    """Read the documents of a file or of stdin. Blank lines are skipped.
 
-    ``text_field`` names the string of a JSON object that is scored, "text" if None; a "title" goes before it.
-    Raises ``ValueError`` that names file and line.
+    Args:
+        file: None and `-` mean stdin.
+        form: How lines are read.
+        text_field: The string of a JSON object to score, "text" if None. A "title" goes before it.
+
+    Raises:
+        ValueError: For a line or a file that cannot be read; the message names it.
     """
     if form == "text" and text_field is not None:
         raise ValueError(f"--text-field {text_field} is for JSON lines, and --input-format is text. Leave one out.")
     lines = _stdin_lines(file) if file is None or str(file) == "-" else _file_lines(file)
-    place, line = next(lines, ("", ""))
-    if not place:
+    location, line = next(lines, ("", ""))
+    if not location:
         return []
-    numbered = chain([(place, line)], lines)
+    numbered = chain([(location, line)], lines)
     as_json = form == "jsonl" or text_field is not None
     if form == "auto" and not as_json:
         as_json = str(file or "").removesuffix(".gz").endswith(JSON_ENDINGS) or _is_json_object(line)
     if as_json:
-        return [_json_document(place, line, text_field or "text") for place, line in numbered]
+        return [_json_document(location, line, text_field or "text") for location, line in numbered]
     return [Document({"text": line}, well_formed(line)) for _, line in numbered]
 
 
 def write_json_lines(ranking: "Sequence[RankedDocument]", documents: Sequence[Document]) -> None:
-    """A row for each ranked document: what came in, with "index", "rank" and "score".
+    """Write each ranked document's input row with "index", "rank" and "score".
 
-    JSON is UTF-8, whatever the terminal's encoding; half a surrogate pair stays the escape that it came as.
+    JSON is UTF-8, whatever the terminal's encoding. Half a surrogate pair stays an escape.
     """
     for rank, ranked in enumerate(ranking, 1):
         row = {
@@ -67,7 +72,7 @@ def write_json_lines(ranking: "Sequence[RankedDocument]", documents: Sequence[Do
 
 
 def with_fields_kept(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose own "index", "rank" and "score" are out of the way of the result's.
+    """The row with its own "index", "rank" and "score" renamed, so that the result's do not overwrite them.
 
     >>> with_fields_kept({"text": "x", "score": 12.5})
     {'text': 'x', 'input_score': 12.5}
@@ -85,8 +90,9 @@ def with_fields_kept(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def well_formed(text: str) -> str:
-    r"""The text with the replacement character for each half of a surrogate pair, which is no character by itself and
-    stands for a byte of a command line that is not UTF-8.
+    r"""The text with the replacement character for each half of a surrogate pair.
+
+    A half is no character. In a command line it stands for a byte that is not UTF-8.
 
     >>> well_formed("a\ud83d\ude00 \ud83d \udcff")
     'a😀 � �'
@@ -103,9 +109,9 @@ def _file_lines(file: Path) -> Iterator[tuple[str, str]]:
 
 def _stdin_lines(file: Path | None) -> Iterator[tuple[str, str]]:
     if sys.stdin is None:
-        raise ValueError("no documents: stdin is closed. Give a FILE, or pipe one document a line to stdin.")
+        raise ValueError("no documents: stdin is closed. Give a FILE, or pipe one document per line to stdin.")
     if file is None and sys.stdin.isatty():
-        raise ValueError("no documents: give a FILE, or pipe one document a line to stdin.")
+        raise ValueError("no documents: give a FILE, or pipe one document per line to stdin.")
     stream = BufferedReader(cast(RawIOBase, sys.stdin.buffer))
     with reading("stdin", advice=""):
         zipped = stream.peek(2)[:2] == GZIP
@@ -123,14 +129,14 @@ def _is_json_object(line: str) -> bool:
     return True
 
 
-def _json_document(place: str, line: str, text_field: str) -> Document:
-    row = located(place, line)
+def _json_document(location: str, line: str, text_field: str) -> Document:
+    row = located(location, line)
     text, title = row.get(text_field), row.get("title") or ""
     if not isinstance(text, str):
         keys = ", ".join(map(repr, row)) or "none"
         raise ValueError(
-            f'{place}: expected a string under "{text_field}"; the keys are {keys}. --text-field names another.'
+            f'{location}: expected a string under "{text_field}"; the keys are {keys}. --text-field names another.'
         )
     if not isinstance(title, str):
-        raise ValueError(f'{place}: expected a string under "title", got {type(title).__name__}.')
+        raise ValueError(f'{location}: expected a string under "title", got {type(title).__name__}.')
     return Document(row, well_formed(text if text_field == "title" else title_and_text(title, text)))

@@ -1,6 +1,4 @@
-"""Command-line flags from a settings model: one flag a field, nested settings with their name in front; and the YAML
-file that holds the same.
-"""
+"""Command-line flags from a config: one per field, nested configs with their name in front; and a YAML file of them."""
 
 import inspect
 import types
@@ -13,127 +11,211 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from mrr_model.cli.command import ADVANCED
+from mrr_model.cli.command import ADVANCED, OPTIONS
+from mrr_model.cli.documents import well_formed
 from mrr_model.files.damage import reading
+from mrr_model.validation.config import Flag
 from mrr_model.validation.config_errors import ConfigError, dotted, lines_of, model_in
 
-Settings = TypeVar("Settings", bound=BaseModel)
+AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 Key = tuple[str, ...]
+"""The names that lead to a field, such as ("distill", "learning_rate")."""
 
 PAIRS = "KEY=VALUE"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def flags_of(
-    settings: type[Settings], run: Callable[[Settings], None], leading: str | None = None
-) -> Callable[..., None]:
-    """A function for typer that gathers flags and an optional YAML file to ``settings`` and runs it.
+    config: type[AnyConfig], *, file: bool = False, leading: str | None = None
+) -> Callable[[Callable[[AnyConfig], None]], Callable[..., None]]:
+    """Turn a function of a config into a function for typer, with a flag for each of the config's fields.
 
-    Flags win over the file. The flag of a tuple of texts is given once for each, since a text may hold commas; other
-    tuples are comma-separated. ``leading`` names a field that may come as the command's argument, in the file's place,
-    if that does not end in .yaml or .yml. Help lists the fields that ``settings.help_first`` names first, in its order,
-    and those of ``help_last``, of nested settings too, last, among the rarely used.
-    Raises :class:`~mrr_model.validation.config_errors.ConfigError`.
+    Names, help texts, choices and defaults are the fields' own; `Flag` says the rest.
+    Help lists the fields of `config.help_first` first and those of `config.help_last`, of nested configs too, last.
+
+    Args:
+        config: The config's class.
+        file: Take a YAML file of the same fields as the command's argument. Flags win over the file.
+        leading: A field that may be given as the argument, if that does not end in .yaml or .yml.
+
+    Returns:
+        A decorator. The decorated function gathers the flags, checks them and runs the function with the config. It
+        raises `ConfigError` with a line for each fault.
+
+    Example:
+        >>> class Config(BaseModel):
+        ...     depth: int = 6
+        >>> @flags_of(Config)
+        ... def show(config):
+        ...     print(config.depth)
+        >>> show(depth="4")
+        4
     """
-    leaves = _leaves(settings)
-    fields = {leaf.path: leaf.field for leaf in leaves}
-    parameters = [
-        inspect.Parameter(
-            "config",
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=None,
-            annotation=Annotated[
-                Path | None,
-                typer.Argument(
-                    metavar=f"{leading.upper()}|CONFIG.yaml" if leading else "CONFIG.yaml",
-                    help=(f"What --{leading} says, or a " if leading else "A ") + "YAML file of these settings.",
-                    show_default=False,
-                ),
-            ],
-        ),
-        *map(_parameter, leaves),
-    ]
+    leaves = _leaves(config)
+    negatable = {leaf.path: file or leaf.field.get_default() is not False for leaf in leaves}
+    nested = any(len(leaf.path) > 1 for leaf in leaves)
+    parameters = [_file_parameter(leading)] if file else []
+    for leaf in leaves:
+        panel = ADVANCED if leaf.advanced else f"Stage {leaf.path[0]}" if len(leaf.path) > 1 else "Run"
+        parameters.append(
+            _parameter(leaf, panel if nested or leaf.advanced else OPTIONS, negatable=negatable[leaf.path], file=file)
+        )
 
-    def flags(config: Path | None = None, **values: Any) -> None:
-        if leading and config is not None and config.suffix not in (".yaml", ".yml"):
-            values[leading] = values.get(leading) or str(config)
-            config = None
-        by_flag = _nested(fields, values)
-        file = {} if config is None else read_yaml(config)
-        try:
-            checked = settings.model_validate(_merged(file, by_flag))
-        except ValidationError as error:
-            name = _flag if config is None else lambda path: _named(path, by_flag, file, config)
-            raise ConfigError(lines_of(error, settings, name)) from None
-        run(checked)
+    def decorator(run: Callable[[AnyConfig], None]) -> Callable[..., None]:
+        def flags(config_file: Path | None = None, **values: Any) -> None:
+            if leading and config_file is not None and config_file.suffix not in (".yaml", ".yml"):
+                values[leading] = values.get(leading) or str(config_file)
+                config_file = None
+            run(_checked(config, leaves, values, config_file))
 
-    flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature() reads
-    flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return flags
+        flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return flags
+
+    return decorator
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises ``ValueError`` that names the file, ``FileNotFoundError`` where there is none."""
+    """Read a YAML mapping.
+
+    Raises:
+        ValueError: For anything else; the message names the file.
+        FileNotFoundError: If there is no such file.
+    """
     import yaml
 
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {str(file)!r}.")
     with reading(file, advice=""):
         content = yaml.load(file.read_bytes(), _loader())
+    if content is None:
+        raise ValueError(f"{file} is empty. Write one KEY: VALUE per line, such as model: mini.")
     if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a mapping of settings, got {type(content).__name__}.")
+        raise ValueError(f"{file} must hold a mapping of options (KEY: VALUE), got {type(content).__name__}.")
     return content
 
 
 @dataclass(frozen=True)
+class Kind:
+    """How a field's values are parsed and shown. Numbers stay texts here: the config checks them."""
+
+    type: Any
+    metavar: str | None
+    choices: tuple[str, ...] = ()
+    split: Callable[[str], list[str]] | None = None
+    convert: Callable[[str], Any] = well_formed
+
+
+@dataclass(frozen=True)
 class Leaf:
-    """A field that is a flag, and what help says of it."""
+    """A field that is a flag or an argument."""
 
     path: Key
     field: FieldInfo
     text: str
-    rare: bool
+    advanced: bool
+    flag: Flag
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        if self.flag.argument:
+            return (self.flag.metavar or self.path[-1].upper()).partition("|")[0].rstrip("…")
+        return self.flag.name or _flag(self.path)
+
+    @property
+    def metavar(self) -> str | None:
+        """What stands for a value in help."""
+        return self.flag.metavar or self.kind.metavar
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no command without it."""
+        return self.flag.required or self.field.is_required()
+
+    def value(self, given: Any) -> Any:
+        """What the config is given for what typer parsed."""
+        if self.kind.metavar == PAIRS:
+            return _keyed(self.path, given)
+        if not isinstance(given, list):
+            return self.kind.convert(given) if isinstance(given, str) else given
+        split = self.flag.split or self.kind.split
+        return [self.kind.convert(item) for text in given for item in (split(text) if split else [text])]
 
 
-def _leaves(settings: type[BaseModel], above: Key = ()) -> list[Leaf]:
-    first, last = getattr(settings, "help_first", ()), getattr(settings, "help_last", ())
+def _checked(
+    config: type[AnyConfig], leaves: list[Leaf], values: Mapping[str, Any], config_file: Path | None
+) -> AnyConfig:
+    """The config that flags and file make together."""
+    names = {leaf.path: leaf.name for leaf in leaves}
+    by_flag = _nested(leaves, values)
+    from_file = {} if config_file is None else read_yaml(config_file)
+
+    def name(path: Key) -> str:
+        if config_file is not None and _holds(from_file, path) and not _holds(by_flag, path):
+            return f"{config_file}: {dotted(path)}"
+        return names.get(path) or _flag(path)
+
+    try:
+        return config.model_validate(_merged(from_file, by_flag))
+    except ValidationError as error:
+        raise ConfigError(lines_of(error, config, name)) from None
+
+
+def _leaves(config: type[BaseModel], above: Key = ()) -> list[Leaf]:
+    first, last = getattr(config, "help_first", ()), getattr(config, "help_last", ())
     found: list[Leaf] = []
-    for name in dict.fromkeys([*(name for name in first if name in settings.model_fields), *settings.model_fields]):
-        field, path = settings.model_fields[name], (*above, name)
+    for name in dict.fromkeys([*(name for name in first if name in config.model_fields), *config.model_fields]):
+        field, path = config.model_fields[name], (*above, name)
         nested = model_in(field.annotation)
         if nested is None:
-            found.append(Leaf(path, field, field.description or "", name in last))
+            flag = next((each for each in field.metadata if isinstance(each, Flag)), Flag())
+            text = field.description or ""
+            found.append(Leaf(path, field, text, name in last, flag, _kind(field.annotation)))
             continue
         inner = _leaves(nested, path)
         if field.get_default() is None:  # its first flag says what giving it means
             inner[0] = replace(inner[0], text=f"{field.description} {inner[0].text}")
         found += inner
-    return sorted(found, key=lambda leaf: len(leaf.path) > 1)  # the run's own first
+    return sorted(found, key=lambda leaf: len(leaf.path) > 1)  # nested configs come last
 
 
-def _parameter(leaf: Leaf) -> inspect.Parameter:
-    path, field = leaf.path, leaf.field
-    kind, metavar, choices = _kind(field.annotation)
-    option = typer.Option(
-        help=f"{leaf.text} [required, here or in the file]" if field.is_required() else leaf.text,
-        metavar=metavar,
-        show_default="" if field.is_required() else _shown(field.get_default()),
-        rich_help_panel=ADVANCED if leaf.rare else f"Stage {path[0]}" if len(path) > 1 else "Run",
-        autocompletion=(lambda: choices) if choices else None,
+def _file_parameter(leading: str | None) -> inspect.Parameter:
+    argument = typer.Argument(
+        metavar=f"{leading.upper()}|CONFIG.yaml" if leading else "CONFIG.yaml",
+        help=f"What --{leading} takes, or a YAML file of these options." if leading else "YAML file of these options.",
+        show_default=False,
     )
-    option.param_decls = (f"{_flag(path)}/--no-{_flag(path)[2:]}",) if kind is bool else (_flag(path),)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter("config_file", kind, default=None, annotation=Annotated[Path | None, argument])
+
+
+def _parameter(leaf: Leaf, panel: str, *, negatable: bool, file: bool) -> inspect.Parameter:
+    choices = list(leaf.kind.choices)
+    required = leaf.required and not file
+    look: dict[str, Any] = {
+        "help": f"{leaf.text} [required, here or in the file]" if leaf.required and file else leaf.text,
+        "metavar": leaf.metavar,
+        "show_default": "" if leaf.required else _default(leaf, negatable),
+        "autocompletion": (lambda: choices) if choices else None,
+    }
+    if leaf.flag.argument:
+        parameter: Any = typer.Argument(**look)
+    else:
+        parameter = typer.Option(**look, rich_help_panel=panel)
+        flag = f"{leaf.name}/--no-{leaf.name[2:]}" if leaf.kind.type is bool and negatable else leaf.name
+        parameter.param_decls = (flag, *([leaf.flag.short] if leaf.flag.short else []))
     return inspect.Parameter(
-        "__".join(path), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        "__".join(leaf.path),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[leaf.kind.type if required else leaf.kind.type | None, parameter],
     )
 
 
 def _flag(path: Key) -> str:
     return f"--{'-'.join(path).replace('_', '-')}"
-
-
-def _named(path: Key, by_flag: Mapping[str, Any], file: Mapping[str, Any], config: Path) -> str:
-    """A setting by the flag or by the file's key that gave it."""
-    return f"{config}: {dotted(path)}" if _holds(file, path) and not _holds(by_flag, path) else _flag(path)
 
 
 def _holds(given: Any, path: Key) -> bool:
@@ -144,64 +226,63 @@ def _holds(given: Any, path: Key) -> bool:
     return True
 
 
-def _kind(annotation: Any) -> tuple[Any, str | None, list[str]]:
-    """What typer parses a field as, what help shows for its value, and the values to choose from.
-
-    Numbers stay words here: settings check them, and say what is wrong.
-    """
+def _kind(annotation: Any) -> Kind:
     options = [option for option in get_args(annotation) if option is not type(None)]
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType, Annotated):
         return _kind(options[0])
     if origin is Literal:
-        return str, "|".join(options), options
+        return Kind(str, "|".join(options), tuple(options))
     if annotation == tuple[str, ...]:
-        return list[str], "SOURCE", []
+        return Kind(list[str], "SOURCE")
     if origin is tuple:
-        _, metavar, choices = _kind(options[0])
-        return str, "A,B,…" if choices else f"{metavar},{metavar},…", []
+        item = _kind(options[0])
+        metavar = "A,B,…" if item.choices else f"{item.metavar},{item.metavar},…"
+        return Kind(list[str], metavar, split=lambda text: text.split(","))
     if origin is dict:
-        return list[str], PAIRS, []
-    return (bool, None, []) if annotation is bool else (str, METAVARS.get(annotation, "VALUE"), [])
+        return Kind(list[str], PAIRS)
+    if annotation is bool:
+        return Kind(bool, None)
+    return Kind(str, METAVARS.get(annotation, "VALUE"), convert=Path if annotation is Path else well_formed)
 
 
-def _shown(default: Any) -> str:
-    if default is None or default == {}:
+def _default(leaf: Leaf, negatable: bool) -> str:
+    """What help shows as the default; nothing for a switch that is off."""
+    value = leaf.field.get_default()
+    if leaf.flag.default is not None:
+        return leaf.flag.default
+    if value is None or value in ({}, ()):
         return ""
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+    if isinstance(value, bool):
+        return ("on" if value else "off") if negatable else ""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
-def _nested(fields: Mapping[tuple[str, ...], FieldInfo], values: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(leaves: list[Leaf], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values under the keys of the config."""
     given: dict[str, Any] = {}
-    for path, field in fields.items():
-        value = values.get("__".join(path))
+    for leaf in leaves:
+        value = values.get("__".join(leaf.path))
         if value is None or value == []:
             continue
-        metavar = _kind(field.annotation)[1] or ""
-        if metavar.endswith(",…") and isinstance(value, str):
-            value = value.split(",")
-        elif metavar == PAIRS:
-            value = _keyed(path, value)
-        place = given
-        for part in path[:-1]:
-            place = place.setdefault(part, {})
-        place[path[-1]] = value
+        inner = given
+        for part in leaf.path[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[leaf.path[-1]] = leaf.value(value)
     return given
 
 
-def _keyed(path: tuple[str, ...], pairs: list[str]) -> dict[str, Any]:
+def _keyed(path: Key, pairs: list[str]) -> dict[str, Any]:
     import yaml
 
     if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise ValueError(f"--{'-'.join(path)} takes KEY=VALUE, got {wrong[0]!r}")
+        raise ValueError(f"{_flag(path)} takes KEY=VALUE, got {wrong[0]!r}")
     given = {}
     for key, _, value in (pair.partition("=") for pair in pairs):
         try:
             given[key] = yaml.load(value, _loader())
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"--{'-'.join(path)} {key}={value} is not valid YAML: {error}") from None
+            raise ValueError(f"{_flag(path)} {key}={value} is not valid YAML: {error}") from None
     return given
 
 
@@ -215,7 +296,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _loader() -> Any:
-    """YAML's safe loader that reads 2e-4 as a number and yes and no as words, as YAML 1.2 does and PyYAML does not."""
+    """YAML's safe loader, but with 2e-4 as a number and yes and no as words, as in YAML 1.2."""
     import re
 
     import yaml

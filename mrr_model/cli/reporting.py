@@ -1,4 +1,4 @@
-"""How commands say what went wrong: a line on stderr and an exit code."""
+"""How commands report errors: a line on stderr and an exit code."""
 
 import io
 import os
@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
@@ -17,18 +18,18 @@ import typer
 from mrr_model.validation.config_errors import ConfigError, lines_of, sentence
 
 UsageError: Any = typer.BadParameter.__mro__[1]
-"""click's own; newer releases of typer carry click within them, so that it cannot be imported from one place."""
+"""click's own. Newer releases of typer contain click, so there is no one module to import it from."""
 
 
 INTERRUPTED = threading.Event()
-"""Whether Ctrl-C was pressed: some libraries swallow it in the middle of their imports, and fail a little later."""
+"""Whether Ctrl-C was pressed: some libraries swallow it while they are imported, and fail a little later."""
 FAILURES = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
-"""What bad input and a lack of something raise; anything else is a fault of this package and keeps its traceback."""
+"""What bad input and a missing resource raise. Anything else is a bug of this package and keeps its traceback."""
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """What goes wrong inside becomes one line on stderr and an exit code; warnings become a line each."""
+    """Turn an error into one line on stderr and an exit code, and each warning into one line."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say("warning", str(message))
         try:
@@ -40,15 +41,15 @@ def reported() -> Iterator[None]:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except (UsageError, *FAILURES) as error:
-            raise typer.Exit(_told(error)) from None
-        except (AttributeError, NameError):  # a fault of this package, but for a half-imported library
+            raise typer.Exit(_report(error)) from None
+        except (AttributeError, NameError):  # a bug of this package, unless a library is half imported
             if not INTERRUPTED.is_set():
                 raise
             raise typer.Exit(130) from None
 
 
 def say(kind: str, message: str) -> None:
-    """One line on stderr, ``error: …`` or ``warning: …``; nothing if stderr takes no more."""
+    """Write one line to stderr, `error: …` or `warning: …`; nothing if stderr is closed or full."""
     color = typer.colors.YELLOW if kind == "warning" else typer.colors.RED
     with suppress(OSError):
         typer.echo(typer.style(f"{kind}:", fg=color) + " " + " ".join(message.split()), err=True)
@@ -56,7 +57,7 @@ def say(kind: str, message: str) -> None:
 
 @contextmanager
 def noticing_interrupts() -> Iterator[None]:
-    """Ctrl-C is noted as well as raised; a handler that a caller has set is left alone."""
+    """Note Ctrl-C as well as raising it. A handler that a caller has set stays."""
     INTERRUPTED.clear()
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -75,11 +76,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def open_streams() -> None:
-    """Make the standard streams safe to write to: closed ones lead nowhere, and characters that the terminal's
-    encoding lacks are replaced.
+    """Make the standard streams safe to write to.
 
-    Without it the next file that is opened takes a closed descriptor's number, and what is meant for the terminal goes
-    into that file. ``sys.stdin`` and ``sys.stdout`` stay None when they are closed.
+    Closed ones lead nowhere, and characters that the terminal's encoding lacks are replaced. Otherwise the next file
+    that is opened takes a closed descriptor's number, and output for the terminal goes into that file. `sys.stdin` and
+    `sys.stdout` stay None if they are closed.
     """
     for number in (0, 1, 2):
         try:
@@ -94,13 +95,17 @@ def open_streams() -> None:
 
 
 def need_output() -> None:
-    """Raise ``ValueError`` if stdout is closed: for commands whose result goes there."""
+    """Check that stdout is open, for commands whose result goes there.
+
+    Raises:
+        ValueError: If it is closed.
+    """
     if sys.stdout is None:
         raise ValueError("stdout is closed: there is nowhere to write the result.")
 
 
-def _told(error: Exception) -> int:
-    """Say what an error says; the exit code."""
+def _report(error: Exception) -> int:
+    """Report an error and return the exit code."""
     if isinstance(error, BrokenPipeError):
         _drop_output()
         return 1
@@ -113,14 +118,15 @@ def _told(error: Exception) -> int:
 
 
 def _usage(error: Any) -> str:
-    """What is wrong with a command line, by the nearest names, and where to read about it."""
+    """What is wrong with a command line, the nearest name, and where to read about it."""
     cause = error.__cause__
     if cause is not None and hasattr(cause, "errors"):  # typer parses by pydantic
         fault = cause.errors()[0]
         own = (fault.get("ctx") or {}).get("error")  # it says what came
         message = f"{_flag(error.param)}: {own}" if own else sentence(_flag(error.param), fault)
     elif possibilities := getattr(error, "possibilities", None):
-        message = f"{error.message}. Did you mean {' or '.join(sorted(possibilities))}?"
+        [nearest] = get_close_matches(error.option_name, possibilities, n=1, cutoff=0)
+        message = f"{error.message}. Did you mean {nearest}?"
     else:
         message = error.format_message()
         message += "" if message.endswith((".", "?")) else "."
@@ -147,7 +153,7 @@ def _lines(error: Exception) -> list[str]:
 
 
 def _drop_output() -> None:
-    """Send what is left for a stdout that takes no more to nowhere: Python writes it once more as it exits."""
+    """Discard what a closed or full stdout did not take: Python would write it again as it exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -1,84 +1,83 @@
-"""What an evaluation is told: the model, the collections, the grid of settings and the protocol."""
+"""What an evaluation or a calibration runs on: the model, the collections, the protocol and the grid of settings.
 
-from __future__ import annotations
+Help is made from it: nothing here imports torch or numpy.
+"""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from mrr_model.compression import Compression
+from mrr_model.compression import DEFAULT_KEEP_RATIOS, Compression, evenly_spread
 from mrr_model.data.collection_source import FirstStage
 from mrr_model.evaluation.presets import PresetName, preset
 from mrr_model.files.damage import reading
+from mrr_model.inference.config import MANY, InferenceConfig
+from mrr_model.validation.config import Flag
 
-RATIOS = (1.0, 0.5, 0.25)
-"""Keep ratios of the grid where none are given."""
-MANY = 10_000_000
-"""More than anything that is counted here."""
 DEPTHS = 5
-"""So many exits at most where no depths are given, evenly spread."""
+"""Exits of a grid, at most, if no depths are given."""
 
 
-class EvaluateConfig(BaseModel):
-    """The settings of `mrr evaluate`; what a preset says holds where a field is left out."""
+def _split_ratios(text: str) -> list[str]:
+    """Plain ratios, or one ratio with several merges."""
+    return [text] if ":" in text else text.split(",")
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    model: str = "mini"
+def _split_metrics(text: str) -> list[str]:
+    """Split at commas outside brackets: metrics may have arguments."""
+    return [part.strip() for part in re.split(r",(?![^()]*\))", text)]
+
+
+class GridConfig(InferenceConfig):
+    """A grid of settings, scored on collections."""
+
+    help_first: ClassVar[tuple[str, ...]] = ("output", "depths", "keep_ratios", "settings", "preset", "metrics")
+
+    model: Annotated[str, Flag(argument=True, required=True, metavar="MODEL")] = "mini"
     """mini (shipped), a local folder or a hub id."""
-    collections: tuple[str, ...] = ()
-    """BEIR folders, names or TREC files (:mod:`mrr_model.evaluation.collection`)."""
-    output: Path = Path("evaluation")
-    """Folder for runs, tables and pictures; an evaluation that was stopped goes on from what is there."""
-    preset: PresetName | None = None
-    """A protocol by name."""
-    depths: tuple[int, ...] | None = None
+    collections: Annotated[tuple[str, ...], Flag(argument=True, metavar="COLLECTION…")] = ()
+    """BEIR folders (FOLDER or FOLDER#SPLIT), names (beir/scifact/test, BeIR/scifact) or TREC files
+    (qrels=FILE,queries=FILE,corpus=FILE,run=FILE)."""
+    output: Annotated[Path, Flag(metavar="FOLDER")] = Path("evaluation")
+    """Folder for the results. The same command resumes from it."""
+    depths: Annotated[tuple[int, ...] | None, Flag("--depth", default="up to five of the exits")] = None
     """Depths of the grid."""
-    keep_ratios: tuple[Any, ...] | None = None
-    """Keep ratios of the grid, each as in :class:`~mrr_model.compression.Compression`."""
-    settings: Path | None = None
-    """A YAML or JSON list of {depth, keep_ratio} in the grid's place."""
-    metrics: tuple[str, ...] = ()
-    """By ir_measures' names; the first decides the frontier."""
-    first_stage: FirstStage | None = None
-    """Where candidates come from."""
-    run: Path | None = None
-    """A TREC run that takes the place of the collection's own candidates."""
-    candidates: int | None = Field(default=None, ge=1)
-    """The best so many of each query are re-ranked."""
-    ignore_identical_ids: bool | None = None
-    """Leave out a candidate that has its query's own id, as BEIR does; None: as the preset says, else yes."""
-    limit_queries: int | None = Field(default=None, ge=1)
-    """So many queries of each collection, drawn with the seed."""
+    keep_ratios: Annotated[
+        tuple[Any, ...] | None,
+        Flag("--keep-ratio", metavar="R,R,…|LAYER:R,…", default="1,0.5,0.25", split=_split_ratios),
+    ] = None
+    """Keep ratios of the grid: 1,0.5,0.25; or one with several merges, 8:0.5,16:0.25. Repeatable."""
+    settings: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """YAML or JSON list of {depth, keep_ratio}, instead of the grid."""
+    preset: PresetName | None = None
+    """Metrics, first stage and lengths of a published protocol."""
+    first_stage: Annotated[FirstStage | None, Flag(default="the preset's, else auto")] = None
+    """Where candidates come from. auto: given, else bm25."""
+    run: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """TREC run with the candidates, for a single collection."""
+    candidates: Annotated[int | None, Flag(default="the preset's, else 100")] = Field(default=None, ge=1)
+    """Candidates to re-rank per query."""
+    limit_queries: Annotated[int | None, Flag(default="all")] = Field(default=None, ge=1)
+    """Queries to sample from each collection."""
+    keep_identical_ids: Annotated[bool | None, Flag(default="the preset's, else off")] = None
+    """Keep a candidate whose id is its query's own. BEIR leaves it out."""
     seed: int = 0
-    max_length: int | None = Field(default=None, ge=1, le=MANY)
-    query_max_length: int | None = Field(default=None, ge=1, le=MANY)
-    prompt: str | None = None
+    """Seed of the random draws."""
+    prompt: Annotated[str | None, Flag(default="the preset's or the model's")] = None
     """Instruction after the passage, for every collection."""
-    dtype: str = "auto"
-    device: str = "auto"
-    batch_tokens: int | None = Field(default=None, ge=1, lt=2**63)
-    local_files_only: bool = False
-    without_compensation: bool = False
-    """Leave the compensation adapters off."""
-    timing_pairs: int = Field(default=200, ge=1, le=MANY)
-    """Times are measured on whole queries of at least so many pairs together."""
-    timing_repeats: int = Field(default=5, ge=1, le=10_000)
-    """Medians of so many runs."""
-    retime: bool = False
-    """Time the settings again, even if the output folder has their times."""
+    max_length: Annotated[int | None, Flag(default="the preset's, else 512")] = Field(default=None, ge=1, le=MANY)
+    """Tokens per pair."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_grid(self) -> Self:
         if self.settings is not None and (self.depths is not None or self.keep_ratios is not None):
             raise ValueError("settings is a grid by itself: leave out depths and keep_ratios")
-        if not self.collections and self.preset is None:
-            raise ValueError("name a collection to evaluate on, or a preset")
         if self.run is not None and len(self.collections) != 1:
-            raise ValueError("run is one collection's: give exactly one collection with it")
+            raise ValueError("run belongs to one collection: give exactly one collection with it")
         if self.query_max_length is not None and self.max_length and self.query_max_length >= self.max_length:
             raise ValueError(
                 f"query_max_length must lie below max_length, else no passage is read; got {self.query_max_length} and "
@@ -92,47 +91,108 @@ class EvaluateConfig(BaseModel):
 
     @property
     def all_collections(self) -> tuple[str, ...]:
-        """The collections named, else the preset's."""
+        """The named collections, else the preset's."""
         return self.collections or (preset(self.preset).collections if self.preset else ())
 
     @property
     def leaves_out_identical_ids(self) -> bool:
         """Whether a candidate that has its query's own id is left out."""
-        if self.ignore_identical_ids is not None:
-            return self.ignore_identical_ids
+        if self.keep_identical_ids is not None:
+            return not self.keep_identical_ids
         return preset(self.preset).ignore_identical_ids if self.preset else True
 
-    @property
-    def all_metrics(self) -> tuple[str, ...]:
-        """The metrics named, else the preset's, else nDCG@10."""
-        return self.metrics or (preset(self.preset).metrics if self.preset else ("nDCG@10",))
-
     def grid(self, exits: Sequence[int], merges: bool) -> list[Compression]:
-        """The settings to evaluate for a model with these exits; full size comes first, whatever was asked for.
+        """The settings to score, without repetition. Full size comes first, even if it was not asked for.
 
-        Raises ``ValueError`` for a settings file that cannot be read.
+        Args:
+            exits: The model's exits, ascending.
+            merges: Whether the model can merge tokens.
+
+        Raises:
+            ValueError: For a settings file that cannot be read.
+            FileNotFoundError: For a settings file that does not exist.
+
+        Example:
+            >>> config = EvaluateConfig(collections=("toy",), depths=(4,), keep_ratios=(0.5,))
+            >>> [str(setting) for setting in config.grid((2, 4, 6), merges=True)]
+            ['depth 6, keep ratio 1', 'depth 4, keep ratio 0.5']
         """
         if self.settings is not None:
             asked = _read_settings(self.settings)
         else:
-            depths = self.depths or spread(exits, DEPTHS)
-            ratios = self.keep_ratios or (RATIOS if merges else RATIOS[:1])
+            depths = self.depths or evenly_spread(exits, DEPTHS)
+            ratios = self.keep_ratios or (DEFAULT_KEEP_RATIOS if merges else DEFAULT_KEEP_RATIOS[:1])
             asked = [Compression(depth, ratio) for depth in depths for ratio in ratios]
         resolved = [Compression(_exit(setting, exits), setting.keep_ratio) for setting in asked]
         full = Compression(exits[-1], 1.0)
         return [full, *(setting for setting in dict.fromkeys(resolved) if setting != full)]
 
 
+class EvaluateConfig(GridConfig):
+    """The config of `mrr evaluate`. A field that is left out takes the preset's value, if a preset is given.
+
+    Example:
+        >>> EvaluateConfig(collections=("path/to/beir",), metrics=("nDCG@10", "R@100")).model
+        'mini'
+    """
+
+    help_last: ClassVar[tuple[str, ...]] = (
+        "timing_pairs", "timing_repeats", "retime", "without_compensation", *InferenceConfig.help_last
+    )  # fmt: skip
+
+    metrics: Annotated[
+        tuple[str, ...],
+        Flag("--metric", metavar="NAME,NAME,…", default="the preset's, else nDCG@10", split=_split_metrics),
+    ] = ()
+    """Names in ir_measures. The first one is drawn in the frontier."""
+    timing_pairs: int = Field(default=200, ge=1, le=MANY)
+    """Pairs to time each setting on, at least: whole queries."""
+    timing_repeats: int = Field(default=5, ge=1, le=10_000)
+    """Repetitions; the median is reported."""
+    retime: bool = False
+    """Time again, even if the output folder has the settings' times."""
+    without_compensation: bool = False
+    """Leave the compensation adapters off."""
+
+    @model_validator(mode="after")
+    def _check_collections(self) -> Self:
+        if not self.collections and self.preset is None:
+            raise ValueError("name a collection to evaluate on, or a preset")
+        return self
+
+    @property
+    def all_metrics(self) -> tuple[str, ...]:
+        """The named metrics, else the preset's, else nDCG@10."""
+        return self.metrics or (preset(self.preset).metrics if self.preset else ("nDCG@10",))
+
+
+class CalibrateConfig(GridConfig):
+    """The config of `mrr calibrate`: judged collections, or unlabelled texts.
+
+    Example:
+        >>> CalibrateConfig(model="path/to/reranker", texts="pairs.jsonl").collections
+        ()
+    """
+
+    help_first: ClassVar[tuple[str, ...]] = ("texts", "held_out", *GridConfig.help_first)
+
+    texts: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """Unlabelled pairs in place of collections, in the form that mrr self-distill takes: every setting learns full
+    size's probabilities."""
+    held_out: Annotated[tuple[str, ...], Flag(metavar="COLLECTION")] = ()
+    """Measure on this collection too, without fitting on it. Repeatable."""
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        if (self.texts is None) == (not self.collections and self.preset is None):
+            raise ValueError("give either collections with judgements or texts (--texts)")
+        return self
+
+
 def _exit(setting: Compression, exits: Sequence[int]) -> int | None:
-    """The exit that a depth comes to; what lies below the first is left to the model's own error."""
+    """The exit that a depth resolves to; a depth below the first exit stays, for the model to refuse."""
     reached = [layer for layer in exits if setting.depth is None or layer <= setting.depth]
     return reached[-1] if reached else setting.depth
-
-
-def spread(exits: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the exits, evenly spread, deepest first; the first and the last are among them."""
-    last = len(exits) - 1
-    return sorted({exits[round(last * step / (count - 1))] for step in range(count)}, reverse=True)
 
 
 def _read_settings(file: Path) -> list[Compression]:
@@ -143,11 +203,11 @@ def _read_settings(file: Path) -> list[Compression]:
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file} must hold a list of settings such as {{depth: 4, keep_ratio: 0.5}}, got {rows!r}.")
     settings = []
-    for place, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not row.keys() <= {"depth", "keep_ratio"}:
-            raise ValueError(f"{file}: setting {place} must be {{depth: …, keep_ratio: …}}, got {row!r}.")
+            raise ValueError(f"{file}: setting {number} must be {{depth: …, keep_ratio: …}}, got {row!r}.")
         try:
             settings.append(Compression(**row))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: setting {place}: {error}") from None
+            raise ValueError(f"{file}: setting {number}: {error}") from None
     return settings

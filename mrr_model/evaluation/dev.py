@@ -8,8 +8,9 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 
 from mrr_model import checkpoint
+from mrr_model.compression import evenly_spread
 from mrr_model.evaluation.collection import Collection
-from mrr_model.evaluation.config import EvaluateConfig, spread
+from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import open_collections
 from mrr_model.evaluation.grid import score_grid
 from mrr_model.evaluation.metrics import evaluate_run, first_stage_run, parse_metric
@@ -78,7 +79,7 @@ class HeldOut:
         reranker = self._open(folder)
         ratios = KEEP_RATIOS if reranker.merge_layers else KEEP_RATIOS[:1]
         config = self._config.model_copy(
-            update={"depths": tuple(spread(reranker.exits, DEPTHS)), "keep_ratios": ratios}
+            update={"depths": evenly_spread(reranker.exits, DEPTHS), "keep_ratios": ratios}
         )
         grid = config.grid(reranker.exits, bool(reranker.merge_layers))
         rows: dict[str, list[float]] = {FIRST_STAGE: []}

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from mrr_model.compression import MAX_DENOMINATOR, MAX_LAYERS
 from mrr_model.data.groups import OnBadRow
+from mrr_model.validation.config import Config, Flag
 
 Cascade = Literal["anchors", "next", "final", "none"]
 """Which exit teaches an exit: `anchors` (the method's own), the exit at the next deeper anchor layer; `next`, the next
@@ -358,6 +359,46 @@ class SelfDistillConfig(RunConfig):
     @property
     def run_stages(self) -> tuple[Stage, ...]:
         return STAGES[1:]
+
+
+class MineConfig(Config):
+    """The config of `mrr mine`: where rows come from, and how negatives are drawn for them.
+
+    `sources`, `output` and `on_bad_row` matter to the command alone: leave them out to mine rows that are in memory.
+
+    Example:
+        >>> MineConfig(negatives=3, top_k=50).encoder is None
+        True
+    """
+
+    help_first: ClassVar[tuple[str, ...]] = ("sources", "output", "encoder", "negatives", "top_k", "margin", "scores")
+
+    sources: Annotated[tuple[str, ...], Flag(argument=True, required=True, metavar="SOURCE…")] = ()
+    """Rows of queries with positives, in any form that mrr finetune reads."""
+    output: Annotated[Path | None, Flag(required=True, metavar="FILE")] = None
+    """JSON-lines file to write, gzipped if its name ends in .gz."""
+    encoder: Annotated[str | None, Flag(default="BM25")] = None
+    """Bi-encoder for sentence-transformers: a local folder or a hub id."""
+    negatives: int = Field(default=7, ge=1, le=MANY)
+    """Negatives per query."""
+    top_k: int = Field(default=30, ge=0, le=MANY)
+    """Candidates per query to draw negatives from. 0 draws from all passages."""
+    margin: float = Field(default=0.95, gt=0, le=1)
+    """Leave out passages whose cosine exceeds this share of the positive's."""
+    scores: bool = False
+    """Write the bi-encoder's cosines as teacher scores."""
+    keep_identical: bool = False
+    """Let a query's own text, or its own id in a BEIR folder, be its negative."""
+    on_bad_row: OnBadRow = "fail"
+    """What to do with a row that cannot be read."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random draw."""
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        if self.scores and self.encoder is None:
+            raise ValueError("scores are a bi-encoder's cosines: name an encoder with them")
+        return self
 
 
 def _checked_ratios(ratios: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -25,31 +25,10 @@ from torch.nn.functional import normalize
 from mrr_model.data.bm25 import BM25Index
 from mrr_model.data.groups import Group, OnBadRow
 from mrr_model.data.sources import corpus_of, own_documents, read_source
+from mrr_model.training.config import MineConfig
 
 QUERY_BLOCK = 256
 """Queries whose cosines with the whole corpus are computed at once."""
-
-
-@dataclass(frozen=True)
-class MineConfig:
-    """What ``mrr mine`` asks for."""
-
-    encoder: str | None = None
-    """A bi-encoder for sentence-transformers; None means BM25."""
-    negatives: int = 7
-    depth: int = 30
-    margin: float = 0.95
-    scores: bool = False
-    """Whether the bi-encoder's cosines become the rows' teacher scores."""
-    seed: int = 0
-    keep_identical: bool = False
-    """Whether a passage that is the query itself may be its negative: the same text, or a BEIR folder's same id."""
-
-    def __post_init__(self) -> None:
-        if self.scores and self.encoder is None:
-            raise ValueError("scores are a bi-encoder's cosines: name an encoder with them.")
-        if not 0 < self.margin <= 1:
-            raise ValueError(f"margin must be above 0 and at most 1, got {self.margin}.")
 
 
 class MinedGroups(Iterator[Group]):
@@ -138,7 +117,7 @@ def mine(
             positives,
             known,
             negatives=config.negatives,
-            top_k=config.depth,
+            top_k=config.top_k,
             seed=config.seed,
             excluded=excluded,
         )
@@ -153,7 +132,7 @@ def mine(
         positives,
         known,
         negatives=config.negatives,
-        top_k=config.depth,
+        top_k=config.top_k,
         margin=config.margin,
         seed=config.seed,
         excluded=excluded,

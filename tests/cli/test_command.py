@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from mrr_model.cli import app as cli
 from mrr_model.cli.command import ADVANCED
-from mrr_model.training.config import FinetuneConfig, RunConfig, SelfDistillConfig
+from mrr_model.cli.evaluate import CalibrateCommand, EvaluateCommand
+from mrr_model.cli.info import InfoConfig
+from mrr_model.cli.rerank import RerankConfig
+from mrr_model.cli.train import FinetuneCommand, SelfDistillCommand
+from mrr_model.training.config import MineConfig
 
 NAMES = ["rerank", "info", "evaluate", "calibrate", "mine", "finetune", "self-distill"]
 """In the order of use."""
@@ -33,7 +38,7 @@ def parameters(name: str) -> Iterator[Any]:
 
 
 @EVERY
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [60, 100, 120])
 def test_help_cuts_no_name_and_breaks_no_choice(name: str, width: int) -> None:
     text = help_of(name, width)
     assert max(map(len, text.splitlines())) <= width
@@ -50,7 +55,8 @@ def test_h_is_help(name: str) -> None:
 
 def test_commands_come_in_the_order_of_use() -> None:
     assert (
-        re.findall(r"^  (\w+) ", help_of("").partition("Commands:")[2].partition("Options:")[0], re.MULTILINE) == NAMES
+        re.findall(r"^  ([\w-]+) ", help_of("").partition("Commands:")[2].partition("Options:")[0], re.MULTILINE)
+        == NAMES
     )
 
 
@@ -70,17 +76,32 @@ def test_stages_come_in_their_order_and_rare_flags_last(name: str) -> None:
     assert "--vertical-learning-rate" in before
 
 
-def test_what_help_names_is_a_setting() -> None:
-    def models(settings: Any) -> Iterator[Any]:
-        yield settings
-        for field in settings.model_fields.values():
-            if isinstance(field.get_default(), RunConfig.__base__ or ()):
+def configs() -> Iterator[Any]:
+    """The config of every command, and those that are nested in it."""
+
+    def models(config: Any) -> Iterator[Any]:
+        yield config
+        for field in config.model_fields.values():
+            if isinstance(field.get_default(), BaseModel):
                 yield from models(type(field.get_default()))
 
-    every = [model for settings in (FinetuneConfig, SelfDistillConfig) for model in models(settings)]
-    fields = {name for model in every for name in model.model_fields}
-    for model in every:
-        assert {*getattr(model, "help_first", ()), *getattr(model, "help_last", ())} <= fields
+    for config in (
+        RerankConfig, InfoConfig, EvaluateCommand, CalibrateCommand, MineConfig, FinetuneCommand, SelfDistillCommand
+    ):  # fmt: skip
+        yield from models(config)
+
+
+def test_what_help_orders_is_a_field() -> None:
+    every = list(configs())
+    fields = {name for config in every for name in config.model_fields}
+    for config in every:
+        assert {*getattr(config, "help_first", ()), *getattr(config, "help_last", ())} <= fields
+
+
+def test_every_field_has_a_help_text() -> None:
+    for config in configs():
+        for name, field in config.model_fields.items():
+            assert field.description, f"{config.__name__}.{name}"
 
 
 def test_a_flag_that_repeats_another_stage_is_named_with_its_default_alone() -> None:
@@ -90,6 +111,7 @@ def test_a_flag_that_repeats_another_stage_is_named_with_its_default_alone() -> 
     assert "--vertical-learning-rate X [2e-05]" in text
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
@@ -129,12 +151,19 @@ def completed(line: str) -> list[str]:
         ("mrr finetune --distill-cascade ", ["anchors", "next", "final", "none"]),
         ("mrr self-distill m --horizontal-rat", ["--horizontal-ratios"]),
         ("mrr rerank --format ta", ["table"]),
+        ("mrr rerank --dtype ", ["auto", "float32", "bfloat16", "float16"]),
+        ("mrr rerank --if-unreachable f", ["fastest"]),
+        ("mrr evaluate mini --preset ms", ["msmarco-passage", "msmarco-document"]),
+        ("mrr calibrate mini --first-stage b", ["bm25"]),
+        ("mrr mine --on-bad-row ", ["fail", "skip"]),
+        ("mrr self-distill --on-bad-row s", ["skip"]),
     ],
 )
 def test_completion_knows_commands_flags_and_choices(line: str, offered: list[str]) -> None:
     assert sorted(completed(line)) == sorted(offered)
 
 
+@pytest.mark.slow
 def test_completion_can_be_shown_and_installed() -> None:
     script = CliRunner(env={"_MRR_COMPLETE": "source_bash"}).invoke(cli.app, [], prog_name="mrr").stdout
     assert "complete -o default -F _mrr_completion mrr" in script

@@ -1,4 +1,4 @@
-"""``mrr evaluate`` and ``mrr calibrate`` from the command line."""
+"""`mrr evaluate` and `mrr calibrate`."""
 
 import json
 import warnings
@@ -8,18 +8,18 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from mrr_model import Compression, MatryoshkaReranker, Target
 from mrr_model.checkpoint.hub import SHIPPED
-from mrr_model.cli import app as cli
 from mrr_model.cli import evaluate as commands
+from mrr_model.cli.flags import flags_of
 from mrr_model.evaluation import evaluate as evaluating
+from mrr_model.inference.engine import InferenceEngine
 from mrr_model.selection import stopwatch
 from mrr_model.selection.choose import choose_by_profile
 
-Mrr = Callable[..., Result]
-QUICK = ("--timing-pairs", "1", "--timing-repeats", "1", "--dtype", "float32")
+Mrr = Callable[..., Any]
+FAST = ("--timing-pairs", "1", "--timing-repeats", "1", "--dtype", "float32")
 SMALL = ("--depth", "3,6", "--keep-ratio", "1,0.5")
 
 
@@ -30,33 +30,17 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def mrr() -> Mrr:
-    """``mrr("evaluate", ...)`` in this process, on a terminal that is none."""
-
-    def run(*arguments: object, stdin: str = "") -> Result:
-        return CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [str(word) for word in arguments], input=stdin)
-
-    return run
-
-
-@pytest.fixture
 def evaluate(mrr: Mrr, saved_encoder: Path, toy_beir: Path, tmp_path: Path) -> Mrr:
-    """``mrr evaluate`` of the tiny encoder on the toy collection."""
+    """`mrr evaluate` of the tiny encoder on the toy collection."""
     return lambda *arguments: mrr(
-        "evaluate", saved_encoder, toy_beir, "--output", tmp_path / "out", "--max-length", 64, *QUICK, *arguments
+        "evaluate", saved_encoder, toy_beir, "--output", tmp_path / "out", "--max-length", 64, *FAST, *arguments
     )
 
 
-def error_of(result: Result) -> str:
-    """The one line that is on stderr, with nothing on stdout and exit code 2."""
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    [line] = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
 def test_the_table_and_recommendations_go_to_stdout(evaluate: Mrr, tmp_path: Path) -> None:
-    result = evaluate(*SMALL, "--keep", "0.9", "--speedup", "1000", "--measure", "R@2,Compat(p=0.8, normalize=True)")
+    result = evaluate(
+        *SMALL, "--keep-quality", "0.9", "--speedup", "1000", "--metric", "R@2,Compat(p=0.8, normalize=True)"
+    )
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     profile = evaluating.Profile.model_validate(
         json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["profile"]
@@ -66,28 +50,28 @@ def test_the_table_and_recommendations_go_to_stdout(evaluate: Mrr, tmp_path: Pat
     chosen = choose_by_profile(Target(keep_quality=0.9), profile)
     *_, kept, speedup, where = result.stdout.splitlines()
     assert kept == f"Target(keep_quality=0.9): {chosen.setting}, {chosen.reason}"
-    assert speedup.startswith("Target(speedup=1000.0): no setting of the profile is 1000 times as quick")
+    assert speedup.startswith("Target(speedup=1000.0): no setting of the profile is 1000 times as")
     assert where.endswith(str(tmp_path / "out"))
     assert profile.metric == "R@2"
     assert "Compat(p=0.8, normalize=True)" in (tmp_path / "out" / "queries" / "toy.jsonl").read_text(encoding="utf-8")
     assert len(profile.points) == 4
 
 
-def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
+def test_flags_are_the_config(mrr: Mrr, tmp_path: Path) -> None:
     with patch.object(evaluating, "evaluate", side_effect=ValueError("seen")) as run:
         result = mrr(
             "evaluate", "m", "a", "--output", tmp_path, "--depth", "4,2", "--keep-ratio", "1,0.5", "--keep-ratio",
-            "1:0.5,2:0.25", "--measure", "AP,RBP(p=0.8, rel=1),R@5", "--first-stage", "bm25", "--candidates", 7,
+            "1:0.5,2:0.25", "--metric", "AP,RBP(p=0.8, rel=1),R@5", "--first-stage", "bm25", "--candidates", 7,
             "--limit-queries", 3, "--seed", 5, "--max-length", 99, "--query-max-length", 9, "--prompt", "p", "--dtype",
             "float32", "--device", "cpu", "--batch-tokens", 77, "--timing-pairs", 4, "--timing-repeats", 2,
             "--without-compensation", "--local-files-only", "--preset", "beir", "--keep-identical-ids", "--retime",
         )  # fmt: skip
-    assert error_of(result) == "error: seen"
-    assert run.call_args.args[0] == evaluating.EvaluateConfig(
+    assert result.error == "error: seen"
+    assert run.call_args.args[0] == commands.EvaluateCommand(
         model="m", collections=("a",), output=tmp_path, depths=(4, 2), keep_ratios=("1", "0.5", "1:0.5,2:0.25"),
-        measures=("AP", "RBP(p=0.8, rel=1)", "R@5"), first_stage="bm25", candidates=7, limit_queries=3, seed=5,
+        metrics=("AP", "RBP(p=0.8, rel=1)", "R@5"), first_stage="bm25", candidates=7, limit_queries=3, seed=5,
         max_length=99, query_max_length=9, prompt="p", dtype="float32", device="cpu", batch_tokens=77, timing_pairs=4,
-        timing_repeats=2, without_compensation=True, local_files_only=True, preset="beir", ignore_identical_ids=False,
+        timing_repeats=2, without_compensation=True, local_files_only=True, preset="beir", keep_identical_ids=True,
         retime=True,
     )  # fmt: skip
 
@@ -95,20 +79,21 @@ def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--depth", "4,"], "--depth takes whole numbers, separated by commas; got '4,'"),
-        (["--depth", "deep"], "--depth takes whole numbers"),
+        (["--depth", "4,"], "--depth, item 2, must be a whole number, got ''."),
+        (["--depth", "deep"], "--depth, item 1, must be a whole number, got 'deep'."),
         (["--depth", "0"], "depth must be at least 1"),
         (["--keep-ratio", "1.5"], "keep_ratio must be in (0, 1]"),
         (["--keep-ratio", "0.5,"], "keep_ratio='' cannot be read"),
         (["--keep-ratio", "nan"], "keep_ratio must be in (0, 1]"),
         (["--keep-ratio", "6:0.5"], "keep_ratio names merge layer 6, which this model lacks"),
-        (["--measure", "nDCG@10,speed"], "'speed' is no measure of ir_measures"),
-        (["--measure", "Compat(p=0.8"], "is no measure of ir_measures"),
-        (["--keep", "98"], "keep_quality must be a share above 0 and at most 1"),
-        (["--speedup", "nan"], "speedup must be at least 1"),
+        (["--metric", "nDCG@10,speed"], "'speed' is no"),
+        (["--metric", "Compat(p=0.8"], "Compat(p=0.8"),
+        (["--keep-quality", "98"], "keep_quality must be a share above 0 and at most 1"),
+        (["--speedup", "nan"], "--speedup must be a finite number"),
+        (["--speedup", "0.5"], "speedup must be at least 1"),
         (["--preset", "trec"], "--preset must be 'msmarco-passage', 'msmarco-document' or 'beir', got 'trec'."),
         (["--first-stage", "dense"], "--first-stage must be 'given', 'bm25' or 'auto', got 'dense'."),
-        (["--candidates", "0"], "--candidates must be at least 1, got 0."),
+        (["--candidates", "0"], "--candidates must be at least 1, got '0'."),
         (["--settings", "absent.yaml"], "absent.yaml"),
         (["--settings", "absent.yaml", "--depth", "4"], "settings is a grid by itself"),
         (["--run", "absent.run"], "run='absent.run': there is no such file"),
@@ -121,31 +106,29 @@ def test_flags_are_the_settings(mrr: Mrr, tmp_path: Path) -> None:
 )
 def test_a_wrong_argument_is_one_line(evaluate: Mrr, arguments: list[str], part: str) -> None:
     with patch("mrr_model.evaluation.collection.read_hub", side_effect=FileNotFoundError("no/such/folder")):
-        line = error_of(evaluate(*arguments))
+        line = evaluate(*arguments).error
     assert part in line
 
 
 def test_a_bad_settings_file_is_one_line(evaluate: Mrr, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("- {depth: 4}\n- {depth: 4, keep_ratio: 2}\n", encoding="utf-8")
-    assert "bad.yaml: setting 2: keep_ratio must be in (0, 1]" in error_of(
-        evaluate("--settings", tmp_path / "bad.yaml")
-    )
+    assert "bad.yaml: setting 2: keep_ratio must be in (0, 1]" in evaluate("--settings", tmp_path / "bad.yaml").error
 
 
 def test_nothing_to_evaluate_on_is_one_line(mrr: Mrr) -> None:
-    assert "name a collection to evaluate on, or a preset" in error_of(mrr("evaluate", "mini"))
+    assert "name a collection to evaluate on, or a preset" in mrr("evaluate", "mini").error
 
 
 def test_the_output_of_another_evaluation_is_refused(evaluate: Mrr) -> None:
     assert evaluate("--depth", 6, "--keep-ratio", 1).exit_code == 0
-    assert "holds logits of another evaluation (other max_length)" in error_of(evaluate("--max-length", 32))
+    assert "holds logits of another evaluation (other max_length)" in evaluate("--max-length", 32).error
 
 
-def test_ctrl_c_says_how_to_go_on(evaluate: Mrr, tmp_path: Path) -> None:
-    with patch.object(MatryoshkaReranker, "logits", side_effect=KeyboardInterrupt):
+def test_ctrl_c_says_how_to_resume(evaluate: Mrr, tmp_path: Path) -> None:
+    with patch.object(InferenceEngine, "logits", side_effect=KeyboardInterrupt):
         result = evaluate(*SMALL)
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr == f"stopped: run the same command to resume from what is in {tmp_path / 'out'}.\n"
+    assert result.stderr == f"stopped: run the same command to resume from {tmp_path / 'out'}.\n"
     assert evaluate(*SMALL).exit_code == 0
 
 
@@ -159,12 +142,12 @@ def test_what_comes_next_is_said_in_a_terminal(evaluate: Mrr) -> None:
 
 
 def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path) -> None:
-    collection, common = f"{facts_beir}#test", (*QUICK, *SMALL, "--output", tmp_path / "out")
+    collection, common = f"{facts_beir}#test", (*FAST, *SMALL, "--output", tmp_path / "out")
     before = mrr("info", own_mini).stdout
     assert "mrr evaluate MODEL COLLECTION --save-profile" in before
     rerank = ("rerank", "--query", "who wrote Faust?", "--model", own_mini, "--dtype", "float32")
     lines = "Bees make honey.\nGoethe is the author of Faust.\n"
-    line = error_of(mrr(*rerank, "--keep-quality", 0.9, stdin=lines))
+    line = mrr(*rerank, "--keep-quality", 0.9, stdin=lines).error
     assert "Target(keep_quality=0.9) needs a profile" in line
     assert f"`mrr evaluate {own_mini} COLLECTION --save-profile`" in line
 
@@ -196,17 +179,18 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
         assert "kept " in result.stderr
     assert "done with 2 documents in 1e+06 ms" in result.stderr
     assert "out of reach" not in result.stderr
-    assert "no setting of the profile is done with 2 documents in 1e-06 ms" in error_of(
-        mrr(*rerank, "--max-latency-ms", 1e-6, stdin=lines)
+    assert (
+        "no setting of the profile is done with 2 documents in 1e-06 ms"
+        in mrr(*rerank, "--max-latency-ms", 1e-6, stdin=lines).error
     )
-    assert "chooses depth and keep_ratio" in error_of(mrr(*rerank, "--speedup", 1, "--depth", 3, stdin=lines))
-    both = error_of(mrr(*rerank, "--speedup", 1, "--keep-quality", 0.5, stdin=lines))
+    assert "chooses depth and keep_ratio" in mrr(*rerank, "--speedup", 1, "--depth", 3, stdin=lines).error
+    both = mrr(*rerank, "--speedup", 1, "--keep-quality", 0.5, stdin=lines).error
     assert "--keep-quality and --speedup each choose a setting" in both
-    assert "--refresh-timings goes with --max-latency-ms" in error_of(mrr(*rerank, "--refresh-timings", stdin=lines))
+    assert "--refresh-timings goes with --max-latency-ms" in mrr(*rerank, "--refresh-timings", stdin=lines).error
     fastest = ("--if-unreachable", "fastest")
-    assert "--if-unreachable goes with --speedup" in error_of(mrr(*rerank, *fastest, stdin=lines))
-    assert "must be raise or fastest" in error_of(mrr(*rerank, "--if-unreachable", "no", stdin=lines))
-    assert "999 times as quick" in error_of(mrr(*rerank, "--speedup", 999, stdin=lines))
+    assert "--if-unreachable goes with --speedup" in mrr(*rerank, *fastest, stdin=lines).error
+    assert "--if-unreachable must be 'raise' or 'fastest'" in mrr(*rerank, "--if-unreachable", "no", stdin=lines).error
+    assert "no setting of the profile is 999 times as" in mrr(*rerank, "--speedup", 999, stdin=lines).error
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         result = mrr(*rerank, "--speedup", 999, *fastest, stdin=lines)
@@ -216,7 +200,7 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
 
 def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: Path) -> None:
     for command, flag in (("evaluate", ["--save-profile"]), ("evaluate", ["--save-calibration"]), ("calibrate", [])):
-        line = error_of(mrr(command, "owner/name", "toy", "--output", tmp_path / "out", *flag))
+        line = mrr(command, "owner/name", "toy", "--output", tmp_path / "out", *flag).error
         assert "'owner/name' is no local folder" in line
     assert not (tmp_path / "out").exists()
 
@@ -225,18 +209,19 @@ def test_measurements_of_the_shipped_model_are_stored_with_a_copy(mrr: Mrr, fact
     given = ("mini", f"{facts_beir}#test", "--output", tmp_path / "out", "--depth", 6, "--keep-ratio", 1)
     before = (SHIPPED["mini"] / "profile.json").read_bytes()
     for words in (("evaluate", *given, "--save-profile"), ("calibrate", *given)):
-        assert "'mini' is a part of the installed package, so nothing is stored with it. Name a folder" in error_of(
-            mrr(*words)
+        assert (
+            "'mini' is a part of the installed package, so nothing is stored with it. Name a folder"
+            in mrr(*words).error
         )
     assert not (tmp_path / "out").exists()
-    result = mrr("evaluate", *given, *QUICK, "--save-profile", "--save-to", tmp_path / "copy")
+    result = mrr("evaluate", *given, *FAST, "--save-profile", "--save-to", tmp_path / "copy")
     assert result.exit_code == 0, result.output
     assert f"the profile is stored in {tmp_path / 'copy'}" in result.stdout
     copied = MatryoshkaReranker(tmp_path / "copy", dtype="float32").profile
     assert copied is not None
     assert copied.collections == ("facts",)
     assert (SHIPPED["mini"] / "profile.json").read_bytes() == before
-    assert "--save-to names where to store" in error_of(mrr("evaluate", *given, "--save-to", tmp_path / "copy"))
+    assert "--save-to says where to store" in mrr("evaluate", *given, "--save-to", tmp_path / "copy").error
 
 
 # Calibrating
@@ -282,21 +267,21 @@ def test_calibrate_by_texts(mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "give collections with judgements, or --texts without, and not both"),
-        (["toy", "--texts", "a.jsonl"], "and not both"),
+        ([], "give either collections with judgements or texts (--texts)"),
+        (["toy", "--texts", "a.jsonl"], "give either collections"),
         (["--texts", "absent.jsonl"], "absent.jsonl"),
         (["toy", "--limit-queries", "0"], "--limit-queries"),
     ],
 )
 def test_calibrate_refuses_what_it_cannot_fit_on(mrr: Mrr, tmp_path: Path, arguments: list[str], part: str) -> None:
-    assert part in error_of(mrr("calibrate", "mini", "--dry-run", "--output", tmp_path / "out", *arguments))
+    assert part in mrr("calibrate", "mini", "--dry-run", "--output", tmp_path / "out", *arguments).error
 
 
-def test_calibrate_says_how_to_go_on(mrr: Mrr, facts_beir: Path, tmp_path: Path) -> None:
-    with patch.object(MatryoshkaReranker, "logits", side_effect=KeyboardInterrupt):
+def test_calibrate_says_how_to_resume(mrr: Mrr, facts_beir: Path, tmp_path: Path) -> None:
+    with patch.object(InferenceEngine, "logits", side_effect=KeyboardInterrupt):
         result = mrr("calibrate", "mini", f"{facts_beir}#test", "--dry-run", "--output", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr.startswith("stopped: run the same command to resume from what is in ")
+    assert result.stderr.startswith("stopped: run the same command to resume from ")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "calibrate"])
@@ -306,10 +291,13 @@ def test_help_names_every_flag(mrr: Mrr, command: str) -> None:
         assert flag in text
 
 
-def test_ratios_split_at_commas_but_for_mappings() -> None:
-    grid: dict[str, Any] = {"model": "mini", "collections": ("toy",)}
-    settings = commands._settings(**grid, keep_ratios=commands._ratios(["1,0.5", "1:0.5,3:0.25"]), depths=(6,))
-    assert settings.grid((6,), merges=True) == [
+@pytest.mark.parametrize("command", [commands.EvaluateCommand, commands.CalibrateCommand])
+def test_ratios_split_at_commas_but_for_mappings(command: Any) -> None:
+    seen: list[Any] = []
+    flags_of(command)(seen.append)(
+        model="mini", collections=["toy"], keep_ratios=["1,0.5", "1:0.5,3:0.25"], depths=["6"]
+    )
+    assert seen[0].grid((6,), merges=True) == [
         Compression(6, 1.0),
         Compression(6, 0.5),
         Compression(6, {1: 0.5, 3: 0.25}),

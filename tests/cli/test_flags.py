@@ -1,17 +1,17 @@
-"""Flags and YAML files of a settings model: both give the same settings, flags win, and faults are a line each."""
+"""Flags and YAML files of a config: both make the same config, flags win, and each fault is one line."""
 
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from typer.main import get_command
 from typer.testing import CliRunner
 from typing_extensions import Self
@@ -19,19 +19,16 @@ from typing_extensions import Self
 from mrr_model.cli.command import Command
 from mrr_model.cli.flags import flags_of, read_yaml
 from mrr_model.training.config import FinetuneConfig
+from mrr_model.validation.config import Config, Flag
 from mrr_model.validation.config_errors import ConfigError, lines_of
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Low(Settings):
+class Low(Config):
     rank: int = Field(default=8, ge=1)
     """Size of the low one."""
 
 
-class Stage(Settings):
+class Stage(Config):
     learning_rate: float = Field(default=1e-3, gt=0)
     """How fast."""
     max_steps: int | None = None
@@ -44,7 +41,7 @@ class Stage(Settings):
     """What is below."""
 
 
-class Run(Settings):
+class Run(Config):
     model: str
     """What runs."""
     data: tuple[str, ...] = Field(min_length=1)
@@ -67,7 +64,7 @@ class Run(Settings):
     """Before."""
     last: Stage = Stage()
     """After."""
-    trainer: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default={})
     """All else."""
 
     @model_validator(mode="after")
@@ -88,7 +85,7 @@ class Outcome:
     output: str
 
     @property
-    def settings(self) -> Run:
+    def config(self) -> Run:
         assert (self.code, self.lines) == (0, []), self.output
         [ran] = self.ran
         return ran
@@ -97,7 +94,7 @@ class Outcome:
 def command(*arguments: object) -> Outcome:
     ran: list[Run] = []
     app = typer.Typer(rich_markup_mode=None)
-    app.command(cls=Command)(flags_of(Run, ran.append))
+    app.command(cls=Command)(flags_of(Run, file=True)(ran.append))
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in arguments])
     lines = result.exception.lines if isinstance(result.exception, ConfigError) else []
     return Outcome(result.exit_code, ran, lines, result.exception, result.output)
@@ -108,7 +105,7 @@ MINIMAL = {"model": "m", "data": ["d"]}
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Callable[[str], Path]:
+def config_file(tmp_path: Path) -> Callable[[str], Path]:
     """A file of that content."""
 
     def write(content: str) -> Path:
@@ -119,13 +116,13 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_every_leaf_of_the_settings_is_a_flag() -> None:
+def test_every_leaf_of_the_config_is_a_flag() -> None:
     app = typer.Typer(add_completion=False)
-    app.command()(flags_of(Run, lambda _: None))
+    app.command()(flags_of(Run, file=True)(lambda _: None))
     flags = [[*option.opts, *option.secondary_opts] for option in get_command(app).params if option.name != "help"]
     stage = ["learning-rate", "max-steps", "ratios", "frozen", "low-rank"]
     assert [names[0] for names in flags] == [
-        "config",
+        "config_file",
         *(
             f"--{name}"
             for name in ("model", "data", "output", "exits", "kinds", "kind", "fast", "yes", "no", "trainer")
@@ -135,13 +132,13 @@ def test_every_leaf_of_the_settings_is_a_flag() -> None:
     assert [names[1] for names in flags if len(names) > 1] == ["--no-fast", "--no-first-frozen", "--no-last-frozen"]
 
 
-def test_what_is_not_given_is_left_to_the_settings() -> None:
-    run = command(*REQUIRED).settings
+def test_what_is_not_given_is_left_to_the_config() -> None:
+    run = command(*REQUIRED).config
     assert run == Run(model="m", data=("d",))
     assert run.model_fields_set == {"model", "data"}
 
 
-class Sources(Settings):
+class Sources(Config):
     data: tuple[str, ...]
     """Where it comes from."""
     dev: tuple[str, ...] = ()
@@ -151,7 +148,7 @@ class Sources(Settings):
 def test_every_list_of_texts_is_given_once_for_each_since_a_text_may_hold_commas() -> None:
     ran: list[Sources] = []
     app = typer.Typer()
-    app.command()(flags_of(Sources, ran.append))
+    app.command()(flags_of(Sources)(ran.append))
     result = CliRunner().invoke(app, ["--data", "a", "--dev", "qrels=q,corpus=c", "--dev", "d"])
     assert result.exit_code == 0, result.output
     assert ran == [Sources(data=("a",), dev=("qrels=q,corpus=c", "d"))]
@@ -181,7 +178,7 @@ def test_every_list_of_texts_is_given_once_for_each_since_a_text_may_hold_commas
     ],
 )  # fmt: skip
 def test_flags(flags: list[str], given: dict[str, Any]) -> None:
-    assert command(*REQUIRED, *flags).settings == Run(**{**MINIMAL, **given})
+    assert command(*REQUIRED, *flags).config == Run(**{**MINIMAL, **given})
 
 
 stages = st.builds(
@@ -209,12 +206,12 @@ runs = st.builds(
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(run=runs)
-def test_settings_written_as_json_are_read_back(config: Callable[[str], Path], run: Run) -> None:
-    assert command(config(run.model_dump_json())).settings == run
+def test_a_config_written_as_json_is_read_back(config_file: Callable[[str], Path], run: Run) -> None:
+    assert command(config_file(run.model_dump_json())).config == run
 
 
-def test_flags_win_over_the_file(config: Callable[[str], Path]) -> None:
-    file = config(
+def test_flags_win_over_the_file(config_file: Callable[[str], Path]) -> None:
+    file = config_file(
         """
 model: from the file
 data: [one, two]
@@ -232,9 +229,9 @@ trainer: {a: 1, b: {c: 2, d: 3}}
         first=Stage(learning_rate=2e-4, ratios=(4,), low=Low(rank=3)),
         trainer={"a": 1, "b": {"c": 2, "d": 3}},
     )
-    assert command(file).settings == run
+    assert command(file).config == run
     flags = ("--model", "m", "--data", "d", "--fast", "--first-max-steps", 5, "--first-low-rank", 9, "--exits", 1)
-    assert command(*flags, "--trainer", "a=4", "--trainer", "b={d: 5}", file).settings == Run(
+    assert command(*flags, "--trainer", "a=4", "--trainer", "b={d: 5}", file).config == Run(
         model="m",
         data=("d",),
         exits=(1,),
@@ -243,10 +240,10 @@ trainer: {a: 1, b: {c: 2, d: 3}}
     )
 
 
-def test_a_flag_makes_what_the_file_says_is_none(config: Callable[[str], Path]) -> None:
-    file = config("model: m\ndata: [d]\nfirst: {low: null}")
-    assert command(file).settings.first == Stage()
-    assert command(file, "--first-low-rank", 2).settings.first == Stage(low=Low(rank=2))
+def test_a_flag_makes_a_nested_config_that_the_file_leaves_out(config_file: Callable[[str], Path]) -> None:
+    file = config_file("model: m\ndata: [d]\nfirst: {low: null}")
+    assert command(file).config.first == Stage()
+    assert command(file, "--first-low-rank", 2).config.first == Stage(low=Low(rank=2))
 
 
 @pytest.mark.parametrize(
@@ -257,22 +254,23 @@ def test_a_flag_makes_what_the_file_says_is_none(config: Callable[[str], Path]) 
         ("yes", "yes"), ("No", "No"), ("on", "on"), ("off", "off"), ("true", True), ("False", False), ("null", None),
     ],
 )  # fmt: skip
-def test_yaml_values_are_those_of_yaml_1_2(config: Callable[[str], Path], text: str, value: object) -> None:
-    read = read_yaml(config(f"key: {text}"))["key"]
+def test_yaml_values_are_those_of_yaml_1_2(config_file: Callable[[str], Path], text: str, value: object) -> None:
+    read = read_yaml(config_file(f"key: {text}"))["key"]
     assert (type(read), read) == (type(value), value)
 
 
-def test_yes_and_no_are_keys(config: Callable[[str], Path]) -> None:
-    run = command(config("model: m\ndata: [d]\nyes: Yes\nno: No")).settings
+def test_yes_and_no_are_keys(config_file: Callable[[str], Path]) -> None:
+    run = command(config_file("model: m\ndata: [d]\nyes: Yes\nno: No")).config
     assert (run.yes, run.no) == ("Yes", "No")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"config\.yaml must hold a mapping of settings, got NoneType"),
-        ("- model", r"config\.yaml must hold a mapping of settings, got list"),
-        ("model", r"config\.yaml must hold a mapping of settings, got str"),
+        ("", r"config\.yaml is empty"),
+        ("# nothing\n", r"config\.yaml is empty"),
+        ("- model", r"config\.yaml must hold a mapping of options .*, got list"),
+        ("model", r"config\.yaml must hold a mapping of options .*, got str"),
         ("model: [", r"config\.yaml is not valid YAML: "),
         ("model: a\n model: b", r"config\.yaml is not valid YAML: "),
         ("model: !!python/object:os.system x", r"config\.yaml is not valid YAML: could not determine a constructor"),
@@ -281,9 +279,9 @@ def test_yes_and_no_are_keys(config: Callable[[str], Path]) -> None:
         pytest.param(f"model: {'[' * 10_000}", r"config\.yaml is nested too deeply", id="deep"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_named(config: Callable[[str], Path], content: str, message: str) -> None:
+def test_a_file_that_is_no_mapping_is_named(config_file: Callable[[str], Path], content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_yaml(config(content))
+        read_yaml(config_file(content))
 
 
 def test_a_file_that_is_no_text_or_not_there_is_named(tmp_path: Path) -> None:
@@ -295,8 +293,8 @@ def test_a_file_that_is_no_text_or_not_there_is_named(tmp_path: Path) -> None:
             read_yaml(tmp_path / name)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(config: Callable[[str], Path]) -> None:
-    assert read_yaml(config("\ufeffmodel: m")) == {"model": "m"}
+def test_a_byte_order_mark_is_no_part_of_the_first_key(config_file: Callable[[str], Path]) -> None:
+    assert read_yaml(config_file("\ufeffmodel: m")) == {"model": "m"}
 
 
 @pytest.mark.parametrize(
@@ -348,10 +346,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(config: Callable[[str], P
         ),
     ],
 )  # fmt: skip
-def test_faults_are_told_one_by_one_in_plain_words(
-    config: Callable[[str], Path], content: str, flags: tuple[str, ...], lines: list[str]
+def test_each_fault_is_one_line_in_plain_words(
+    config_file: Callable[[str], Path], content: str, flags: tuple[str, ...], lines: list[str]
 ) -> None:
-    file = config(content)
+    file = config_file(content)
     outcome = command(file, *flags)
     assert (outcome.ran, outcome.lines) == ([], [line.replace("FILE", str(file)) for line in lines])
 
@@ -395,7 +393,7 @@ def test_what_is_no_flag_is_a_usage_error(flags: tuple[str, ...]) -> None:
     assert "Usage" in outcome.output
 
 
-def test_help_tells_what_the_settings_tell() -> None:
+def test_help_says_what_the_config_says() -> None:
     outcome = command("--help")
     assert outcome.code == 0
     text = " ".join(outcome.output.split())
@@ -406,7 +404,7 @@ def test_help_tells_what_the_settings_tell() -> None:
         "How wide. [default: 1,2]",
         "Stage last: As above: --last-learning-rate X [0.001] --last-max-steps N",
         "--exits N,N,… Where it ends. ",
-        "--data SOURCE Where it comes from.",
+        "--data SOURCE Where it comes from. [required, here or in the file]",
         "--trainer KEY=VALUE All else.",
         "--kind x|y Of which kind. [default: x]",
         "--fast / --no-fast Whether it hurries. [default: on]",
@@ -419,3 +417,98 @@ def test_a_list_whose_items_are_wrong_is_not_called_too_short() -> None:
     with pytest.raises(ValidationError) as raised:
         FinetuneConfig(model="m", train=("t",), output=Path("o"), exits=("a",))  # type: ignore[arg-type]
     assert lines_of(raised.value) == ["exits, item 1, must be a whole number, got 'a'."]
+
+
+class Declared(Config):
+    """What annotations may say of fields."""
+
+    help_last: ClassVar[tuple[str, ...]] = ("rates",)
+
+    sources: Annotated[tuple[str, ...], Flag(argument=True, required=True, metavar="SOURCE…")] = ()
+    """What is read."""
+    query: Annotated[str, Flag(short="-q")]
+    """What is asked."""
+    depths: Annotated[tuple[int, ...] | None, Flag("--depth", default="all exits")] = None
+    """How deep."""
+    rates: Annotated[tuple[float, ...], Flag(split=lambda text: text.split("/"), metavar="X/X/…")] = ()
+    """How fast."""
+    names: tuple[Literal["a", "b"], ...] = ("a",)
+    """Which ones."""
+    kept: Annotated[bool | None, Flag(default="as the model says")] = None
+    """Keep them."""
+    local: bool = False
+    """Ask nobody."""
+
+
+def declared(*arguments: str) -> Any:
+    ran: list[Declared] = []
+    app = typer.Typer(rich_markup_mode=None)
+    app.command(cls=Command)(flags_of(Declared)(ran.append))
+    return ran, CliRunner(env={"COLUMNS": "100"}).invoke(app, arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "given"),
+    [
+        ([], {}),
+        (["--depth", "4,2"], {"depths": (4, 2)}),
+        (["--depth", "4", "--depth", "2,1"], {"depths": (4, 2, 1)}),
+        (["--rates", "1/2.5", "--rates", "3"], {"rates": (1.0, 2.5, 3.0)}),
+        (["--names", "b,a"], {"names": ("b", "a")}),
+        (["--kept"], {"kept": True}),
+        (["--no-kept"], {"kept": False}),
+        (["--local"], {"local": True}),
+    ],
+)
+def test_a_field_says_how_it_is_given(flags: list[str], given: dict[str, Any]) -> None:
+    ran, result = declared("s", "-q", "w", "t,u", *flags)
+    assert result.exit_code == 0, result.output
+    assert ran == [Declared(sources=("s", "t,u"), query="w", **given)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-q", "w"], "Missing argument 'SOURCE…'"),
+        (["s"], "Missing option '--query' / '-q'"),
+        (["s", "-q", "w", "--no-local"], "No such option"),
+        (["s", "-q", "w", "--dept", "4"], "--depth"),
+    ],
+)
+def test_a_command_says_what_it_misses(arguments: list[str], message: str) -> None:
+    ran, result = declared(*arguments)
+    assert (ran, result.exit_code) == ([], 2)
+    assert message in result.stderr
+
+
+def test_a_fault_has_the_name_that_the_user_gave() -> None:
+    _, result = declared("s", "-q", "w", "--depth", "4,x", "--rates", "y")
+    assert isinstance(result.exception, ConfigError)
+    assert result.exception.lines == [
+        "--depth, item 2, must be a whole number, got 'x'.",
+        "--rates, item 1, must be a number, got 'y'.",
+    ]
+
+
+def test_help_shows_what_a_field_declares() -> None:
+    _, result = declared("--help")
+    text = " ".join(result.stdout.split())
+    for part in (
+        "[OPTIONS] SOURCE…",
+        "Arguments: SOURCE… What is read.",
+        "Options: -q, --query TEXT What is asked. [required]",
+        "--depth N,N,… How deep. [default: all exits]",
+        "--names A,B,… Which ones. [default: a]",
+        "--kept / --no-kept Keep them. [default: as the model says]",
+        "--local Ask nobody.",
+        "Advanced: --rates X/X/… How fast.",
+    ):
+        assert part in text
+    assert "--no-local" not in text
+
+
+def test_bytes_that_are_no_utf_8_stay_in_paths_alone() -> None:
+    ran, result = declared("s", "-q", "caf\udce9")
+    assert result.exit_code == 0, result.output
+    assert ran[0].query == "caf\ufffd"
+    assert command(*REQUIRED, "--output", "caf\udce9").config.output == Path("caf\udce9")

@@ -14,7 +14,6 @@ import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typer.testing import CliRunner
 
-from mrr_model import reranker
 from mrr_model.cli import app as cli
 from mrr_model.cli.command import Command, Group
 from mrr_model.cli.reporting import INTERRUPTED, reported
@@ -28,8 +27,9 @@ def shell(line: str) -> tuple[int, str, str]:
     return run.returncode, run.stdout, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("line", "code", "told"),
+    ("line", "code", "message"),
     [
         (f"{MRR} rerank -q x <&-", 2, "error: no documents: stdin is closed. "),
         (f"echo a | {MRR} rerank -q x >&-", 2, "error: stdout is closed"),
@@ -41,14 +41,15 @@ def shell(line: str) -> tuple[int, str, str]:
         (f"{MRR} finetune --help | head -n 0", 0, ""),
     ],
 )
-def test_closed_and_full_streams_leave_one_line_at_most(line: str, code: int, told: str) -> None:
+def test_closed_and_full_streams_leave_one_line_at_most(line: str, code: int, message: str) -> None:
     ended, out, errors = shell(line)
     assert (ended, out) == (code, "")
-    assert errors.startswith(told)
-    assert len(errors.splitlines()) == (1 if told else 0)
+    assert errors.startswith(message)
+    assert len(errors.splitlines()) == (1 if message else 0)
 
 
-def test_no_file_takes_the_place_of_a_closed_stream() -> None:
+@pytest.mark.slow
+def test_no_file_takes_the_number_of_a_closed_stream() -> None:
     opened = "from mrr_model.cli.reporting import open_streams; open_streams()"
     code = f"import os, sys; {opened}; sys.exit(os.open('.', 0) > 2)"
     assert shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-')[0] == 1
@@ -56,7 +57,7 @@ def test_no_file_takes_the_place_of_a_closed_stream() -> None:
 
 @pytest.fixture
 def run() -> Callable[[Callable[[], object]], Any]:
-    """``run(function)`` runs it as a command of ``mrr``."""
+    """`run(function)` runs it as a command of `mrr`."""
 
     def invoke(function: Callable[[], object], *words: str) -> Any:
         app = typer.Typer(cls=Group, rich_markup_mode=None)
@@ -77,7 +78,7 @@ class Holder(BaseModel):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ValueError("two\nlines"), "two lines"),
         (OSError(28, "No space left on device"), "No space left on device."),
@@ -88,13 +89,13 @@ class Holder(BaseModel):
         (ImportError("no such library"), "no such library"),
     ],
 )
-def test_a_failure_is_one_line(run: Any, error: Exception, told: str) -> None:
+def test_a_failure_is_one_line(run: Any, error: Exception, message: str) -> None:
     def function() -> None:
         with reported():
             raise error
 
     result = run(function)
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {told}\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
 def test_pydantics_words_are_translated_wherever_they_come_from(run: Any) -> None:
@@ -108,13 +109,13 @@ def test_pydantics_words_are_translated_wherever_they_come_from(run: Any) -> Non
 
 
 def test_a_damaged_files_faults_are_in_the_same_words() -> None:
-    for content, told in (
+    for content, message in (
         ({"points": [{"number": "x"}, 3]}, "points.0.number must be a whole number, got 'x'. points, item 2, must "),
         ({}, "points is missing"),
     ):
         with pytest.raises(ValidationError) as raised:
             Holder.model_validate(content)
-        assert faults_of(raised.value).startswith(told)
+        assert faults_of(raised.value).startswith(message)
 
 
 def test_a_fault_of_the_package_keeps_its_traceback(run: Any) -> None:
@@ -168,32 +169,3 @@ def test_a_terminal_without_a_character_shows_a_question_mark(
         assert result.output.isascii()
     if "table" in words:
         assert "the panda ? ??" in result.stdout
-
-
-def test_rerank_passes_on_only_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
-
-    def record(model: str, **options: Any) -> NoReturn:
-        seen.append(options)
-        raise ValueError("seen")
-
-    monkeypatch.setattr(reranker, "MatryoshkaReranker", record)
-    always = {"device": "auto", "dtype": "auto", "normalize": True, "local_files_only": False}
-    given = ["--depth", "3", "--keep-ratio", "0.5", "--max-length", "64", "--prompt", "p\udcff", "--batch-tokens", "9"]
-    for words in ([], given):
-        CliRunner().invoke(cli.app, ["rerank", "-q", "x", *words], input="a")
-    assert seen == [
-        always,
-        {**always, "depth": 3, "keep_ratio": "0.5", "max_length": 64, "prompt": "p\ufffd", "batch_tokens": 9},
-    ]
-
-
-def test_a_query_that_is_no_utf_8_is_scored_with_the_replacement_character(saved_encoder: Path) -> None:
-    def scored(query: str, text: str) -> tuple[int, str]:
-        words = ["rerank", "-q", query, "--model", str(saved_encoder), "--max-length", "64", "--depth", "2"]
-        result = CliRunner().invoke(cli.app, words, input=text)
-        return result.exit_code, result.stdout.partition('"index"')[2]
-
-    code, expected = scored("panda \ufffd", '{"text": "what \ufffd"}')
-    assert (code, bool(expected)) == (0, True)
-    assert scored("panda \udce9", r'{"text": "what \ud83d"}') == (0, expected)

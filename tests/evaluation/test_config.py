@@ -1,4 +1,4 @@
-"""The configuration of an evaluation, and its grid of settings."""
+"""The config of an evaluation and of a calibration, and its grid of settings."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mrr_model import Compression
-from mrr_model.evaluation.config import DEPTHS, RATIOS, EvaluateConfig
+from mrr_model.compression import DEFAULT_KEEP_RATIOS
+from mrr_model.evaluation.config import DEPTHS, CalibrateConfig, EvaluateConfig
 from mrr_model.evaluation.presets import preset
 
 EXITS = (2, 3, 4, 5, 6)
 
 
-def settings_of(**given: Any) -> EvaluateConfig:
+def config_of(**given: Any) -> EvaluateConfig:
     return EvaluateConfig(**{"collections": ("toy",), **given})
 
 
@@ -28,7 +29,7 @@ def settings_of(**given: Any) -> EvaluateConfig:
 def test_full_size_comes_first_and_no_setting_twice(
     exits: list[int], depths: tuple[int, ...] | None, ratios: tuple[Any, ...] | None, merges: bool
 ) -> None:
-    grid = settings_of(depths=depths, keep_ratios=ratios).grid(exits, merges)
+    grid = config_of(depths=depths, keep_ratios=ratios).grid(exits, merges)
     assert grid[0] == Compression(exits[-1], 1.0)
     assert len(set(grid)) == len(grid)
     for setting in grid:
@@ -36,21 +37,21 @@ def test_full_size_comes_first_and_no_setting_twice(
 
 
 def test_without_depths_and_ratios_the_grid_is_spread_over_the_exits() -> None:
-    grid = settings_of().grid(range(8, 33), merges=True)
+    grid = config_of().grid(range(8, 33), merges=True)
     assert {setting.depth for setting in grid} == {32, 26, 20, 14, 8}
-    assert {setting.keep_ratio for setting in grid} == set(RATIOS)
-    assert len(grid) == DEPTHS * len(RATIOS)
-    assert settings_of().grid((4, 6), merges=False) == [Compression(6, 1.0), Compression(4, 1.0)]
-    assert settings_of().grid((6,), merges=False) == [Compression(6, 1.0)]
+    assert {setting.keep_ratio for setting in grid} == set(DEFAULT_KEEP_RATIOS)
+    assert len(grid) == DEPTHS * len(DEFAULT_KEEP_RATIOS)
+    assert config_of().grid((4, 6), merges=False) == [Compression(6, 1.0), Compression(4, 1.0)]
+    assert config_of().grid((6,), merges=False) == [Compression(6, 1.0)]
 
 
-def test_depths_come_to_exits_and_doubles_go() -> None:
-    grid = settings_of(depths=(3, 100, 7, 6, 3), keep_ratios=("1", 1.0, 0.5)).grid((2, 4, 6), merges=True)
+def test_depths_resolve_to_exits_and_repetitions_go() -> None:
+    grid = config_of(depths=(3, 100, 7, 6, 3), keep_ratios=("1", 1.0, 0.5)).grid((2, 4, 6), merges=True)
     assert grid == [Compression(6, 1.0), Compression(2, 1.0), Compression(2, 0.5), Compression(6, 0.5)]
 
 
 def test_a_depth_below_the_first_exit_stays_for_the_model_to_refuse() -> None:
-    assert settings_of(depths=(1,)).grid(EXITS, merges=False)[1] == Compression(1, 1.0)
+    assert config_of(depths=(1,)).grid(EXITS, merges=False)[1] == Compression(1, 1.0)
 
 
 def test_a_settings_file_is_a_grid(tmp_path: Path) -> None:
@@ -60,14 +61,14 @@ def test_a_settings_file_is_a_grid(tmp_path: Path) -> None:
         "- {}\n- {keep_ratio: '2:0.5'}\n- {depth: 4, keep_ratio: 0.5}\n",
         encoding="utf-8",
     )
-    assert settings_of(settings=file).grid(EXITS, merges=True) == [
+    assert config_of(settings=file).grid(EXITS, merges=True) == [
         Compression(6, 1.0),
         Compression(4, 0.5),
         Compression(5, {1: 0.5, 3: 0.25}),
         Compression(6, {2: 0.5}),
     ]
     (tmp_path / "grid.json").write_text('[{"depth": 3, "keep_ratio": {"1": 0.5}}]', encoding="utf-8")
-    assert settings_of(settings=tmp_path / "grid.json").grid(EXITS, merges=True)[1] == Compression(3, {1: 0.5})
+    assert config_of(settings=tmp_path / "grid.json").grid(EXITS, merges=True)[1] == Compression(3, {1: 0.5})
 
 
 @pytest.mark.parametrize(
@@ -92,17 +93,19 @@ def test_a_settings_file_that_is_none_is_named(tmp_path: Path, content: bytes, m
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"bad\.yaml.*{message}"):
-        settings_of(settings=file).grid(EXITS, merges=True)
+        config_of(settings=file).grid(EXITS, merges=True)
 
 
 def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
-        settings_of(settings=tmp_path / "absent.yaml").grid(EXITS, merges=True)
+        config_of(settings=tmp_path / "absent.yaml").grid(EXITS, merges=True)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"max_length": 64, "query_max_length": 64}, "query_max_length"),
+        ({"dtype": "int8"}, "dtype"),
         ({"collections": ()}, "name a collection to evaluate on, or a preset"),
         ({"settings": Path("a.yaml"), "depths": (4,)}, "leave out depths and keep_ratios"),
         ({"settings": Path("a.yaml"), "keep_ratios": (0.5,)}, "leave out depths and keep_ratios"),
@@ -117,9 +120,9 @@ def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"depth": 4}, "depth"),
     ],
 )
-def test_settings_that_contradict_are_refused(given: dict[str, Any], message: str) -> None:
+def test_fields_that_contradict_each_other_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        settings_of(**given)
+        config_of(**given)
 
 
 def test_what_is_given_wins_over_the_preset() -> None:
@@ -128,4 +131,24 @@ def test_what_is_given_wins_over_the_preset() -> None:
     assert bare.all_metrics == ("RR@10",)
     own = EvaluateConfig(preset="msmarco-passage", collections=("toy",), metrics=("AP",))
     assert (own.all_collections, own.all_metrics) == (("toy",), ("AP",))
-    assert settings_of().all_metrics == ("nDCG@10",)
+    assert config_of().all_metrics == ("nDCG@10",)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"texts": "pairs.jsonl", "collections": ("toy",)}, {"texts": "pairs.jsonl", "preset": "beir"}, {}],
+)
+def test_a_calibration_takes_either_collections_or_texts(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="texts"):
+        CalibrateConfig(**given)
+
+
+def test_identical_ids_are_kept_as_the_config_says_else_as_the_preset_says() -> None:
+    for fields, left_out in (
+        ({}, True),
+        ({"preset": "beir"}, True),
+        ({"preset": "msmarco-passage"}, False),
+        ({"preset": "msmarco-passage", "keep_identical_ids": False}, True),
+        ({"keep_identical_ids": True}, False),
+    ):
+        assert config_of(**fields).leaves_out_identical_ids == left_out

@@ -511,7 +511,7 @@ def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., 
     qrels = {f"q{number}": {f"d{number}": 1} for number in range(len(TWINS))}
     folder = make_beir(tmp_path / "twins", queries, corpus, qrels, {query: list(corpus) for query in queries})
     given = {**SMALL, "max_length": 64, "depths": (6,), "keep_ratios": (1.0,), "collections": (str(folder),)}
-    kept = evaluate(EvaluateConfig(**given, ignore_identical_ids=False, output=tmp_path / "kept"))
+    kept = evaluate(EvaluateConfig(**given, keep_identical_ids=True, output=tmp_path / "kept"))
     assert kept.profile.full.quality == pytest.approx(1 / math.log2(3))  # the query itself comes first
     assert results_of(tmp_path / "kept")["ignore_identical_ids"] is False
     assert "left out" not in kept.markdown()
@@ -525,7 +525,7 @@ def test_a_querys_own_document_is_left_out_and_counted(make_beir: Callable[..., 
             assert query not in found
     by_preset = {name: EvaluateConfig(**given, preset=name).leaves_out_identical_ids for name in PRESETS}
     assert by_preset == {"msmarco-passage": False, "msmarco-document": False, "beir": True}
-    assert EvaluateConfig(**given, preset="msmarco-passage", ignore_identical_ids=True).leaves_out_identical_ids
+    assert EvaluateConfig(**given, preset="msmarco-passage", keep_identical_ids=False).leaves_out_identical_ids
 
 
 @pytest.mark.usefixtures("_no_pictures")

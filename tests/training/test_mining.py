@@ -188,7 +188,7 @@ def known(corpus: list[str]) -> list[str]:
 
 
 def test_mine_by_bm25_changes_negatives_and_scores_alone() -> None:
-    mined = list(mining.mine(GROUPS, CORPUS, MineConfig(negatives=3, depth=5, seed=2)))
+    mined = list(mining.mine(GROUPS, CORPUS, MineConfig(negatives=3, top_k=5, seed=2)))
     negatives = mine_bm25(
         [group.query for group in GROUPS],
         [group.positives for group in GROUPS],
@@ -204,7 +204,7 @@ def test_mine_by_bm25_changes_negatives_and_scores_alone() -> None:
 
 
 def test_mine_by_bi_encoder_is_mine_dense(fake_encoder: list[str]) -> None:
-    config = MineConfig("some/encoder", negatives=3, depth=5, margin=0.75, seed=2)
+    config = MineConfig(encoder="some/encoder", negatives=3, top_k=5, margin=0.75, seed=2)
     mined = list(mining.mine(GROUPS, CORPUS, config))
     positives = [list(group.positives) for group in GROUPS]
     queries, passages = (unit(texts) for texts in ([group.query for group in GROUPS], known(CORPUS)))
@@ -217,7 +217,7 @@ def test_mine_by_bi_encoder_is_mine_dense(fake_encoder: list[str]) -> None:
 
 @pytest.mark.usefixtures("fake_encoder")
 def test_scores_are_the_cosines_of_their_passages() -> None:
-    for group in mining.mine(GROUPS, CORPUS, MineConfig("some/encoder", negatives=4, scores=True)):
+    for group in mining.mine(GROUPS, CORPUS, MineConfig(encoder="some/encoder", negatives=4, scores=True)):
         assert group.positive_scores is not None
         assert group.negative_scores is not None
         passages = [*group.positives, *group.negatives]
@@ -229,7 +229,7 @@ def test_scores_are_the_cosines_of_their_passages() -> None:
 @pytest.mark.parametrize("encoder", [None, "some/encoder"])
 @pytest.mark.usefixtures("fake_encoder")
 def test_mining_nothing_gives_nothing(encoder: str | None) -> None:
-    assert list(mining.mine([], CORPUS, MineConfig(encoder))) == []
+    assert list(mining.mine([], CORPUS, MineConfig(encoder=encoder))) == []
 
 
 def test_scores_ask_for_a_bi_encoder() -> None:
@@ -246,7 +246,7 @@ def test_negatives_come_from_the_corpus_of_a_beir_folder(tmp_path: Path) -> None
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\t0\t1\n")
-    [group] = mine_sources([f"{tmp_path}#dev"], MineConfig(negatives=7, depth=15))
+    [group] = mine_sources([f"{tmp_path}#dev"], MineConfig(negatives=7, top_k=15))
     assert (group.query, group.positives) == ("rain", ("rain rain",))
     assert len(group.negatives) == 7
     assert set(group.negatives) <= {text for text in CORPUS if "rain" in text}  # 15 of 64; one reads as the positive
@@ -297,10 +297,10 @@ DUPLICATES = [
 
 
 @pytest.mark.parametrize("encoder", [None, "some/encoder"])
-@pytest.mark.parametrize("depth", [0, 1, 5, 80])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 80])
 @pytest.mark.usefixtures("fake_encoder")
-def test_a_query_is_not_its_own_negative(encoder: str | None, depth: int) -> None:
-    asked = {"encoder": encoder, "negatives": 60, "depth": depth, "margin": 1.0}
+def test_a_query_is_not_its_own_negative(encoder: str | None, top_k: int) -> None:
+    asked = {"encoder": encoder, "negatives": 60, "top_k": top_k, "margin": 1.0}
     for group in mining.mine(QUESTIONS, DUPLICATES, MineConfig(**asked)):  # type: ignore[arg-type]
         assert group.query not in {" ".join(text.lower().split()) for text in group.negatives}
 
@@ -327,13 +327,13 @@ def test_a_beir_folders_own_document_is_no_negative(make_beir: Callable[..., Pat
     folder = make_beir(
         tmp_path / "arguments", {"q": "rain river", "r": "stone"}, corpus, {"q": {"d": 1}, "r": {"d": 1}}
     )
-    config = MineConfig(negatives=8, depth=depth)
+    config = MineConfig(negatives=8, top_k=depth)
     mined = mine_sources([f"{folder}#test"], config)
     first, second = mined
     assert set(first.negatives) == set(WORDS)
     assert "Title rain river" in second.negatives  # which is another query's own
     assert mined.identical == 2  # "rain river" by its id, "stone" by its text
-    with_own = mine_sources([f"{folder}#test"], MineConfig(negatives=9, depth=depth, keep_identical=True))
+    with_own = mine_sources([f"{folder}#test"], MineConfig(negatives=9, top_k=depth, keep_identical=True))
     assert {"Title rain river"} < set(next(with_own).negatives)
     assert "stone" in next(with_own).negatives
     assert (list(with_own), with_own.identical) == ([], 0)
@@ -342,10 +342,10 @@ def test_a_beir_folders_own_document_is_no_negative(make_beir: Callable[..., Pat
 def test_without_sentence_transformers_the_command_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match=r'pip install "matryoshka-reranker\[sentence-transformers\]"'):
-        list(mining.mine(GROUPS, CORPUS, MineConfig("some/encoder")))
+        list(mining.mine(GROUPS, CORPUS, MineConfig(encoder="some/encoder")))
 
 
 def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     with pytest.raises(FileNotFoundError, match=r"encoder='.*nothing' cannot be loaded"):
-        list(mining.mine(GROUPS, CORPUS, MineConfig(str(tmp_path / "nothing"))))
+        list(mining.mine(GROUPS, CORPUS, MineConfig(encoder=str(tmp_path / "nothing"))))

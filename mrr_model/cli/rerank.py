@@ -1,0 +1,141 @@
+"""`mrr rerank`: documents in, the same ranked out."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import typer
+from pydantic import model_validator
+from typing_extensions import Self
+
+from mrr_model.cli.documents import Document, Format, read_documents, write_json_lines
+from mrr_model.cli.flags import flags_of
+from mrr_model.cli.reporting import need_output, say
+from mrr_model.inference.config import InferenceConfig
+from mrr_model.selection.target import IfUnreachable
+from mrr_model.validation.config import Flag
+
+if TYPE_CHECKING:
+    from mrr_model.reranker import RankedDocument
+    from mrr_model.selection.target import Target
+
+NEEDS = {"keep_quality": "--keep-quality", "speedup": "--speedup", "max_latency_ms": "--max-latency-ms"}
+"""Fields that choose a setting, and their flags."""
+
+
+class RerankConfig(InferenceConfig):
+    """The config of `mrr rerank`."""
+
+    help_first: ClassVar[tuple[str, ...]] = ("query", "file", "model")
+
+    query: Annotated[str, Flag(short="-q")]
+    """What the documents are ranked for."""
+    file: Annotated[Path | None, Flag(argument=True, metavar="FILE|-")] = None
+    """One document per line, plain text or JSON objects; may be gzipped. - reads stdin; so does a pipe without FILE."""
+    model: str = "mini"
+    """mini (shipped), a local folder or a hub id."""
+    depth: Annotated[int | None, Flag(default="the model's, else all")] = None
+    """Layers to run, at most."""
+    keep_ratio: Annotated[str | None, Flag(metavar="RATIO|LAYER:RATIO,…", default="the model's, else 1")] = None
+    """Share of the passage tokens to keep: 0.5, or from each merge layer on: 8:0.5,16:0.25."""
+    keep_quality: float | None = None
+    """Instead of a setting: the fastest that keeps this share of quality."""
+    speedup: float | None = None
+    """Instead of a setting: the best that is this many times faster."""
+    max_latency_ms: float | None = None
+    """Instead of a setting: the best within this time on this device."""
+    if_unreachable: IfUnreachable = "raise"
+    """If no setting is fast enough: an error, or the fastest setting."""
+    refresh_timings: bool = False
+    """With --max-latency-ms: measure this device again."""
+    top_n: Annotated[int | None, Flag(default="all")] = None
+    """Documents to return, at most."""
+    min_score: Annotated[float | None, Flag(default="all")] = None
+    """Return only documents with at least this score."""
+    text_field: Annotated[str | None, Flag(metavar="NAME", default="text")] = None
+    """Field of the JSON objects to score; their "title", if any, goes before it."""
+    input_format: Format = "auto"
+    """auto: JSON lines if the file's name or its first line looks like it."""
+    output_format: Annotated[Literal["auto", "table", "jsonl"], Flag("--format")] = "auto"
+    """auto: a table on a terminal, else JSON lines."""
+    explain: bool = False
+    """Say on stderr which setting runs, and why."""
+    raw: bool = False
+    """Return raw logits, not probabilities."""
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        given = [flag for need, flag in NEEDS.items() if getattr(self, need) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} each choose a setting. Give only one of them")
+        if self.refresh_timings and self.max_latency_ms is None:
+            raise ValueError("--refresh-timings goes with --max-latency-ms: nothing else is timed. Leave it out")
+        if self.if_unreachable != "raise" and not given:
+            raise ValueError("--if-unreachable goes with --speedup or --max-latency-ms. Leave it out")
+        return self
+
+
+@flags_of(RerankConfig)
+def rerank(config: RerankConfig) -> None:
+    """Read documents, rank them and write them."""
+    need_output()
+    documents = read_documents(config.file, config.input_format, config.text_field)
+    if not documents:
+        source = "stdin" if config.file is None or str(config.file) == "-" else config.file
+        say("warning", f"{source} holds no documents.")
+    from mrr_model.reranker import MatryoshkaReranker
+
+    names = ("depth", "keep_ratio", "prompt", "max_length", "query_max_length", "batch_tokens")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
+    options["target"] = _target(config, len(documents))
+    reranker = MatryoshkaReranker(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        normalize=not config.raw,
+        local_files_only=config.local_files_only,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    if config.explain:
+        typer.echo(str(reranker.explain()), err=True)
+    texts = [document.text for document in documents]
+    ranking = reranker.rank(config.query, texts, top_n=config.top_n, min_score=config.min_score)
+    if config.output_format == "table" or (config.output_format == "auto" and sys.stdout.isatty()):
+        _write_table(ranking, documents, f"{config.model}, {reranker.compression}")
+    else:
+        write_json_lines(ranking, documents)
+
+
+def _target(config: RerankConfig, documents: int) -> "Target | None":
+    from mrr_model.selection.target import Target
+
+    needs = {need: value for need in NEEDS if (value := getattr(config, need)) is not None}
+    if not needs:
+        return None
+    if "max_latency_ms" in needs:
+        needs["documents"] = max(1, documents)
+    return Target(**needs, if_unreachable=config.if_unreachable, refresh=config.refresh_timings)
+
+
+def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[Document], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    named = any("id" in document.row or "_id" in document.row for document in documents)
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("id" if named else "index", justify="left" if named else "right", no_wrap=True)
+    table.add_column("text")
+    for rank, ranked in enumerate(ranking, 1):
+        row = documents[ranked.index].row
+        identifier = row.get("_id", row.get("id", ranked.index))
+        start = ranked.text[: 4 * console.width]
+        shown = " ".join("".join(character if character.isprintable() else " " for character in start).split())
+        table.add_row(
+            str(rank), f"{ranked.score:.4f}", Text(str(identifier)), Text(shown, no_wrap=True, overflow="ellipsis")
+        )
+    console.print(table)

@@ -1,0 +1,33 @@
+"""How the commands open and run a model. Help is made from it: nothing here imports torch."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from mrr_model.validation.config import Config, Flag
+
+MANY = 10_000_000
+"""More tokens than any model reads."""
+
+
+class InferenceConfig(Config):
+    """The fields of every command that runs a model."""
+
+    help_last: ClassVar[tuple[str, ...]] = (
+        "prompt", "max_length", "query_max_length", "dtype", "device", "batch_tokens", "local_files_only"
+    )  # fmt: skip
+
+    prompt: Annotated[str | None, Flag(default="the model's, if it takes one")] = None
+    """Instruction after the passage."""
+    max_length: Annotated[int | None, Flag(default="the model's")] = Field(default=None, ge=1, le=MANY)
+    """Tokens per pair."""
+    query_max_length: Annotated[int | None, Flag(default="the template's rule")] = Field(default=None, ge=1, le=MANY)
+    """Tokens per query."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the model."""
+    device: Annotated[str, Flag(metavar="NAME")] = "auto"
+    """Where the model runs: auto, cpu, cuda, cuda:1, mps …"""
+    batch_tokens: Annotated[int | None, Flag(default="by device")] = Field(default=None, ge=1, lt=2**63)
+    """Tokens per batch, padding included."""
+    local_files_only: bool = False
+    """Never ask the hub for the model."""
