@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test lint types docs results test-versions clean
+.PHONY: help quickstart install test test-fast lint fix types docs results test-versions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,16 @@ install: $(VENV)/.dev  ## Install the package, editable, with the development to
 test: lint types  ## Check style and types, then run the tests, the doctests and the README's snippets
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
+test-fast: $(VENV)/.dev  ## Run the tests that start no process, train nothing and need no framework
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
+
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+fix: $(VENV)/.dev  ## Correct style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 types: $(VENV)/.dev  ## Check types
 	$(BIN)/mypy

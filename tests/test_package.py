@@ -4,6 +4,8 @@ import subprocess
 import sys
 from importlib.metadata import metadata, version
 
+import pytest
+
 import mrr_model
 
 DISTRIBUTION = "matryoshka-reranker"
@@ -22,6 +24,7 @@ def test_extras_are_declared() -> None:
     assert set(metadata(DISTRIBUTION).get_all("Provides-Extra") or ()) == EXTRAS
 
 
+@pytest.mark.slow
 def test_import_loads_no_optional_or_slow_library() -> None:
     # In a fresh process: this one has imported them for other tests. Where accelerate and scipy are installed,
     # transformers imports both with its first modelling module, so `mrr_model` has to put that off to first use.

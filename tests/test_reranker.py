@@ -174,6 +174,7 @@ def test_threads_with_different_settings_share_one_reranker(mini: MatryoshkaRera
         assert list(pool.map(work, settings)) == expected
 
 
+@pytest.mark.slow
 def test_pickle_gives_the_same_scores_here_and_in_a_fresh_process(mini: MatryoshkaReranker, tmp_path: Path) -> None:
     expected = mini.score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5)
     assert pickle.loads(pickle.dumps(mini)).score(QUERY, DOCUMENTS, depth=3, keep_ratio=0.5) == expected

@@ -1,1 +1,1 @@
-"""The command line, ``mrr``."""
+"""The command line, `mrr`."""

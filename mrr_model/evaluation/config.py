@@ -75,7 +75,7 @@ class GridConfig(InferenceConfig):
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         if self.settings is not None and (self.depths is not None or self.keep_ratios is not None):
-            raise ValueError("settings is a grid by itself: leave out depths and keep_ratios")
+            raise ValueError("settings is a grid by itself: leave out depths and keep ratios")
         if self.run is not None and len(self.collections) != 1:
             raise ValueError("run belongs to one collection: give exactly one collection with it")
         if self.query_max_length is not None and self.max_length and self.query_max_length >= self.max_length:

@@ -150,6 +150,7 @@ def test_what_a_user_s_own_training_changed_is_not_saved_as_measured(folder: Pat
     assert not (tmp_path / "tuned" / "calibration.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["distill", "vertical", "horizontal"])
 def test_training_drops_what_was_measured(folder: Path, toy_file: Path, tmp_path: Path, stage: str) -> None:
     if stage == "vertical":  # which the horizontal ones were trained beside

@@ -157,6 +157,7 @@ def test_a_kill_while_measurements_are_stored_leaves_whole_files(
         assert contents(folder) == after
 
 
+@pytest.mark.slow
 def test_readers_beside_savers_see_one_checkpoint_each_time(folder: Path, old: Checkpoint, new: Checkpoint) -> None:
     """Savers take turns as fast as they can; old and new differ in weights and in adapters."""
     child = os.fork()

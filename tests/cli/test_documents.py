@@ -1,4 +1,4 @@
-"""What ``mrr rerank`` reads and writes."""
+"""What `mrr rerank` reads and writes."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``stdin(b"...")`` makes it what is piped in."""
+    """`stdin(b"...")` makes it what is piped in."""
     return lambda content: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
 
 

@@ -56,14 +56,9 @@ def test_it_trains_all_stages_and_compares_sizes(
     assert MatryoshkaReranker(tmp_path / "out", max_length=64, dtype="float32").exits == (1, 2, 3, 4)
 
 
-def test_it_is_short() -> None:
-    assert len((EXAMPLES / "finetune.py").read_text(encoding="utf-8").splitlines()) < 80
-
-
 @pytest.mark.parametrize("name", ["langchain_rag", "llama_index_query_engine", "sentence_transformers_rerank"])
 def test_a_framework_s_example_shows_two_settings(name: str) -> None:
     path = EXAMPLES / f"{name}.py"
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 80
     run = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
     settings = [line for line in run.stdout.splitlines() if line.startswith(("precise ", "fast "))]
     assert [line.split()[0] for line in settings] == ["precise", "fast"]

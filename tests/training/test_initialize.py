@@ -49,6 +49,7 @@ def test_exits_start_from_the_models_own_classifier(
         assert torch.equal(head.linear.weight, stock.classifier.weight)  # type: ignore[union-attr,arg-type]
 
 
+@pytest.mark.slow
 def test_after_one_small_step_it_scores_nearly_as_before(cross_encoder: Path, toy_file: Path, tmp_path: Path) -> None:
     before = logits(Finetuning(run_config(cross_encoder, toy_file, tmp_path / "out")).base())
     few = {"max_steps": 1, "learning_rate": 1e-6}
@@ -75,6 +76,7 @@ def test_the_origin_of_other_models_heads_is_printed(
     ]
 
 
+@pytest.mark.slow
 def test_its_last_layers_can_be_left_out_and_its_compensation_trained_alone(
     cross_encoder: Path, toy_file: Path, tmp_path: Path
 ) -> None:

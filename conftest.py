@@ -1,0 +1,83 @@
+"""A test that is not marked `slow` may start no process, train nothing and import no framework."""
+
+import multiprocessing.process
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parent
+SLOW = (
+    "mrr_integrations",
+    "tests/docs",
+    "tests/examples",
+    "tests/integrations",
+    "tests/checkpoint/test_auto_map.py",
+    "tests/checkpoint/test_foreign_loaders.py",
+    "tests/evaluation/test_dev.py",
+    "tests/files/test_locks.py",
+    "tests/inference/test_forking.py",
+    "tests/inference/test_out_of_memory.py",
+    "tests/test_pickling.py",
+    "tests/test_readme.py",
+    "tests/training/test_distributed.py",
+    "tests/training/test_divergence.py",
+    "tests/training/test_kills.py",
+    "tests/training/test_progress.py",
+    "tests/training/test_recipe.py",
+    "tests/training/test_self_distill.py",
+)
+"""Folders and files of which nearly every test is slow. All others are fast, but for tests with the marker."""
+SLOW_FIXTURES = {"in_a_fork"}
+"""Fixtures that only slow tests use."""
+FRAMEWORKS = ("langchain_core", "llama_index", "sentence_transformers")
+
+
+def pytest_configure() -> None:
+    """Let `platform` ask for the processor's name, which starts a process once."""
+    platform.processor()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in a slow folder or file, or uses a slow fixture."""
+    for item in items:
+        lies_in_slow = item.path.relative_to(ROOT).as_posix().startswith(SLOW)
+        if lies_in_slow or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a fast test, and the fixtures that are made for it, that start a process or train."""
+    if item.get_closest_marker("slow"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", _refusing("starts a process"))
+        patch.setattr(multiprocessing.process.BaseProcess, "start", _refusing("starts a process"))
+        patch.setattr(os, "fork", _refusing("starts a process"))
+        if "transformers.trainer" in sys.modules:
+            patch.setattr(sys.modules["transformers.trainer"].Trainer, "train", _refusing("trains"))
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a fast test that imports a framework."""
+    before = {name for name in FRAMEWORKS if name in sys.modules}
+    result = yield
+    imported = {name for name in FRAMEWORKS if name in sys.modules} - before
+    if imported and not item.get_closest_marker("slow"):
+        pytest.fail(f"a fast test imports {', '.join(sorted(imported))}. Mark it slow.")
+    return result
+
+
+def _refusing(action: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        pytest.fail(f"a fast test {action}. Mark it slow.")
+
+    return refuse
