@@ -437,4 +437,4 @@ def test_self_distill_takes_the_model_as_its_argument(mrr: Mrr, encoder: Path, t
     output = tmp_path / "out"
     result = mrr("self-distill", encoder, "--texts", tmp_path / "texts.jsonl", "--output", output)
     assert "is a Matryoshka re-ranker already" in result.error
-    assert not output.exists()  # what did not begin leaves nothing behind
+    assert not output.exists()  # what did not begin leaves nothing
