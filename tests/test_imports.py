@@ -16,7 +16,7 @@ PACKAGES = ("mrr_model", "mrr_integrations")
 BASE = {"files", "validation", "cache"}
 MODEL = BASE | {"compression", "template", "modeling"}
 RERANKER = MODEL | {"calibration", "selection", "checkpoint", "inference"}
-ABOVE = RERANKER | {"reranker", "mrr_model"}
+ABOVE = RERANKER | {"reranker", "ranking", "mrr_model"}
 LAYERS: Mapping[str, set[str]] = {
     "validation": set(),
     "files": {"validation"},
@@ -26,15 +26,17 @@ LAYERS: Mapping[str, set[str]] = {
     "data": BASE,
     "modeling": BASE | {"compression", "template"},
     "calibration": MODEL,
-    "selection": MODEL,
+    "selection": MODEL | {"calibration"},
     "checkpoint": MODEL | {"calibration", "selection"},
     "inference": MODEL | {"calibration", "selection"},
-    "reranker": RERANKER,
+    "ranking": set(),
+    "loaded": RERANKER,
+    "reranker": RERANKER | {"loaded", "ranking"},
     "training": ABOVE | {"data"},
     "evaluation": ABOVE | {"data"},
     "cli": ABOVE | {"data", "training", "evaluation"},
     "mrr_integrations": ABOVE,
-    "mrr_model": {"compression", "modeling", "reranker", "selection"},
+    "mrr_model": {"compression", "modeling", "ranking", "reranker", "selection"},
     "__main__": {"cli"},
 }
 """Layer -> the layers that it may import. A layer is a module or a folder of `mrr_model`; `mrr_model` itself is what

@@ -2,17 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mrr_model.training.saves import last_whole
-
-if TYPE_CHECKING:
-    from mrr_model.training.trainer import RankingTrainer
 
 PARTS = ("loss", "gradients")
 
@@ -29,10 +26,11 @@ class DivergenceGuard(TrainerCallback):
 
     Args:
         trainer: The trainer.
+        title: What an error calls the stage.
     """
 
-    def __init__(self, trainer: "RankingTrainer") -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, title: str) -> None:
+        self.trainer, self.title = trainer, title
         self._bad_losses: list[Tensor] = []
 
     def note(self, loss: Tensor) -> None:
@@ -98,7 +96,7 @@ class DivergenceGuard(TrainerCallback):
                 "without --bf16 and --dtype bfloat16."
             )
         return (
-            f"{self.trainer.title}: training diverged at step {step} of {state.max_steps}: the {part} {became}. "
+            f"{self.title}: training diverged at step {step} of {state.max_steps}: the {part} {became}. "
             f"Nothing of it was saved; {kept}. {advice}"
         )
 

@@ -116,7 +116,7 @@ class RankingTrainer(WholeSaves):
         self._labelled = groups is None or any(group.positives for group in groups)
         self._taught = groups is None or any(group.negative_scores is not None for group in groups)
         self._sums = _Sums()
-        self._guard = DivergenceGuard(self)
+        self._guard = DivergenceGuard(self, self.title)
         self._progress = StageProgress(self.title, _described(self.train_dataset))
         for replaced in (PrinterCallback, ProgressCallback):
             self.remove_callback(replaced)
