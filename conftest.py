@@ -6,12 +6,10 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-ROOT = Path(__file__).parent
 SLOW = (
     "mrr_integrations",
     "tests/docs",
@@ -19,10 +17,13 @@ SLOW = (
     "tests/integrations",
     "tests/checkpoint/test_auto_map.py",
     "tests/checkpoint/test_foreign_loaders.py",
+    "tests/checkpoint/test_parity.py",
+    "tests/evaluation/test_calibrate.py",
     "tests/evaluation/test_dev.py",
     "tests/files/test_locks.py",
     "tests/inference/test_forking.py",
     "tests/inference/test_out_of_memory.py",
+    "tests/modeling/test_construction.py::test_nothing_around_a_call_moves_its_scores",
     "tests/test_pickling.py",
     "tests/test_readme.py",
     "tests/training/test_distributed.py",
@@ -32,7 +33,7 @@ SLOW = (
     "tests/training/test_recipe.py",
     "tests/training/test_self_distill.py",
 )
-"""Folders and files of which nearly every test is slow. All others are fast, but for tests with the marker."""
+"""Beginnings of the ids of slow tests: folders and files of which nearly every test is slow, or takes seconds."""
 SLOW_FIXTURES = {"in_a_fork"}
 """Fixtures that only slow tests use."""
 FRAMEWORKS = ("langchain_core", "llama_index", "sentence_transformers")
@@ -44,10 +45,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in a slow folder or file, or uses a slow fixture."""
+    """Mark what is listed above, or uses a slow fixture."""
     for item in items:
-        lies_in_slow = item.path.relative_to(ROOT).as_posix().startswith(SLOW)
-        if lies_in_slow or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if item.nodeid.startswith(SLOW) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -141,6 +141,7 @@ def test_what_comes_next_is_said_in_a_terminal(evaluate: Mrr) -> None:
 # Stored with the checkpoint
 
 
+@pytest.mark.slow
 def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path) -> None:
     collection, common = f"{facts_beir}#test", (*FAST, *SMALL, "--output", tmp_path / "out")
     before = mrr("info", own_mini).stdout
@@ -205,6 +206,7 @@ def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_measurements_of_the_shipped_model_are_stored_with_a_copy(mrr: Mrr, facts_beir: Path, tmp_path: Path) -> None:
     given = ("mini", f"{facts_beir}#test", "--output", tmp_path / "out", "--depth", 6, "--keep-ratio", 1)
     before = (SHIPPED["mini"] / "profile.json").read_bytes()
@@ -227,6 +229,7 @@ def test_measurements_of_the_shipped_model_are_stored_with_a_copy(mrr: Mrr, fact
 # Calibrating
 
 
+@pytest.mark.slow
 def test_calibrate_stores_maps_and_shows_what_they_are_worth(
     mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path
 ) -> None:
@@ -249,6 +252,7 @@ def test_calibrate_stores_maps_and_shows_what_they_are_worth(
     assert [json.loads(row)["score"] for row in rows] == [ranked.score for ranked in best]
 
 
+@pytest.mark.slow
 def test_calibrate_by_texts(mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (facts_beir / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
     answers = [row["text"] for row in rows]
