@@ -1,4 +1,4 @@
-"""The examples: fine-tuning on a toy model, one for each framework, and what made `mini`."""
+"""The examples: fine-tuning on a toy model, one per framework, and the scripts that made `mini`."""
 
 import random
 import subprocess
@@ -57,9 +57,8 @@ def test_it_trains_all_stages_and_compares_sizes(
 
 
 @pytest.mark.parametrize("name", ["langchain_rag", "llama_index_query_engine", "sentence_transformers_rerank"])
-def test_a_framework_s_example_shows_two_settings(name: str) -> None:
-    path = EXAMPLES / f"{name}.py"
-    run = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
+def test_a_frameworks_example_shows_two_settings(name: str) -> None:
+    run = subprocess.run([sys.executable, str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, check=True)
     settings = [line for line in run.stdout.splitlines() if line.startswith(("precise ", "fast "))]
     assert [line.split()[0] for line in settings] == ["precise", "fast"]
     assert all(line.endswith(" ms") for line in settings)

@@ -40,4 +40,4 @@ def test_every_setting_puts_the_answer_first(
     assert "what do bees make?" in shown
     for setting in ("full size", "depth 4, keep ratio 0.5", "depth 3, keep ratio 0.5"):
         [row] = [line for line in shown.splitlines() if line.startswith(f"│ {setting} ")]
-        assert "bees" in row, f"{setting}: the best document stands in the row's first line"
+        assert "bees" in row, f"{setting}: the best document is on the row's first line"

@@ -1,4 +1,4 @@
-"""One contract for the three adapters: the order and the floats of the core, and nothing of the caller's changed."""
+"""One contract for the three integrations: the core's order and scores, and the caller's objects unchanged."""
 
 import asyncio
 import copy
@@ -46,8 +46,8 @@ Ranking = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """One adapter over a shared core: how to build it, to give it texts, to rank in both ways, to read the result."""
+class Integration:
+    """How to build an integration over a shared core, wrap texts for it, rank both ways, and read the result."""
 
     build: Callable[..., Any]
     wrap: Callable[[Sequence[str]], list[Any]]
@@ -82,25 +82,25 @@ async def _awaited_rank(model: Any, query: str, texts: list[Any]) -> Any:
     return await asyncio.to_thread(model.rank, query, texts)
 
 
-ADAPTERS = {
-    "langchain": Adapter(
+INTEGRATIONS = {
+    "langchain": Integration(
         lambda reranker, **setting: LangChainReranker(reranker=reranker, top_n=None, **setting),
         _documents,
-        lambda adapter, query, documents: adapter.compress_documents(documents, query),
-        lambda adapter, query, documents: adapter.acompress_documents(documents, query),
+        lambda integration, query, documents: integration.compress_documents(documents, query),
+        lambda integration, query, documents: integration.acompress_documents(documents, query),
         lambda kept: [(int(document.id), document.metadata["relevance_score"]) for document in kept],
     ),
-    "llama_index": Adapter(
+    "llama_index": Integration(
         lambda reranker, **setting: LlamaIndexReranker(reranker=reranker, top_n=None, **setting),
         _nodes,
-        lambda adapter, query, nodes: adapter.postprocess_nodes(nodes, query_str=query),
-        lambda adapter, query, nodes: adapter.apostprocess_nodes(nodes, query_str=query),
+        lambda integration, query, nodes: integration.postprocess_nodes(nodes, query_str=query),
+        lambda integration, query, nodes: integration.apostprocess_nodes(nodes, query_str=query),
         lambda kept: [(int(scored.node_id), scored.score) for scored in kept],
     ),
-    "sentence_transformers": Adapter(
+    "sentence_transformers": Integration(
         lambda reranker, **setting: MatryoshkaCrossEncoder(reranker=reranker, **setting),
         list,
-        lambda adapter, query, texts: adapter.rank(query, texts),
+        lambda integration, query, texts: integration.rank(query, texts),
         _awaited_rank,
         lambda kept: [(row["corpus_id"], row["score"]) for row in kept],
     ),
@@ -112,9 +112,9 @@ def core() -> MatryoshkaReranker:
     return MatryoshkaReranker(dtype="float32")
 
 
-@pytest.fixture(params=list(ADAPTERS))
-def adapter(request: pytest.FixtureRequest) -> Adapter:
-    return ADAPTERS[request.param]
+@pytest.fixture(params=list(INTEGRATIONS))
+def integration(request: pytest.FixtureRequest) -> Integration:
+    return INTEGRATIONS[request.param]
 
 
 def close(ranking: Ranking, wanted: Ranking) -> bool:
@@ -128,37 +128,37 @@ def expected(core: MatryoshkaReranker, texts: Sequence[str], **setting: Any) -> 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_order_and_floats_are_those_of_the_core(
-    adapter: Adapter, core: MatryoshkaReranker, setting: dict[str, Any]
+    integration: Integration, core: MatryoshkaReranker, setting: dict[str, Any]
 ) -> None:
-    built = adapter.build(core, **setting)
-    ranking = adapter.read(adapter.rank(built, QUERY, adapter.wrap(TEXTS)))
+    built = integration.build(core, **setting)
+    ranking = integration.read(integration.rank(built, QUERY, integration.wrap(TEXTS)))
     assert close(ranking, expected(core, TEXTS, **setting))
     assert all(type(score) is float for _, score in ranking)
-    assert close(adapter.read(asyncio.run(adapter.arank(built, QUERY, adapter.wrap(TEXTS)))), ranking)
+    assert close(integration.read(asyncio.run(integration.arank(built, QUERY, integration.wrap(TEXTS)))), ranking)
 
 
-def test_an_adapter_that_says_nothing_of_the_setting_takes_the_shared_reranker_s(adapter: Adapter) -> None:
+def test_without_a_setting_an_integration_uses_the_shared_rerankers(integration: Integration) -> None:
     core = MatryoshkaReranker(depth=3, keep_ratio=0.5, dtype="float32")
-    ranking = adapter.read(adapter.rank(adapter.build(core), QUERY, adapter.wrap(TEXTS)))
+    ranking = integration.read(integration.rank(integration.build(core), QUERY, integration.wrap(TEXTS)))
     assert close(ranking, expected(core, TEXTS))
 
 
-def test_ties_keep_their_input_order(adapter: Adapter, core: MatryoshkaReranker) -> None:
-    ranking = adapter.read(adapter.rank(adapter.build(core), QUERY, adapter.wrap(["same text"] * 5)))
+def test_ties_keep_their_input_order(integration: Integration, core: MatryoshkaReranker) -> None:
+    ranking = integration.read(integration.rank(integration.build(core), QUERY, integration.wrap(["same text"] * 5)))
     assert [index for index, _ in ranking] == [0, 1, 2, 3, 4]
 
 
-def test_nothing_in_gives_nothing_out(adapter: Adapter, core: MatryoshkaReranker) -> None:
-    built = adapter.build(core)
-    assert adapter.rank(built, QUERY, []) == []
-    assert asyncio.run(adapter.arank(built, QUERY, [])) == []
+def test_nothing_in_gives_nothing_out(integration: Integration, core: MatryoshkaReranker) -> None:
+    built = integration.build(core)
+    assert integration.rank(built, QUERY, []) == []
+    assert asyncio.run(integration.arank(built, QUERY, [])) == []
 
 
-def test_what_the_caller_gave_stays_as_it_was(adapter: Adapter, core: MatryoshkaReranker) -> None:
-    given = adapter.wrap(TEXTS)
+def test_the_callers_objects_stay_unchanged(integration: Integration, core: MatryoshkaReranker) -> None:
+    given = integration.wrap(TEXTS)
     before = copy.deepcopy(given)
-    kept = adapter.rank(adapter.build(core), QUERY, given)
-    for item in kept:  # what comes back is the caller's to change
+    kept = integration.rank(integration.build(core), QUERY, given)
+    for item in kept:  # the caller may change what is returned
         if isinstance(item, Document):
             item.metadata["source"]["page"] = "changed"
         elif isinstance(item, NodeWithScore):
@@ -166,36 +166,38 @@ def test_what_the_caller_gave_stays_as_it_was(adapter: Adapter, core: Matryoshka
     assert given == before
 
 
-def test_an_empty_query_is_an_error_that_names_it(adapter: Adapter, core: MatryoshkaReranker) -> None:
-    with pytest.raises(ValueError, match=r"query|pairs\[0\]\[0\] is empty"):
-        adapter.rank(adapter.build(core), " ", adapter.wrap(TEXTS[:1]))
+def test_an_empty_query_is_named(integration: Integration, core: MatryoshkaReranker) -> None:
+    with pytest.raises(ValueError, match=r"query|pairs\[0\]\[0\]"):
+        integration.rank(integration.build(core), " ", integration.wrap(TEXTS[:1]))
 
 
-def test_an_adapter_pickles(adapter: Adapter, core: MatryoshkaReranker) -> None:
-    built = adapter.build(core, depth=3, keep_ratio=0.5)
-    again = adapter.rank(pickle.loads(pickle.dumps(built)), QUERY, adapter.wrap(TEXTS))
-    wanted = adapter.read(adapter.rank(built, QUERY, adapter.wrap(TEXTS)))
-    assert close(adapter.read(again), wanted)
+def test_an_integration_pickles(integration: Integration, core: MatryoshkaReranker) -> None:
+    built = integration.build(core, depth=3, keep_ratio=0.5)
+    again = integration.rank(pickle.loads(pickle.dumps(built)), QUERY, integration.wrap(TEXTS))
+    wanted = integration.read(integration.rank(built, QUERY, integration.wrap(TEXTS)))
+    assert close(integration.read(again), wanted)
 
 
-def test_eight_threads_and_eight_coroutines_share_one_reranker(adapter: Adapter, core: MatryoshkaReranker) -> None:
-    built = [adapter.build(core, **SETTINGS[place % len(SETTINGS)]) for place in range(8)]
-    wanted = [expected(core, TEXTS[:4], **SETTINGS[place % len(SETTINGS)]) for place in range(8)]
+def test_eight_threads_and_eight_coroutines_share_one_reranker(
+    integration: Integration, core: MatryoshkaReranker
+) -> None:
+    built = [integration.build(core, **SETTINGS[index % len(SETTINGS)]) for index in range(8)]
+    wanted = [expected(core, TEXTS[:4], **SETTINGS[index % len(SETTINGS)]) for index in range(8)]
     barrier = threading.Barrier(8)
 
-    def rank(place: int) -> Ranking:
+    def rank(index: int) -> Ranking:
         barrier.wait()
-        return adapter.read(adapter.rank(built[place], QUERY, adapter.wrap(TEXTS[:4])))
+        return integration.read(integration.rank(built[index], QUERY, integration.wrap(TEXTS[:4])))
 
     with ThreadPoolExecutor(8) as pool:
         for ranking, want in zip(pool.map(rank, range(8)), wanted, strict=True):
             assert close(ranking, want)
 
     async def together() -> list[Any]:
-        return await asyncio.gather(*(adapter.arank(one, QUERY, adapter.wrap(TEXTS[:4])) for one in built))
+        return await asyncio.gather(*(integration.arank(one, QUERY, integration.wrap(TEXTS[:4])) for one in built))
 
     for kept, want in zip(asyncio.run(together()), wanted, strict=True):
-        assert close(adapter.read(kept), want)
+        assert close(integration.read(kept), want)
 
 
 @pytest.mark.parametrize("name", ["langchain", "llama_index"])
@@ -225,9 +227,9 @@ def test_a_wrong_argument_is_named(name: str, wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["langchain", "llama_index"])
-def test_what_loads_a_model_cannot_be_given_beside_a_loaded_one(name: str, core: MatryoshkaReranker) -> None:
+def test_options_that_load_a_model_contradict_a_loaded_one(name: str, core: MatryoshkaReranker) -> None:
     built = {"langchain": LangChainReranker, "llama_index": LlamaIndexReranker}[name]
-    with pytest.raises(ValueError, match="max_length=128 was given beside reranker, which is loaded with 512"):
+    with pytest.raises(ValueError, match=r"max_length=128 .*512"):
         built(reranker=core, max_length=128)
     assert built(reranker=core, depth=3).core is core
 
@@ -236,7 +238,7 @@ TWO: dict[str, Any] = {"langchain": LangChainReranker, "llama_index": LlamaIndex
 
 
 class Client:
-    """Cannot be copied, as a lock or an open file."""
+    """Cannot be copied, like a lock or an open file."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("a client cannot be copied")
@@ -245,14 +247,14 @@ class Client:
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_what_metadata_holds_is_shared_and_its_mappings_are_copies(name: str, core: MatryoshkaReranker) -> None:
-    client, adapter = Client(), ADAPTERS[name]
-    [given] = adapter.wrap(TEXTS[:1])
+def test_metadatas_dicts_and_lists_are_copied_and_other_values_shared(name: str, core: MatryoshkaReranker) -> None:
+    client, integration = Client(), INTEGRATIONS[name]
+    [given] = integration.wrap(TEXTS[:1])
     metadata = given.metadata if isinstance(given, Document) else given.node.metadata
     metadata |= {"client": client, "lock": threading.Lock(), "history": [{"client": client}]}
-    metadata["source"]["again"] = metadata["source"]  # a structure that holds itself
+    metadata["source"]["again"] = metadata["source"]  # a structure that contains itself
     before = {**metadata, "history": [{"client": client}]}
-    [kept] = adapter.rank(adapter.build(core), QUERY, [given])
+    [kept] = integration.rank(integration.build(core), QUERY, [given])
     found = kept.metadata if isinstance(kept, Document) else kept.node.metadata
     assert found["client"] is client
     assert found["lock"] is metadata["lock"]
@@ -266,11 +268,13 @@ def test_what_metadata_holds_is_shared_and_its_mappings_are_copies(name: str, co
     [tuple, iter, lambda items: (item for item in items), lambda items: np.array(items, dtype=object)],
     ids=["tuple", "iterator", "generator", "array"],
 )
-def test_any_iterable_is_ranked(name: str, core: MatryoshkaReranker, wrapped: Callable[[Any], Any]) -> None:
-    adapter, wanted = ADAPTERS[name], expected(core, TEXTS[:3])
-    built = adapter.build(core)
-    assert close(adapter.read(adapter.rank(built, QUERY, wrapped(adapter.wrap(TEXTS[:3])))), wanted)
-    assert close(adapter.read(asyncio.run(adapter.arank(built, QUERY, wrapped(adapter.wrap(TEXTS[:3]))))), wanted)
+def test_any_ordered_collection_is_ranked(name: str, core: MatryoshkaReranker, wrapped: Callable[[Any], Any]) -> None:
+    integration, wanted = INTEGRATIONS[name], expected(core, TEXTS[:3])
+    built = integration.build(core)
+    assert close(integration.read(integration.rank(built, QUERY, wrapped(integration.wrap(TEXTS[:3])))), wanted)
+    assert close(
+        integration.read(asyncio.run(integration.arank(built, QUERY, wrapped(integration.wrap(TEXTS[:3]))))), wanted
+    )
 
 
 @pytest.mark.parametrize("name", TWO)
@@ -297,8 +301,8 @@ def test_a_target_chooses_as_in_the_core(name: str, core: MatryoshkaReranker, ta
         assert (built.depth, built.keep_ratio) == (chosen.depth, chosen.keep_ratio)
         again = TWO[name](**{key: value for key, value in built.model_dump().items() if key != "class_name"})
         assert again.model_dump() == built.model_dump()
-    adapter = ADAPTERS[name]
-    ranking = adapter.read(adapter.rank(adapter.build(core, target=target), QUERY, adapter.wrap(TEXTS)))
+    integration = INTEGRATIONS[name]
+    ranking = integration.read(integration.rank(integration.build(core, target=target), QUERY, integration.wrap(TEXTS)))
     assert close(ranking, expected(core, TEXTS, depth=chosen.depth, keep_ratio=chosen.keep_ratio))  # type: ignore[arg-type]
 
 
@@ -320,14 +324,14 @@ def test_a_target_chooses_as_in_the_core(name: str, core: MatryoshkaReranker, ta
     ids=str,
 )
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_wrong_need_is_named(name: str, core: MatryoshkaReranker, wrong: dict[str, Any], shared: bool) -> None:
+def test_a_wrong_option_is_named(name: str, core: MatryoshkaReranker, wrong: dict[str, Any], shared: bool) -> None:
     named = next(iter(wrong))
     with pytest.raises((ValueError, TypeError), match="target|speedup" if named == "target" else named):
         TWO[name](**wrong, reranker=core if shared else None)
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_only_what_was_given_reaches_the_core_and_what_runs_is_shown(
+def test_only_given_options_reach_the_core_and_the_fields_show_what_runs(
     name: str, make_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
@@ -347,21 +351,21 @@ def test_only_what_was_given_reaches_the_core_and_what_runs_is_shown(
     assert shown == {"depth": 3, "keep_ratio": {1: 0.5}, "max_length": 64, "prompt": "Predict.", "normalize": False}
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", INTEGRATIONS)
 @pytest.mark.parametrize("shown", [True, False, None])
-def test_a_progress_bar_shows_where_it_is_asked_for(
+def test_a_progress_bar_shows_if_it_is_asked_for(
     name: str, core: MatryoshkaReranker, shown: bool | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter = ADAPTERS[name]
+    integration = INTEGRATIONS[name]
     if name in TWO:
-        adapter.rank(adapter.build(core, show_progress=shown), QUERY, adapter.wrap(TEXTS))
+        integration.rank(integration.build(core, show_progress=shown), QUERY, integration.wrap(TEXTS))
     else:
-        adapter.build(core).rank(QUERY, TEXTS, show_progress_bar=shown)
+        integration.build(core).rank(QUERY, TEXTS, show_progress_bar=shown)
     assert ("Re-ranking" in capsys.readouterr().err) is (shown is True)
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_one_adapter_imports_no_other_framework(name: str) -> None:
+def test_one_integration_imports_no_other_framework(name: str) -> None:
     others = {package for other, (package, _) in FRAMEWORKS.items() if other != name}
     code = f"import sys, mrr_integrations.{name}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -369,7 +373,7 @@ def test_one_adapter_imports_no_other_framework(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_without_its_framework_an_adapter_says_what_to_install(name: str) -> None:
+def test_without_its_framework_an_integration_says_what_to_install(name: str) -> None:
     package, extra = FRAMEWORKS[name]
     code = f"import sys; sys.modules[{package!r}] = None; import mrr_integrations.{name}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -377,13 +381,13 @@ def test_without_its_framework_an_adapter_says_what_to_install(name: str) -> Non
     assert f'pip install "matryoshka-reranker[{extra}]"' in run.stderr
 
 
-def test_the_package_of_adapters_imports_no_framework() -> None:
+def test_the_package_imports_no_framework() -> None:
     code = "import sys, mrr_integrations; print(*{name.partition('.')[0] for name in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(run.stdout.split()) & {package for package, _ in FRAMEWORKS.values()}
 
 
-def test_adapters_are_of_the_tree_under_test() -> None:
+def test_the_integrations_are_those_of_the_tree_under_test() -> None:
     import mrr_integrations
 
     assert Path(mrr_integrations.__file__).parents[1] == Path(__file__).parents[2]

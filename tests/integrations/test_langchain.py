@@ -1,4 +1,4 @@
-"""The LangChain adapter in LangChain's own hands: retrievers, chains, callbacks, the standard tests."""
+"""The LangChain integration in retrievers, chains, callbacks and LangChain's standard tests."""
 
 import asyncio
 import pickle
@@ -44,7 +44,7 @@ class Everything(BaseRetriever):
 
 
 class Recorder(BaseCallbackHandler):
-    """Notes what chains begin and end with."""
+    """Records the starts and ends of chains."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str, Any]] = []
@@ -85,7 +85,7 @@ def test_the_best_come_back_as_copies_with_a_plain_float(reranker: MatryoshkaRer
     assert "relevance_score" not in DOCUMENTS[1].metadata
 
 
-def test_the_new_score_wins_over_a_stale_one(reranker: MatryoshkaReranker, core: CoreReranker) -> None:
+def test_the_new_score_replaces_an_old_one(reranker: MatryoshkaReranker, core: CoreReranker) -> None:
     [kept] = reranker.compress_documents(DOCUMENTS[:1], QUERY)
     [score] = core.score(QUERY, [DOCUMENTS[0].page_content])
     assert kept.metadata == {"page": 1, "relevance_score": pytest.approx(score, abs=1e-6)}
@@ -99,12 +99,12 @@ def test_min_score_and_top_n_bound_what_comes_back(core: CoreReranker) -> None:
     assert len(MatryoshkaReranker(reranker=core, top_n=None).compress_documents(DOCUMENTS, QUERY)) == 4
 
 
-def test_something_else_than_a_document_is_named_by_its_place(reranker: MatryoshkaReranker) -> None:
-    with pytest.raises(TypeError, match=r"documents\[1\] must be a LangChain Document, got str"):
+def test_an_item_that_is_not_a_document_is_named(reranker: MatryoshkaReranker) -> None:
+    with pytest.raises(TypeError, match=r"^documents\[1\] .*str"):
         reranker.compress_documents([DOCUMENTS[0], "text"], QUERY)  # type: ignore[list-item]
 
 
-def test_the_event_loop_goes_on_while_documents_are_scored(reranker: MatryoshkaReranker) -> None:
+def test_the_event_loop_stays_free_while_documents_are_scored(reranker: MatryoshkaReranker) -> None:
     beats = 0
 
     def slow(*args: Any, **kwargs: Any) -> list[Any]:
@@ -140,9 +140,9 @@ def test_a_tracing_user_sees_query_setting_counts_and_scores(core: CoreReranker)
 
 def test_a_failure_is_traced_too(reranker: MatryoshkaReranker) -> None:
     recorder = Recorder()
-    with pytest.raises(ValueError, match="query is empty"):
+    with pytest.raises(ValueError, match=r"^query"):
         reranker.compress_documents(DOCUMENTS, "", callbacks=[recorder])
-    with pytest.raises(ValueError, match="query is empty"):
+    with pytest.raises(ValueError, match=r"^query"):
         asyncio.run(reranker.acompress_documents(DOCUMENTS, "", callbacks=[recorder]))
     assert [event[:2] for event in recorder.events if event[0] == "error"] == [("error", "ValueError")] * 2
 
@@ -179,8 +179,8 @@ def test_ten_settings_load_the_model_once(core: CoreReranker) -> None:
         step = MatryoshkaReranker(reranker=core, depth=6, top_n=2).as_runnable()
         given = {"query": QUERY, "documents": DOCUMENTS}
         plain = step.invoke(given)
-        for place in range(10):
-            setting: dict[str, Any] = {"depth": 2 + place % 5, "keep_ratio": (1.0, 0.5, {"1": 0.25})[place % 3]}
+        for run in range(10):
+            setting: dict[str, Any] = {"depth": 2 + run % 5, "keep_ratio": (1.0, 0.5, {"1": 0.25})[run % 3]}
             kept = step.invoke(given, config={"configurable": {**setting, "top_n": None}})
             wanted = core.rank(QUERY, texts, **setting)
             assert ids_and_scores(kept) == [(DOCUMENTS[item.index].id, item.score) for item in wanted]
@@ -190,9 +190,9 @@ def test_ten_settings_load_the_model_once(core: CoreReranker) -> None:
 
 
 def test_the_step_says_what_it_takes(reranker: MatryoshkaReranker) -> None:
-    with pytest.raises(ValueError, match="the re-ranking step takes"):
+    with pytest.raises(ValueError, match="query"):
         reranker.as_runnable().invoke(QUERY)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="depth must be at least 1"):
+    with pytest.raises(ValueError, match=r"^depth .*0"):
         reranker.as_runnable().invoke({"query": QUERY, "documents": DOCUMENTS}, config={"configurable": {"depth": 0}})
     assert {spec.id for spec in reranker.as_runnable().config_specs} == {
         "depth", "keep_ratio", "target", "top_n", "min_score", "prompt", "normalize",
@@ -202,17 +202,17 @@ def test_the_step_says_what_it_takes(reranker: MatryoshkaReranker) -> None:
 REQUEST: Any = {"query": QUERY, "documents": DOCUMENTS}
 
 
-def configured(setting: dict[str, Any]) -> Any:
-    return {"configurable": setting}
+def configured(options: dict[str, Any]) -> Any:
+    return {"configurable": options}
 
 
 @pytest.mark.parametrize(
-    "setting", [{"min_score": 0.01}, {"normalize": False, "min_score": -5.0}, {"depth": 3, "keep_ratio": {"1": 0.5}}]
+    "options", [{"min_score": 0.01}, {"normalize": False, "min_score": -5.0}, {"depth": 3, "keep_ratio": {"1": 0.5}}]
 )
-def test_a_request_may_set_what_the_core_takes_per_call(core: CoreReranker, setting: dict[str, Any]) -> None:
+def test_a_request_may_set_the_options_of_a_core_call(core: CoreReranker, options: dict[str, Any]) -> None:
     step = MatryoshkaReranker(reranker=core, top_n=None).as_runnable()
-    wanted = core.rank(QUERY, [document.page_content for document in DOCUMENTS], **setting)
-    for kept in (step.invoke(REQUEST, configured(setting)), asyncio.run(step.ainvoke(REQUEST, configured(setting)))):
+    wanted = core.rank(QUERY, [document.page_content for document in DOCUMENTS], **options)
+    for kept in (step.invoke(REQUEST, configured(options)), asyncio.run(step.ainvoke(REQUEST, configured(options)))):
         assert ids_and_scores(kept) == [(DOCUMENTS[item.index].id, item.score) for item in wanted]
 
 
@@ -230,14 +230,14 @@ def test_a_request_may_set_a_prompt(make_checkpoint: Any) -> None:
     core = CoreReranker(make_checkpoint("gemma2"), prompt="Predict.", max_length=64)
     step = MatryoshkaReranker(reranker=core, top_n=None).as_runnable()
     texts = [document.page_content for document in DOCUMENTS]
-    for setting in ({"prompt": "Is it relevant?"}, {"prompt": None}, {}):
-        wanted = core.rank(QUERY, texts, **setting)
-        kept = step.invoke(REQUEST, configured(setting))
+    for options in ({"prompt": "Is it relevant?"}, {"prompt": None}, {}):
+        wanted = core.rank(QUERY, texts, **options)
+        kept = step.invoke(REQUEST, configured(options))
         assert ids_and_scores(kept) == [(DOCUMENTS[item.index].id, item.score) for item in wanted]
 
 
 @pytest.mark.parametrize(
-    ("setting", "named"),
+    ("options", "named"),
     [
         ({"depth": "three"}, "depth"),
         ({"depth": 1}, "depth"),
@@ -257,20 +257,20 @@ def test_a_request_may_set_a_prompt(make_checkpoint: Any) -> None:
     ids=str,
 )
 def test_a_bad_value_of_a_request_is_a_value_error_that_names_it(
-    reranker: MatryoshkaReranker, setting: dict[str, Any], named: str
+    reranker: MatryoshkaReranker, options: dict[str, Any], named: str
 ) -> None:
     step = reranker.as_runnable()
     with pytest.raises(ValueError, match=named) as caught:
-        step.invoke(REQUEST, configured(setting))
+        step.invoke(REQUEST, configured(options))
     assert "pydantic" not in str(caught.value)
     with pytest.raises(ValueError, match=named):
-        asyncio.run(step.ainvoke(REQUEST, configured(setting)))
+        asyncio.run(step.ainvoke(REQUEST, configured(options)))
 
 
 @pytest.mark.parametrize(
     ("typo", "meant"), [("dept", "depth"), ("topn", "top_n"), ("keep_ration", "keep_ratio"), ("detph", "depth")]
 )
-def test_a_misspelt_key_brings_a_warning(reranker: MatryoshkaReranker, typo: str, meant: str) -> None:
+def test_a_misspelt_key_gives_a_warning(reranker: MatryoshkaReranker, typo: str, meant: str) -> None:
     with pytest.warns(UserWarning, match=f"{typo!r}.*Did you mean {meant!r}"):
         reranker.as_runnable().invoke(REQUEST, configured({typo: 3}))
     with pytest.raises(ValueError, match=f"'first_{typo}'.*first_{meant}"):
@@ -278,7 +278,7 @@ def test_a_misspelt_key_brings_a_warning(reranker: MatryoshkaReranker, typo: str
 
 
 @pytest.mark.parametrize("prefix", ["", "step1_"])
-def test_keys_of_other_steps_are_left_alone(reranker: MatryoshkaReranker, prefix: str) -> None:
+def test_keys_of_other_steps_are_ignored(reranker: MatryoshkaReranker, prefix: str) -> None:
     others = {"thread_id": "7", "temperature": 0.2, "top_k": 5, "top_p": 0.9, "step2_depth": 2, "step1_b_top_n": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -293,10 +293,10 @@ def shallow_then_deep(core: CoreReranker) -> Runnable[Any, list[Document]]:
     return RunnablePassthrough.assign(documents=first) | second
 
 
-def test_two_steps_of_one_chain_have_settings_of_their_own(shallow_then_deep: Runnable[Any, Any]) -> None:
+def test_two_steps_of_one_chain_have_their_own_options(shallow_then_deep: Runnable[Any, Any]) -> None:
     recorder = Recorder()
-    setting = {"first_depth": 2, "first_top_n": 2, "second_keep_ratio": 0.5, "second_top_n": None}
-    kept = shallow_then_deep.invoke(REQUEST, {"callbacks": [recorder], **configured(setting)})
+    options = {"first_depth": 2, "first_top_n": 2, "second_keep_ratio": 0.5, "second_top_n": None}
+    kept = shallow_then_deep.invoke(REQUEST, {"callbacks": [recorder], **configured(options)})
     seen = [given for _, name, given in recorder.events if name == "MatryoshkaReranker"]
     chosen = CoreReranker(target=Target(speedup=2)).compression.depth
     assert [(given["documents"], given["depth"], given["top_n"]) for given in seen] == [(4, 2, 2), (2, chosen, None)]
@@ -318,12 +318,12 @@ def test_a_chain_of_two_steps_has_schemas_and_a_graph(shallow_then_deep: Runnabl
     for form in (shallow_then_deep.get_input_schema(), shallow_then_deep.get_output_schema()):
         assert form.model_json_schema()
     assert shallow_then_deep.get_graph().draw_mermaid().count("(Rerank)") == 2
-    # A form filled in by the schema sends every default along, and runs.
+    # A form filled in by the schema sends every default, and runs.
     filled = dict(read)
     assert len(shallow_then_deep.invoke(REQUEST, configured(filled))) == 3
 
 
-def test_a_chain_streams_and_a_batch_takes_a_setting_each(shallow_then_deep: Runnable[Any, Any]) -> None:
+def test_a_chain_streams_and_a_batch_takes_options_for_each_request(shallow_then_deep: Runnable[Any, Any]) -> None:
     two = configured({"second_top_n": 2})
     wanted = ids_and_scores(shallow_then_deep.invoke(REQUEST, two))
 
@@ -340,7 +340,7 @@ def test_a_chain_streams_and_a_batch_takes_a_setting_each(shallow_then_deep: Run
         assert [len(kept) for kept in batch] == [2, 1]
 
 
-def test_the_step_goes_wherever_langchain_takes_one(reranker: MatryoshkaReranker, core: CoreReranker) -> None:
+def test_the_step_works_wherever_langchain_takes_one(reranker: MatryoshkaReranker, core: CoreReranker) -> None:
     step, one = reranker.as_runnable(), configured({"top_n": 1})
     assert len(step.with_config(one).invoke(REQUEST)) == 1
     assert len(step.bind(top_n=1).invoke(REQUEST)) == 1
@@ -361,7 +361,7 @@ def test_the_step_goes_wherever_langchain_takes_one(reranker: MatryoshkaReranker
     assert ids_and_scores(again) == [(each.id, each.metadata["relevance_score"]) for each in step.invoke(REQUEST)]
 
 
-def test_a_retriever_passes_no_setting_on_and_a_chain_in_its_place_does(reranker: MatryoshkaReranker) -> None:
+def test_a_retriever_passes_no_options_on_but_a_chain_does(reranker: MatryoshkaReranker) -> None:
     one = configured({"top_n": 1})
     retriever = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=Everything())
     assert len(retriever.invoke(QUERY, one)) == 2
@@ -372,7 +372,7 @@ def test_a_retriever_passes_no_setting_on_and_a_chain_in_its_place_does(reranker
     assert len(asyncio.run(chain.ainvoke(QUERY, one))) == 1
 
 
-def test_metadata_is_scored_where_it_is_asked_for(core: CoreReranker) -> None:
+def test_metadata_is_scored_if_it_is_asked_for(core: CoreReranker) -> None:
     documents = [
         Document("It turns light into sugar.", metadata={"title": "Photosynthesis", "year": 1779}),
         Document("Bees make honey.", metadata={"title": None}),
@@ -405,8 +405,8 @@ def test_schemas_and_graphs_can_be_drawn(reranker: MatryoshkaReranker) -> None:
 
 
 @pytest.mark.parametrize("given", [DOCUMENTS[0], None, "text", {"text": 1}, 3])
-def test_what_is_no_list_of_documents_is_named(reranker: MatryoshkaReranker, given: Any) -> None:
-    with pytest.raises(TypeError, match="documents must be a list of LangChain Documents, got a single"):
+def test_documents_of_another_type_are_named(reranker: MatryoshkaReranker, given: Any) -> None:
+    with pytest.raises(TypeError, match=r"^documents .*single"):
         reranker.compress_documents(given, QUERY)
 
 

@@ -36,13 +36,13 @@ def core() -> CoreReranker:
 
 def nodes() -> list[NodeWithScore]:
     return [
-        NodeWithScore(node=TextNode(text=text, id_=str(place), metadata={"page": place}), score=0.1 * place)
-        for place, text in enumerate(TEXTS)
+        NodeWithScore(node=TextNode(text=text, id_=str(index), metadata={"page": index}), score=0.1 * index)
+        for index, text in enumerate(TEXTS)
     ]
 
 
 class Heard(BaseEventHandler):
-    """Notes the re-ranking events."""
+    """Records the re-ranking events."""
 
     events: list[Any] = Field(default_factory=list)
 
@@ -85,7 +85,7 @@ def test_the_metadata_mode_says_what_is_scored(core: CoreReranker, mode: Metadat
     assert MatryoshkaReranker(reranker=core).metadata_mode is MetadataMode.EMBED
 
 
-def test_the_retrieval_score_is_kept_where_neither_model_sees_it(core: CoreReranker) -> None:
+def test_the_retrieval_score_is_kept_but_no_model_sees_it(core: CoreReranker) -> None:
     given = nodes()
     [kept] = MatryoshkaReranker(reranker=core, top_n=1, keep_retrieval_score=True).postprocess_nodes(
         given, query_str=QUERY
@@ -137,9 +137,9 @@ def test_events_come_in_pairs(core: CoreReranker, heard: list[Any], top_n: int |
 def test_events_come_in_pairs_when_scoring_fails_too(core: CoreReranker, heard: list[Any]) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     reranker = MatryoshkaReranker(reranker=core, callback_manager=CallbackManager([debug]))
-    with pytest.raises(ValueError, match="query is empty"):
+    with pytest.raises(ValueError, match=r"^query"):
         reranker.postprocess_nodes(nodes(), query_str=" ")
-    with pytest.raises(ValueError, match="query is empty"):
+    with pytest.raises(ValueError, match=r"^query"):
         asyncio.run(reranker.apostprocess_nodes(nodes(), query_str=" "))
     assert [type(event) for event in heard] == [ReRankStartEvent, ReRankEndEvent] * 2
     assert [len(pair) for pair in debug.get_event_pairs(CBEventType.RERANKING)] == [2, 2]
@@ -154,7 +154,7 @@ def test_an_empty_list_makes_no_event(core: CoreReranker, heard: list[Any]) -> N
     assert debug.get_event_pairs(CBEventType.RERANKING) == []
 
 
-def test_the_event_loop_goes_on_while_nodes_are_scored(core: CoreReranker) -> None:
+def test_the_event_loop_stays_free_while_nodes_are_scored(core: CoreReranker) -> None:
     reranker, beats = MatryoshkaReranker(reranker=core), 0
 
     def slow(*args: Any, **kwargs: Any) -> list[Any]:
@@ -179,7 +179,7 @@ def test_the_event_loop_goes_on_while_nodes_are_scored(core: CoreReranker) -> No
     assert beats > 5
 
 
-def test_settings_survive_a_dictionary_and_json_without_the_weights() -> None:
+def test_options_survive_a_dictionary_and_json_without_the_weights() -> None:
     reranker = MatryoshkaReranker(depth=4, keep_ratio={1: 0.5, 2: 0.25}, top_n=None, dtype="float32", min_score=0.2)
     written = reranker.to_dict()
     assert written["class_name"] == MatryoshkaReranker.class_name() == "MatryoshkaReranker"
@@ -197,14 +197,14 @@ def test_settings_survive_a_dictionary_and_json_without_the_weights() -> None:
         ]
 
 
-def test_settings_come_back_onto_a_loaded_reranker_too(core: CoreReranker) -> None:
+def test_options_are_restored_onto_a_loaded_reranker_too(core: CoreReranker) -> None:
     reranker = MatryoshkaReranker(reranker=core, depth=3)
     again = MatryoshkaReranker.from_dict(reranker.to_dict(), reranker=core)
     assert again.core is core
     assert again.to_dict() == reranker.to_dict()
 
 
-def test_what_cannot_travel_leaves_the_object_as_it_was(make_checkpoint: Any) -> None:
+def test_an_object_that_cannot_be_pickled_stays_usable(make_checkpoint: Any) -> None:
     core = CoreReranker(make_checkpoint("bert"), max_length=64)
     core.engine.compensation = type(core.engine.compensation)(
         core.model, core.engine.compensation.adapters, fold_limit=0
@@ -216,7 +216,7 @@ def test_what_cannot_travel_leaves_the_object_as_it_was(make_checkpoint: Any) ->
 
 
 def test_it_works_in_a_query_engine_over_a_local_index(core: CoreReranker) -> None:
-    documents = [Document(text=text, metadata={"page": place}) for place, text in enumerate(TEXTS)]
+    documents = [Document(text=text, metadata={"page": number}) for number, text in enumerate(TEXTS)]
     index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=8))
     engine = RetrieverQueryEngine.from_args(
         index.as_retriever(similarity_top_k=3),
@@ -232,7 +232,7 @@ def test_it_works_in_a_query_engine_over_a_local_index(core: CoreReranker) -> No
 
 
 @pytest.mark.parametrize(
-    "setting",
+    "options",
     [
         {"depth": 3, "keep_ratio": {"1": 0.5}, "top_n": 1},
         {"min_score": -5.0, "normalize": False, "top_n": None},
@@ -241,9 +241,9 @@ def test_it_works_in_a_query_engine_over_a_local_index(core: CoreReranker) -> No
     ],
     ids=str,
 )
-def test_a_query_brings_its_own_setting(core: CoreReranker, heard: list[Any], setting: dict[str, Any]) -> None:
-    reranker, query = MatryoshkaReranker(reranker=core, top_n=2, depth=5), RerankQuery(QUERY, **setting)
-    own = {"depth": 5, "top_n": 2, **setting}
+def test_a_query_has_its_own_options(core: CoreReranker, heard: list[Any], options: dict[str, Any]) -> None:
+    reranker, query = MatryoshkaReranker(reranker=core, top_n=2, depth=5), RerankQuery(QUERY, **options)
+    own = {"depth": 5, "top_n": 2, **options}
     if own.pop("target", None):
         chosen = CoreReranker(target=Target(speedup=3)).compression
         own |= {"depth": chosen.depth, "keep_ratio": chosen.keep_ratio}
@@ -268,7 +268,7 @@ def test_a_query_is_a_plain_one_in_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "named"),
+    ("options", "named"),
     [
         ({"depth": 0}, "depth"),
         ({"top_n": "all"}, "top_n"),
@@ -278,12 +278,12 @@ def test_a_query_is_a_plain_one_in_json() -> None:
     ],
     ids=str,
 )
-def test_a_query_with_a_bad_setting_is_refused_where_it_is_made(setting: dict[str, Any], named: str) -> None:
+def test_a_bad_option_of_a_query_is_named_by_its_constructor(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        RerankQuery(QUERY, **setting)
+        RerankQuery(QUERY, **options)
 
 
-def test_a_query_s_setting_reaches_the_re_ranker_through_engines(core: CoreReranker) -> None:
+def test_a_querys_options_reach_the_re_ranker_through_engines(core: CoreReranker) -> None:
     embedding = MockEmbedding(embed_dim=8)
     index = VectorStoreIndex.from_documents([Document(text=text) for text in TEXTS], embed_model=embedding)
     engine = RetrieverQueryEngine.from_args(
@@ -302,7 +302,7 @@ def test_a_query_s_setting_reaches_the_re_ranker_through_engines(core: CoreReran
         assert len(asked.query(QUERY).source_nodes) == 1
 
 
-def test_a_target_travels_and_not_what_it_chose(core: CoreReranker) -> None:
+def test_a_target_is_serialized_and_not_the_setting_that_it_chose(core: CoreReranker) -> None:
     reranker = MatryoshkaReranker(target=Target(speedup=3), dtype="float32")
     chosen = CoreReranker(target=Target(speedup=3)).compression
     assert (reranker.depth, reranker.keep_ratio) == (chosen.depth, chosen.keep_ratio)
@@ -316,19 +316,19 @@ def test_a_target_travels_and_not_what_it_chose(core: CoreReranker) -> None:
     ):
         assert again.to_dict() == reranker.to_dict()
         assert (again.depth, again.keep_ratio) == (chosen.depth, chosen.keep_ratio)
-    reranker.depth = 5  # by hand: what runs is what travels
+    reranker.depth = 5  # changed by hand: what runs is serialized
     again = MatryoshkaReranker.from_dict(reranker.to_dict())
     assert (again.depth, again.target) == (5, None)
 
 
 @pytest.mark.parametrize("given", [nodes()[0], None, "text", {"node": 1}])
-def test_what_is_no_list_of_nodes_is_named(core: CoreReranker, given: Any) -> None:
-    with pytest.raises(TypeError, match="nodes must be a list of NodeWithScores, got a single"):
+def test_nodes_of_another_type_are_named(core: CoreReranker, given: Any) -> None:
+    with pytest.raises(TypeError, match=r"^nodes .*single"):
         MatryoshkaReranker(reranker=core).postprocess_nodes(given, query_str=QUERY)
 
 
-def test_a_node_without_a_score_s_place_is_named(core: CoreReranker) -> None:
-    with pytest.raises(TypeError, match=r"nodes\[1\] must be a NodeWithScore, got TextNode"):
+def test_a_node_without_a_score_is_named(core: CoreReranker) -> None:
+    with pytest.raises(TypeError, match=r"^nodes\[1\] .*TextNode"):
         MatryoshkaReranker(reranker=core).postprocess_nodes([nodes()[0], TextNode(text="x")], query_str=QUERY)  # type: ignore[list-item]
 
 

@@ -1,4 +1,4 @@
-"""The CrossEncoder adapter in sentence-transformers' own hands: predict, rank, evaluators, training, folders."""
+"""The CrossEncoder integration in sentence-transformers: predict, rank, evaluators, training, folders."""
 
 import json
 import subprocess
@@ -98,20 +98,20 @@ def test_pairs_come_in_any_iterable(mini: MatryoshkaCrossEncoder, wrapped: Calla
     assert mini.predict(wrapped(PAIRS)) == pytest.approx(core_scores(mini), abs=1e-6)
 
 
-def test_a_table_is_named_and_not_read_as_its_columns(mini: MatryoshkaCrossEncoder) -> None:
-    with pytest.raises(TypeError, match=r"inputs must be .* got a table \(DataFrame\)"):
+def test_a_table_or_a_set_is_named(mini: MatryoshkaCrossEncoder) -> None:
+    with pytest.raises(TypeError, match=r"^inputs .*table \(DataFrame\)"):
         mini.predict(pandas.DataFrame(PAIRS, columns=["query", "document"]))
-    with pytest.raises(TypeError, match=r"inputs must be .* got a set, which has no order"):
+    with pytest.raises(TypeError, match=r"^inputs .*got a set"):
         mini.predict(set(PAIRS))
 
 
-def test_a_call_s_setting_counts_for_that_call(mini: MatryoshkaCrossEncoder) -> None:
+def test_a_calls_setting_applies_to_that_call(mini: MatryoshkaCrossEncoder) -> None:
     wanted = core_scores(mini, depth=2, keep_ratio={1: 0.25})
     assert mini.predict(PAIRS, depth=2, keep_ratio={1: 0.25}) == pytest.approx(wanted, abs=1e-6)
     ranked = [row["score"] for row in mini.rank(QUERY, TEXTS, depth=2, keep_ratio={1: 0.25})]
     assert ranked == pytest.approx(sorted(wanted)[::-1], abs=1e-6)
     assert mini.predict(PAIRS) == pytest.approx(core_scores(mini), abs=1e-6)
-    with pytest.raises(ValueError, match="depth must be at least 1"):
+    with pytest.raises(ValueError, match=r"^depth .*0"):
         mini.predict(PAIRS, depth=0)
 
 
@@ -123,9 +123,9 @@ def test_rank_gives_rows_like_crossencoder(mini: MatryoshkaCrossEncoder) -> None
     assert [row["corpus_id"] for row in negated] == [row["corpus_id"] for row in mini.rank(QUERY, TEXTS)][::-1]
     assert mini.rank(QUERY, []) == []
     assert len(mini.rank(QUERY, TEXTS, top_k=np.int64(1))) == 1
-    with pytest.raises(ValueError, match="top_k must be at least 0"):
+    with pytest.raises(ValueError, match=r"^top_k .*-1"):
         mini.rank(QUERY, TEXTS, top_k=-1)
-    with pytest.raises(TypeError, match="top_k must be a whole number"):
+    with pytest.raises(TypeError, match=r"^top_k .*True"):
         mini.rank(QUERY, TEXTS, top_k=True)
 
 
@@ -134,9 +134,9 @@ def test_batch_size_bounds_the_pairs_of_a_batch(mini: MatryoshkaCrossEncoder) ->
     sizes: list[int] = []
     first = mini.reranker.model.backbone.layers[0]
     handle = first.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    # The adapters of this setting are folded into a copy, whose hooks are its own: ask for one that uses none.
+    # Adapters are folded into a copy of the model, which has its own hooks: use a setting without adapters.
     plain = mini.reranker.copy(compensated=False)
-    MatryoshkaCrossEncoder(reranker=plain).predict([(QUERY, f"text {place}") for place in range(7)], batch_size=3)
+    MatryoshkaCrossEncoder(reranker=plain).predict([(QUERY, f"text {number}") for number in range(7)], batch_size=3)
     handle.remove()
     assert sizes == [3, 3, 1]
     with pytest.raises(ValueError, match="batch_size"):
@@ -178,7 +178,7 @@ def test_plain_crossencoder_runs_the_module_at_any_setting(mini: MatryoshkaCross
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_saved_folder_opens_everywhere_at_the_saver_s_defaults(tmp_path: Path, dtype: str) -> None:
+def test_a_saved_folder_opens_everywhere_with_the_saved_defaults(tmp_path: Path, dtype: str) -> None:
     model = MatryoshkaCrossEncoder(
         "mini", depth=3, keep_ratio={1: 0.5, 2: 0.25}, max_length=96, model_kwargs={"dtype": dtype}
     )
@@ -211,13 +211,13 @@ def test_activation_and_prompts_are_saved_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_labels": 3}, "num_labels must be 1"),
-        ({"backend": "onnx"}, "backend must be 'torch'"),
+        ({"num_labels": 3}, "^num_labels"),
+        ({"backend": "onnx"}, "^backend"),
         ({"model_name_or_path": "no/such/folder"}, "no/such/folder"),
         ({"depth": 1}, "depth=1"),
         ({"max_length": 4096}, "max_length=4096"),
-        ({"processor_kwargs": {"padding_side": "left"}}, "processor_kwargs may hold model_max_length only"),
-        ({"modules": [torch.nn.Identity()]}, "modules must be one MatryoshkaModule"),
+        ({"processor_kwargs": {"padding_side": "left"}}, "^processor_kwargs"),
+        ({"modules": [torch.nn.Identity()]}, "^modules"),
     ],
     ids=str,
 )
@@ -310,7 +310,7 @@ def train(model: Any, loss: Any, kind: str, folder: Path, **arguments: Any) -> C
 @pytest.mark.parametrize(("kind", "loss"), LOSSES, ids=[loss.__name__ for _, loss in LOSSES])
 def test_training_one_exit_works_and_warns(tiny: MatryoshkaCrossEncoder, tmp_path: Path, kind: str, loss: Any) -> None:
     before = tiny.predict(PAIRS)
-    with pytest.warns(UserWarning, match=r"only exit 6 of \(1, 2, 3, 4, 5, 6\) is trained"):
+    with pytest.warns(UserWarning, match=r"exit 6 of \(1, 2, 3, 4, 5, 6\)"):
         train(tiny, loss(tiny), kind, tmp_path)
     assert tiny.predict(PAIRS) != pytest.approx(before, abs=1e-4)
 
@@ -347,11 +347,11 @@ def test_the_sum_over_exits_is_what_separate_passes_give(make_checkpoint: MakeCh
     assert total == pytest.approx(apart, rel=1e-4)
 
 
-def test_training_leaves_the_adapters_out_and_says_so(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_training_drops_the_adapters_with_a_warning(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     core = MatryoshkaReranker(make_checkpoint("bert"), max_length=64, depth=3)
     model = MatryoshkaCrossEncoder(reranker=core)
     model.predict(PAIRS)  # folds the vertical adapter into a copy, which must not be what is trained or scored later
-    with pytest.warns(UserWarning, match="compensation adapters repair the weights as they were"):
+    with pytest.warns(UserWarning, match="compensation adapters"):
         train(model, MultiExitLoss(model, losses.BinaryCrossEntropyLoss(model)), "binary", tmp_path)
     assert model.reranker.adapters == ()
     scores = model.predict(PAIRS, activation_fn=torch.nn.Identity())
@@ -371,7 +371,7 @@ CALIBRATION = Calibration(
 )
 
 
-def test_the_default_activation_gives_the_core_s_calibrated_probabilities(make_checkpoint: MakeCheckpoint) -> None:
+def test_the_default_activation_gives_the_cores_calibrated_probabilities(make_checkpoint: MakeCheckpoint) -> None:
     loaded = replace(make_checkpoint("bert"), calibration=CALIBRATION)
     model = MatryoshkaCrossEncoder(reranker=MatryoshkaReranker(loaded, max_length=64, dtype="float32"))
     plain = MatryoshkaReranker(make_checkpoint("bert"), max_length=64, dtype="float32")
@@ -387,7 +387,7 @@ def test_the_default_activation_gives_the_core_s_calibrated_probabilities(make_c
 
 
 @pytest.mark.parametrize("adapters", [True, False])
-def test_training_leaves_the_calibration_out(make_checkpoint: MakeCheckpoint, tmp_path: Path, adapters: bool) -> None:
+def test_training_drops_the_calibration(make_checkpoint: MakeCheckpoint, tmp_path: Path, adapters: bool) -> None:
     loaded = replace(make_checkpoint("bert", adapters=adapters), calibration=CALIBRATION)
     model = MatryoshkaCrossEncoder(reranker=MatryoshkaReranker(loaded, max_length=64))
     with warnings.catch_warnings(record=True) as caught:
@@ -433,17 +433,17 @@ def test_a_trained_model_is_saved_loaded_back_and_carded(tiny: MatryoshkaCrossEn
     assert json.loads((tmp_path / "final" / "modules.json").read_text())[0]["type"].endswith("MatryoshkaModule")
 
 
-def test_a_loss_that_cannot_share_a_pass_or_a_model_without_exits_is_refused(tiny: MatryoshkaCrossEncoder) -> None:
-    with pytest.raises(TypeError, match="CachedMultipleNegativesRankingLoss runs its own backward"):
+def test_bad_arguments_of_the_loss_are_named(tiny: MatryoshkaCrossEncoder) -> None:
+    with pytest.raises(TypeError, match=r"^loss .*CachedMultipleNegativesRankingLoss"):
         MultiExitLoss(tiny, losses.CachedMultipleNegativesRankingLoss(tiny))
-    with pytest.raises(ValueError, match="exits must be different ones"):
+    with pytest.raises(ValueError, match=r"^exits"):
         MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 9))
-    with pytest.raises(ValueError, match="exits must be different ones"):
+    with pytest.raises(ValueError, match=r"^exits"):
         MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), exits=(2, 2))
-    with pytest.raises(ValueError, match="weights must be one number for each"):
+    with pytest.raises(ValueError, match=r"^weights"):
         MultiExitLoss(tiny, losses.BinaryCrossEntropyLoss(tiny), weights=(1.0,))
     other = CrossEncoder(modules=[torch.nn.Identity()], device="cpu")
-    with pytest.raises(TypeError, match="model must hold a MatryoshkaModule"):
+    with pytest.raises(TypeError, match=r"^model .*MatryoshkaModule"):
         MultiExitLoss(other, losses.BinaryCrossEntropyLoss(tiny))
 
 
@@ -453,7 +453,7 @@ def test_weights_stay_with_their_exits(tiny: MatryoshkaCrossEncoder) -> None:
 
 
 class TwoArguments(torch.nn.Module):
-    """A user's own loss, which knows nothing of prompts."""
+    """A user's own loss, without prompts."""
 
     def __init__(self, model: CrossEncoder) -> None:
         super().__init__()
@@ -471,25 +471,23 @@ def test_a_loss_without_prompt_is_wrapped_too(tiny: MatryoshkaCrossEncoder, tmp_
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model: model.predict("ab"), r"pairs\[0\] must be a \(query, document\) pair"),
-        (lambda model: model.predict([PAIRS[0], "ab"]), r"pairs\[1\] must be a \(query, document\) pair"),
-        (lambda model: model.predict({"a": 1, "b": 2}), r"pairs\[0\] must be"),
-        (lambda model: model.rank(QUERY, "abc"), "documents must be a list of strings"),
-        (lambda model: model.rank(QUERY, ["a", None]), r"documents\[1\] must be a string"),
-        (lambda model: model.predict(PAIRS, keepratio=0.5), "unexpected keyword arguments: keepratio"),
+        (lambda model: model.predict("ab"), r"^pairs\[0\]"),
+        (lambda model: model.predict([PAIRS[0], "ab"]), r"^pairs\[1\]"),
+        (lambda model: model.predict({"a": 1, "b": 2}), r"^pairs\[0\]"),
+        (lambda model: model.rank(QUERY, "abc"), "^documents"),
+        (lambda model: model.rank(QUERY, ["a", None]), r"^documents\[1\]"),
+        (lambda model: model.predict(PAIRS, keepratio=0.5), "keepratio"),
     ],
 )
-def test_bad_input_is_named_and_not_scored_as_letters(
-    mini: MatryoshkaCrossEncoder, call: Callable[[Any], Any], message: str
-) -> None:
+def test_bad_input_is_named(mini: MatryoshkaCrossEncoder, call: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call(mini)
 
 
-def test_what_contradicts_a_loaded_reranker_is_refused(mini: MatryoshkaCrossEncoder) -> None:
-    with pytest.raises(ValueError, match="go with a model to load"):
+def test_arguments_that_contradict_a_loaded_reranker_are_errors(mini: MatryoshkaCrossEncoder) -> None:
+    with pytest.raises(ValueError, match=r"^model_name_or_path"):
         MatryoshkaCrossEncoder("some/model", reranker=mini.reranker)
-    with pytest.raises(NotImplementedError, match="compile would not reach predict"):
+    with pytest.raises(NotImplementedError, match=r"^compile"):
         mini.compile()
     module = MatryoshkaModule(mini.reranker)
     assert MatryoshkaCrossEncoder(modules=[module], depth=2, max_length=64).reranker.compression.depth == 2
