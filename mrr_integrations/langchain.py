@@ -50,7 +50,7 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
     Only a document's `page_content` is scored; `metadata_keys=("title",)` puts its title first.
 
     `ContextualCompressionRetriever` passes no `config` on, so every request uses this object's options. If requests
-    should choose, use a chain in the retriever's place:
+    should choose theirs, use a chain instead of it:
 
         {"query": RunnablePassthrough(), "documents": retriever} | reranker.as_runnable()
 

@@ -48,7 +48,7 @@ class FileErrors:
 
 
 def reading(path: str | Path, advice: str = AGAIN) -> FileErrors:
-    """Wrap a block that parses one file, as in `with reading(file): …`.
+    """Wrap the block that parses one file, in a `with` statement.
 
     What a library raises about the file's content becomes one `ValueError` that names the file, what is wrong with it
     and what to do. `FileNotFoundError` and errors that already name the file stay as they are.
