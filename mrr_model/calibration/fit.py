@@ -319,7 +319,7 @@ def logistic(logits: Array) -> Array:
 
 
 def _information(logits: Array) -> Array:
-    """p (1 − p), never quite zero."""
+    """The information p (1 − p), never quite zero."""
     p = logistic(np.clip(logits, -30.0, 30.0))
     return p * (1 - p)
 

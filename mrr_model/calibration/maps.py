@@ -1,7 +1,7 @@
-"""Calibration: for each setting a strictly increasing map from its logits to logits of the share of such candidates
-that are relevant.
+"""Calibration: for each setting a strictly increasing map from its logits to calibrated ones.
 
-Stored with the checkpoint as JSON; `mrr_model.calibration.fit` fits the maps.
+A calibrated logit is that of the share of such candidates that are relevant. Stored with the checkpoint as JSON;
+`mrr_model.calibration.fit` fits the maps.
 """
 
 import itertools

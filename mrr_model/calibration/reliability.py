@@ -31,8 +31,10 @@ MIN_KEPT = 10
 def expected_calibration_error(
     probabilities: Numbers, targets: Numbers, bins: int = 15, *, equal: Literal["width", "mass"] = "width"
 ) -> float:
-    """Σ over bins of (pairs in the bin / all pairs) · |mean target − mean probability|; 0 is perfect (Guo et al., 2017,
-    eq. 3; Naeini et al., 2015).
+    """How far probabilities are from the targets on average; 0 is perfect.
+
+    Σ over bins of (pairs in the bin / all pairs) · |mean target − mean probability| (Guo et al., 2017, eq. 3; Naeini et
+    al., 2015).
 
     If few pairs are relevant, most probabilities lie near 0 and dominate: compare the error with the share of relevant
     pairs, which is the error of a model that predicts 0 for every pair.
@@ -136,8 +138,10 @@ class CalibrationReport:
         return spreads[0], spreads[1], spreads[2]
 
     def markdown(self) -> str:
-        """A table with one row per setting: the calibration error and, for each threshold, the precision of the pairs
-        that reach it and (in brackets) their number; each before, shared, after. The last row is `spread`.
+        """A table with one row per setting.
+
+        The calibration error and, for each threshold, the precision of the pairs that reach it and (in brackets) their
+        number; each before, shared, after. The last row is `spread`.
         """
         thresholds = list(next(iter(self.before.values())).precision)
         heads = " | ".join(f"precision at {threshold:g}" for threshold in thresholds)

@@ -39,10 +39,10 @@ def section_pattern(name: str) -> re.Pattern[str]:
 
 
 def with_section(card: str, name: str, text: str) -> str:
-    """A card with a section, in place of an earlier one of that name, else at the end.
+    r"""A card with a section, in place of an earlier one of that name, else at the end.
 
     >>> with_section("# Card", "profile", "A table.")
-    '# Card\\n\\n<!-- profile -->\\nA table.\\n<!-- /profile -->\\n'
+    '# Card\n\n<!-- profile -->\nA table.\n<!-- /profile -->\n'
     """
     section = f"<!-- {name} -->\n{text.rstrip()}\n<!-- /{name} -->"
     known = section_pattern(name)

@@ -157,9 +157,7 @@ class NativeFormat:
 
 
 def _granite_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """MiniCPM as a Granite model, which it is arithmetically: its scaled embeddings and residual branches are Granite's
-    multipliers.
-    """
+    """MiniCPM as a Granite model, whose multipliers do what MiniCPM's scaled embeddings and residual branches do."""
     if not (config.get("head_multi") and config.get("head_type") == "simple"):
         raise ValueError(
             "a minicpm checkpoint must have head_multi true and head_type 'simple', got "
@@ -280,7 +278,7 @@ def _advice(config: Mapping[str, Any]) -> str:
     if isinstance(labels, dict) and len(labels) > 1:
         return (
             f"{what}: it is a classifier of {len(labels)} labels ({', '.join(map(str, labels.values()))}), and a "
-            f"re-ranker has one, the relevance. Train fresh heads in its place: {train} --head linear."
+            f"re-ranker has one, the relevance. Train fresh heads instead: {train} --head linear."
         )
     return (
         f"{what}: it is a trained cross-encoder. `mrr self-distill --model FOLDER --texts TEXTS --output OUTPUT` gives "

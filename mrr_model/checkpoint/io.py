@@ -223,8 +223,9 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
 def outline(
     config: CheckpointConfig, stored: Mapping[str, Stored], folder: Path, allow_missing: tuple[str, ...] = ()
 ) -> MatryoshkaModel:
-    """Build the model on the meta device, and check that the stored weights fit it: nothing large is made from a
-    configuration that no weights belong to.
+    """Build the model on the meta device, and check that the stored weights fit it.
+
+    So nothing large is made from a configuration that no weights belong to.
 
     Args:
         config: What config.json says.
@@ -243,8 +244,9 @@ def outline(
 
 
 def build(config: CheckpointConfig, dtype: torch.dtype) -> MatryoshkaModel:
-    """Build the model for weights in `dtype`: the stock part on the meta device, the score heads allocated in float32,
-    with arbitrary values.
+    """Build the model for weights in `dtype`, before they are assigned.
+
+    The stock part is on the meta device; the score heads are allocated in float32, with arbitrary values.
     """
     config.backbone.dtype = dtype
     model = MatryoshkaModel.from_config(config.backbone, config.matryoshka, weights="meta")

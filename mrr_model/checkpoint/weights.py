@@ -245,8 +245,9 @@ def _few(names: list[str], most: int = 5) -> str:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in `dtype`, converted by the calling thread alone, in parts too small for torch's thread pool: a process
-    that has started the pool can no longer be forked.
+    """A tensor in `dtype`, converted by the calling thread alone.
+
+    The parts are too small for torch's thread pool: a process that has started the pool can no longer be forked.
     """
     if tensor.dtype == dtype:
         return tensor

@@ -78,8 +78,9 @@ class TimingFacts:
 
 
 class Timings(BaseModel):
-    """Seconds of each setting, and when, where and beside how much other work they were measured; `str()` says the
-    latter.
+    """Seconds of each setting, and how they were measured.
+
+    `str()` says when, where, and beside how much other work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -253,8 +254,9 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _exclusive(file: Path) -> Iterator[None]:
-    """Keep out other processes that time the same: workers that start together would disturb each other. The system
-    frees a dead process's lock; without locks, or a folder to put one in, nobody waits.
+    """Keep out other processes that time the same: workers that start together would disturb each other.
+
+    The system frees a dead process's lock; without locks, or a folder to put one in, nobody waits.
     """
     with ExitStack() as held:
         try:

@@ -1,4 +1,4 @@
-"""Fitting maps to synthetic logits whose true probability is known, and the measures against loops."""
+"""Fitting maps to synthetic logits whose true probability is known, and the errors against loops."""
 
 import math
 import sys
@@ -36,7 +36,7 @@ def logistic(logits: Array) -> Array:
 
 
 def drawn(count: int, seed: int = 0, middle: float = -1.0) -> tuple[Array, Array]:
-    """True logits around ``middle`` and labels drawn from them."""
+    """True logits around `middle` and labels drawn from them."""
     rng = np.random.default_rng(seed)
     true = rng.normal(middle, 2.0, count)
     return true, (rng.random(count) < logistic(true)).astype(float)
@@ -153,7 +153,7 @@ def test_isotonic_stays_by_a_line_that_is_right() -> None:
     grid=st.sampled_from([0.0, 1.0, 8.0]),
 )
 def test_isotonic_rises_whatever_the_pairs(pairs: list[tuple[float, float]], grid: float) -> None:
-    """With ties too, where ``grid`` rounds. Targets that Platt's line cannot rise with are another test's."""
+    """With ties too, where `grid` rounds. Targets that Platt's line cannot rise with are another test's."""
     logits = [round(logit / grid) * grid if grid else logit for logit, _ in pairs]
     targets = [target for _, target in pairs]
     try:

@@ -34,7 +34,7 @@ platt_maps = st.builds(PlattMap, slope=st.floats(1e-6, 1e6), intercept=st.floats
 
 @st.composite
 def knot_maps(draw: st.DrawFn, gap: float = 1e-3) -> KnotMap:
-    """Knots at least ``gap`` apart, in both directions."""
+    """Knots at least `gap` apart, in both directions."""
     count = draw(st.integers(2, 8))
     gaps = st.lists(st.floats(gap, 10), min_size=count - 1, max_size=count - 1)
     ends = [draw(st.floats(-20, 20)) for _ in range(2)]

@@ -33,7 +33,7 @@ def logistic(logits: Array) -> Array:
 
 
 def drawn(count: int, seed: int = 0, middle: float = -1.0) -> tuple[Array, Array]:
-    """True logits around ``middle`` and labels drawn from them."""
+    """True logits around `middle` and labels drawn from them."""
     rng = np.random.default_rng(seed)
     true = rng.normal(middle, 2.0, count)
     return true, (rng.random(count) < logistic(true)).astype(float)
@@ -69,7 +69,7 @@ def test_bins_of_equal_mass_are_runs_of_the_sorted_pairs(pairs: list[tuple[float
     ordered = sorted(pairs, key=lambda pair: pair[0])
     error = 0.0
     for number in range(bins):
-        run = [pair for place, pair in enumerate(ordered) if place * bins // len(pairs) == number]
+        run = [pair for index, pair in enumerate(ordered) if index * bins // len(pairs) == number]
         error += abs(sum(t - p for p, t in run)) / len(pairs)
     p, t = zip(*pairs, strict=True)
     assert expected_calibration_error(p, t, bins, equal="mass") == pytest.approx(error)

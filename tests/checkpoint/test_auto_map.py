@@ -64,7 +64,7 @@ def add_remote_code(folder: Path) -> None:
 @pytest.fixture
 def folders(reference: Path, saved_checkpoint: Path, tmp_path: Path) -> list[Path]:
     """Copies with remote code of the reference checkpoints and of one in this project's own format; row.json holds the
-    scores to expect: golden ones, and those of the same checkpoint without an ``auto_map``.
+    scores to expect: golden ones, and those of the same checkpoint without an `auto_map`.
     """
     made = []
     for name in FORMATS:

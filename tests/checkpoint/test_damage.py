@@ -60,7 +60,7 @@ def half(file: Path) -> None:
 
 
 def fields(**changes: Any) -> Damage:
-    """Changes to a JSON file; None leaves a field out, and ``matryoshka__x`` is a field of a section."""
+    """Changes to a JSON file; None leaves a field out, and `matryoshka__x` is a field of a section."""
 
     def change(file: Path) -> None:
         known = json.loads(file.read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def cast(dtype: torch.dtype) -> Damage:
 
 
 def header(text: str) -> Callable[[Path], object]:
-    """A safetensors file of this header and nothing behind it."""
+    """A safetensors file of this header and nothing after it."""
     return content(len(text).to_bytes(8, "little") + text.encode())
 
 
@@ -394,7 +394,7 @@ def test_weights_in_two_shards_are_named(folder: Path) -> None:
 
 
 def test_a_plans_mean_width_does_not_count_layers() -> None:
-    """A deep plan is as quick as a shallow one: this one would take days, layer by layer."""
+    """A deep plan is as fast as a shallow one: computed layer by layer, this one would take days."""
     deep = Plan((10**12,), {1: Fraction(1, 2), 10**12 - 1: Fraction(1, 2)})
     assert deep.mean_width == pytest.approx(0.5)
     assert Plan((4,), {1: Fraction(1, 2), 3: Fraction(1, 2)}).mean_width == (1 + 0.5 + 0.5 + 0.25) / 4

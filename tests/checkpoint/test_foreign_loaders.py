@@ -50,7 +50,7 @@ def written(
         SelfDistillConfig(
             model=str(root / "classifier"),
             texts=(str(toy_file),),
-            output=root / "flatten",
+            output=root / "self_distill",
             horizontal={"max_steps": 1, "ratios": (2,)},
             max_length=64,
             **common,
@@ -63,12 +63,12 @@ def written(
     return {name: root / name for name in WRITERS}
 
 
-WRITERS = ("finetune", "flatten", "save_pretrained", "cross_encoder")
+WRITERS = ("finetune", "self_distill", "save_pretrained", "cross_encoder")
 
 
 def lengths(writer: str) -> dict[str, Any]:
     """Training stores no length: the toy models have 130 positions."""
-    return {"max_length": 64} if writer in ("finetune", "flatten") else {}
+    return {"max_length": 64} if writer in ("finetune", "self_distill") else {}
 
 
 @pytest.mark.parametrize("writer", WRITERS)

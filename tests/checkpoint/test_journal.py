@@ -40,7 +40,7 @@ def new(make_checkpoint: Callable[..., Checkpoint]) -> Checkpoint:
 
 @pytest.fixture
 def folder(old: Checkpoint, tmp_path: Path) -> Path:
-    """The folder of ``old``, and of a user's file."""
+    """The folder of `old`, and of a user's file."""
     checkpoint.save(old, tmp_path / "model", embeddings_apart=True, model_card="old")
     (tmp_path / "model" / NOTES).write_text("mine", encoding="utf-8")
     return tmp_path / "model"

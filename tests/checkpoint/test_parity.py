@@ -1,6 +1,6 @@
 """Scores of the published formats' reference checkpoints, as the authors' released models give them.
 
-Every expected number comes from ``fixtures/reference/*/golden.json`` (see fixtures/README.md) and holds within 1e-4 in
+Every expected number comes from `fixtures/reference/*/golden.json` (see fixtures/README.md) and holds within 1e-4 in
 float32.
 """
 
@@ -41,10 +41,10 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row of golden.json; ``place`` is its index under ``key``."""
+    """One row of golden.json; `index` is its index under `key`."""
 
     key: str
-    place: int
+    index: int
     query: str
     passage: str
     prompt: str
@@ -77,7 +77,7 @@ def rows(name: str) -> tuple[Row, ...]:
     return tuple(
         Row(
             key,
-            place,
+            index,
             **{field: row[field] for field in ("query", "passage", "prompt", "max_length", "compress_ratio")},
             **{field: row[field] for field in ("query_length", "prompt_length")},
             input_ids=tuple(row["input_ids"]),
@@ -85,13 +85,13 @@ def rows(name: str) -> tuple[Row, ...]:
             scores={int(layer): score for layer, score in row["scores"].items()},
         )
         for key, listed in golden.items()
-        for place, row in enumerate(listed)
+        for index, row in enumerate(listed)
     )
 
 
 def good_rows(name: str) -> list[Row]:
     """All rows but the one that its own file contradicts; the last tests here are about that one."""
-    return [row for row in rows(name) if not (name == "gemma2" and row.place == 0)]
+    return [row for row in rows(name) if not (name == "gemma2" and row.index == 0)]
 
 
 @lru_cache
@@ -163,7 +163,7 @@ def test_rows_one_by_one(name: str) -> None:
     """As the data was made; where the release gives the same row under two keys or lengths, once is enough."""
     distinct = {(row.plan, row.input_ids): row for row in good_rows(name)}
     for row in distinct.values():
-        assert worst([row], scores_of(name, [row.pair], row.plan)) <= TOLERANCE, (row.key, row.place)
+        assert worst([row], scores_of(name, [row.pair], row.plan)) <= TOLERANCE, (row.key, row.index)
 
 
 LOADED: dict[str, Any] = {
@@ -187,8 +187,8 @@ def expected_key(has: str, exit_layer: int, merged: bool) -> str:
 
 
 def width_mapping(row: Row) -> dict[int, float]:
-    """``compress_layers`` and ``compress_ratio`` in this project's words: what is left of the original from each on."""
-    return {layer: row.compress_ratio ** -(place + 1.0) for place, layer in enumerate(row.compress_layers)}
+    """`compress_layers` and `compress_ratio` in this project's words: what is left of the original from each on."""
+    return {layer: row.compress_ratio ** -(index + 1.0) for index, layer in enumerate(row.compress_layers)}
 
 
 @pytest.mark.parametrize("has", LOADED)
@@ -209,7 +209,7 @@ def test_reranker_picks_the_adapters_and_scores_as_released(has: str) -> None:
                     [(row.query, row.passage) for row in same], depth=exit_layer, keep_ratio=width_mapping(same[0])
                 )
                 for row, score in zip(same, scores, strict=True):
-                    assert score == pytest.approx(row.scores[exit_layer], abs=TOLERANCE), (key, row.place, exit_layer)
+                    assert score == pytest.approx(row.scores[exit_layer], abs=TOLERANCE), (key, row.index, exit_layer)
                     checked += 1
     # Each setting and exit is picked once: 8 settings, 7 exits, 15 pairs.
     assert checked == 8 * 7 * 15
@@ -273,13 +273,13 @@ def gemma2_rows_of_the_first_pair() -> list[Row]:
 
 def scores_before_any_merge() -> dict[int, float]:
     """What rows 1–4 say of exits that are read before their first merge, so with nothing merged, as in row 0."""
-    told: dict[int, set[float]] = defaultdict(set)
+    seen: dict[int, set[float]] = defaultdict(set)
     for row in gemma2_rows_of_the_first_pair()[1:]:
         for exit_layer, score in row.scores.items():
             if exit_layer <= row.compress_layers[0]:
-                told[exit_layer].add(score)
-    assert all(len(scores) == 1 for scores in told.values()), "rows 1–4 agree with each other to the last digit"
-    return {exit_layer: scores.pop() for exit_layer, scores in told.items()}
+                seen[exit_layer].add(score)
+    assert all(len(scores) == 1 for scores in seen.values()), "rows 1–4 agree with each other to the last digit"
+    return {exit_layer: scores.pop() for exit_layer, scores in seen.items()}
 
 
 def test_gemma2_row_0_contradicts_its_own_file() -> None:
@@ -287,17 +287,17 @@ def test_gemma2_row_0_contradicts_its_own_file() -> None:
 
     Which of them is right cannot be read off the file. Four rows agree with each other, and so does our model.
     """
-    row_0, told = gemma2_rows_of_the_first_pair()[0], scores_before_any_merge()
-    assert told == {3: 1.470745, 4: 0.079589, 5: -1.742368}
-    assert {exit_layer: row_0.scores[exit_layer] for exit_layer in told} == {3: 1.470707, 4: 0.079673, 5: -1.743018}
+    row_0, seen = gemma2_rows_of_the_first_pair()[0], scores_before_any_merge()
+    assert seen == {3: 1.470745, 4: 0.079589, 5: -1.742368}
+    assert {exit_layer: row_0.scores[exit_layer] for exit_layer in seen} == {3: 1.470707, 4: 0.079673, 5: -1.743018}
     # The difference is small at exit 3 and grows; at exit 5 it is past the tolerance.
-    assert abs(row_0.scores[5] - told[5]) > TOLERANCE
+    assert abs(row_0.scores[5] - seen[5]) > TOLERANCE
 
 
 def test_gemma2_row_0_is_scored_as_the_other_rows_of_its_pair_say() -> None:
-    row_0, told = gemma2_rows_of_the_first_pair()[0], scores_before_any_merge()
+    row_0, seen = gemma2_rows_of_the_first_pair()[0], scores_before_any_merge()
     [scores] = scores_of("gemma2", [row_0.pair], row_0.plan)
-    for exit_layer, score in told.items():
+    for exit_layer, score in seen.items():
         assert scores[exit_layer] == pytest.approx(score, abs=TOLERANCE)
     # Exits 6, 7, 8 of the bare pair stand in row 0 alone. We are as near there as at the contradicted ones.
     for exit_layer in (6, 7, 8):
