@@ -196,7 +196,7 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
         warnings.simplefilter("always")
         result = mrr(*rerank, "--speedup", 999, *fastest, stdin=lines)
     assert (result.exit_code, result.stdout.count("\n")) == (0, 2)
-    assert "It is used all the same." in result.stderr
+    assert "It is used nevertheless." in result.stderr
 
 
 def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_calibrate_stores_maps_and_shows_what_they_are_worth(
     result = mrr(*given, "--dry-run")
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     assert "facts (8 queries), queries held out" in result.stdout
-    assert "| exit 3, merges 1:1/2 |" in result.stdout
+    assert "| depth 3, keep ratio 1:0.5 |" in result.stdout
     assert not (own_mini / "calibration.json").exists()
     result = mrr(*given, "--held-out", f"{facts_beir}#half")
     assert result.stdout.endswith(f"4 maps are stored in {own_mini}\n"), result.output

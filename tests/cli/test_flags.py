@@ -302,17 +302,17 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(config_file: Callable[[st
     [
         ("{}", (), ["--model is missing.", "--data is missing."]),
         ("model: m", (), ["--data is missing."]),
-        ("{model: m, data: [d], lr: 1}", (), ["FILE: lr is not a setting."]),
-        ("{model: m, data: [d], exit: [1]}", (), ["FILE: exit is not a setting. Did you mean exits?"]),
+        ("{model: m, data: [d], lr: 1}", (), ["FILE: lr is not an option."]),
+        ("{model: m, data: [d], exit: [1]}", (), ["FILE: exit is not an option. Did you mean exits?"]),
         (
             "{model: m, data: [d], learning_rate: 1}",
             (),
-            ["FILE: learning_rate is not a setting. Did you mean first.learning_rate or last.learning_rate?"],
+            ["FILE: learning_rate is not an option. Did you mean first.learning_rate or last.learning_rate?"],
         ),
         (
             "{model: m, data: [d], first: {max-steps: 1}}",
             (),
-            ["FILE: first.max-steps is not a setting. Did you mean first.max_steps?"],
+            ["FILE: first.max-steps is not an option. Did you mean first.max_steps?"],
         ),
         ("{model: m, data: [d], last: {low: {rank: 0}}}", (), ["FILE: last.low.rank must be at least 1, got 0."]),
         ("{model: m, data: [d], last: {learning_rate: 0}}", (), ["FILE: last.learning_rate must be above 0, got 0."]),

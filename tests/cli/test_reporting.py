@@ -104,7 +104,7 @@ def test_pydantics_words_are_translated_wherever_they_come_from(run: Any) -> Non
 
     assert run(function).stderr.splitlines() == [
         "error: number must be a whole number, got 'x'.",
-        "error: more is not a setting.",
+        "error: more is not an option.",
     ]
 
 

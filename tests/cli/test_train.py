@@ -185,10 +185,10 @@ def test_each_fault_is_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("lr: 1", "config.yaml: lr is not a setting."),
+        ("lr: 1", "config.yaml: lr is not an option."),
         (
             "distill: {learn_rate: 1}",
-            "config.yaml: distill.learn_rate is not a setting. Did you mean distill.learning_rate?",
+            "config.yaml: distill.learn_rate is not an option. Did you mean distill.learning_rate?",
         ),
         ("1: 1", "a key must be text, got 1."),
         ("[", "config.yaml is not valid YAML: while parsing"),

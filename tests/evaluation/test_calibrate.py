@@ -93,7 +93,7 @@ def test_each_setting_gets_the_map_of_its_own_logits(
     targets = [float(document == query) for query in range(8) for document in range(8)]
     for setting in GRID:
         plan = reranker.plan(setting.depth, setting.keep_ratio)
-        [fitted] = [each.map for each in made.settings if each.matches(plan.last_layer, plan.merges)]
+        [fitted] = [each.map for each in made.settings if each.plan() == Plan((plan.last_layer,), plan.merges)]
         expected = calibrating.fit_map(logits_of(reranker, facts_beir, setting), targets, np.arange(64).tolist())
         assert isinstance(fitted, PlattMap)
         assert isinstance(expected, PlattMap)
@@ -141,9 +141,9 @@ def test_a_querys_own_document_is_not_fitted_on(
 def test_settings_that_are_one_plan_get_one_map(config_of: Callable[..., EvaluateConfig]) -> None:
     made = calibrate_model(config_of(keep_ratios=(1.0, "5:0.5")))
     assert [str(each) for each in made.calibration.settings] == [
-        "exit 6, no merges",
-        "exit 3, no merges",
-        "exit 6, merges 5:1/2",
+        "depth 6, keep ratio 1",
+        "depth 3, keep ratio 1",
+        "depth 6, keep ratio 5:0.5",
     ]
 
 

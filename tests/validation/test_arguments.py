@@ -233,6 +233,7 @@ def _sentence_transformers(core: MatryoshkaReranker) -> Any:
     return model.predict([(QUERY, TEXTS[0])], depth=50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [_langchain, _llama_index, _sentence_transformers])
 def test_so_does_a_warning_through_the_integrations(
     make_checkpoint: Callable[..., Checkpoint], build: Callable[[MatryoshkaReranker], Any]
