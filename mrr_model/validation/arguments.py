@@ -8,8 +8,6 @@ from enum import Enum
 from numbers import Real
 from typing import Any, Final
 
-import numpy as np
-
 
 class Default(Enum):
     """Marks an argument as not given where `None` has a meaning of its own: the object's own value is used."""
@@ -63,6 +61,7 @@ def whole_number(name: str, value: Any, least: int = 1, advice: str = "") -> int
         ValueError: If it is below `least`.
 
     Example:
+        >>> import numpy as np
         >>> whole_number("top_n", np.int64(3))
         3
     """
@@ -114,7 +113,7 @@ def true_or_false(name: str, value: Any) -> bool:
     Raises:
         TypeError: If the value is anything else.
     """
-    if not isinstance(value, bool | np.bool_):
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy's bear these names, and numpy is slow to import
         raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__}).")
     return bool(value)
 

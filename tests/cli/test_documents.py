@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, stdin: Any, monkeypatch: p
     with pytest.raises(ValueError, match=r"stdin.*ended before"):
         read_documents(None)
     stdin(b"ok\n\xff")
-    with pytest.raises(ValueError, match="stdin is no UTF-8 text"):
+    with pytest.raises(ValueError, match="stdin is not UTF-8 text"):
         read_documents(None)
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ValueError, match="stdin is closed"):

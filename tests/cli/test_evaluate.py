@@ -86,7 +86,7 @@ def test_flags_are_the_config(mrr: Mrr, tmp_path: Path) -> None:
         (["--keep-ratio", "0.5,"], "keep_ratio='' cannot be read"),
         (["--keep-ratio", "nan"], "keep_ratio must be in (0, 1]"),
         (["--keep-ratio", "6:0.5"], "keep_ratio names merge layer 6, which this model lacks"),
-        (["--metric", "nDCG@10,speed"], "'speed' is no"),
+        (["--metric", "nDCG@10,speed"], "metric 'speed'"),
         (["--metric", "Compat(p=0.8"], "Compat(p=0.8"),
         (["--keep-quality", "98"], "keep_quality must be a share above 0 and at most 1"),
         (["--speedup", "nan"], "--speedup must be a finite number"),
@@ -202,7 +202,7 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
 def test_what_cannot_be_stored_is_said_before_anything_runs(mrr: Mrr, tmp_path: Path) -> None:
     for command, flag in (("evaluate", ["--save-profile"]), ("evaluate", ["--save-calibration"]), ("calibrate", [])):
         line = mrr(command, "owner/name", "toy", "--output", tmp_path / "out", *flag).error
-        assert "'owner/name' is no local folder" in line
+        assert "'owner/name' is not a local folder" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -132,7 +132,7 @@ def test_table_names_the_setting_and_shortens_texts(rerank: Mrr) -> None:
         (["--model", "no/such/folder"], "x", "model 'no/such/folder'"),
         (["no/such/file"], "", "no/such/file cannot be read: No such file"),
         (["."], "", ". cannot be read: Is a directory"),
-        ([], b"\xff", "stdin is no UTF-8 text"),
+        ([], b"\xff", "stdin is not UTF-8 text"),
         ([], '{"text": "x"}\n{"text": 1}', "stdin:2: expected a string under \"text\"; the keys are 'text'"),
         ([], '{"contents": "x"}', "stdin:1: expected a string under \"text\"; the keys are 'contents'"),
         ([], '{"text": "x", "title": 1}', 'stdin:1: expected a string under "title", got int'),

@@ -32,7 +32,7 @@ STAGE: dict[str, Any] = {
 RUN: dict[str, Any] = {
     "model": "some/model", "train": ("a.jsonl", "b#dev"), "output": Path("out"), "exits": (2, 4), "merge_layer": 2,
     "head": "similarity",
-    "on_bad_row": "skip", "stream": True, "sample": 0.5, "passages": 4, "groups_per_step": 3, "length_parts": 2,
+    "on_bad_row": "skip", "stream": True, "sample": 0.5, "train_group_size": 4, "groups_per_step": 3, "length_parts": 2,
     "max_length": 64, "query_max_length": 16, "dtype": "bfloat16", "bf16": True, "save_steps": 10, "seed": 3,
     "stages": ("distill", "vertical"), "dropout": 0.1, "freeze_embeddings": False,
     "trainer": {"report_to": "tensorboard", "gradient_accumulation_steps": 2},
@@ -147,7 +147,7 @@ def test_help_is_that_of_the_config(mrr: Mrr, command: str) -> None:
     result = mrr(command, "--help")
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())
-    assert "Where the trained checkpoint is written." in text
+    assert "Folder to write the trained checkpoint to." in text
     assert "[default: 200]" in text, "save_steps"
 
 
@@ -155,7 +155,7 @@ def test_help_is_that_of_the_config(mrr: Mrr, command: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "messages"),
     [
-        (("--passages", 1), ["--passages must be at least 2, got '1'."]),
+        (("--train-group-size", 1), ["--train-group-size must be at least 2, got '1'."]),
         (("--trainer", "seed=1"), ["--trainer: seed has a flag of its own: --seed, got {'seed': 1}."]),
         (("--trainer", "seed"), ["--trainer takes KEY=VALUE, got 'seed'"]),
         (("--stream",), ["a streamed run has no epochs: give max_steps in "]),
@@ -276,8 +276,8 @@ class Measured:
     def __init__(self, events: list[str]) -> None:
         self.events = events
 
-    def __call__(self, config: Any) -> "Measured":
-        self.events.append(f"open {','.join(config.dev)}, {config.dev_queries} queries")
+    def __call__(self, collections: Sequence[str], *, limit_queries: int | None, **_: Any) -> "Measured":
+        self.events.append(f"open {','.join(collections)}, {limit_queries} queries")
         return self
 
     def table(self, folder: Path) -> str:
@@ -323,7 +323,7 @@ def test_a_development_collection_that_cannot_be_opened_shows_before_training(
 def test_a_trained_checkpoint_ranks(mrr: Mrr, encoder: Path, tmp_path: Path) -> None:
     write_groups(tmp_path / "train.jsonl", [Group(QUERY, (TEXTS[0],), tuple(TEXTS[1:]))] * 2)
     config = tmp_path / "config.yaml"
-    config.write_text(f"model: {encoder}\ntrain: [{tmp_path}/train.jsonl]\npassages: 4\nmax_length: 32\n")
+    config.write_text(f"model: {encoder}\ntrain: [{tmp_path}/train.jsonl]\ntrain_group_size: 4\nmax_length: 32\n")
     words = ("finetune", config, "--output", tmp_path / "out", "--stages", "distill", "--distill-ratios", 1)
     result = mrr(*words, "--groups-per-step", 2)
     assert result.exit_code == 0, result.output

@@ -86,7 +86,7 @@ def test_a_settings_file_is_a_grid(tmp_path: Path) -> None:
         (b"- {depth: 0}", "setting 1: depth must be at least 1"),
         (b"- {keep_ratio: .nan}", r"setting 1: keep_ratio must be in \(0, 1\], got nan"),
         (b"- {keep_ratio: }", "setting 1: keep_ratio must be a number"),
-        (b"- {keep_ratio: {1: 0.25, 2: 0.5}}", "setting 1: keep_ratio must not grow with depth"),
+        (b"- {keep_ratio: {1: 0.25, 2: 0.5}}", "setting 1: keep_ratio must not increase with depth"),
     ],
 )
 def test_a_settings_file_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:

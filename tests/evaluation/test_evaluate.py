@@ -352,7 +352,7 @@ def test_a_change_that_times_depend_on_is_timed_again(
 @pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("torch.get_num_threads", 64), ("device_name", "another processor")],
+    [("mrr_model.selection.latency.torch.get_num_threads", 64), ("mrr_model.reranker.device_name", "another")],
     ids=["threads", "device"],
 )
 def test_other_threads_and_another_device_are_timed_again(
@@ -360,7 +360,7 @@ def test_other_threads_and_another_device_are_timed_again(
 ) -> None:
     with (
         patch.object(timing, "measure_timings", wraps=measure_timings) as timed,
-        patch(f"mrr_model.selection.latency.{name}", return_value=value),
+        patch(name, return_value=value),
     ):
         evaluate(config_of(output=output))
     timed.assert_called_once()

@@ -62,7 +62,7 @@ def test_speedups_are_against_full_size() -> None:
         ([FULL, HALF, HALF], "points must differ from each other"),
         ([FULL, {**HALF, "keep_ratio": {1: 0.5}}, {**HALF, "keep_ratio": {"1": 0.5}}], "points must differ"),
         ([FULL, {**HALF, "keep_ratio": 1.5}], r"keep_ratio must be in \(0, 1\]"),
-        ([FULL, {**HALF, "keep_ratio": {1: 0.25, 2: 0.5}}], "must not grow with depth"),
+        ([FULL, {**HALF, "keep_ratio": {1: 0.25, 2: 0.5}}], "must not increase with depth"),
         ([FULL, {**HALF, "depth": 0}], "depth"),
         ([FULL, {**HALF, "quality": float("nan")}], "quality"),
         ([FULL, {**HALF, "kept": -0.1}], "kept"),
