@@ -80,7 +80,7 @@ def calibrate_model(
         >>> config = EvaluateConfig(collections=(str(texts),), depths=(4, 6), output=folder / "evaluation")
         >>> made = calibrate_model(config, texts=texts).calibration
         >>> made.pairs, str(made.settings[0])
-        (9, 'exit 6, no merges')
+        (9, 'depth 6, keep ratio 1')
     """
     with locked(config.output, "mrr calibrate"):
         return _calibrate(config, texts, held_out, report_to)

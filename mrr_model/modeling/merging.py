@@ -132,9 +132,9 @@ def destinations(spans: Spans, step: Fraction, size: int | None = None) -> Tenso
 def merge_tokens(hidden: Tensor, target: Tensor, size: int, weights: Tensor | None) -> Tensor:
     """Average the states that have the same destination.
 
-    h'_g = Σ_{j∈g} w_j h_j / Σ_{j∈g} w_j  (arXiv 2501.16302, width compression), w the pooled token's attention. A group
-    whose weights are all zero, because its attention underflowed, gets its plain mean. Shares are computed in float32
-    and rounded to the dtype of the states; sums run in float32.
+    `h'_g = Σ_{j∈g} w_j h_j / Σ_{j∈g} w_j` (arXiv 2501.16302, width compression), w the pooled token's attention. A
+    group whose weights are all zero, because its attention underflowed, gets its plain mean. Shares are computed in
+    float32 and rounded to the dtype of the states; sums run in float32.
 
     Args:
         hidden: States, (B, T, D).
