@@ -1,6 +1,6 @@
 """What the recipe's parts bring at small scale: the full recipe against variants that lack one, at twelve sizes.
 
-    python examples/mini_data.py --data ../shared/data --output runs/data
+    python examples/mini/data.py --data ../shared/data --output runs/data
     python benchmarks/ablation.py --train runs/data --data ../shared/data
 
 All variants start from all-MiniLM-L6-v2 with similarity heads, which rank from the first step on, and see the same rows
@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Compression, Plan, as_step
-from mrr_model.evaluation.collections import Collection
-from mrr_model.evaluation.grid import passes
-from mrr_model.evaluation.opening import open_collection
-from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
-from mrr_model.training.finetune import Finetuning, finetune, objective
-from mrr_model.training.settings import DistillSettings, FinetuneSettings
-from mrr_model.training.trainer import FULL_WIDTH, NARROW, RankingTrainer
+from mrr_model.evaluation.collection import Collection, open_collection
+from mrr_model.evaluation.grid import plan_passes
+from mrr_model.modeling.config import MatryoshkaConfig
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.training.config import DistillConfig, FinetuneConfig
+from mrr_model.training.recipe import Finetuning, finetune
+from mrr_model.training.trainer import FULL_WIDTH, NARROW, Objective, RankingTrainer
 
 LORA = {"rank": 16, "alpha": 32, "dropout": 0.0}
 Setting = tuple[int, float]
@@ -53,7 +53,7 @@ Grid = dict[str, dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the collections")
-    parser.add_argument("--train", type=Path, default=Path("runs/data"), help="folder that examples/mini_data.py wrote")
+    parser.add_argument("--train", type=Path, default=Path("runs/data"), help="folder that examples/mini/data.py wrote")
     parser.add_argument("--kinds", nargs="+", default=["squad", "extra", "medquad"], help="files of it to train on")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/ablation"), help="folder from which a stopped run resumes"
@@ -116,7 +116,7 @@ def refuse_other_sizes(arguments: argparse.Namespace) -> None:
     file.write_text(json.dumps(sizes), encoding="utf-8")
 
 
-def config(arguments: argparse.Namespace, seed: int, name: str, **changes: Any) -> FinetuneSettings:
+def config(arguments: argparse.Namespace, seed: int, name: str, **changes: Any) -> FinetuneConfig:
     adapter = {"max_steps": max(1, arguments.steps // 3), "learning_rate": 1e-3, "cascade_weight": 1.0, "lora": LORA}
     adapter |= changes.pop("adapter", {})
     merges = {"merge_probability": 0.3, "default_merge_share": 0.8}
@@ -126,15 +126,15 @@ def config(arguments: argparse.Namespace, seed: int, name: str, **changes: Any) 
         "train": tuple(str(arguments.train / f"{kind}.jsonl.gz") for kind in arguments.kinds),
         "exits": (2, 3, 4, 5, 6), "merge_layer": 1, "head": "similarity",
         "bf16": True, "length_parts": 4, "max_length": 128,
-        "passages": arguments.train_group_size, "groups_per_step": 64 // arguments.train_group_size,
+        "train_group_size": arguments.train_group_size, "groups_per_step": 64 // arguments.train_group_size,
         "vertical": {**adapter, **merges},
         "horizontal": {**adapter, **merges, "ratios": (2, 4)},
         "distill": {**distill, **merges, **changes.pop("distill", {})},
     }  # fmt: skip
-    return FinetuneSettings(**{**fields, **changes})
+    return FinetuneConfig(**{**fields, **changes})
 
 
-def trained(own: FinetuneSettings, run: Callable[[FinetuneSettings], Path] = finetune) -> Checkpoint:
+def trained(own: FinetuneConfig, run: Callable[[FinetuneConfig], Path] = finetune) -> Checkpoint:
     if not (own.output / "config.json").exists():
         run(own)
     return checkpoint.load(own.output)
@@ -195,17 +195,17 @@ class OneSetting(Finetuning):
     """A run whose first stage trains one setting."""
 
     def distill(self) -> None:
-        stage: DistillSettings = self.settings.distill
+        stage: DistillConfig = self.config.distill
         start = self.base()
         start.model.model.get_input_embeddings().weight.requires_grad_(False)
         trainer = OneSettingTrainer(
             start.model,
-            self.arguments("distill", stage, self.settings.seed),
+            self.arguments("distill", stage, self.config.seed),
             **self.data(start),
-            objective=objective(stage),
+            objective=Objective.of(stage, stage.cascade),
         )
         trainer.ratio = stage.ratios[0]
-        checkpoint.save(start, self.distilled, state=self.train(trainer))
+        checkpoint.save(start, self.folder.distilled, state=self.train(trainer))
 
 
 def measured(loaded: Checkpoint, collections: dict[str, Collection], settings: Sequence[Setting] = SETTINGS) -> Grid:
@@ -217,9 +217,9 @@ def measured(loaded: Checkpoint, collections: dict[str, Collection], settings: S
     for name, held in collections.items():
         pairs = [(query, document) for query, documents in held.candidates.items() for document in documents]
         texts = [(held.queries[query], held.corpus[document]) for query, document in pairs]
-        for one_pass in passes(reranker, [Compression(depth=depth, keep_ratio=ratio) for depth, ratio in settings]):
-            logits = reranker.logits(texts, one_pass.plan)  # (pairs, exits)
-            for setting, column in one_pass.settings.items():
+        for one_pass in plan_passes(reranker, [Compression(depth, ratio) for depth, ratio in settings]):
+            logits = reranker.engine.logits(texts, one_pass.plan)  # (pairs, exits)
+            for setting, column in one_pass.columns.items():
                 run: dict[str, dict[str, float]] = {query: {} for query in held.candidates}
                 for (query, document), logit in zip(pairs, logits[:, column].tolist(), strict=True):
                     run[query][document] = logit

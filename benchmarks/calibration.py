@@ -16,8 +16,8 @@ from development import DEPTHS, add_data_arguments, evaluate_config, name_of, op
 from result_files import add_output_argument, write_result
 from result_tables import calibration as table
 
+from mrr_model.calibration.reliability import CalibrationReport
 from mrr_model.evaluation.calibrate import calibrate_model
-from mrr_model.evaluation.reliability import CalibrationReport
 
 THRESHOLDS = (0.2,)
 WAYS = {"plain": "before", "shared": "shared", "own": "after"}
@@ -42,7 +42,7 @@ def main() -> None:
             "collection": names[0],
             "queries": len(first.queries),
             "pairs": made.calibration.pairs,
-            "relevant": made.calibration.relevant,
+            "relevant": made.calibration.relevant_share,
         },
         "collections": names,
         "settings": [

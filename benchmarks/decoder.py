@@ -25,11 +25,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from mrr_model import MatryoshkaReranker
-from mrr_model.evaluation.collections import Collection, read_corpus, read_json_lines
-from mrr_model.evaluation.opening import open_collection
-from mrr_model.training.finetune import finetune
-from mrr_model.training.groups import Group, write_groups
-from mrr_model.training.settings import FinetuneSettings
+from mrr_model.data.beir import read_corpus
+from mrr_model.data.groups import Group, write_groups
+from mrr_model.data.jsonl import read_json_lines
+from mrr_model.evaluation.collection import Collection, open_collection
+from mrr_model.training.config import FinetuneConfig
+from mrr_model.training.recipe import finetune
 from mrr_model.training.trainer import RankingTrainer
 
 SETTINGS: tuple[tuple[int | None, float], ...] = ((None, 1.0), (3, 1.0), (2, 1.0), (None, 0.5), (3, 0.5), (2, 0.25))
@@ -95,7 +96,7 @@ def train(arguments: argparse.Namespace) -> None:
     keep_losses(arguments.work / "losses.json", last_exit=arguments.layers)
     adapter = {"max_steps": max(1, arguments.steps // 5), "learning_rate": 3e-4, "cascade_weight": 1.0,
                "lora": {"rank": 16, "alpha": 32, "dropout": 0.0}}  # fmt: skip
-    config = FinetuneSettings(
+    config = FinetuneConfig(
         model=str(model), train=(str(rows),), output=arguments.work / "trained", merge_layer=1, exits=None,
         bf16=True, length_parts=4, max_length=64, save_steps=100, freeze_embeddings=False,
         groups_per_step=arguments.groups,

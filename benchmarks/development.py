@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mrr_model.evaluation.collections import Collection
-from mrr_model.evaluation.evaluate import Evaluation, evaluate
-from mrr_model.evaluation.measures import measure
-from mrr_model.evaluation.opening import open_collection
-from mrr_model.evaluation.settings import EvaluateSettings
+from mrr_model.evaluation.collection import Collection, open_collection
+from mrr_model.evaluation.config import EvaluateConfig
+from mrr_model.evaluation.evaluate import evaluate
+from mrr_model.evaluation.metrics import evaluate_run
+from mrr_model.evaluation.report import Evaluation
 
 COLLECTIONS = ("squad#dev500", "selqa#dev", "mlquestions#dev500", "wikiqa#dev")
 """Folders of --data in BEIR form, with their split; their own candidates are re-ranked."""
@@ -42,14 +42,14 @@ def opened(arguments: argparse.Namespace) -> dict[str, Collection]:
 
 def evaluate_config(
     arguments: argparse.Namespace, collections: list[str], work: Path, **more: object
-) -> EvaluateSettings:
-    """`mrr evaluate`'s configuration for the grid of DEPTHS and RATIOS."""
-    return EvaluateSettings(
+) -> EvaluateConfig:
+    """`mrr evaluate`'s config for the grid of DEPTHS and RATIOS."""
+    return EvaluateConfig(
         collections=tuple(f"{arguments.data}/{name}" for name in collections),
         output=work,
         depths=DEPTHS,
         keep_ratios=RATIOS,
-        measures=(METRIC,),
+        metrics=(METRIC,),
         limit_queries=arguments.limit_queries,
         **more,
     )
@@ -72,4 +72,4 @@ def scored(collection: Collection, scorer: Scorer) -> Run:
 
 def ndcg(collection: Collection, run: Mapping[str, Mapping[str, float]]) -> float:
     """nDCG@10 of a run, averaged over the collection's queries."""
-    return measure([METRIC], collection.qrels, run).mean[METRIC]
+    return evaluate_run([METRIC], collection.qrels, run).mean[METRIC]

@@ -1,9 +1,9 @@
-"""Where the time of one call goes: tokenizing against the model, and the model's operations against each other.
+"""Where the time of one call goes: tokenizing against the model, and the model's operators against each other.
 
     python benchmarks/profile_call.py                      # one query with 20 passages of 100 words, mini
     python benchmarks/profile_call.py --workload decoder:100:20 --depth 6 --keep-ratio 0.5
 
-Medians of warm calls for the parts, torch's profiler for the operations. Prints tables and writes
+Medians of warm calls for the parts, torch's profiler for the operators. Prints tables and writes
 benchmarks/results/profile-call.json.
 """
 
@@ -14,7 +14,7 @@ from result_files import add_output_argument, write_result
 from torch.profiler import ProfilerActivity, profile
 from workloads import DEFAULT_DTYPE, QUERY, Workload, median_ratio
 
-from mrr_model.stopwatch import in_turns
+from mrr_model.selection.stopwatch import in_turns
 
 CALLS, PROFILED_CALLS = 30, 5
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--workload", type=Workload.parse, default=Workload("mini", words=100, passages=20))
     parser.add_argument("--depth", type=int, help="default: all layers")
     parser.add_argument("--keep-ratio", type=float, default=1.0)
-    parser.add_argument("--rows", type=int, default=15, help="operations to show")
+    parser.add_argument("--rows", type=int, default=15, help="operators to show")
     add_output_argument(parser, "profile-call")
     arguments = parser.parse_args()
     reranker, documents = arguments.workload.reranker(), arguments.workload.documents()
@@ -33,7 +33,7 @@ def main() -> None:
     def call() -> None:
         reranker.score(QUERY, documents, depth=arguments.depth, keep_ratio=arguments.keep_ratio)
 
-    taken = in_turns({"whole call": call, "tokenizing": lambda: reranker.token_counts(pairs)}, CALLS)
+    taken = in_turns({"whole call": call, "tokenizing": lambda: reranker.engine.token_counts(pairs)}, CALLS)
     seconds = {name: statistics.median(turns) for name, turns in taken.items()}
     seconds["all else"] = median_ratio(lambda whole, texts: whole - texts, taken["whole call"], taken["tokenizing"])
     print("| part | milliseconds |\n| --- | ---: |")
@@ -44,7 +44,7 @@ def main() -> None:
             call()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
-    operations = [
+    operators = [
         {
             "name": event.key,
             "share": round(event.self_cpu_time_total / total, 4),
@@ -52,17 +52,17 @@ def main() -> None:
         }
         for event in events[: arguments.rows]
     ]
-    print("\n| operation | share of the call | calls |\n| --- | ---: | ---: |")
-    print("\n".join(f"| {row['name']} | {row['share']:.1%} | {row['calls']} |" for row in operations))
+    print("\n| operator | share of the call | calls |\n| --- | ---: | ---: |")
+    print("\n".join(f"| {row['name']} | {row['share']:.1%} | {row['calls']} |" for row in operators))
     results = {
         "workload": str(arguments.workload),
         "depth": arguments.depth,
         "keep_ratio": arguments.keep_ratio,
         "dtype": DEFAULT_DTYPE,
         "seconds": {name: round(value, 6) for name, value in seconds.items()},
-        "operations": operations,
+        "operators": operators,
     }
-    what = "Where the time of one warm call goes: tokenizing against the model, and the model's operations."
+    what = "Where the time of one warm call goes: tokenizing against the model, and the model's operators."
     write_result(arguments.output, "profile-call", what, results, seeds=(0,))
 
 

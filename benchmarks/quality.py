@@ -18,7 +18,7 @@ from result_tables import quality as table
 from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 
-from mrr_model.evaluation.evaluate import Evaluation
+from mrr_model.evaluation.report import Evaluation
 
 SIGNIFICANCE = 0.05
 

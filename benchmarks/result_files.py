@@ -1,7 +1,7 @@
 """The result files: one JSON for each benchmark in `benchmarks/results/`, all with the fields of `BenchmarkResult`.
 
 A benchmark calls `write_result` once, at its end; `render.py` reads the files and writes the tables of the pages. What
-`results` holds is each benchmark's own; its script's docstring says what it measures.
+`results` holds is each benchmark's own; its script's docstring explains it.
 """
 
 import argparse

@@ -30,7 +30,7 @@ class Table:
 
 
 def source_line(result: BenchmarkResult) -> str:
-    """When and where a table's figures were measured, and what measures them again."""
+    """When and where a table's figures were measured, and the script to measure them again."""
     script = script_of(result.name)
     return f"<small>Measured on {result.date:%Y-%m-%d}, {result.machine}; again with `python {script}`.</small>"
 

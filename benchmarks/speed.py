@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification
 from workloads import DEFAULT_DTYPE, DTYPES, PROMPT, QUERY, Workload, mean_tokens, median_ratio
 
 from mrr_model import MatryoshkaReranker
-from mrr_model.stopwatch import in_turns
+from mrr_model.selection.stopwatch import in_turns
 
 WORKLOADS = ("mini:60:100", "mini:200:40", "decoder:60:30")
 BATCH_SIZES = (4, 8, 16, 32, 64)

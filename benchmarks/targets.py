@@ -1,4 +1,4 @@
-"""Whether a size that a target chooses does on a new collection what was asked.
+"""Whether a setting that a target chooses keeps its promise on a new collection.
 
     python benchmarks/targets.py --data ../shared/data
 
@@ -16,8 +16,8 @@ from result_files import add_output_argument, write_result
 from result_tables import targets as table
 
 from mrr_model import Target
-from mrr_model.profile import Profile
-from mrr_model.target import choose
+from mrr_model.selection.choose import choose_by_profile
+from mrr_model.selection.profile import Profile
 
 ASKED = {"keep_quality": (0.98, 0.95, 0.9), "speedup": (1.5, 2.0, 3.0)}
 QUALITY_MARGIN, SPEEDUP_MARGIN = 0.01, 0.1
@@ -44,13 +44,13 @@ def main() -> None:
         "summary": [summary(target, rows) for target in ASKED],
         "rows": rows,
     }
-    what = "Whether a size that a target chose from a profile of other collections does on a new one what was asked."
+    what = "Whether a setting that a target chose from a profile of other collections keeps its promise on a new one."
     print(table(write_result(arguments.output, "targets", what, results, seeds=(0,))))
 
 
 def outcome(collection: str, target: str, value: float, profile: Profile, own: Profile) -> dict[str, Any]:
     """What a choice promised in the profile, and what it gave on the held-out collection."""
-    setting = choose(Target(**{target: value}, if_unreachable="fastest"), profile).setting
+    setting = choose_by_profile(Target(**{target: value}, if_unreachable="fastest"), profile).setting
     there, here = (next(point for point in each.points if point.setting == setting) for each in (profile, own))
     if target == "keep_quality":
         promised, got, least = there.min_kept, here.kept, value - QUALITY_MARGIN / own.full.quality

@@ -19,7 +19,7 @@ from result_files import add_output_argument, write_result
 from result_tables import time_share as table
 from workloads import DEFAULT_DTYPE, DTYPES, QUERY, Workload, mean_tokens, median_ratio
 
-from mrr_model.stopwatch import in_turns
+from mrr_model.selection.stopwatch import in_turns
 
 WORKLOADS = ("mini:60:100", "mini:200:40", "decoder:60:30")
 DEPTHS = {"mini": (6, 4, 3, 2), "decoder": (12, 9, 6, 3)}
@@ -46,7 +46,7 @@ def measure(workload: Workload, repeats: int) -> dict[str, Any]:
     grid = [(depth, keep_ratio) for depth in DEPTHS[workload.model] for keep_ratio in RATIOS]
     left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE).to(DTYPES[DEFAULT_DTYPE]) for _ in range(2))
     runs: dict[Any, Callable[[], Any]] = {
-        "tokenizing": lambda: reranker.token_counts(pairs),
+        "tokenizing": lambda: reranker.engine.token_counts(pairs),
         "warm-up": lambda: left @ right,
         "matmul": lambda: left @ right,
     }
@@ -55,7 +55,7 @@ def measure(workload: Workload, repeats: int) -> dict[str, Any]:
             QUERY, documents, depth=depth, keep_ratio=keep_ratio
         )
     taken = in_turns(runs, repeats)
-    flops = {setting: reranker.operations(pairs, reranker.plan(*setting)) for setting in grid}
+    flops = {setting: reranker.engine.flops(pairs, reranker.plan(*setting)) for setting in grid}
     full, tokenizing = taken[grid[0]], taken["tokenizing"]
     settings = [
         {

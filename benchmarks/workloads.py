@@ -15,9 +15,10 @@ from transformers import MistralConfig
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
-from mrr_model.device import computes_bfloat16
-from mrr_model.inputs import RELEASE_LAYOUT
-from mrr_model.model import MatryoshkaConfig, MatryoshkaModel
+from mrr_model.inference.device import computes_bfloat16
+from mrr_model.modeling.config import MatryoshkaConfig
+from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.template import RELEASE_TEMPLATE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from stdlib_docs import passages
@@ -27,7 +28,7 @@ MODELS = ("mini", "decoder")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_DTYPE = "bfloat16" if computes_bfloat16(torch.device("cpu")) else "float32"
 """What `dtype="auto"` is on this processor."""
-PROMPT = RELEASE_LAYOUT.default_prompt
+PROMPT = RELEASE_TEMPLATE.default_prompt
 """What the decoder reads after the passage."""
 
 
@@ -74,7 +75,7 @@ def decoder_checkpoint(dtype: torch.dtype) -> Checkpoint:
     )  # fmt: skip
     torch.manual_seed(0)
     layers = tuple(range(1, 13))
-    own = MatryoshkaConfig(exits=layers, merge_layers=layers[:-1], default_merge_layer=3, layout=RELEASE_LAYOUT)
+    own = MatryoshkaConfig(exits=layers, merge_layers=layers[:-1], default_merge_layer=3, template=RELEASE_TEMPLATE)
     model = MatryoshkaModel.from_config(config, own).to(dtype)
     model.heads.float()
     return Checkpoint(model.eval(), tokenizer, {})
@@ -82,7 +83,7 @@ def decoder_checkpoint(dtype: torch.dtype) -> Checkpoint:
 
 def mean_tokens(reranker: MatryoshkaReranker, documents: Sequence[str]) -> float:
     """Tokens of a pair's query and passage."""
-    return statistics.mean(map(sum, reranker.token_counts([(QUERY, text) for text in documents])))
+    return statistics.mean(map(sum, reranker.engine.token_counts([(QUERY, text) for text in documents])))
 
 
 def median_ratio(ratio: Callable[..., float], *turns: Sequence[float]) -> float:

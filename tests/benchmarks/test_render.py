@@ -106,13 +106,12 @@ INVENTED: dict[str, dict[str, Any]] = {
     },
     "targets": {
         "summary": [
-            {"target": "keep_quality", "values": [0.98, 0.9], "choices": 4, "met": 4, "missed": []},
             {
-                "target": "speedup",
-                "values": [2.0, 3.0],
+                "target": "keep_quality",
+                "values": [0.98, 0.9],
                 "choices": 4,
                 "met": 3,
-                "missed": [{"collection": "trees", "value": 3.0, "got": 2.41}],
+                "missed": [{"collection": "trees", "value": 0.98, "got": 0.951}],
             },
         ]
     },
@@ -153,7 +152,7 @@ EXPECTED = {
     "calibration": ["| full size | 0.900 → 0.010 |", "| full size's map for all | 0.45 |"],
     "ablation": ["| full recipe | 61.6 | 62.4 | 62.0 ± 0.1 |", "| one model for each |  | 63.0 |  |"],
     "adapters": ["| `depth=4` |  |  | -0.007 |", "| mean of 2 compressed settings | 0.770 | 0.765 | +0.005 |"],
-    "targets": ["| `speedup` = 2, 3 | 4 | 3 | trees: 3 asked, 2.4 got |"],
+    "targets": ["| `keep_quality` = 0.98, 0.9 | 4 | 3 | trees: 0.98 asked, 0.95 got |"],
     "speed": ["| CrossEncoder | float32 | 32 | 50 | 2.0 × | 4.0 × |"],
     "time-share": ["| `depth=4, keep_ratio=0.5` | 300 | 33% | 30% | 27% | 1.12 |"],
     "memory": ["| full size | float32 | 500 MiB | 570 MiB |"],
@@ -208,7 +207,7 @@ def test_a_result_file_is_named_after_its_script_and_renders(file: Path) -> None
     assert (ROOT / "benchmarks" / f"{file.stem.replace('-', '_')}.py").is_file()
     for table in TABLES.values():
         if table.sources == (file.stem,):
-            assert table.render(ResultFiles(RESULTS)).count("\n|") > 2
+            assert table.render(ResultFiles(RESULTS)).count("\n|") >= 2  # the rule and a row
 
 
 def test_every_table_has_a_script_for_its_sources() -> None:
@@ -296,6 +295,7 @@ def test_the_picture_places_better_settings_higher_and_cheaper_ones_to_the_left(
         assert narrow_y > wide_y
 
 
+@pytest.mark.slow
 def test_the_command_checks_writes_and_names_errors(root: Path) -> None:
     page = root / "docs" / "page.md"
     page.write_text(marked("memory"), encoding="utf-8")

@@ -27,6 +27,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_written_result_reads_back_with_the_facts_of_this_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,6 +44,7 @@ def test_a_written_result_reads_back_with_the_facts_of_this_run(
     assert [each.name for each in file.parent.iterdir()] == ["speed.json"]
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name"):
         write_result(tmp_path / "a.json", "Two Words", "", {})
@@ -59,6 +61,7 @@ def test_the_processor_and_its_features_come_from_the_kernel(tmp_path: Path, mon
     assert this_machine().features == ()
 
 
+@pytest.mark.slow
 def test_the_commit_tells_whether_measured_code_differs_from_it(tmp_path: Path) -> None:
     assert current_commit(tmp_path / "nowhere") == "unknown"
     git(tmp_path, "init", "-q")
