@@ -63,7 +63,7 @@ def test_normalize_false_gives_the_logits_under_the_probabilities(reranker: Matr
     assert (reranker.calibration is not None) == (reranker.name == "mini")  # which is shipped with its maps
     plan, calibrated = reranker.plan(), logits
     if reranker.calibration is not None:
-        own = reranker.calibration.nearest(plan.last_layer, plan.merges).map
+        own = reranker.calibration.nearest(plan).map
         calibrated = [own(logit) for logit in logits]
     assert reranker.score(QUERY, DOCUMENTS) == [probability(logit) for logit in calibrated]
 
@@ -587,5 +587,5 @@ def test_a_card_saved_without_measurements_does_not_report_them(mini: Matryoshka
     assert "<!-- calibration -->" in whole
     assert "<!-- profile -->" not in bare
     assert "<!-- calibration -->" not in bare
-    assert "## Training" in bare
+    assert "## Data and licences" in bare
     assert not (tmp_path / "bare" / "profile.json").exists()
