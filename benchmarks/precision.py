@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the collections")
     parser.add_argument("--collections", nargs="+", default=["wikiqa#dev", "selqa#dev"])
-    parser.add_argument("--limit-queries", type=int, default=200, help="queries per collection (seed 0)")
+    parser.add_argument("--limit-queries", type=int, default=100, help="queries per collection (seed 0)")
     add_output_argument(parser, "precision")
     arguments = parser.parse_args()
     rerankers = {dtype: MatryoshkaReranker("mini", dtype=dtype) for dtype in DTYPES}

@@ -37,7 +37,7 @@ Pairs = list[tuple[str, str]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", type=Workload.parse, default=list(map(Workload.parse, WORKLOADS)))
-    parser.add_argument("--repeats", type=int, default=5, help="turns of all contenders; medians are reported")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of all contenders; medians are reported")
     add_output_argument(parser, "speed")
     arguments = parser.parse_args()
     results = {

@@ -30,7 +30,7 @@ MATRIX_SIZE = 2048
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", type=Workload.parse, default=list(map(Workload.parse, WORKLOADS)))
-    parser.add_argument("--repeats", type=int, default=15, help="turns of all sizes; medians are reported")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of all sizes; medians are reported")
     add_output_argument(parser, "time-share")
     arguments = parser.parse_args()
     workloads = [measure(workload, arguments.repeats) for workload in arguments.workloads]

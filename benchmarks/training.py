@@ -29,7 +29,7 @@ GROUPS, PASSAGES, WARM_UP_STEPS = 8, 8, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=15, help="measured steps of each stage")
+    parser.add_argument("--steps", type=int, default=12, help="measured steps of each stage")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     add_output_argument(parser, "training")
     arguments = parser.parse_args()
