@@ -171,7 +171,7 @@ def test_a_cut_gzip_is_one_error_that_counts_its_lines(tmp_path: Path, on_bad_ro
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD * 10_000)
     read: list[Group] = []
-    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz is no whole gzip file: .*, after line \d+\.") as raised:
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz is not a complete gzip file: .*, after line \d+\.") as raised:
         read.extend(read_groups(cut(file), on_bad_row))
     assert len(read) > 1_000
     assert f"after line {len(read)}." in str(raised.value)
@@ -181,10 +181,10 @@ def test_a_cut_gzip_is_one_error_that_counts_its_lines(tmp_path: Path, on_bad_ro
 def test_a_cut_gzip_of_a_collection_is_named(toy_beir: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(toy_beir, tmp_path / "toy"))
     cut(copy / name)
-    with pytest.raises(ValueError, match=rf"{name}\.gz is no whole gzip file"):
+    with pytest.raises(ValueError, match=rf"{name}\.gz is not a complete gzip file"):
         open_collection(str(copy))
     (copy / f"{name}.gz").write_bytes(b"no gzip at all")
-    with pytest.raises(ValueError, match=rf"{name}\.gz is no whole gzip file"):
+    with pytest.raises(ValueError, match=rf"{name}\.gz is not a complete gzip file"):
         open_collection(str(copy))
 
 
@@ -193,7 +193,7 @@ def test_a_cut_gzip_of_msmarco_is_named(tmp_path: Path) -> None:
     cut(tmp_path / "collection.tsv")
     (tmp_path / "queries.train.tsv").write_text("7\twhat?\n")
     (tmp_path / "qrels.train.tsv").write_text("7\t0\t1\t1\n")
-    with pytest.raises(ValueError, match=r"collection\.tsv\.gz is no whole gzip file: .*, after line \d+"):
+    with pytest.raises(ValueError, match=r"collection\.tsv\.gz is not a complete gzip file: .*, after line \d+"):
         list(read_source(str(tmp_path)))
 
 
@@ -202,12 +202,12 @@ def test_the_command_line_names_a_cut_gzip(tmp_path: Path, toy_beir: Path) -> No
     rows.write_bytes(GOOD * 100)
     result = CliRunner().invoke(cli.app, ["mine", str(cut(rows)), "--output", str(tmp_path / "mined.jsonl")])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "rows.jsonl.gz is no whole gzip file" in result.stderr
+    assert "rows.jsonl.gz is not a complete gzip file" in result.stderr
     copy = Path(shutil.copytree(toy_beir, tmp_path / "toy"))
     cut(copy / "corpus.jsonl")
     result = CliRunner().invoke(cli.app, ["evaluate", "mini", str(copy), "--output", str(tmp_path / "out")])
     assert result.exit_code == 2
-    assert "corpus.jsonl.gz is no whole gzip file" in result.stderr
+    assert "corpus.jsonl.gz is not a complete gzip file" in result.stderr
 
 
 def test_a_damaged_dataset_is_named(tmp_path: Path) -> None:
