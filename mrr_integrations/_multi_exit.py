@@ -1,4 +1,4 @@
-"""Training every exit of a CrossEncoder from one forward pass: the loss, and what its module keeps of the pass.
+"""Training every exit of a CrossEncoder from one forward pass: the loss, and what its module stores of the pass.
 
 Shapes: B pairs, T tokens, E exits.
 """
@@ -18,7 +18,7 @@ from mrr_model.reranker import MatryoshkaReranker as CoreReranker
 
 @dataclass
 class ForwardPass:
-    """One forward pass of a loss, kept for the other exits."""
+    """One forward pass of a loss, stored for the other exits."""
 
     input_ids: Tensor
     """(B, T)."""
@@ -42,16 +42,16 @@ class Replay:
         self.exit_layer, self.index = exit_layer, 0
 
     def logits(self, input_ids: Tensor, forward: Callable[[Plan], Tensor]) -> Tensor:
-        """The logits of the exit that is shown, (B, 1): from the pass kept at this index, or from a new one."""
-        kept = self.passes[self.index] if self.index < len(self.passes) else None
-        if kept is None or not torch.equal(kept.input_ids, input_ids):
-            kept = ForwardPass(input_ids, forward(self.plan), torch.get_rng_state())
-            self.passes[self.index :] = [kept]
+        """The logits of the exit that is shown, (B, 1): from the pass stored at this index, or from a new one."""
+        stored = self.passes[self.index] if self.index < len(self.passes) else None
+        if stored is None or not torch.equal(stored.input_ids, input_ids):
+            stored = ForwardPass(input_ids, forward(self.plan), torch.get_rng_state())
+            self.passes[self.index :] = [stored]
         else:
-            torch.set_rng_state(kept.random_state)  # as if the pass had run: a loss that samples negatives repeats them
+            torch.set_rng_state(stored.random_state)  # as after the pass: a loss that samples negatives repeats them
         self.index += 1
         column = self.plan.exits.index(self.exit_layer)
-        return kept.logits[:, column : column + 1]
+        return stored.logits[:, column : column + 1]
 
 
 class ReplayingModule:
@@ -115,13 +115,13 @@ class MultiExitLoss(nn.Module):
         self.model = model
         self.loss = loss
         self._module = [module]  # in a list, so that it is not registered as a child of this loss again
-        asked = tuple(module.reranker.exits if exits is None else exits)
-        if not asked or len(set(asked)) < len(asked) or not set(asked) <= set(module.reranker.exits):
+        chosen = tuple(module.reranker.exits if exits is None else exits)
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(module.reranker.exits):
             raise ValueError(f"exits must be different exits out of {module.reranker.exits}, got {exits}.")
-        given = [1.0] * len(asked) if weights is None else list(weights)
-        if len(given) != len(asked):
-            raise ValueError(f"weights must be one number for each of the {len(asked)} exits, got {weights}.")
-        self.exits, self.weights = zip(*sorted(zip(asked, given, strict=True)), strict=True)
+        given = [1.0] * len(chosen) if weights is None else list(weights)
+        if len(given) != len(chosen):
+            raise ValueError(f"weights must be one number for each of the {len(chosen)} exits, got {weights}.")
+        self.exits, self.weights = zip(*sorted(zip(chosen, given, strict=True)), strict=True)
         self.keep_ratios = tuple(keep_ratios)
         for keep_ratio in self.keep_ratios:
             module.reranker.plan(None, keep_ratio)

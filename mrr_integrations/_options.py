@@ -202,7 +202,7 @@ class RerankOptions(BaseModel):
         """Show what the shared re-ranker is loaded with.
 
         Raises:
-            ValueError: If something else was asked for.
+            ValueError: If another value was given.
         """
         loaded = {
             "model": str(reranker.name),
@@ -212,10 +212,10 @@ class RerankOptions(BaseModel):
             "batch_tokens": reranker.batch_tokens,
         }
         for name, value in loaded.items():
-            asked = getattr(self, name)
-            if name in given and asked not in (value, type(self).model_fields[name].default):
+            wanted = getattr(self, name)
+            if name in given and wanted not in (value, type(self).model_fields[name].default):
                 raise ValueError(
-                    f"{name}={asked!r} was given with a reranker that is loaded with {value!r}. Leave {name} out, or "
+                    f"{name}={wanted!r} was given with a reranker that is loaded with {value!r}. Leave {name} out, or "
                     "leave reranker out to load another model."
                 )
             setattr(self, name, value)

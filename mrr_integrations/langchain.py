@@ -200,7 +200,7 @@ class Rerank(RunnableSerializable[RerankInput, list[Document]]):
                 id=self.prefix + name,
                 annotation=fields[name].annotation,
                 description=fields[name].description,
-                default=None if name == "target" else getattr(self.compressor, name),  # the others show what it chose
+                default=None if name == "target" else getattr(self.compressor, name),  # the rest shows what it chose
             )
             for name in CHECKS
         ]
@@ -269,8 +269,8 @@ def _copies(documents: Sequence[Document], ranked: Sequence[RankedDocument]) -> 
 
 def _traced_input(query: str, documents: Sequence[Document], arguments: Mapping[str, Any]) -> dict[str, Any]:
     always = {name: arguments[name] for name in ("depth", "keep_ratio", "top_n")}
-    asked = {name: arguments[name] for name in ("min_score", "prompt") if arguments[name] is not None}
-    return {"query": query, "documents": len(documents), **always, **asked}
+    given = {name: arguments[name] for name in ("min_score", "prompt") if arguments[name] is not None}
+    return {"query": query, "documents": len(documents), **always, **given}
 
 
 def _traced_output(ranked: Sequence[RankedDocument]) -> dict[str, Any]:

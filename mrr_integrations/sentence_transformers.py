@@ -112,8 +112,8 @@ class MatryoshkaModule(ReplayingModule, Module):
 
     def _prompt(self, prompt: str | None) -> str | None:
         """The prompt that pairs are encoded with."""
-        asked = _prompt(prompt)
-        return self.reranker.prompt if isinstance(asked, Default) else asked
+        chosen = _prompt(prompt)
+        return self.reranker.prompt if isinstance(chosen, Default) else chosen
 
     def forward(
         self,
@@ -231,7 +231,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         reranker: A core re-ranker whose weights are shared, instead of a model to load.
         modules: One `MatryoshkaModule`, instead of a model to load.
         device: A torch device; None for the best one.
-        cache_folder: Where downloads are kept.
+        cache_folder: Folder for downloads.
         revision: Branch, tag or commit of a hub repository.
         local_files_only: Never ask the hub.
         token: Access token for the hub.
@@ -561,8 +561,8 @@ def _open(
 ) -> CoreReranker:
     """Open a folder with the given options, else with the saved ones, else with the usual defaults."""
     stock = dict(model_kwargs or {})
-    asked = [stock.pop(name, None) for name in ("dtype", "torch_dtype")]
-    dtype = next((value for value in asked if value is not None), None)
+    given = [stock.pop(name, None) for name in ("dtype", "torch_dtype")]
+    dtype = next((value for value in given if value is not None), None)
     return CoreReranker(
         folder,
         depth=depth,

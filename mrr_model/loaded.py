@@ -37,8 +37,8 @@ class LoadedModel:
     prompt: str | None
     """The prompt of calls that give none; None for the template's own."""
     _origin: Origin
-    _asked_dtype: torch.dtype | None
-    """The dtype that was asked for by name; it is saved for those who open the folder."""
+    _named_dtype: torch.dtype | None
+    """The dtype that the user named; it is saved for libraries that open the folder."""
 
     def save_pretrained(self, path: str | Path) -> None:
         """Save the model, its tokenizer and adapters in this project's own format.
@@ -182,6 +182,6 @@ class LoadedModel:
             query_max_length=self.query_max_length,
             prompt=self.prompt,
             normalize=self.normalize,
-            dtype=str(self._asked_dtype).removeprefix("torch.") if self._asked_dtype else None,
+            dtype=str(self._named_dtype).removeprefix("torch.") if self._named_dtype else None,
         )
         return Checkpoint(self.model, self.tokenizer, self.engine.compensation.adapters, calibration, profile, defaults)

@@ -73,7 +73,7 @@ class MatryoshkaReranker(LoadedModel):
         batch_tokens: Tokens of a batch at most, padding included. `None` chooses by device and model.
         revision: Branch, tag or commit of a hub repository.
         token: Access token for the hub, or `True` for the one that is stored.
-        cache_dir: Where downloads are kept, if not in the hub's own cache.
+        cache_dir: Folder for downloads. Without it, the hub's own cache.
         local_files_only: Never ask the hub; use what is in its cache.
         model_kwargs: Arguments of the stock model's `from_pretrained`, such as `device_map` or `quantization_config`.
             It changes torch's default dtype for a moment: other threads should not create tensors meanwhile.
@@ -118,8 +118,8 @@ class MatryoshkaReranker(LoadedModel):
         model_kwargs: Mapping[str, Any] | None = None,
         adapters: Mapping[str, Any] | None = None,
     ) -> None:
-        asked = Compression().override(depth, keep_ratio)
-        _check_target(target, asked)
+        given = Compression().override(depth, keep_ratio)
+        _check_target(target, given)
         max_length = optional_whole_number("max_length", max_length)
         query_max_length = optional_whole_number("query_max_length", query_max_length)
         batch_tokens = optional_whole_number("batch_tokens", batch_tokens)
@@ -140,7 +140,7 @@ class MatryoshkaReranker(LoadedModel):
         defaults = loaded.defaults
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
         self.model = loaded.model
-        self.compression = defaults.setting.override(depth, keep_ratio) if target is None else asked
+        self.compression = defaults.setting.override(depth, keep_ratio) if target is None else given
         self.normalize = self._normalizes(defaults.normalize if isinstance(normalize, Default) else normalize)
         self.prompt = self._checked_prompt(defaults.prompt if isinstance(prompt, Default) else prompt)
         max_length = max_length or defaults.max_length or MAX_LENGTH
@@ -155,7 +155,7 @@ class MatryoshkaReranker(LoadedModel):
             name=str(self.name),
         )
         self._origin = Origin.of(loaded, folder)
-        self._asked_dtype = None if str(dtype) == "auto" or isinstance(model, Checkpoint) else chosen_dtype
+        self._named_dtype = None if str(dtype) == "auto" or isinstance(model, Checkpoint) else chosen_dtype
         self._warned_of_depth = False
         self._choice: Choice | None = None
         if target is not None:
@@ -357,14 +357,14 @@ class MatryoshkaReranker(LoadedModel):
 
         Example:
             >>> print(MatryoshkaReranker(dtype="float32").explain(depth=4, keep_ratio=0.5))  # doctest: +ELLIPSIS
-            setting       depth 4, keep ratio 0.5: as asked
+            setting       depth 4, keep ratio 0.5: as given
             ...
         """
         setting, own = self.compression.override(depth, keep_ratio), depth is DEFAULT and keep_ratio is DEFAULT
         return explain(
             setting,
             self.plan(depth, keep_ratio),
-            reason=self._choice.reason if own and self._choice is not None else "as asked",
+            reason=self._choice.reason if own and self._choice is not None else "as given",
             flops_share=self._flops_share(setting),
             calibration=self.calibration,
             profile=self.profile,

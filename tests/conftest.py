@@ -1,6 +1,6 @@
 """Tiny random models of every family, tokenizers for them, batches and checkpoints: what the tests share.
 
-Nothing here needs a network or a GPU. Each factory builds anew, so a test may change what it gets; session fixtures
+Nothing here needs a network or a GPU. Each factory builds a new object, which a test may change; session fixtures
 (``tokenizers``, ``saved_checkpoint``) are shared and must be left as they are.
 """
 
@@ -170,10 +170,10 @@ def encoder_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_checkpoint(family: str, *, adapters: bool = True, seed: int = 0, **changes: Any) -> Checkpoint:
-    """A tiny checkpoint with a tokenizer and, unless told otherwise, a vertical and two horizontal adapters."""
+    """A tiny checkpoint with a tokenizer and, by default, a vertical and two horizontal adapters."""
     model = build_model(family, seed=seed, **changes)
     names = ("vertical", "horizontal_1_2", "horizontal_1_4") if adapters else ()
-    deltas: dict[str, Adapter] = {name: random_adapter(model, seed=place) for place, name in enumerate(names)}
+    deltas: dict[str, Adapter] = {name: random_adapter(model, seed=index) for index, name in enumerate(names)}
     tokenizer = decoder_tokenizer() if is_decoder(family) else encoder_tokenizer()
     return Checkpoint(model, tokenizer, deltas)
 
@@ -461,14 +461,14 @@ class Killer:
                 os.truncate(self.last, half)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def counting(self, write: Callable[..., Any], place: int) -> Callable[..., Any]:
-        """A function that writes to its argument number ``place`` without Python's notice."""
+    def counting(self, write: Callable[..., Any], index: int) -> Callable[..., Any]:
+        """A function that writes to its argument number ``index`` without Python's notice."""
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             self.count()
             made = write(*args, **kwargs)
-            if isinstance(args[place], str | os.PathLike):
-                self.last = os.fspath(args[place])
+            if isinstance(args[index], str | os.PathLike):
+                self.last = os.fspath(args[index])
             self.count()
             return made
 
@@ -494,13 +494,13 @@ def run_in_a_fork(action: Callable[[], object], root: Path, fatal: int | None = 
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read().decode()
+        answer = pipe.read().decode()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL, f"the child died of signal {os.WTERMSIG(status)}"
         return None
-    assert os.WEXITSTATUS(status) == 0, f"the child failed:\n{told}"
-    return int(told)
+    assert os.WEXITSTATUS(status) == 0, f"the child failed:\n{answer}"
+    return int(answer)
 
 
 @pytest.fixture(scope="session")

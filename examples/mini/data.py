@@ -7,8 +7,8 @@ folders squad, medquad and extra/* of --data and the docstrings of Python's stan
 that are installed; writes one JSON-lines file for each of KINDS.
 
 The teacher's score is cosine + 0.6 · BM25 / Σ idf: the bi-encoder all-MiniLM-L6-v2 knows meaning, BM25 knows words, and
-neither needs a label. Passages are mostly windows of one to a few sentences, which are quick to train on. Embeddings
-are kept in <output>/embeddings, so that a second run is quick.
+neither needs a label. Passages are mostly windows of one to a few sentences, which are fast to train on. Embeddings
+are cached in <output>/embeddings, so that a second run is fast.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ KINDS = {
     "unlabelled": 40000,
     "phrases": 20000,
 }
-"""Groups of each file, where there are as many: squad's questions with whole paragraphs; then windows, with labels;
+"""Groups of each file, if there are enough: squad's questions with whole paragraphs; then windows, with labels;
 then windows without, for the questions of all these and for questions made of a window's own words by FORMS.
 """
 FORMS = (
@@ -63,7 +63,7 @@ FORMS = (
 TERM_WINDOWS = (2, 200)
 """How many windows hold a term of such a question, at least and at most."""
 DRAWS = 10
-"""So many times the questions wanted are drawn at most: a small pool has fewer different ones."""
+"""Draws per question wanted, at most: a small pool has fewer different questions."""
 MAX_WORDS = 200
 """A text is cut here before it is made windows."""
 WINDOW_WORDS = (1, 35, 60)
@@ -80,11 +80,11 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Pair:
-    """A question with one text that answers it, and the other texts that do."""
+    """A question with one text that answers it, and all the texts that are known to."""
 
     query: str
     positive: str
-    others: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 def main() -> None:
@@ -113,14 +113,14 @@ def main() -> None:
     sources = {kind: rng.sample(pairs, min(len(pairs), counts[kind])) for kind, pairs in sources.items()}
 
     texts = [text for _, positives, negatives in cut for text in (*positives, *negatives)]
-    texts += [text for pairs in sources.values() for pair in pairs for text in (pair.positive, *pair.others)]
+    texts += [text for pairs in sources.values() for pair in pairs for text in (pair.positive, *pair.answers)]
     windows = {text: cut_windows(text, rng) for text in unique(texts)}
     pool = unique(window for parts in windows.values() for window in parts)
     paragraphs = unique(text for _, positives, negatives in whole for text in (*positives, *negatives))
     print(f"{len(windows)} texts, {len(pool)} windows, {len(paragraphs)} whole paragraphs", flush=True)
     teacher = Teacher(arguments.output / "embeddings", [*pool, *paragraphs])
-    asked = [row[0] for row in squad] + [pair.query for pairs in sources.values() for pair in pairs]
-    teacher.encode([*asked, *pool, *paragraphs])  # all at once, in large chunks
+    questions = [row[0] for row in squad] + [pair.query for pairs in sources.values() for pair in pairs]
+    teacher.encode([*questions, *pool, *paragraphs])  # all at once, in large chunks
 
     groups: dict[str, list[Group]] = {}
     groups["passages"] = [Group(query, tuple(positives), tuple(negatives)) for query, positives, negatives in whole]
@@ -230,8 +230,8 @@ def squad_windows(
     own = [[w for text in (*positives, *negatives[:5]) for w in windows[text]] for _, positives, negatives in rows]
     best = [teacher.closest(query, [windows[text] for text in (*p, *n[:5])]) for query, p, n in rows]
     dense = dense_negatives(queries, [[texts[0]] for texts in best], own, pool, teacher, 2, seed)
-    for query, texts, others in zip(queries, best, dense, strict=True):
-        yield Group(query, (texts[0],), (*texts[1:], *others))
+    for query, texts, negatives in zip(queries, best, dense, strict=True):
+        yield Group(query, (texts[0],), (*texts[1:], *negatives))
 
 
 def window_groups(
@@ -240,11 +240,11 @@ def window_groups(
     """Yield pairs as windows with seven negatives: four of the bi-encoder's top 30, two of BM25's, a random one."""
     queries = [pair.query for pair in pairs]
     positives = [teacher.closest(pair.query, [windows[pair.positive]]) for pair in pairs]
-    own = [[w for text in (pair.positive, *pair.others) for w in windows[text]] for pair in pairs]
+    own = [[w for text in (pair.positive, *pair.answers) for w in windows[text]] for pair in pairs]
     dense = dense_negatives(queries, positives, own, pool, teacher, 4, seed)
     bm25 = mine_bm25(queries, joined(own, dense), pool, negatives=2, top_k=30, seed=seed)
-    others = mine_random(joined(own, dense, bm25), pool, negatives=1, seed=seed)
-    for query, positive, negatives in zip(queries, positives, joined(dense, bm25, others), strict=True):
+    at_random = mine_random(joined(own, dense, bm25), pool, negatives=1, seed=seed)
+    for query, positive, negatives in zip(queries, positives, joined(dense, bm25, at_random), strict=True):
         yield Group(query, tuple(positive), tuple(negatives))
 
 
@@ -254,8 +254,8 @@ def unlabelled_groups(queries: list[str], pool: list[str], teacher: Teacher, see
     rng = random.Random(seed)
     near = [rng.sample(texts, 4) for texts in dense]
     bm25 = mine_bm25(queries, near, pool, negatives=3, top_k=50, seed=seed)
-    others = mine_random(joined(near, bm25), pool, negatives=1, seed=seed)
-    for query, passages in zip(queries, joined(near, bm25, others), strict=True):
+    at_random = mine_random(joined(near, bm25), pool, negatives=1, seed=seed)
+    for query, passages in zip(queries, joined(near, bm25, at_random), strict=True):
         yield Group(query, (), tuple(passages))
 
 
@@ -370,7 +370,7 @@ def joined(*lists: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def unique(texts: Iterable[str]) -> list[str]:
-    """Return the different texts in the order of their first place."""
+    """Return the different texts in the order in which they first appear."""
     return list(dict.fromkeys(texts))
 
 

@@ -38,7 +38,7 @@ DISTILLATIONS = (
     (1000, 1.5e-4, (1, 2, 4, 4), True),
     (1000, 1.5e-4, (1, 2, 2, 4), True),
 )
-"""Steps, learning rate, ratios, and whether the mean of the weights before and after it goes on instead of its own."""
+"""Steps, learning rate, ratios, and whether the next run starts from the mean of the weights before and after."""
 VERTICAL_STRENGTH = 0.25
 """The vertical adapter is used at this share of what it learnt. Exit 2 has most of its loss: at full strength that exit
 gains 0.012 nDCG@10 at full width and exits 3 and 4 lose 0.013 and 0.008, at this one it gains 0.008 and they lose 0.001
@@ -46,8 +46,8 @@ and 0.004 (means over 125, 80, 63 and 60 questions of mlquestions, selqa, wikiqa
 
 The shipped weights differ from this script's in their seeds and in three things: in the first two distillations the
 heads' rows read the first token, unscaled, and were set to zero afterwards; the third was the beginning of a schedule
-of 1,100 steps; and the adapters were begun over the fourth's weights (700 and 200 steps) and went on over the fifth's
-mean (450 and 250).
+of 1,100 steps; and the adapters were trained over the fourth's weights (700 and 200 steps), then over the fifth's mean
+(450 and 250).
 """
 
 
@@ -106,10 +106,10 @@ def main() -> None:
     print(f"wrote {arguments.output / 'mini'}")
 
 
-def trained(**settings: Any) -> str:
+def trained(**fields: Any) -> str:
     """Run some of the recipe, or leave it where an earlier call finished it; the folder of the checkpoint."""
-    asked = FinetuneConfig(**settings)
-    return str(asked.output if (asked.output / "config.json").exists() else finetune(asked))
+    config = FinetuneConfig(**fields)
+    return str(config.output if (config.output / "config.json").exists() else finetune(config))
 
 
 def averaged(folders: Sequence[str], output: Path) -> str:

@@ -55,7 +55,7 @@ def fit_platt(logits: Numbers, targets: Numbers, weights: Numbers | None = None)
     """Fit the line a · logit + b of maximum likelihood, for targets smoothed by one pair per class.
 
     Platt (1999), section 2.2: with N₊ relevant and N₋ other pairs the targets 1 and 0 become (N₊ + 1) / (N₊ + 2) and
-    1 / (N₋ + 2), and others are interpolated, so that classes that do not overlap give a finite slope too.
+    1 / (N₋ + 2), and targets in between are interpolated, so that classes that do not overlap give a finite slope too.
 
     Args:
         logits: One for each pair.
@@ -208,7 +208,7 @@ def self_calibrate(
     data: str,
     seed: int = 0,
 ) -> Calibration:
-    """Fit a map for each setting without labels: full size's probabilities (`self_labels`) are the others' targets.
+    """Fit a map for each setting without labels: full size's probabilities (`self_labels`) are the targets.
 
     A threshold then means the same at every setting, but only what it means at full size.
 
@@ -341,7 +341,9 @@ def _checked(logits: Numbers, targets: Numbers, weights: Numbers | None) -> tupl
     if not (np.isfinite(w) & (w >= 0)).all():
         raise ValueError(f"weights must be finite and not negative, got {w.min()} … {w.max()}.")
     if w @ t == 0 or w @ (1 - t) == 0:
-        raise ValueError("targets must hold relevant pairs and others: give more judged queries, or use self-labels.")
+        raise ValueError(
+            "targets must hold relevant pairs and other pairs: give more judged queries, or use self-labels."
+        )
     if np.ptp(z[w > 0]) == 0:
         raise ValueError("logits must differ: one value for all pairs does not say which are relevant.")
     return z, t, w

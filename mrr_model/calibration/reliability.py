@@ -24,8 +24,8 @@ from mrr_model.compression import Plan
 
 THRESHOLDS = (0.2, 0.5, 0.8)
 
-MIN_KEPT = 10
-"""Minimum number of pairs whose precision is compared between settings: of fewer it is mostly chance."""
+MIN_COUNT = 10
+"""Minimum number of pairs whose precision is compared between settings: with fewer it is mostly chance."""
 
 
 def expected_calibration_error(
@@ -79,8 +79,8 @@ def precision_at(threshold: float, probabilities: Numbers, targets: Numbers) -> 
     """
     p, t = np.asarray(probabilities, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     check_lengths(probabilities=len(p), targets=len(t))
-    kept = p >= threshold
-    return float(t[kept].mean()) if kept.any() else math.nan
+    reached = p >= threshold
+    return float(t[reached].mean()) if reached.any() else math.nan
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Reliability:
     """Mean −ln of the probability of the outcome."""
     precision: dict[float, float]
     """By threshold, the precision of the pairs that reach it; NaN if none does."""
-    kept: dict[float, int]
+    counts: dict[float, int]
     """By threshold, how many pairs reach it."""
 
     @classmethod
@@ -105,7 +105,7 @@ class Reliability:
             error=expected_calibration_error(p, t),
             log_loss=float(log_losses(z, t).mean()),
             precision={threshold: precision_at(threshold, p, t) for threshold in thresholds},
-            kept={threshold: int((p >= threshold).sum()) for threshold in thresholds},
+            counts={threshold: int((p >= threshold).sum()) for threshold in thresholds},
         )
 
 
@@ -129,11 +129,11 @@ class CalibrationReport:
     def spread(self, threshold: float) -> tuple[float, float, float]:
         """The range (maximum − minimum) of precision at a threshold over settings: before, shared, after.
 
-        Settings where fewer than `MIN_KEPT` pairs reach it are left out; NaN if fewer than two are left.
+        Settings where fewer than `MIN_COUNT` pairs reach it are left out; NaN if fewer than two are left.
         """
         spreads = []
         for way in (self.before, self.shared, self.after):
-            found = [each.precision[threshold] for each in way.values() if each.kept[threshold] >= MIN_KEPT]
+            found = [each.precision[threshold] for each in way.values() if each.counts[threshold] >= MIN_COUNT]
             spreads.append(max(found) - min(found) if len(found) > 1 else math.nan)
         return spreads[0], spreads[1], spreads[2]
 
@@ -150,7 +150,7 @@ class CalibrationReport:
             ways = [way[setting] for way in (self.before, self.shared, self.after)]
             cells = [" / ".join(f"{each.error:.4f}" for each in ways)]
             for threshold in thresholds:
-                cells.append(" / ".join(f"{_decimal(w.precision[threshold])} ({w.kept[threshold]})" for w in ways))
+                cells.append(" / ".join(f"{_decimal(w.precision[threshold])} ({w.counts[threshold]})" for w in ways))
             lines.append(f"| {setting} | {' | '.join(cells)} |")
         spreads = [" / ".join(map(_decimal, self.spread(threshold))) for threshold in thresholds]
         lines.append(f"| max − min |  | {' | '.join(spreads)} |")

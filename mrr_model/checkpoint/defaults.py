@@ -28,8 +28,8 @@ class Defaults(BaseModel):
     normalize: bool = True
     """Whether scores are probabilities."""
     dtype: str | None = None
-    """The number format that was asked for, in which sentence-transformers opens the weights; None: float32, since they
-    may be trained.
+    """The number format that the user named, in which sentence-transformers opens the weights; None: float32, since
+    they may be trained.
     """
 
     @model_validator(mode="after")

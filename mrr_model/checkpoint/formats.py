@@ -163,9 +163,9 @@ def _granite_fields(config: dict[str, Any]) -> dict[str, Any]:
             "a minicpm checkpoint must have head_multi true and head_type 'simple', got "
             f"head_multi {config.get('head_multi')!r} and head_type {config.get('head_type')!r}."
         )
-    kept = {key: value for key, value in config.items() if key not in ("scale_emb", "scale_depth", "dim_model_base")}
+    stock = {key: value for key, value in config.items() if key not in ("scale_emb", "scale_depth", "dim_model_base")}
     return {
-        **kept,
+        **stock,
         "embedding_multiplier": config["scale_emb"],
         "residual_multiplier": config["scale_depth"] / math.sqrt(config["num_hidden_layers"]),
         "attention_multiplier": (config["hidden_size"] // config["num_attention_heads"]) ** -0.5,

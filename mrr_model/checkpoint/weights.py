@@ -30,7 +30,7 @@ numbers alone do not say what they stand for. float64 is rounded as it loads, as
 """
 
 QUANTIZED = (
-    f"Weights are read as {', '.join(FORMATS)}. In place of a quantized checkpoint take the one that it was made from, "
+    f"Weights are read as {', '.join(FORMATS)}. Instead of a quantized checkpoint, give the one that it was made from, "
     "and quantize it as it loads: model_kwargs={'quantization_config': …}."
 )
 
@@ -102,8 +102,8 @@ def weight_files(folder: Path) -> list[Path]:
         files = [_shard(folder, name) for name in sorted(set(names.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        others = sorted(file.name for file in folder.glob("*.bin"))
-        hint = f" It holds {', '.join(others)}; convert it to safetensors, pickles are not read." if others else ""
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        hint = f" It holds {', '.join(pickles)}; convert it to safetensors, pickles are not read." if pickles else ""
         raise FileNotFoundError(f"{folder} lacks the weights {', '.join(missing)}.{hint}")
     return files
 

@@ -1,6 +1,6 @@
 """The command line: `mrr rerank | info | evaluate | calibrate | mine | finetune | self-distill`.
 
-Each command here holds its help and returns its function, which is loaded when the command is asked for: `mrr --help`
+Each command here holds its help and returns its function, which is loaded when the command is called: `mrr --help`
 imports neither torch nor pydantic, and a command's help no torch. Only results go to stdout. Wrong arguments and bad
 input are one line on stderr and exit code 2.
 """

@@ -59,7 +59,7 @@ class CalibrateCommand(CalibrateConfig):
 
 @flags_of(EvaluateCommand)
 def evaluate(config: EvaluateCommand) -> None:
-    """Evaluate, print the table and the recommendations, and store what is asked for."""
+    """Evaluate, print the table and the recommendations, and store what the flags name."""
     from mrr_model.evaluation.evaluate import evaluate as run_evaluation
     from mrr_model.evaluation.store import checkpoint_folder
     from mrr_model.evaluation.store import save_profile as store_profile

@@ -2,7 +2,7 @@
 
 Lucene's variant with k1=0.9 and b=0.4, bm25s's English stop words, Snowball's English stemmer. Equal scores are ordered
 by id, descending (trec_eval's rule), so a ranking and its cut do not depend on the order of the corpus. The index of a
-large corpus is kept on disk and loaded the next time.
+large corpus is cached on disk and loaded the next time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 PARAMETERS: dict[str, Any] = {"method": "lucene", "k1": 0.9, "b": 0.4}
 """Parameters of bm25s's index."""
 KEPT_FROM = 20_000
-"""Indexes of fewer documents are not kept: they are made in a second or two."""
+"""Indexes of fewer documents are not cached: they are built in a second or two."""
 
 Id = TypeVar("Id", str, int)
 
@@ -105,7 +105,7 @@ def tokenize(texts: Iterable[str]) -> list[list[str]]:
 
 
 def _load_or_build(corpus: Mapping[Any, str]) -> Any:
-    """The corpus's bm25s index, from the disk if it is kept there; None for a corpus without words."""
+    """The corpus's bm25s index, from the cache if it is there; None for a corpus without words."""
     bm25s, Stemmer = _libraries()
     large = len(corpus) >= KEPT_FROM
     folder = cache_folder() / "bm25s" / _key(corpus, bm25s.__version__, Stemmer.version()) if large else None
@@ -138,7 +138,7 @@ def _keep(index: Any, folder: Path) -> None:
             index.save(Path(made) / "index", show_progress=False)
             (Path(made) / "index").rename(folder)
     except OSError as error:
-        logger.warning("the BM25 index could not be kept in %s, so the next run builds it again: %s", folder, error)
+        logger.warning("the BM25 index could not be stored in %s, so the next run builds it again: %s", folder, error)
 
 
 def _tokenize(texts: Iterable[str], *, return_ids: bool = True, show_progress: bool = False) -> Any:

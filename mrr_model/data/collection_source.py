@@ -38,7 +38,7 @@ class CollectionSource:
 
 
 class StoredTexts(Mapping[str, str]):
-    """A corpus that a library keeps on disk.
+    """A corpus that a library stores on disk.
 
     Args:
         text: Looks up the text of one id.
@@ -81,26 +81,26 @@ class _Streamed(ItemsView[str, str]):
         return self._mapping.stream()
 
 
-def chosen_split(name: str, splits: Sequence[str], asked: str) -> str:
-    """Return the split that was asked for; without one, the only split or `test`.
+def chosen_split(name: str, splits: Sequence[str], given: str) -> str:
+    """Return the given split; without one, the only split or `test`.
 
     Args:
         name: The source, for the message.
         splits: The splits that have judgements.
-        asked: A split, or an empty string.
+        given: A split, or an empty string.
 
     Raises:
-        ValueError: If the split does not exist, or none was asked for and the choice is open.
+        ValueError: If the split does not exist, or none was given and there are several.
 
     Example:
-        >>> chosen_split("scifact", ["test", "train"], asked="")
+        >>> chosen_split("scifact", ["test", "train"], given="")
         'test'
     """
     found = ", ".join(splits) or "none"
-    if asked:
-        if asked not in splits:
-            raise ValueError(f"{name} has no split {asked!r} with judgements; its splits: {found}")
-        return asked
+    if given:
+        if given not in splits:
+            raise ValueError(f"{name} has no split {given!r} with judgements; its splits: {found}")
+        return given
     if len(splits) == 1:
         return splits[0]
     if "test" in splits:

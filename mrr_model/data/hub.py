@@ -37,7 +37,7 @@ def read_hub(name: str, split: str = "") -> CollectionSource:
         ConnectionError: If the hub cannot be reached and the dataset is not in the cache.
         ValueError: For another structure or a malformed row.
     """
-    asked = _rows(name, "queries")
+    query_rows = _rows(name, "queries")
     judgements = _judgements(name)
     split = chosen_split(name, sorted(judgements), split)
     qrels: dict[str, dict[str, int]] = {}
@@ -49,7 +49,7 @@ def read_hub(name: str, split: str = "") -> CollectionSource:
         query, document = (str(_field(location, row, key)) for key in ("query-id", "corpus-id"))
         qrels.setdefault(query, {})[document] = int(score)
     queries = {}
-    for number, row in enumerate(asked, 1):
+    for number, row in enumerate(query_rows, 1):
         location = f"{name} queries:{number}"
         queries[str(_field(location, row, "_id"))] = _text(location, row)
     return CollectionSource(name=name, queries=queries, qrels=qrels, texts=lambda _: _texts(name))

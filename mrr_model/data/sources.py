@@ -100,9 +100,9 @@ def read_beir(folder: Path, split: str = "train", on_bad_row: OnBadRow = "fail")
 
     def make(query: str) -> Group:
         judged = qrels[query]
-        others = [document for document in run.get(query, ()) if document not in judged and document != query]
-        ids = [document for document, relevance in judged.items() if relevance < 1] + others
-        missing = [document for document in (*judged, *others) if document not in corpus]
+        unjudged = [document for document in run.get(query, ()) if document not in judged and document != query]
+        ids = [document for document, relevance in judged.items() if relevance < 1] + unjudged
+        missing = [document for document in (*judged, *unjudged) if document not in corpus]
         if query not in queries or missing:
             what = f"document {missing[0]!r} is not in corpus.jsonl" if missing else "its text is not in queries.jsonl"
             raise ValueError(f"query {query!r}: {what}")
@@ -215,5 +215,5 @@ def _labelled_group(query: Any, passages: Any, labels: Any) -> Group:
     relevant = [passage for passage, label in zip(passages, labels, strict=True) if label > 0]
     if not relevant:
         raise ValueError("no passage is labelled relevant")
-    others = [passage for passage, label in zip(passages, labels, strict=True) if label <= 0]
-    return group_of({"query": query, "pos": relevant, "neg": others})
+    negatives = [passage for passage, label in zip(passages, labels, strict=True) if label <= 0]
+    return group_of({"query": query, "pos": relevant, "neg": negatives})

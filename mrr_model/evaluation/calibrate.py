@@ -99,9 +99,9 @@ def _calibrate(
     if held_out:
         # A folder of its own: two splits of one collection have the same name.
         changes = {"collections": tuple(held_out), "run": None, "output": config.output / "held-out"}
-        others = config.model_copy(update=changes)
-        for source, collection in open_collections(others, report_to).items():
-            pairs = _pairs(reranker, score_collections(reranker, grid, {source: collection}, others))
+        held_out_config = config.model_copy(update=changes)
+        for source, collection in open_collections(held_out_config, report_to).items():
+            pairs = _pairs(reranker, score_collections(reranker, grid, {source: collection}, held_out_config))
             reports[collection.name] = report(calibration, pairs.logits, pairs.targets)
     return CalibrationResult(calibration, reranker.fingerprint, reports)
 

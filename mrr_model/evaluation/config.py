@@ -75,7 +75,7 @@ class GridConfig(InferenceConfig):
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         if self.settings is not None and (self.depths is not None or self.keep_ratios is not None):
-            raise ValueError("settings is a grid by itself: leave out depths and keep ratios")
+            raise ValueError("settings replaces depths and keep_ratios: leave them out")
         if self.run is not None and len(self.collections) != 1:
             raise ValueError("run belongs to one collection: give exactly one collection with it")
         if self.query_max_length is not None and self.max_length and self.query_max_length >= self.max_length:
@@ -102,7 +102,7 @@ class GridConfig(InferenceConfig):
         return preset(self.preset).ignore_identical_ids if self.preset else True
 
     def grid(self, exits: Sequence[int], merges: bool) -> list[Compression]:
-        """The settings to score, without repetition. Full size comes first, even if it was not asked for.
+        """The settings to score, without repetition. Full size comes first, even if it is not among them.
 
         Args:
             exits: The model's exits, ascending.
@@ -118,12 +118,12 @@ class GridConfig(InferenceConfig):
             ['depth 6, keep ratio 1', 'depth 4, keep ratio 0.5']
         """
         if self.settings is not None:
-            asked = _read_settings(self.settings)
+            chosen = _read_settings(self.settings)
         else:
             depths = self.depths or evenly_spread(exits, DEPTHS)
             ratios = self.keep_ratios or (DEFAULT_KEEP_RATIOS if merges else DEFAULT_KEEP_RATIOS[:1])
-            asked = [Compression(depth, ratio) for depth in depths for ratio in ratios]
-        resolved = [Compression(_exit(setting, exits), setting.keep_ratio) for setting in asked]
+            chosen = [Compression(depth, ratio) for depth in depths for ratio in ratios]
+        resolved = [Compression(_exit(setting, exits), setting.keep_ratio) for setting in chosen]
         full = Compression(exits[-1], 1.0)
         return [full, *(setting for setting in dict.fromkeys(resolved) if setting != full)]
 
@@ -157,7 +157,7 @@ class EvaluateConfig(GridConfig):
     @model_validator(mode="after")
     def _check_collections(self) -> Self:
         if not self.collections and self.preset is None:
-            raise ValueError("name a collection to evaluate on, or a preset")
+            raise ValueError("give a collection to evaluate on, or a preset")
         return self
 
     @property

@@ -177,7 +177,7 @@ def _preset_of(config: EvaluateConfig) -> Preset | None:
 
 
 def _prompt(reranker: MatryoshkaReranker, source: str, config: EvaluateConfig) -> str | None:
-    """The prompt asked for, else the preset's if the template takes one, else the reranker's own."""
+    """The config's prompt, else the preset's if the template takes one, else the reranker's own."""
     protocol = _preset_of(config)
     if config.prompt is not None or protocol is None or not reranker.model.matryoshka.template.takes_prompt:
         return reranker.prompt

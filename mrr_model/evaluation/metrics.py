@@ -133,12 +133,12 @@ def parse_metric(name: str) -> Any:
     return found
 
 
-def compare(values: Mapping[str, float], others: Mapping[str, float]) -> Comparison:
+def compare(values: Mapping[str, float], baseline: Mapping[str, float]) -> Comparison:
     """Compare one metric of two runs query by query with a paired t-test.
 
     Args:
         values: Query id -> value.
-        others: The same of the run to compare with.
+        baseline: The values of the run to compare with.
 
     Raises:
         ValueError: If the two were computed on different queries.
@@ -149,9 +149,9 @@ def compare(values: Mapping[str, float], others: Mapping[str, float]) -> Compari
     """
     import scipy.stats
 
-    if values.keys() != others.keys():
-        raise ValueError("values and others were computed on different queries.")
-    differences = np.array([values[query] - others[query] for query in values])
+    if values.keys() != baseline.keys():
+        raise ValueError("values and baseline were computed on different queries.")
+    differences = np.array([values[query] - baseline[query] for query in values])
     if len(differences) < 2:
         return Comparison(float(differences.sum()), math.nan)
     if np.ptp(differences) == 0:

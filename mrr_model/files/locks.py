@@ -19,7 +19,7 @@ except ImportError:  # Windows
 NAME = ".lock"
 """The lock file in a locked folder; it is removed with the lock."""
 SAVE = "save"
-"""The command of a holder that needs only moments: others wait for it instead of failing."""
+"""The command of a holder that needs only moments: other processes wait for it instead of failing."""
 PAUSE = 0.02
 """Seconds between two attempts to take a lock that is about to be free."""
 PATIENCE = 250
@@ -60,7 +60,7 @@ def locked(folder: Path, command: str) -> Iterator[None]:
 
     Args:
         folder: The folder to hold.
-        command: What the block does there, for the error that others get.
+        command: What the block does there, for the error that other processes get.
 
     Raises:
         FolderInUseError: If another process or thread holds the folder; the message names it.

@@ -85,8 +85,8 @@ def query_groups(pairs: Sequence[EncodedPair], *, share: bool) -> list[QueryGrou
             by_query.setdefault(tuple(pair.input_ids[: pair.query_length]), []).append(index)
     groups = [QueryGroup(indices, ids) for ids, indices in by_query.items() if len(indices) >= MIN_SHARING_PAIRS]
     shared = {index for group in groups for index in group.indices}
-    others = [index for index in range(len(pairs)) if index not in shared]
-    return [*groups, QueryGroup(others)] if others else groups
+    rest = [index for index in range(len(pairs)) if index not in shared]
+    return [*groups, QueryGroup(rest)] if rest else groups
 
 
 def length_sorted_batches(

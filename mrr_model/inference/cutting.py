@@ -95,7 +95,7 @@ class Cuts:
     Args:
         splits: A pattern of the positions where words are always split.
         anywhere: A pattern of the positions where the vocabulary decides.
-        kept: Texts that no cut may go through.
+        uncut: Texts that no cut may go through.
         backend: The tokenizer, for its vocabulary.
         longest_word: Characters of a word above which it is unknown as a whole; then runs of whitespace don't count
             either.
@@ -105,13 +105,13 @@ class Cuts:
         self,
         splits: str | None,
         anywhere: str | None,
-        kept: Sequence[str],
+        uncut: Sequence[str],
         backend: Tokenizer,
         longest_word: int | None = None,
     ) -> None:
         self._splits = re.compile(splits) if splits else None
         self._anywhere = re.compile(anywhere) if anywhere else None
-        self._kept = frozenset(pair for text in kept for pair in _neighbours(text.lower()))
+        self._uncut = frozenset(pair for text in uncut for pair in _neighbours(text.lower()))
         self._backend = backend
         self._longest_word = longest_word
 
@@ -129,13 +129,13 @@ class Cuts:
             anywhere = _ANYWHERE_IN_BYTES if any(part["type"] == "ByteLevel" for part in splitters) else _ANYWHERE
         if splits is None and anywhere is None:
             return None
-        kept = [token["content"] for token in added]
-        kept += [part["pattern"]["String"] for part in normalizers if "String" in part.get("pattern", {})]
-        plain = not kept and [part["type"] for part in (*normalizers, *splitters)] == [
+        uncut = [token["content"] for token in added]
+        uncut += [part["pattern"]["String"] for part in normalizers if "String" in part.get("pattern", {})]
+        plain = not uncut and [part["type"] for part in (*normalizers, *splitters)] == [
             "BertNormalizer",
             "BertPreTokenizer",
         ]
-        return cls(splits, anywhere, kept, backend, state["model"].get("max_input_chars_per_word") if plain else None)
+        return cls(splits, anywhere, uncut, backend, state["model"].get("max_input_chars_per_word") if plain else None)
 
     def first_part(self, text: str, least: int) -> tuple[str, bool]:
         """The beginning of a text, of at least `least` characters, and whether it is the whole text."""
@@ -151,7 +151,7 @@ class Cuts:
         """The first position from `least` to `most` where a text can be cut; None if none is found."""
         least = max(1, least)
         for found in self._splits.finditer(text, least, most) if self._splits is not None else ():
-            if text[found.start() - 1 : found.start() + 1].lower() not in self._kept:
+            if text[found.start() - 1 : found.start() + 1].lower() not in self._uncut:
                 return found.start()
         positions = self._anywhere.finditer(text, least, most) if self._anywhere is not None else ()
         for found in islice(positions, TRIES):
@@ -169,7 +169,7 @@ class Cuts:
     def _apart(self, left: str, right: str) -> bool:
         """Whether the first is a piece and no piece has both side by side, as written or in lower case."""
         pairs = {left + right, (left + right).lower()}
-        return {left, left.lower()} <= self._pieces and pairs.isdisjoint(self._joined) and pairs.isdisjoint(self._kept)
+        return {left, left.lower()} <= self._pieces and pairs.isdisjoint(self._joined) and pairs.isdisjoint(self._uncut)
 
     @cached_property
     def _pieces(self) -> frozenset[str]:

@@ -183,7 +183,7 @@ class ForwardPass:
             self._run_joined(_MergedBatch(batch.rows[half], batch.hidden.part(half)))
 
     def _collect(self, rows: list[int], pooled: PooledBatch) -> None:
-        """Keep the pooled tokens of a batch; score those that were kept before if there is no space left."""
+        """Collect the pooled tokens of a batch; if there is no space, score those collected before first."""
         if not self._collected.fits(rows):
             self._score_collected()
         self._collected.add(rows, pooled)
@@ -254,7 +254,7 @@ class _PooledBuffer:
 def _unless_out_of_memory(step: Callable[[], Made], parts: int) -> Made | None:
     """The result of a step; None if memory runs out and the step can be done in several parts.
 
-    The error is gone by then, and with it what it kept in memory.
+    The error is gone by then, and with it what it held in memory.
     """
     try:
         return step()

@@ -74,7 +74,7 @@ def attention(
         attention_row: Where to write the pooled tokens' attention.
         prefix: Keys and values of a span before every row. If it is empty, this call fills it in; else every row sees
             it, and `attention_row` counts its tokens in its index and leaves them out of its weights.
-        bands: Sliding-window masks by window: the first layer that needs one makes it, the others of this width use it.
+        bands: Sliding-window masks by window: the first layer that needs one makes it, later layers use it.
 
     Returns:
         (B, T, H, d), and None for the weights.

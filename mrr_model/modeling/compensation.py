@@ -82,7 +82,7 @@ class RunningAdapters:
 
     @contextmanager
     def active(self, names: Iterable[str]) -> Iterator[None]:
-        """Activate these adapters and no others; afterwards those that were active before."""
+        """Activate these adapters and no others; afterwards, those that were active before."""
         before = getattr(self._state, "names", ())
         self._state.names = tuple(names)
         try:

@@ -99,15 +99,15 @@ class _PlanFlops:
 
     def _layer(self, layer: int, tokens: int, whole: int, seen: float) -> float:
         """One block: keys and values of `tokens` tokens, all else of `whole` tokens, which see `seen` positions."""
-        keys_and_values, others = self._per_token[layer]
-        return tokens * keys_and_values + whole * others + 4 * self.model.backbone.attention_size * seen
+        keys_and_values, remaining = self._per_token[layer]
+        return tokens * keys_and_values + whole * remaining + 4 * self.model.backbone.attention_size * seen
 
     def _seen(self, tokens: int) -> float:
         """The positions that all tokens of a span see, added up."""
         return tokens * (tokens + 1) / 2 if self.model.backbone.causal else tokens**2
 
     def _linear_per_token(self, layer: int) -> tuple[float, float]:
-        """FLOPs per token of a block's linear modules: those of keys and values, and all others."""
+        """FLOPs per token of a block's linear modules: those of keys and values, and all other modules."""
         backbone = self.model.backbone
         projections = backbone.key_value_projections(layer)
         keys_and_values = sum(self._linear(module) for projection in projections for module in projection.modules())

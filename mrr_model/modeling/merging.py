@@ -84,7 +84,7 @@ def span_means(hidden: Tensor, spans: Spans) -> Tensor:
 def padded_length(longest: int) -> int:
     """Round a width up to a multiple of 4, above 64 tokens of 8, above 128 of 32.
 
-    Matrix kernels are compiled and kept per shape. With a shape for every length, a process that scores mixed texts
+    Matrix kernels are compiled and cached per shape. With a shape for every length, a process that scores mixed texts
     grows by gigabytes, and compiling takes longer than computing the added padding.
 
     Args:

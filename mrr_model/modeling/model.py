@@ -128,7 +128,7 @@ class MatryoshkaModel(nn.Module):
         """Resolve a Compression for this model.
 
         Args:
-            compression: What the user asked for.
+            compression: The setting.
             vertical: Whether there is a vertical adapter.
             horizontal: The step ratios that there are horizontal adapters for.
 

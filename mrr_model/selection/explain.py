@@ -16,7 +16,7 @@ class Explanation:
     """What is known about a setting; `str()` gives it line by line."""
 
     setting: Compression
-    """As the user asked for it, or as a target chose it."""
+    """As the user gave it, or as a target chose it."""
     reason: str
     """Why it is used."""
     plan: Plan
@@ -96,7 +96,7 @@ def _measured(
         return f"nothing: {CHANGED}"
     point = next((point for point in profile.points if resolve(point.setting) == plan), None)
     if point is None:
-        return f"not at this setting; others on {profile.data}"
+        return f"not at this setting; other settings on {profile.data}"
     when = "" if profile.measured_at is None else f", {moment(profile.measured_at)}"
     noise = f" ({profile.noise})" if profile.noise is not None and profile.noise.noisy else ""
     return (

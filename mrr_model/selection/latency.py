@@ -1,4 +1,4 @@
-"""How long a request takes on this device at each setting: measured, then kept in the cache folder.
+"""How long a request takes on this device at each setting: measured, then cached on disk.
 
 Timings are measured again when they are a month old (`MAX_AGE`), when another process measured them on a noisy machine,
 when something that they depend on has changed, and on demand (`Target(max_latency_ms=…, refresh=True)`).
@@ -137,7 +137,7 @@ def request_timings(
 ) -> Timings:
     """Each setting's time for a request, from the cache if the same was timed before.
 
-    One process measures at a time; others that need the same timings wait for it, and read what it kept.
+    One process measures at a time; others that need the same timings wait, then read what it stored.
 
     Args:
         facts: What the times depend on.
@@ -201,16 +201,16 @@ def keep_timings(file: Path, timings: Timings) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, timings.model_dump_json(indent=1) + "\n")
     except OSError as error:
-        logger.warning("timings could not be kept in %s, so the next object measures again: %s", file.parent, error)
+        logger.warning("timings could not be stored in %s, so the next object measures again: %s", file.parent, error)
 
 
-def timings_key(facts: TimingFacts, settings: Sequence[Compression], **others: object) -> str:
+def timings_key(facts: TimingFacts, settings: Sequence[Compression], **conditions: object) -> str:
     """What times depend on, as a file's name.
 
     Args:
         facts: Of the model.
         settings: What is timed.
-        others: What else the times depend on; must have a JSON form.
+        conditions: What else the times depend on; must have a JSON form.
     """
     whole = {
         **asdict(facts),
@@ -218,7 +218,7 @@ def timings_key(facts: TimingFacts, settings: Sequence[Compression], **others: o
         "versions": _versions(),
         "threads": torch.get_num_threads(),
         "settings": list(map(str, settings)),
-        **others,
+        **conditions,
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 

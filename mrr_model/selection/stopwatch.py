@@ -2,7 +2,7 @@
 
 A time taken beside other work says little about the next call. Two signs reveal other work: repeated runs that differ,
 and processors that other processes used. If either shows, everything is timed again, a few times at most; times that
-stay noisy are kept and marked.
+stay noisy are used and marked.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def timed(runs: Mapping[Key, Callable[[], Any]], repeats: int, processors: int) 
     """Measure each run.
 
     Measures again while times are noisy, within `ATTEMPTS` and `ATTEMPT_SECONDS`. If all attempts are, the fastest one
-    is kept, since other work only adds time, and a warning is logged.
+    is used, since other work only adds time, and a warning is logged.
 
     Args:
         runs: What to time.
@@ -92,9 +92,9 @@ def timed(runs: Mapping[Key, Callable[[], Any]], repeats: int, processors: int) 
         if not tried[-1].noise.noisy:
             return tried[-1]
         logger.info("the machine is not quiet (%s)", tried[-1].noise)
-    kept = min(tried, key=lambda each: sum(each.seconds.values()))
-    logger.warning("times were measured on a machine that is not quiet (%s), in %d attempts", kept.noise, len(tried))
-    return kept
+    fastest = min(tried, key=lambda each: sum(each.seconds.values()))
+    logger.warning("times were measured on a machine that is not quiet (%s), in %d attempts", fastest.noise, len(tried))
+    return fastest
 
 
 def in_turns(runs: Mapping[Key, Callable[[], Any]], repeats: int) -> dict[Key, list[float]]:
@@ -118,8 +118,8 @@ def _attempt(runs: Mapping[Key, Callable[[], Any]], repeats: int, processors: in
     passed = time.perf_counter() - begin
     contention = None
     if busy is not None and passed >= MIN_SECONDS and (busy_after := _busy_seconds()) is not None:
-        others = (busy_after - busy - (time.process_time() - own)) / passed
-        contention = contention_of(others, processors, len(_own_processors()))
+        other_work = (busy_after - busy - (time.process_time() - own)) / passed
+        contention = contention_of(other_work, processors, len(_own_processors()))
     return Timed(
         {key: statistics.median(values) for key, values in taken.items()},
         Noise(spread=statistics.median(map(spread_of, taken.values())), contention=contention),
@@ -138,14 +138,14 @@ def spread_of(seconds: Sequence[float]) -> float:
     return (upper - lower) / middle if middle else 0.0
 
 
-def contention_of(others: float, needed: int, available: int) -> float:
-    """The share of the processors needed that others use, if the free ones do not suffice.
+def contention_of(other_work: float, needed: int, available: int) -> float:
+    """The share of the processors needed that other work uses, if the free ones do not suffice.
 
-    >>> contention_of(others=1.5, needed=4, available=16), contention_of(others=1.5, needed=2, available=2)
+    >>> contention_of(1.5, needed=4, available=16), contention_of(1.5, needed=2, available=2)
     (0.0, 0.75)
     """
     needed = min(needed, available)
-    return min(1.0, max(0.0, others + needed - available) / needed)
+    return min(1.0, max(0.0, other_work + needed - available) / needed)
 
 
 def _busy_seconds() -> float | None:

@@ -98,9 +98,9 @@ def check_trainer(trainer: Mapping[str, Any], build: Callable[[], TrainingArgume
         raise ValueError(f"trainer: {error}") from None
 
 
-def check_reporters(asked: str | list[str] | None) -> None:
+def check_reporters(report_to: str | list[str] | None) -> None:
     """Check reporters. Raises ValueError for an unknown one, ImportError if its package is not installed."""
-    names = [asked] if isinstance(asked, str) else asked or []
+    names = [report_to] if isinstance(report_to, str) else report_to or []
     for name in names:
         if name in ("none", "all"):
             continue

@@ -397,7 +397,7 @@ class MineConfig(Config):
     @model_validator(mode="after")
     def _check_scores(self) -> Self:
         if self.scores and self.encoder is None:
-            raise ValueError("scores are a bi-encoder's cosines: name an encoder with them")
+            raise ValueError("scores are a bi-encoder's cosines: give an encoder too")
         return self
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mrr_model.training.saves import last_whole
+from mrr_model.training.saves import newest_complete
 
 PARTS = ("loss", "gradients")
 
@@ -21,7 +21,7 @@ class DivergenceError(ValueError):
 class DivergenceGuard(TrainerCallback):
     """Checks a trainer's losses and gradients before each update, and its weights before each save and at the end.
 
-    Losses are kept on their device, so an update waits for the device only once. The flags are summed over the
+    Losses stay on their device, so an update waits for the device only once. The flags are summed over the
     processes, so that all of them stop at the same step.
 
     Args:
@@ -82,8 +82,8 @@ class DivergenceGuard(TrainerCallback):
     def _message(self, part: str, step: int, state: TrainerState, args: TrainingArguments) -> str:
         became = "is not finite" if part == "loss" else "are not finite"
         folder = Path(str(args.output_dir))
-        save = last_whole(folder)
-        kept = f"the last good state is {save}" if save else "the stage had saved nothing yet"
+        save = newest_complete(folder)
+        saved = f"the last good state is {save}" if save else "the stage had saved nothing yet"
         if step == 1:
             advice = (
                 "It was the first step: check the model's weights and the rows' teacher scores, or train in "
@@ -97,7 +97,7 @@ class DivergenceGuard(TrainerCallback):
             )
         return (
             f"{self.title}: training diverged at step {step} of {state.max_steps}: the {part} {became}. "
-            f"Nothing of it was saved; {kept}. {advice}"
+            f"Nothing of it was saved; {saved}. {advice}"
         )
 
 

@@ -59,7 +59,7 @@ def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0)
 
 
 def anchor_layers(num_layers: int) -> tuple[int, ...]:
-    """Return the layers that others learn from: the last layer of each quarter of the model.
+    """Return the layers that other layers learn from: the last layer of each quarter of the model.
 
     >>> anchor_layers(32), anchor_layers(6)
     ((8, 16, 24, 32), (2, 3, 5, 6))

@@ -299,8 +299,8 @@ def _dense_top(cosines: Tensor, positives: list[int], excluded: list[int], top_k
     best = cosines[positives].max()
     skipped = cosines > margin * best if best > 0 else torch.zeros_like(cosines, dtype=torch.bool)
     skipped[positives + excluded] = True
-    kept = len(cosines) - int(skipped.sum())
-    indices: list[int] = cosines.masked_fill(skipped, -torch.inf).topk(min(top_k, kept)).indices.tolist()
+    left = len(cosines) - int(skipped.sum())
+    indices: list[int] = cosines.masked_fill(skipped, -torch.inf).topk(min(top_k, left)).indices.tolist()
     return indices
 
 
@@ -316,8 +316,8 @@ def _draw(
     keys = [_key(text) for text in corpus]
     rng = random.Random(seed)
     drawn: list[list[str]] = []
-    for indices, own, others in zip(found, positives, excluded, strict=True):
-        refused = {_key(text) for text in (*own, *others)}
+    for indices, own, left_out in zip(found, positives, excluded, strict=True):
+        refused = {_key(text) for text in (*own, *left_out)}
         chosen: list[str] = []
         for index in chain(rng.sample(indices, len(indices)), _random_order(len(corpus), rng)):
             if len(chosen) == negatives:
@@ -328,8 +328,8 @@ def _draw(
         if len(chosen) < negatives:
             raise ValueError(
                 f"corpus has only {len(chosen)} different passages besides the positives of query {len(drawn)}"
-                f"{' and the query itself' if others else ''}, but {negatives} negatives were asked for; ask for fewer "
-                "or give a larger corpus"
+                f"{' and the query itself' if left_out else ''}, but negatives={negatives}; lower it, or "
+                "give a larger corpus"
             )
         drawn.append(chosen)
     return drawn
@@ -360,11 +360,11 @@ def _positive_indices(texts: Sequence[str], indices: dict[str, list[int]], query
     for text in texts:
         if _key(text) not in indices:
             raise ValueError(
-                f"positive {text[:60]!r} of query {query} is not in corpus; add it, its cosine sets the guard"
+                f"positive {text[:60]!r} of query {query} is not in corpus; add it, margin is relative to it"
             )
         own.extend(indices[_key(text)])
     if not own:
-        raise ValueError(f"query {query} has no positive; expected at least one, its cosine sets the guard")
+        raise ValueError(f"query {query} has no positive; expected at least one, margin is relative to it")
     return own
 
 

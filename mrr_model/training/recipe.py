@@ -31,7 +31,7 @@ from mrr_model.training.dataset import GroupCollator, GroupDataset, StreamedGrou
 from mrr_model.training.lora import adapter_of, with_lora
 from mrr_model.training.progress import is_main_process, stage_title, tell
 from mrr_model.training.run_folder import RunFolder
-from mrr_model.training.saves import drop_torn, last_whole
+from mrr_model.training.saves import newest_complete, remove_incomplete
 from mrr_model.training.start import starting_model
 from mrr_model.training.trainer import CompensationTrainer, DistillTrainer, Objective, RankingTrainer, Widths
 
@@ -151,9 +151,9 @@ class Recipe(ABC):
         saves = Path(str(trainer.args.output_dir))
         saves.mkdir(parents=True, exist_ok=True)  # of several processes, the Trainer lets one make it
         if trainer.is_world_process_zero():
-            drop_torn(saves)
+            remove_incomplete(saves)
         trainer.accelerator.wait_for_everyone()
-        trainer.train(resume_from_checkpoint=last_whole(saves))
+        trainer.train(resume_from_checkpoint=newest_complete(saves))
         state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         return state
 

@@ -45,7 +45,7 @@ def mark(save: Path) -> None:
     write_file(save / MARK, json.dumps(sizes, indent=1) + "\n")
 
 
-def is_whole(save: Path) -> bool:
+def is_complete(save: Path) -> bool:
     """Whether a save is marked and its files still have the marked sizes."""
     try:
         sizes = json.loads((save / MARK).read_bytes())
@@ -54,23 +54,23 @@ def is_whole(save: Path) -> bool:
         return False
 
 
-def last_whole(saves: Path) -> str | None:
+def newest_complete(saves: Path) -> str | None:
     """Return the newest whole save, to resume from; None if there is none."""
-    whole = [path for path in sort_checkpoints(str(saves)) if is_whole(Path(path))]
-    return whole[-1] if whole else None
+    complete = [path for path in sort_checkpoints(str(saves)) if is_complete(Path(path))]
+    return complete[-1] if complete else None
 
 
-def drop_torn(saves: Path) -> None:
+def remove_incomplete(saves: Path) -> None:
     """Remove saves that a kill left unfinished."""
     for path in sort_checkpoints(str(saves)):
-        if not is_whole(Path(path)):
+        if not is_complete(Path(path)):
             _delete(Path(path))
 
 
 def _delete_older(saves: Path, limit: int, best: str | None) -> None:
     ordered = sort_checkpoints(str(saves), best_model_checkpoint=best)
-    kept = max(limit, 2 if best and best != ordered[-1] else 1)
-    for path in ordered[:-kept]:
+    keep = max(limit, 2 if best and best != ordered[-1] else 1)
+    for path in ordered[:-keep]:
         _delete(Path(path))
 
 

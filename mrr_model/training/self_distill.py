@@ -23,7 +23,7 @@ from mrr_model.training.initialize import from_reranker
 from mrr_model.training.recipe import Recipe
 
 FILLERS = 1000
-"""Documents of earlier rows that are kept to fill up rows with too few."""
+"""Documents of earlier rows to remember, to fill up rows with too few."""
 
 
 def self_distill(config: SelfDistillConfig) -> Path:
@@ -85,8 +85,8 @@ class SelfDistillation(Recipe):
         )
         if model.matryoshka.exits[-1] != model.num_layers:
             raise ValueError(
-                f"exits must end with the model's last layer, {model.num_layers}, whose scores teach the others; got "
-                f"{model.matryoshka.exits}."
+                f"exits must end with the model's last layer, {model.num_layers}, whose scores teach the other exits; "
+                f"got {model.matryoshka.exits}."
             )
         return Checkpoint(model, tokenizer, {})
 
@@ -115,21 +115,21 @@ def filled(groups: Iterable[Group], train_group_size: int, seed: int) -> Iterato
     """
     generator = random.Random(seed)
     earlier: deque[str] = deque(maxlen=FILLERS)
-    waiting: list[Group] = []
+    held_back: list[Group] = []
     for group in groups:
         earlier.extend(group.negatives)
-        waiting.append(group)
+        held_back.append(group)
         if len(set(earlier)) >= 2 * train_group_size:
-            yield from (_filled(one, train_group_size, list(dict.fromkeys(earlier)), generator) for one in waiting)
-            waiting = []
+            yield from (_filled(one, train_group_size, list(dict.fromkeys(earlier)), generator) for one in held_back)
+            held_back = []
     known = list(dict.fromkeys(earlier))
-    yield from (_filled(one, train_group_size, known, generator) for one in waiting)
+    yield from (_filled(one, train_group_size, known, generator) for one in held_back)
 
 
 def _filled(group: Group, train_group_size: int, earlier: list[str], generator: random.Random) -> Group:
     missing = train_group_size - len(group.negatives)
     if missing <= 0:
         return group
-    others = [text for text in earlier if text not in group.negatives]
-    extra = generator.sample(others, min(missing, len(others)))
+    unused = [text for text in earlier if text not in group.negatives]
+    extra = generator.sample(unused, min(missing, len(unused)))
     return Group(group.query, (), (*group.negatives, *extra), prompt=group.prompt)

@@ -131,7 +131,7 @@ class RankingTrainer(WholeSaves):
             self._progress.close()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one batch forward and backward; its loss is kept for the check before the update."""
+        """Run one batch forward and backward; its loss is noted for the check before the update."""
         loss = super().training_step(*args, **kwargs)
         self._guard.note(loss)
         return loss
@@ -196,7 +196,7 @@ class RankingTrainer(WholeSaves):
 
     @torch.no_grad()
     def note_exits(self, name: str, exits: Sequence[int], logits: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
-        """Keep the loss of each exit's logits, (G, N, 1) of (G, N, E), for the next log line."""
+        """Store the loss of each exit's logits, (G, N, 1) of (G, N, E), for the next log line."""
         for exit_layer, one in zip(exits, torch.split(logits, 1, dim=-1), strict=True):
             self._sums.add(f"{name}/exit {exit_layer}", loss(one))
 

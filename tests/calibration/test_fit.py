@@ -93,9 +93,9 @@ def test_classes_that_do_not_overlap_give_a_finite_slope() -> None:
 @pytest.mark.parametrize(
     ("logits", "targets", "weights", "message"),
     [
-        ([0.0, 1.0], [0, 0], None, "relevant pairs and others"),
-        ([0.0, 1.0], [1, 1], None, "relevant pairs and others"),
-        ([0.0, 1.0, 2.0], [0, 0, 1], [1, 1, 0], "relevant pairs and others"),
+        ([0.0, 1.0], [0, 0], None, "targets must hold relevant"),
+        ([0.0, 1.0], [1, 1], None, "targets must hold relevant"),
+        ([0.0, 1.0, 2.0], [0, 0, 1], [1, 1, 0], "targets must hold relevant"),
         ([2.0, 2.0], [0, 1], None, "logits must differ"),
         ([2.0, 2.0, 3.0], [0, 1, 1], [1, 1, 0], "logits must differ"),
         ([1.0, 0.0], [0, 1], None, "do not rise"),

@@ -232,7 +232,7 @@ plans = st.sampled_from([Plan((layer,), merges) for layer in (3, 5) for merges i
 
 
 @given(one=plans, other=plans)
-def test_a_distance_is_symmetric_and_nought_to_oneself(one: Plan, other: Plan) -> None:
+def test_a_distance_is_symmetric_and_zero_to_oneself(one: Plan, other: Plan) -> None:
     assert distance(one, other) == pytest.approx(distance(other, one))
     assert distance(one, other) >= distance(one, one) == 0
 

@@ -86,10 +86,10 @@ def test_precision_counts_what_reaches_the_threshold() -> None:
     assert math.isnan(precision_at(0.9, [0.5, 0.4], [1, 0]))
 
 
-@pytest.mark.parametrize("measure", [expected_calibration_error, lambda p, t: precision_at(0.5, p, t)])
-def test_measures_need_as_many_targets(measure: Any) -> None:
+@pytest.mark.parametrize("metric", [expected_calibration_error, lambda p, t: precision_at(0.5, p, t)])
+def test_metrics_need_as_many_targets(metric: Any) -> None:
     with pytest.raises(ValueError, match="2 probabilities, 1 targets"):
-        measure([0.1, 0.2], [0])
+        metric([0.1, 0.2], [0])
 
 
 def test_bins_are_at_least_one() -> None:

@@ -57,7 +57,7 @@ def test_an_evaluations_number_is_bounded(name: str, value: Any) -> None:
         EvaluateConfig(collections=("c",), **{field: value})
 
 
-def test_a_query_must_leave_room() -> None:
+def test_a_query_must_leave_space() -> None:
     with pytest.raises(ValidationError, match="query_max_length must lie below max_length"):
         EvaluateConfig(collections=("c",), max_length=64, query_max_length=64)
 

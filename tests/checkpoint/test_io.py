@@ -245,7 +245,7 @@ def test_weights_that_are_misshapen(folder: Path) -> None:
         checkpoint.load(folder)
 
 
-def test_all_problems_are_told_at_once(folder: Path) -> None:
+def test_all_problems_are_named_at_once(folder: Path) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
         for layer in range(6):
             del tensors[f"model.layers.{layer}.mlp.up_proj.weight"]

@@ -1,4 +1,4 @@
-"""Running `mrr` in this process, and what came out of it."""
+"""Running `mrr` in this process, and its outcome."""
 
 import json
 from collections.abc import Callable

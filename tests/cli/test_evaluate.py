@@ -95,7 +95,7 @@ def test_flags_are_the_config(mrr: Mrr, tmp_path: Path) -> None:
         (["--first-stage", "dense"], "--first-stage must be 'given', 'bm25' or 'auto', got 'dense'."),
         (["--candidates", "0"], "--candidates must be at least 1, got '0'."),
         (["--settings", "absent.yaml"], "absent.yaml"),
-        (["--settings", "absent.yaml", "--depth", "4"], "settings is a grid by itself"),
+        (["--settings", "absent.yaml", "--depth", "4"], "settings replaces depths"),
         (["--run", "absent.run"], "run='absent.run': there is no such file"),
         (["--prompt", "Is it so?"], "has no prompt"),
         (["--max-length", "512"], "max_length=512 is more than the 130 positions"),
@@ -116,7 +116,7 @@ def test_a_bad_settings_file_is_one_line(evaluate: Mrr, tmp_path: Path) -> None:
 
 
 def test_nothing_to_evaluate_on_is_one_line(mrr: Mrr) -> None:
-    assert "name a collection to evaluate on, or a preset" in mrr("evaluate", "mini").error
+    assert "give a collection to evaluate on, or a preset" in mrr("evaluate", "mini").error
 
 
 def test_the_output_of_another_evaluation_is_refused(evaluate: Mrr) -> None:

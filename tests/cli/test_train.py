@@ -106,7 +106,7 @@ def test_defaults_are_those_of_the_config(mrr: Mrr, asked: Asked) -> None:
 
 def test_a_run_comes_from_a_file_and_flags_win(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
     config = FinetuneConfig(**RUN)
-    file = tmp_path / "settings.json"  # as a run notes them: JSON is YAML
+    file = tmp_path / "config.json"  # as a run stores it: JSON is YAML
     file.write_text(config.model_dump_json(), encoding="utf-8")
     assert mrr("finetune", file).exit_code == 0
     flags = ("--distill-learning-rate", "2e-4", "--stages", "distill", "--no-bf16", "--train", "c.jsonl")
@@ -389,12 +389,12 @@ def test_mine_with_a_bi_encoder(mrr: Mrr, rows_file: Path, tmp_path: Path, monke
     ("arguments", "part"),
     [
         (("--on-bad-row", "stop"), "--on-bad-row must be 'fail' or 'skip', got 'stop'."),
-        (("--scores",), "name an encoder"),
+        (("--scores",), "give an encoder"),
         (("--negatives", 0), "--negatives must be at least 1"),
         (("--top-k", -1), "--top-k must be at least 0"),
         (("--margin", 5), "--margin must be at most 1"),
         (("--seed", -1), "--seed must be at least 0"),
-        (("--negatives", 50), "but 50 negatives were asked for"),
+        (("--negatives", 50), "but negatives=50"),
         (("missing.jsonl",), "there is no file or folder 'missing.jsonl'"),
     ],
 )

@@ -114,7 +114,7 @@ def test_an_index_that_cannot_be_kept_is_used_all_the_same(
     kept.parent.write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING, bm25.__name__):
         assert bm25_run({"q": "rain"}, {"d": "it rains"}, 5)["q"].keys() == {"d"}
-    assert "the BM25 index could not be kept in" in caplog.text
+    assert "the BM25 index could not be stored in" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["bm25s", "Stemmer"])

@@ -31,24 +31,24 @@ def test_items_are_streamed_and_not_looked_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("splits", "asked", "chosen"),
+    ("splits", "given", "chosen"),
     [(["dev"], "", "dev"), (["dev", "test"], "", "test"), (["dev", "test"], "dev", "dev")],
 )
-def test_chosen_split(splits: list[str], asked: str, chosen: str) -> None:
-    assert chosen_split("here", splits, asked) == chosen
+def test_chosen_split(splits: list[str], given: str, chosen: str) -> None:
+    assert chosen_split("here", splits, given) == chosen
 
 
 @pytest.mark.parametrize(
-    ("splits", "asked", "message"),
+    ("splits", "given", "message"),
     [
         (["dev", "train"], "", r"here: name the split, as in here#SPLIT; splits with judgements: dev, train"),
         ([], "", r"splits with judgements: none"),
         (["dev"], "test", r"here has no split 'test' with judgements; its splits: dev"),
     ],
 )
-def test_a_split_that_is_not_clear_is_refused(splits: list[str], asked: str, message: str) -> None:
+def test_a_split_that_is_not_clear_is_refused(splits: list[str], given: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        chosen_split("here", splits, asked)
+        chosen_split("here", splits, given)
 
 
 def test_what_a_library_writes_shows_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,9 +106,9 @@ def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     [
         ({"max_length": 64, "query_max_length": 64}, "query_max_length"),
         ({"dtype": "int8"}, "dtype"),
-        ({"collections": ()}, "name a collection to evaluate on, or a preset"),
-        ({"settings": Path("a.yaml"), "depths": (4,)}, "settings is a grid by itself"),
-        ({"settings": Path("a.yaml"), "keep_ratios": (0.5,)}, "settings is a grid by itself"),
+        ({"collections": ()}, "give a collection to evaluate on, or a preset"),
+        ({"settings": Path("a.yaml"), "depths": (4,)}, "settings replaces depths"),
+        ({"settings": Path("a.yaml"), "keep_ratios": (0.5,)}, "settings replaces depths"),
         ({"run": Path("a.run"), "collections": ("a", "b")}, "exactly one collection"),
         ({"preset": "trec"}, "preset"),
         ({"first_stage": "dense"}, "first_stage"),

@@ -145,7 +145,7 @@ def test_comparisons_without_spread() -> None:
     alone = compare({"a": 1.0}, {"a": 0.5})
     assert alone.difference == 0.5
     assert math.isnan(alone.p_value)
-    with pytest.raises(ValueError, match="values and others"):
+    with pytest.raises(ValueError, match="values and baseline"):
         compare(same, {"a": 0.5})
 
 

@@ -73,15 +73,15 @@ def test_the_mean_of_weights_is_written_once(
 ) -> None:
     training = example("mini/train", monkeypatch)
     folders = [str(saved_encoder)]
-    for place in (1, 2):
+    for index in (1, 2):
         other = checkpoint.load(saved_encoder, dtype=torch.float32)
         for parameter in other.model.parameters():
-            parameter.data += 3 * place
-        checkpoint.save(other, tmp_path / str(place))
-        folders.append(str(tmp_path / str(place)))
+            parameter.data += 3 * index
+        checkpoint.save(other, tmp_path / str(index))
+        folders.append(str(tmp_path / str(index)))
 
     own = checkpoint.load(saved_encoder, dtype=torch.float32).model
-    for given in (folders, folders[:1]):  # a run that goes on leaves the mean that is there
+    for given in (folders, folders[:1]):  # a resumed run leaves the existing mean
         mean = checkpoint.load(Path(training.averaged(given, tmp_path / "mean")), dtype=torch.float32).model
         for (name, before), after in zip(own.named_parameters(), mean.parameters(), strict=True):
             torch.testing.assert_close(after, before + 3, msg=name, atol=1e-5, rtol=0)  # of +0, +3 and +6

@@ -396,8 +396,8 @@ def test_a_chosen_setting_pickles_and_gives_way_to_another(measured: Checkpoint)
     assert (again.compression, str(again.explain())) == (reranker.compression, str(reranker.explain()))
     assert again.score(QUERY, TEXTS) == reranker.score(QUERY, TEXTS)
     assert reranker.copy(max_length=32).explain().reason == reranker.explain().reason
-    assert reranker.copy(depth=5).explain().reason == "as asked"
-    assert reranker.explain(depth=5).reason == reranker.explain(keep_ratio=1.0).reason == "as asked"
+    assert reranker.copy(depth=5).explain().reason == "as given"
+    assert reranker.explain(depth=5).reason == reranker.explain(keep_ratio=1.0).reason == "as given"
 
 
 # Explained
@@ -419,7 +419,7 @@ def test_an_explanation_says_what_runs_and_what_is_known_of_it(measured: Checkpo
     reranker = opened(measured)
     assert said.flops_share == reranker.flops(depth=4, keep_ratio=0.5) / reranker.flops()
     full = reranker.explain()
-    assert (full.flops_share, full.reason, full.plan) == (1.0, "as asked", reranker.plan())
+    assert (full.flops_share, full.reason, full.plan) == (1.0, "as given", reranker.plan())
     assert "merges passage tokens nowhere" in str(full)
     assert "adapters      none" in str(full)
 
@@ -440,7 +440,7 @@ def test_an_explanation_says_when_the_profile_was_measured_and_how_large_it_is(m
         (6, 1.0, "kept 100.0%"),
         (4, {1: 0.5}, "kept 97.0%"),  # the default merge layer, in other words
         (3, 0.25, "kept 80.0%"),
-        (4, 1.0, "not at this setting; others on toy (19 queries)"),
+        (4, 1.0, "not at this setting; other settings on toy (19 queries)"),
     ],
 )
 def test_what_was_measured_is_found_however_the_setting_is_said(

@@ -253,4 +253,4 @@ def test_a_cache_that_cannot_be_written_is_a_warning_in_the_log(
     assert list(times_of(reranker, SETTINGS, REQUEST).of(SETTINGS)) == SETTINGS
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert "timings could not be kept" in record.message
+    assert "timings could not be stored" in record.message

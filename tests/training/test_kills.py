@@ -15,7 +15,7 @@ from mrr_model.cli import app as cli
 from mrr_model.files.locks import FolderInUseError, locked
 from mrr_model.training.config import FinetuneConfig, SelfDistillConfig
 from mrr_model.training.recipe import finetune
-from mrr_model.training.saves import MARK, drop_torn, is_whole, last_whole, mark
+from mrr_model.training.saves import MARK, is_complete, mark, newest_complete, remove_incomplete
 from mrr_model.training.self_distill import self_distill
 
 InAFork = Callable[..., int | None]
@@ -142,7 +142,7 @@ def test_a_newest_save_that_is_not_whole_is_dropped(tmp_path: Path, damage: str)
     whole, newest = make_save(tmp_path, 9, *files), make_save(tmp_path, 10, *files)
     mark(whole)
     mark(newest)
-    assert last_whole(tmp_path) == str(newest)
+    assert newest_complete(tmp_path) == str(newest)
     if damage == "no state":
         (newest / "trainer_state.json").unlink()
     elif damage == "short weights":
@@ -154,16 +154,16 @@ def test_a_newest_save_that_is_not_whole_is_dropped(tmp_path: Path, damage: str)
     else:
         shutil.rmtree(newest)
         newest.mkdir()
-    assert not is_whole(newest)
-    assert last_whole(tmp_path) == str(whole)
-    drop_torn(tmp_path)
+    assert not is_complete(newest)
+    assert newest_complete(tmp_path) == str(whole)
+    remove_incomplete(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
 def test_there_is_nothing_to_resume_from_at_first(tmp_path: Path) -> None:
-    assert last_whole(tmp_path) is None
+    assert newest_complete(tmp_path) is None
     make_save(tmp_path, 3, "trainer_state.json")
-    assert last_whole(tmp_path) is None
+    assert newest_complete(tmp_path) is None
 
 
 # One run per folder

@@ -1,4 +1,4 @@
-"""Hard negatives: never a positive, the same for the same seed, and from the best that were asked for."""
+"""Hard negatives: never a positive, the same for the same seed, and from the `top_k` best."""
 
 import json
 import random
@@ -95,7 +95,7 @@ def test_bm25_takes_empty_passages() -> None:
 
 def test_dense_skips_what_is_nearly_as_close_as_the_positive() -> None:
     query = torch.tensor([[1.0, 0.0]])
-    cosines = torch.tensor([0.8, 0.9, 0.77, 0.75, 0.5, 0.1])  # of the positive, then of the others; the guard is 0.76
+    cosines = torch.tensor([0.8, 0.9, 0.77, 0.75, 0.5, 0.1])  # of the positive, then of the others; the bound is 0.76
     corpus = ["positive", "closer", "too close", "hard", "harder not", "easy"]
     embeddings = 7 * torch.stack([cosines, (1 - cosines**2).sqrt()], dim=1)  # (N, 2)
     for seed in range(5):
@@ -105,7 +105,7 @@ def test_dense_skips_what_is_nearly_as_close_as_the_positive() -> None:
         assert set(mined) == {"too close", "hard"}
 
 
-def test_dense_guard_is_off_if_the_positive_points_away() -> None:
+def test_dense_margin_is_off_if_the_positive_points_away() -> None:
     embeddings = torch.tensor([[-1.0, 0.1], [1.0, 0.0], [0.0, 1.0]])
     (mined,) = mine_dense(embeddings[1:2], embeddings, [["p"]], ["p", "near", "far"], negatives=1, top_k=1)
     assert mined == ["near"]
@@ -123,7 +123,7 @@ def test_random_order_is_uniform() -> None:
 @MINERS
 def test_a_corpus_that_is_too_small_is_an_error(mine: Miner) -> None:
     with pytest.raises(
-        ValueError, match=r"only 1 different passages besides the positives of query 0, but 2 negatives"
+        ValueError, match=r"only 1 different passages besides the positives of query 0, but negatives=2"
     ):
         mine(["rain"], [["rain"]], ["rain", "Rain", "stone"], negatives=2)
 
@@ -233,7 +233,7 @@ def test_mining_nothing_gives_nothing(encoder: str | None) -> None:
 
 
 def test_scores_ask_for_a_bi_encoder() -> None:
-    with pytest.raises(ValueError, match="name an encoder"):
+    with pytest.raises(ValueError, match="give an encoder"):
         MineConfig(scores=True)
 
 
