@@ -186,7 +186,7 @@ def write_beir(
     candidates: Mapping[str, Sequence[str]] | None = None,
     split: str = "test",
 ) -> Path:
-    """A folder in BEIR's form; with candidates, where they are given."""
+    """A folder in BEIR's form; with candidates, if they are given."""
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     for name, texts in (("corpus", corpus), ("queries", queries)):
         rows = [json.dumps({"_id": identifier, "text": text}) + "\n" for identifier, text in texts.items()]
@@ -231,7 +231,7 @@ FACTS = {
     "what do pandas eat?": "Pandas eat bamboo.",
     "where do penguins live?": "Penguins live in Antarctica.",
 }
-"""Questions that the shipped model can tell the answers of."""
+"""Questions whose answers the shipped model finds."""
 
 
 WORDS = ("red", "blue", "green", "cat", "dog", "bird", "runs", "sleeps", "sings", "the", "a")
@@ -250,13 +250,13 @@ def toy_groups() -> Iterator[Group]:
     for row in range(48):
         colour, verb = WORDS[row % 5 % 3], WORDS[6 + row % 4 % 3]
         texts = [f"the {colour} {animal} {verb}" if row % 3 else f"{animal} the {verb} a" for animal in WORDS[3:6]]
-        answer, others = (texts[0],), (*texts[1:], f"a {verb} {colour}")
+        answer, negatives = (texts[0],), (*texts[1:], f"a {verb} {colour}")
         if row % 10 == 1:
-            yield Group(f"a {verb}", (), (*answer, *others), (), (0.9, 0.1, 0.1, 0.0))
+            yield Group(f"a {verb}", (), (*answer, *negatives), (), (0.9, 0.1, 0.1, 0.0))
         elif row % 2:
-            yield Group(f"a {verb}", answer, others, (0.9,), (0.1, 0.1, 0.0))
+            yield Group(f"a {verb}", answer, negatives, (0.9,), (0.1, 0.1, 0.0))
         else:
-            yield Group(f"a {verb}", answer, others)
+            yield Group(f"a {verb}", answer, negatives)
 
 
 @pytest.fixture(scope="session")

@@ -119,13 +119,13 @@ def test_score_pairs_takes_many_queries_and_identical_pairs_score_once(mini: Mat
 
 
 def test_batches_order_and_neighbours_do_not_change_a_score(reranker: MatryoshkaReranker) -> None:
-    settings: dict[str, Any] = {"depth": reranker.num_layers - 1, "keep_ratio": {1: 0.6, 3: 0.25}, "normalize": False}
-    expected = reranker.score(QUERY, DOCUMENTS, **settings)
+    options: dict[str, Any] = {"depth": reranker.num_layers - 1, "keep_ratio": {1: 0.6, 3: 0.25}, "normalize": False}
+    expected = reranker.score(QUERY, DOCUMENTS, **options)
     tolerance = [1e-5 * max(1.0, abs(logit)) for logit in expected]
-    backwards = reranker.score(QUERY, DOCUMENTS[::-1], **settings)[::-1]
-    alone = [reranker.score(QUERY, [text], **settings)[0] for text in DOCUMENTS]
+    backwards = reranker.score(QUERY, DOCUMENTS[::-1], **options)[::-1]
+    alone = [reranker.score(QUERY, [text], **options)[0] for text in DOCUMENTS]
     with patch.object(reranker.engine.budget, "limit", 1):
-        one_by_one = reranker.score(QUERY, DOCUMENTS, **settings)
+        one_by_one = reranker.score(QUERY, DOCUMENTS, **options)
     for other in (backwards, alone, one_by_one):
         assert all(abs(a - b) <= allowed for a, b, allowed in zip(expected, other, tolerance, strict=True))
 

@@ -65,7 +65,7 @@ TERM_WINDOWS = (2, 200)
 DRAWS = 10
 """Draws per question wanted, at most: a small pool has fewer different questions."""
 MAX_WORDS = 200
-"""A text is cut here before it is made windows."""
+"""Words of a text to make windows of, at most."""
 WINDOW_WORDS = (1, 35, 60)
 """A text's windows take whole sentences up to one of these lengths, at least one sentence; drawn for each text."""
 BM25_WEIGHT = 0.6

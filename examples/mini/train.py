@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def trained(**fields: Any) -> str:
-    """Run some of the recipe, or leave it where an earlier call finished it; the folder of the checkpoint."""
+    """Run some of the recipe, unless an earlier call finished it; return the checkpoint's folder."""
     config = FinetuneConfig(**fields)
     return str(config.output if (config.output / "config.json").exists() else finetune(config))
 

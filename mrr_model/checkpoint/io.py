@@ -204,7 +204,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     settle(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: it is no checkpoint folder.")
+        raise FileNotFoundError(f"{folder} holds no config.json: it is not a checkpoint folder.")
     return read_json(file)
 
 

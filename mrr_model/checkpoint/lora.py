@@ -72,7 +72,7 @@ def finite(value: object, name: str) -> float:
     """A number of a file as a float.
 
     Raises:
-        ValueError: If it is no number, or not finite.
+        ValueError: If it is not a number, or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number, got {short(value, 60)!r}.")
@@ -130,12 +130,12 @@ def read_own(folder: Path, model: MatryoshkaModel | None = None) -> dict[str, Ad
     """Read what `write_own` wrote, by name; an absent folder holds no adapters.
 
     Raises:
-        ValueError: For a file that is no adapter, or not one of `model`; names the file.
+        ValueError: For a file that is not an adapter, or not one of `model`; names the file.
     """
     adapters: dict[str, Adapter] = {}
     for file in sorted(folder.glob("*.safetensors")):
         if file.stem != VERTICAL and not _is_horizontal(file.stem):
-            raise ValueError(f"{file} is no compensation adapter: its name must be vertical or horizontal_N_M.")
+            raise ValueError(f"{file} is not a compensation adapter: its name must be vertical or horizontal_N_M.")
         with reading(file):
             adapters[file.stem] = _read_one(file)
             if model is not None:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PARAMETERS: dict[str, Any] = {"method": "lucene", "k1": 0.9, "b": 0.4}
 """Parameters of bm25s's index."""
-KEPT_FROM = 20_000
+CACHED_FROM = 20_000
 """Indexes of fewer documents are not cached: they are built in a second or two."""
 
 Id = TypeVar("Id", str, int)
@@ -107,7 +107,7 @@ def tokenize(texts: Iterable[str]) -> list[list[str]]:
 def _load_or_build(corpus: Mapping[Any, str]) -> Any:
     """The corpus's bm25s index, from the cache if it is there; None for a corpus without words."""
     bm25s, Stemmer = _libraries()
-    large = len(corpus) >= KEPT_FROM
+    large = len(corpus) >= CACHED_FROM
     folder = cache_folder() / "bm25s" / _key(corpus, bm25s.__version__, Stemmer.version()) if large else None
     if folder is not None and folder.is_dir():
         return bm25s.BM25.load(folder, mmap=True, show_progress=False)

@@ -16,7 +16,7 @@ from mrr_model.compression import Compression
 from mrr_model.evaluation.collection import Collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.reranker import MatryoshkaReranker, timing_facts
-from mrr_model.selection.latency import Timings, keep_timings, measure_timings, moment, read_timings, timings_key
+from mrr_model.selection.latency import Timings, measure_timings, moment, read_timings, store_timings, timings_key
 
 Sample = Sequence[tuple[str, list[str]]]
 """Queries, each with the texts of its candidates."""
@@ -70,7 +70,7 @@ def time_grid(
     report_to(f"timing {len(grid)} settings, {config.timing_repeats} times each")
     runs = {setting: _timed_run(reranker, setting, sample) for setting in grid}
     timings = measure_timings(facts, runs, config.timing_repeats)
-    keep_timings(file, timings)
+    store_timings(file, timings)
     return timings
 
 

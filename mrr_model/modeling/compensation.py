@@ -264,7 +264,9 @@ def _check(adapter_name: str, adapter: Adapter, modules: Mapping[str, nn.Module]
         module = modules.get(name)
         shape = (getattr(module, "out_features", None), getattr(module, "in_features", None))  # quantized modules too
         if None in shape:
-            raise ValueError(f"the {adapter_name} adapter changes {name!r}, which is no linear module of this model.")
+            raise ValueError(
+                f"the {adapter_name} adapter changes {name!r}, which is not a linear module of this model."
+            )
         if low.a.ndim != 2 or low.b.ndim != 2 or low.a.shape[0] != low.b.shape[1]:
             raise ValueError(
                 f"the {adapter_name} adapter's matrices for {name} are of different ranks: {tuple(low.a.shape)} and "

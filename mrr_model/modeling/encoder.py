@@ -39,7 +39,7 @@ class Encoder(Backbone):
         return cast(nn.ModuleList, cast(Any, self.model.encoder).layer)
 
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
-        """Token type 1 marks the passage and what follows it, where the model knows two types."""
+        """Token type 1 marks the passage and what follows it, if the model knows two types."""
         token_types = torch.zeros_like(input_ids)
         if self.model.config.type_vocab_size > 1:
             positions = torch.arange(input_ids.shape[1], device="cpu")[None, :]

@@ -156,7 +156,7 @@ def request_timings(
         query, texts = texts_of(request, count_tokens)
         runs = {setting: partial(score, query, texts, setting) for setting in settings}
         timings = measure_timings(facts, runs, REPEATS)
-        keep_timings(file, timings)
+        store_timings(file, timings)
     return timings
 
 
@@ -195,7 +195,7 @@ def read_timings(file: Path, settings: Sequence[Compression]) -> Timings | None:
     return known
 
 
-def keep_timings(file: Path, timings: Timings) -> None:
+def store_timings(file: Path, timings: Timings) -> None:
     """Write timings to a file; a failure is logged as a warning."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -255,7 +255,7 @@ def names(message: str, folder: Path, name: str) -> bool:
 )
 def test_an_adapter_of_a_ratio_that_is_none_is_named(folder: Path, name: str) -> None:
     renamed(f"{name}.safetensors")(folder / LORA)
-    with pytest.raises(ValueError, match=rf"{name}\.safetensors is no compensation adapter"):
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors is not a compensation adapter"):
         MatryoshkaReranker(folder, device="cpu")
 
 

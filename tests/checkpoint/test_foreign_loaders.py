@@ -75,9 +75,9 @@ def lengths(writer: str) -> dict[str, Any]:
 def test_plain_crossencoder_gives_the_right_scores(written: dict[str, Path], writer: str) -> None:
     folder = written[writer]
     wanted = MatryoshkaReranker(folder, dtype="float32", **lengths(writer)).score(QUERY, TEXTS)
-    settings = {"processor_kwargs": {"model_max_length": 64}} if lengths(writer) else {}
+    options = {"processor_kwargs": {"model_max_length": 64}} if lengths(writer) else {}
     for _ in range(2):  # random heads would differ
-        plain = CrossEncoder(str(folder), trust_remote_code=True, device="cpu", **settings)
+        plain = CrossEncoder(str(folder), trust_remote_code=True, device="cpu", **options)
         assert type(plain) is CrossEncoder
         assert plain.predict(PAIRS) == pytest.approx(wanted, abs=1e-5)
     ours = MatryoshkaCrossEncoder(folder, **lengths(writer))
@@ -127,16 +127,16 @@ def test_all_files_are_fetched_from_the_hub(written: dict[str, Path], writer: st
 
 
 def test_a_reloaded_reranker_scores_as_the_saved_one(reference: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"max_length": 48, "query_max_length": 6, "prompt": "Is B good?", "normalize": False}
+    options: dict[str, Any] = {"max_length": 48, "query_max_length": 6, "prompt": "Is B good?", "normalize": False}
     saved = MatryoshkaReranker(
-        reference / "mistral" / "model", dtype="float32", depth=6, keep_ratio={2: 0.5, 4: 0.25}, **settings
+        reference / "mistral" / "model", dtype="float32", depth=6, keep_ratio={2: 0.5, 4: 0.25}, **options
     )
     query, texts = "what does the panda eat in the zoo?", ["Pandas eat bamboo all day long. " * 5, "No."]
     saved.save_pretrained(tmp_path)
     wanted = saved.score(query, texts)
     again = MatryoshkaReranker(tmp_path, dtype="float32")
     assert again.compression == saved.compression
-    assert {name: getattr(again, name) for name in settings} == settings
+    assert {name: getattr(again, name) for name in options} == options
     assert again.score(query, texts) == pytest.approx(wanted, abs=1e-5)
     assert MatryoshkaCrossEncoder(tmp_path).predict([(query, text) for text in texts]) == pytest.approx(
         wanted, abs=1e-5

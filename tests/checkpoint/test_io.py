@@ -265,7 +265,7 @@ def test_weights_that_are_not_used_may_be_there(folder: Path, pairs: list[Encode
 
 
 def test_folder_without_a_config(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json: it is no checkpoint folder"):
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json: it is not a checkpoint folder"):
         checkpoint.load(tmp_path)
 
 
@@ -442,13 +442,13 @@ def test_rank_stabilised_scaling(reference: Path, tmp_path: Path) -> None:
 
 def test_own_adapter_file_of_another_name(folder: Path) -> None:
     (folder / "compensation" / "vertical.safetensors").rename(folder / "compensation" / "upright.safetensors")
-    with pytest.raises(ValueError, match=r"upright\.safetensors is no compensation adapter"):
+    with pytest.raises(ValueError, match=r"upright\.safetensors is not a compensation adapter"):
         checkpoint.load(folder)
 
 
 def test_own_adapter_that_does_not_fit(make_checkpoint: CheckpointFactory, saved_checkpoint: Path) -> None:
     other = dataclasses.replace(make_checkpoint("bert"), adapters=checkpoint.load(saved_checkpoint).adapters)
-    with pytest.raises(ValueError, match="which is no linear module of this model"):
+    with pytest.raises(ValueError, match="which is not a linear module"):
         MatryoshkaReranker(other, max_length=64)
 
 

@@ -160,7 +160,7 @@ def test_rows_in_batches(name: str, folds: bool) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_one_by_one(name: str) -> None:
-    """As the data was made; where the release gives the same row under two keys or lengths, once is enough."""
+    """As the data was made; if the release gives the same row under two keys or lengths, once is enough."""
     distinct = {(row.plan, row.input_ids): row for row in good_rows(name)}
     for row in distinct.values():
         assert worst([row], scores_of(name, [row.pair], row.plan)) <= TOLERANCE, (row.key, row.index)

@@ -171,7 +171,9 @@ def test_a_cut_gzip_is_one_error_that_counts_its_lines(tmp_path: Path, on_bad_ro
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD * 10_000)
     read: list[Group] = []
-    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz is not a complete gzip file: .*, after line \d+\.") as raised:
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl\.gz is not a complete gzip file: .*, after line \d+\."
+    ) as raised:
         read.extend(read_groups(cut(file), on_bad_row))
     assert len(read) > 1_000
     assert f"after line {len(read)}." in str(raised.value)

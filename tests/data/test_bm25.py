@@ -1,4 +1,4 @@
-"""BM25: bm25s's own scores, ties by id, and the index that is kept on disk."""
+"""BM25: bm25s's own scores, ties by id, and the index that is cached on disk."""
 
 import builtins
 import json
@@ -22,7 +22,7 @@ QUERIES = {f"q{index}": " ".join(DRAW.choices([*WORDS, "the", "unheard"], k=4)) 
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MRR_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "bm25s"
 
@@ -93,25 +93,25 @@ def test_a_corpus_without_words_finds_nothing(corpus: dict[str, str]) -> None:
     assert bm25_run({"q": "rain"}, corpus, 5) == {"q": {}}
 
 
-def test_the_index_of_a_large_corpus_is_kept_by_what_it_holds(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_of_a_large_corpus_is_cached_by_what_it_holds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = bm25_run(QUERIES, CORPUS, 10)
-    assert not kept.exists()  # a small corpus
-    monkeypatch.setattr(bm25, "KEPT_FROM", 300)
+    assert not cache.exists()  # a small corpus
+    monkeypatch.setattr(bm25, "CACHED_FROM", 300)
     assert bm25_run(QUERIES, CORPUS, 10) == made
-    assert len(list(kept.iterdir())) == 1
+    assert len(list(cache.iterdir())) == 1
     with monkeypatch.context() as patch:
         patch.setattr(bm25s.BM25, "index", lambda *_, **__: pytest.fail("the index was built again"))
         assert bm25_run(QUERIES, CORPUS, 10) == made
     assert bm25_run(QUERIES, {**CORPUS, "d0": "rainfall"}, 10) != made
     assert bm25_run(QUERIES, dict(reversed(CORPUS.items())), 10) == made  # the order differs, so the index does
-    assert len(list(kept.iterdir())) == 3
+    assert len(list(cache.iterdir())) == 3
 
 
-def test_an_index_that_cannot_be_kept_is_used_all_the_same(
-    kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_an_index_that_cannot_be_cached_is_used_all_the_same(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(bm25, "KEPT_FROM", 1)
-    kept.parent.write_text("a file where the folder should be")
+    monkeypatch.setattr(bm25, "CACHED_FROM", 1)
+    cache.parent.write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING, bm25.__name__):
         assert bm25_run({"q": "rain"}, {"d": "it rains"}, 5)["q"].keys() == {"d"}
     assert "the BM25 index could not be stored in" in caplog.text
@@ -132,7 +132,7 @@ def test_a_missing_library_is_named_with_the_command(missing: str, monkeypatch: 
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bm25, "KEPT_FROM", 1)
+    monkeypatch.setattr(bm25, "CACHED_FROM", 1)
     bm25_run(QUERIES, CORPUS, 10)
     bm25_run(QUERIES, CORPUS, 10)
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Datasets in BEIR's and MTEB's layouts, read by datasets from local repositories of the same form."""
+"""Datasets structured as BEIR's and MTEB's, read by `datasets` from local repositories."""
 
 import builtins
 import gzip

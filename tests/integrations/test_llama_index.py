@@ -1,4 +1,4 @@
-"""The LlamaIndex adapter in LlamaIndex's own hands: query engines, events, callbacks, serialisation."""
+"""The LlamaIndex integration in query engines, events, callbacks and serialisation."""
 
 import asyncio
 import json

@@ -222,7 +222,7 @@ def test_running_says_that_it_does_not_pickle(make_compensation: Callable[..., C
 def test_adapter_for_a_module_that_is_not_there(make_model: ModelFactory) -> None:
     low = LowRank(torch.zeros(2, 32), torch.zeros(32, 2), 1.0)
     for name in ("model.layers.9.self_attn.q_proj", "model.embed_tokens"):
-        with pytest.raises(ValueError, match=rf"the vertical adapter changes '{name}', which is no linear module"):
+        with pytest.raises(ValueError, match=rf"the vertical adapter changes '{name}', which is not a linear module"):
             Compensation(make_model("llama"), {VERTICAL: {name: low}})
 
 

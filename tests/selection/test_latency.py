@@ -1,4 +1,4 @@
-"""How long a request takes here: measured, kept, and never looked at by a test."""
+"""How long a request takes here: measured, cached, and never looked at by a test."""
 
 import sys
 from collections.abc import Callable, Sequence

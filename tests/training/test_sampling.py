@@ -29,7 +29,7 @@ def test_every_ratio_and_layer_comes_up_about_as_often_as_it_should() -> None:
     ratios = Counter(next(iter(draw.values()), Fraction(1)) for draw in draws)
     assert all(abs(ratios[Fraction(1, ratio)] - 1000) < 120 for ratio in (1, 2, 4))
     merged = [draw for draw in draws if draw]
-    # A layer is on with probability 0.3, or as the one drawn where none came on: 0.3 + 0.7 ** 5 / 5.
+    # A layer is on with probability 0.3, or as the one drawn if none came on: 0.3 + 0.7 ** 5 / 5.
     expected = (0.3 + 0.7**5 / 5) * len(merged)
     assert all(abs(sum(layer in draw for draw in merged) - expected) < 150 for layer in range(1, 6))
 
@@ -44,7 +44,7 @@ def test_the_default_layer_merges_alone_in_its_share_of_the_steps() -> None:
         draw_merges(0, step, **{**SPACE, "ratios": (2,)}, default_layer=3, default_share=0.6) for step in range(2000)
     ]
     alone = sum(list(draw) == [3] for draw in draws)
-    # Besides its share, layer 3 comes on alone by itself: one of five with 0.3 · 0.7⁴, or drawn where none came on.
+    # Besides its share, layer 3 comes on alone by itself: one of five with 0.3 · 0.7⁴, or drawn if none came on.
     expected = (0.6 + 0.4 * (0.3 * 0.7**4 + 0.7**5 / 5)) * len(draws)
     assert abs(alone - expected) < 100
     assert draw_merges(0, 1, merge_layers=(1,), ratios=(2,), default_layer=4, default_share=1.0) == {1: Fraction(1, 2)}
