@@ -96,7 +96,7 @@ class Compression:
         return {"depth": self.depth, "keep_ratio": ratio if isinstance(ratio, float) else dict(ratio)}
 
     def override(self, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT) -> Self:
-        """This setting with the given depth or keep ratio in place of its own."""
+        """This setting with the given depth or keep ratio instead of its own."""
         return type(self)(
             self.depth if isinstance(depth, Default) else depth,
             self.keep_ratio if isinstance(keep_ratio, Default) else keep_ratio,

@@ -39,7 +39,7 @@ def section_pattern(name: str) -> re.Pattern[str]:
 
 
 def with_section(card: str, name: str, text: str) -> str:
-    r"""A card with a section, in place of an earlier one of that name, else at the end.
+    r"""A card with a section, instead of an earlier one of that name, else at the end.
 
     >>> with_section("# Card", "profile", "A table.")
     '# Card\n\n<!-- profile -->\nA table.\n<!-- /profile -->\n'

@@ -152,7 +152,7 @@ def save(
         folder: Where; made if it is missing.
         model_card: The content of README.md; None: a short default card.
         embeddings_apart: Put the word embeddings in a file of their own.
-        state: In place of the model's own state dict, which a sharded model does not hold whole.
+        state: Instead of the model's own state dict, which a sharded model does not hold whole.
 
     Raises:
         OSError: If the folder cannot be written to.

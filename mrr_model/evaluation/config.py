@@ -177,7 +177,7 @@ class CalibrateConfig(GridConfig):
     help_first: ClassVar[tuple[str, ...]] = ("texts", "held_out", *GridConfig.help_first)
 
     texts: Annotated[Path | None, Flag(metavar="FILE")] = None
-    """Unlabelled pairs in place of collections, in the form that mrr self-distill takes: every setting learns full
+    """Unlabelled pairs instead of collections, in the form that mrr self-distill takes: every setting learns full
     size's probabilities."""
     held_out: Annotated[tuple[str, ...], Flag(metavar="COLLECTION")] = ()
     """Measure on this collection too, without fitting on it. Repeatable."""

@@ -16,7 +16,7 @@ sets up a service sees it at once, while a warning in a log is overlooked.
 
 @dataclass(frozen=True)
 class Target:
-    """One need, in place of a depth and a keep ratio. Give exactly one of the first three.
+    """One need, instead of a depth and a keep ratio. Give exactly one of the first three.
 
     Args:
         keep_quality: The share of full size's quality to keep, in (0, 1]. Chooses the fastest setting that kept it on

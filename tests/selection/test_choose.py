@@ -374,7 +374,7 @@ def test_without_a_profile_too_much_speed_is_an_error(bare: Checkpoint) -> None:
         opened(bare, target=Target(speedup=1000))
 
 
-# In place of a setting
+# Instead of a setting
 
 
 @pytest.mark.parametrize(
