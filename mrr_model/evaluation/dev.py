@@ -8,7 +8,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 
 from mrr_model import checkpoint
-from mrr_model.compression import evenly_spread
+from mrr_model.compression import DEFAULT_KEEP_RATIOS, evenly_spread
 from mrr_model.evaluation.collection import Collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import open_collections
@@ -21,7 +21,7 @@ from mrr_model.reranker import MatryoshkaReranker
 METRIC = "nDCG@10"
 DEPTHS = 3
 """Exits to evaluate at, evenly spread."""
-KEEP_RATIOS = (1.0, 0.5)
+KEEP_RATIOS = DEFAULT_KEEP_RATIOS[:2]
 
 
 class HeldOut:

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 from typing import Literal, get_args
+
+from mrr_model.validation.arguments import true_or_false, whole_number
 
 DOCUMENTS = 20
 """Documents of a request, by default."""
@@ -59,17 +61,12 @@ class Target:
         if not minimum <= float(value) <= maximum or float(value) == 0:
             raise ValueError(f"{need} must be {allowed}, got {value!r}.")
         object.__setattr__(self, need, float(value))
-        if isinstance(self.documents, bool) or not isinstance(self.documents, Integral):
-            raise TypeError(f"documents must be a whole number, got {self.documents!r}.")
-        if self.documents < 1:
-            raise ValueError(f"documents must be at least 1, got {self.documents}.")
-        object.__setattr__(self, "documents", int(self.documents))
+        object.__setattr__(self, "documents", whole_number("documents", self.documents))
         if self.max_latency_ms is None and self.documents != DOCUMENTS:
             raise ValueError("documents goes with max_latency_ms: the other needs don't depend on it. Leave it out.")
         if self.if_unreachable not in get_args(IfUnreachable):
             raise ValueError(f"if_unreachable must be 'raise' or 'fastest', got {self.if_unreachable!r}.")
-        if not isinstance(self.refresh, bool):
-            raise TypeError(f"refresh must be True or False, got {self.refresh!r}.")
+        object.__setattr__(self, "refresh", true_or_false("refresh", self.refresh))
         if self.refresh and self.max_latency_ms is None:
             raise ValueError("refresh goes with max_latency_ms: nothing is timed for the other needs. Leave it out.")
 
