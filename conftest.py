@@ -1,4 +1,4 @@
-"""A test that is not marked `slow` may start no process, train nothing and import no framework."""
+"""A test that is not marked `slow` may start no process, train nothing and import no framework, and is fast."""
 
 import multiprocessing.process
 import os
@@ -12,22 +12,39 @@ import pytest
 
 SLOW = (
     "mrr_integrations",
+    "mrr_model/loaded.py",
+    "mrr_model/reranker.py",
     "tests/docs",
     "tests/examples",
     "tests/integrations",
     "tests/checkpoint/test_auto_map.py",
+    "tests/checkpoint/test_damage.py",
+    "tests/checkpoint/test_fingerprint.py",
     "tests/checkpoint/test_foreign_loaders.py",
+    "tests/checkpoint/test_io.py",
+    "tests/cli/test_evaluate.py",
+    "tests/cli/test_rerank.py",
+    "tests/checkpoint/test_measured.py",
     "tests/checkpoint/test_parity.py",
+    "tests/data/test_hub.py",
+    "tests/data/test_irds.py",
     "tests/evaluation/test_calibrate.py",
     "tests/evaluation/test_dev.py",
+    "tests/evaluation/test_evaluate.py",
+    "tests/evaluation/test_grid.py",
+    "tests/evaluation/test_report.py",
+    "tests/evaluation/test_store.py",
     "tests/files/test_locks.py",
+    "tests/inference/test_cutting.py",
     "tests/inference/test_forking.py",
     "tests/inference/test_out_of_memory.py",
-    "tests/modeling/test_construction.py::test_nothing_around_a_call_moves_its_scores",
+    "tests/inference/test_texts.py",
+    "tests/modeling/test_construction.py",
     "tests/test_pickling.py",
-    "tests/test_readme.py",
+    "tests/test_reranker.py",
     "tests/training/test_distributed.py",
     "tests/training/test_divergence.py",
+    "tests/training/test_initialize.py",
     "tests/training/test_kills.py",
     "tests/training/test_progress.py",
     "tests/training/test_recipe.py",
