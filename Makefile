@@ -31,7 +31,7 @@ test: lint types  ## Check style and types, then run the tests, the doctests and
 test-fast: $(VENV)/.dev  ## Run the tests that start no process, train nothing and need no framework
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m "not slow" \
 	    tests mrr_model --ignore tests/docs --ignore tests/examples --ignore tests/integrations \
-	    --ignore tests/training --ignore mrr_model/training --ignore mrr_model/evaluation
+	    --ignore mrr_model/training --ignore mrr_model/evaluation
 
 lint: $(VENV)/.dev  ## Check style and formatting
 	$(BIN)/ruff check .
