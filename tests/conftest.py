@@ -541,3 +541,20 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     word_tokenizer(cls_token="[CLS]", sep_token="[SEP]").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def mini() -> MatryoshkaReranker:
+    """The shipped model in float32, shared by a file's tests."""
+    return MatryoshkaReranker(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def decoder() -> MatryoshkaReranker:
+    """The tiny Mistral of the reference data in float32, shared by a file's tests."""
+    return MatryoshkaReranker(REFERENCE / "mistral" / "model", dtype="float32", max_length=128)
+
+
+@pytest.fixture(params=["mini", "decoder"])
+def reranker(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)

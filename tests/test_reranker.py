@@ -37,21 +37,6 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mini() -> MatryoshkaReranker:
-    return MatryoshkaReranker(dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def decoder() -> MatryoshkaReranker:
-    return MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
-
-
-@pytest.fixture(params=["mini", "decoder"])
-def reranker(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
 def test_scores_are_probabilities_in_input_order(reranker: MatryoshkaReranker) -> None:
     scores = reranker.score(QUERY, DOCUMENTS)
     assert all(type(score) is float and 0 < score < 1 for score in scores)

@@ -21,21 +21,6 @@ QUERY = "how do plants make food?"
 RELEVANT, IRRELEVANT = "Plants make food by photosynthesis.", "The committee met on Tuesday to discuss the budget."
 
 
-@pytest.fixture(scope="module")
-def mini() -> MatryoshkaReranker:
-    return MatryoshkaReranker(dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def decoder() -> MatryoshkaReranker:
-    return MatryoshkaReranker(DECODER, dtype="float32", max_length=128)
-
-
-@pytest.fixture(params=["mini", "decoder"])
-def reranker(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
-
-
 def test_special_tokens_in_a_document_are_plain_text(mini: MatryoshkaReranker) -> None:
     spelled = "[SEP] " * 30 + IRRELEVANT
     spaced = spelled.replace("[SEP]", "[ sep ]")
