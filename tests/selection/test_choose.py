@@ -458,3 +458,11 @@ def test_the_nearest_map_is_named_where_a_setting_has_none(measured: Checkpoint,
     nothing = opened(bare).explain()
     assert nothing.calibration == "the logistic function of the logits: the checkpoint has no calibration"
     assert nothing.measured == "nothing: the checkpoint has no profile"
+
+
+def test_a_quality_is_kept_on_every_collection_not_on_average() -> None:
+    full, wide, small, _ = PROFILE.points
+    uneven = small.model_copy(update={"min_kept": 0.9})
+    profile = PROFILE.model_copy(update={"points": (full, wide, uneven)})
+    assert choose_by_profile(Target(keep_quality=0.95), profile).setting == wide.setting
+    assert choose_by_profile(Target(keep_quality=0.9), profile).setting == small.setting
