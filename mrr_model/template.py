@@ -7,7 +7,7 @@ span; it is stored in a checkpoint's config.json, and `mrr self-distill --templa
       "query": ["{cls}", "{query}", "{sep}"],
       "passage": ["{passage}"],
       "prompt": ["{sep}"],
-      "truncation": "whole"
+      "truncation": "longest_first"
     }
 """
 
@@ -32,8 +32,9 @@ class InputTemplate(BaseModel):
         passage: The passage span: one piece, which contains `{passage}`.
         prompt: The span after the passage; a piece may contain `{prompt}`.
         truncation: `spans`: `max_length` bounds query and passage, and the prompt is never cut, as in the published
-            release. `whole`: `max_length` bounds the whole sequence, and the longer of query and passage is cut first,
-            as encoders do.
+            release. `longest_first`: `max_length` bounds the whole sequence, and the longer of query and passage is cut
+            first, as encoders do. `end`: `max_length` bounds the whole sequence; its end is cut, but not what the
+            template writes after the last text, as sentence-transformers cuts chat templates.
         default_prompt: The prompt of calls that give none; None for templates without a prompt.
 
     Raises:
@@ -56,10 +57,12 @@ class InputTemplate(BaseModel):
     """The passage span: one piece, which contains `{passage}`."""
     prompt: tuple[str, ...]
     """The span after the passage; a piece may contain `{prompt}`."""
-    truncation: Literal["spans", "whole"]
-    """What `max_length` bounds: query and passage (`spans`), or the whole sequence (`whole`)."""
+    truncation: Literal["spans", "longest_first", "end"]
+    """What `max_length` bounds and what is cut: see the class."""
     default_prompt: str | None = None
     """The prompt of calls that give none; None for templates without a prompt."""
+    token_types: tuple[int, int, int] | None = None
+    """The token type ids of the query, passage and prompt span; None: 0 for all, as for models without token types."""
 
     @model_validator(mode="after")
     def _check_slots(self) -> Self:
@@ -85,12 +88,16 @@ RELEASE_TEMPLATE = InputTemplate(
 """The input of the published release and of this project's decoders (arXiv 2501.16302, input format)."""
 
 BERT_TEMPLATE = InputTemplate(
-    query=("{cls}", "{query}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole"
+    query=("{cls}", "{query}", "{sep}"),
+    passage=("{passage}",),
+    prompt=("{sep}",),
+    truncation="longest_first",
+    token_types=(0, 1, 1),
 )
 """`[CLS] query [SEP] passage [SEP]`."""
 
 XLM_ROBERTA_TEMPLATE = InputTemplate(
-    query=("{cls}", "{query}", "{sep}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="whole"
+    query=("{cls}", "{query}", "{sep}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="longest_first"
 )
 """`<s> query </s></s> passage </s>`."""
 

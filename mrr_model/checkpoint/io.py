@@ -36,7 +36,8 @@ from mrr_model.checkpoint.weights import (
 )
 from mrr_model.files.damage import read_json, reading
 from mrr_model.modeling.compensation import Adapter
-from mrr_model.modeling.model import MatryoshkaModel, pooler_off
+from mrr_model.modeling.families import without_pooler
+from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile
 from mrr_model.validation.arguments import callers_level
 
@@ -315,7 +316,7 @@ def _placed(model: MatryoshkaModel, dtype: torch.dtype, model_kwargs: Mapping[st
             None,
             config=model.config,
             state_dict=model.model.state_dict(),
-            **{"dtype": dtype, **pooler_off(model.config.model_type), **model_kwargs},
+            **{"dtype": dtype, **without_pooler(type(model.model)), **model_kwargs},
         )
     finally:
         if showed_progress:

@@ -78,7 +78,7 @@ class PairEncoder:
         most = max(self.max_length, self.query_max_length or 0)
         texts = {query for query, _ in pairs}
         queries = self._text_ids(self._query, texts, most)
-        if self.template.truncation == "whole" and any(len(ids) > most for ids in queries.values()):
+        if self.template.truncation == "longest_first" and any(len(ids) > most for ids in queries.values()):
             most = max(most, COMPARED_TOKENS)
             queries = self._text_ids(self._query, texts, most)
         passages = self._text_ids(self._passage, {passage for _, passage in pairs}, most)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mrr_model.modeling.attention import AttentionRow
+from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
 
@@ -21,24 +22,27 @@ class LayerInputs:
     """What all layers between two merges share, besides the hidden states.
 
     Attributes:
-        pooled_index: The pooled tokens' positions, int64 (B,).
+        pooled_index: The pooled tokens' positions, int64 (B,); None if the mean over tokens is pooled.
         valid: Which positions hold tokens, bool (B, T), or (B, Q + T) with a prefix; None if all do.
         block_inputs: The keyword arguments that a stock block takes besides its hidden states.
         prefix: The query span that the batch's pairs share; the batch then holds the tokens after it.
     """
 
-    pooled_index: Tensor
+    pooled_index: Tensor | None
     valid: Tensor | None
     block_inputs: dict[str, Any]
     prefix: SharedPrefix | None = None
 
     def attention_row(self) -> AttentionRow:
         """A request for the pooled tokens' attention, for a block to fill in."""
-        index = self.pooled_index if self.prefix is None else self.pooled_index + self.prefix.length
+        index = self.pooled_index
+        if index is not None and self.prefix is not None:
+            index = index + self.prefix.length
         return AttentionRow(index, self.valid)
 
     def pooled(self, hidden: Tensor) -> Tensor:
         """The pooled tokens' states, copied: (B, T, D) to (B, D)."""
+        assert self.pooled_index is not None
         return hidden[torch.arange(len(hidden), device=hidden.device), self.pooled_index]
 
 
@@ -56,12 +60,26 @@ class PooledState:
 
 
 class Backbone(ABC):
-    """A stock transformers model, run layer by layer. Layers are counted from 1. It holds no weights of its own."""
+    """A stock transformers model, run layer by layer. Layers are counted from 1. It holds no weights of its own.
+
+    Args:
+        model: The stock model.
+        pooling: What an exit reads.
+        token_types: The token type ids of the query, passage and prompt span; None: 0 for all.
+
+    Attributes:
+        causal: Whether a token sees only those before it.
+        keeps_positions: Whether a merged token keeps the middle position of its tokens; else the tokens are renumbered
+            0 … T'−1 at every width.
+    """
 
     causal: bool
+    keeps_positions: bool = False
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(
+        self, model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None
+    ) -> None:
+        self.model, self.pooling, self.token_types = model, pooling, token_types
 
     @property
     @abstractmethod
@@ -73,11 +91,18 @@ class Backbone(ABC):
         """Token ids (B, T) to the states before the first block, (B, T, D)."""
 
     @abstractmethod
-    def layer_inputs(self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None) -> LayerInputs:
+    def layer_inputs(
+        self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
+    ) -> LayerInputs:
         """What all blocks at the width of `hidden` (B, T, D) share.
 
-        With `prefix`, the rows continue a query span that they share. Only causal models take one: others raise
-        `ValueError`.
+        Args:
+            hidden: The states, (B, T, D).
+            spans: Lengths in tokens.
+            prefix: A query span that the rows continue and share. Only causal models take one: others raise
+                `ValueError`.
+            positions: For a model that keeps positions, each token's position before any merge, int64 (B, T); None
+                before the first merge, when they are 0 … T−1.
         """
 
     @abstractmethod
@@ -118,6 +143,29 @@ class Backbone(ABC):
         """Run block `layer` whole: (B, T, D) to (B, T, D). Fills in `attention_row`, if given."""
         output = self.layers[layer - 1](hidden, **inputs.block_inputs, attention_row=attention_row)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+    def pooled_index(self, spans: Spans, device: torch.device) -> Tensor | None:
+        """The pooled tokens' positions, int64 (B,) on `device`; None if the mean over tokens is pooled."""
+        if self.pooling == "mean":
+            return None
+        index = {
+            "first": torch.zeros_like(spans.total),
+            "last": spans.total - 1,
+            "separator": spans.query - 1,
+        }[self.pooling]
+        return index.to(device)
+
+    def token_type_ids(self, input_ids: Tensor, spans: Spans) -> Tensor:
+        """The token type ids of a batch, int64 (B, T)."""
+        if self.token_types is None:
+            return torch.zeros_like(input_ids)
+        query, passage, prompt = self.token_types
+        positions = torch.arange(input_ids.shape[1], device="cpu")[None, :]
+        end = spans.query + spans.passage
+        types = torch.where(
+            positions < spans.query[:, None], query, torch.where(positions < end[:, None], passage, prompt)
+        )
+        return types.to(input_ids.device)
 
     def valid_positions(self, spans: Spans, hidden: Tensor, before: int = 0) -> Tensor | None:
         """Which positions of `hidden` (B, T, D) hold tokens, bool (B, T); None if all do.

@@ -5,8 +5,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from mrr_model.modeling.heads import HeadKind
+from mrr_model.modeling.heads import HeadKind, HeadLayer
 from mrr_model.template import InputTemplate
+
+Pooling = Literal["first", "last", "separator", "mean"]
+"""What an exit reads: the state of the first token ([CLS]), of the last, or of the separator after the query; or the
+mean of all tokens' states, in which a merged token counts as often as the tokens that it stands for.
+"""
 
 Layer = Annotated[int, Field(strict=True)]
 
@@ -31,8 +36,14 @@ class MatryoshkaConfig(BaseModel):
     """The layer after which a plain `keep_ratio` number merges; one of `merge_layers`, unless those are empty."""
     merge_weights: Literal["attention", "mean"] = "attention"
     """Weights of merged states: the pooled token's attention, or equal ones."""
+    pooling: Pooling | None = None
+    """What an exit reads; None: the separator for similarity heads, else a causal model's last and any other model's
+    first token.
+    """
     head: HeadKind = "linear"
     """The kind of score head."""
+    head_layers: tuple[HeadLayer, ...] = ()
+    """The layers of a score head before its last."""
     head_bias: bool = False
     """Whether the score heads have a bias."""
     logit_softcap: float | None = Field(default=None, gt=0, allow_inf_nan=False)

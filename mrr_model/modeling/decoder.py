@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from mrr_model.modeling.attention import AttentionRow, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
+from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import KeyValue, SharedPrefix
 
@@ -53,8 +54,10 @@ class Decoder(Backbone):
 
     causal = True
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+    def __init__(
+        self, model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None
+    ) -> None:
+        super().__init__(model, pooling, token_types)
         self.family = FAMILIES[model.config.model_type]
 
     @property
@@ -65,7 +68,9 @@ class Decoder(Backbone):
         hidden = cast(Tensor, self.model.get_input_embeddings()(input_ids))
         return hidden * cast(float, self.model.embedding_multiplier) if self.family.multipliers else hidden
 
-    def layer_inputs(self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None) -> LayerInputs:
+    def layer_inputs(
+        self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
+    ) -> LayerInputs:
         """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, width compression)."""
         before = 0
         if prefix is not None:
@@ -75,16 +80,15 @@ class Decoder(Backbone):
                 states = self.embed(ids[None], spans)
                 # Set when all of it is there: if memory runs out before, the next batch starts the prefix again.
                 prefix.rotary, prefix.hidden = self._rotary(states, 0)[1], states
-        positions, rotary = self._rotary(hidden, before)
-        index = (spans.total - 1).to(hidden.device)
+        position_ids, rotary = self._rotary(hidden, before)
         valid = self.valid_positions(spans, hidden, before)
         inputs: dict[str, Any] = {
             "attention_mask": None,
-            "position_ids": positions,
+            "position_ids": position_ids,
             "position_embeddings": rotary,
             "bands": {},
         }
-        return LayerInputs(index, valid, inputs, prefix)
+        return LayerInputs(self.pooled_index(spans, hidden.device), valid, inputs, prefix)
 
     def block(
         self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None

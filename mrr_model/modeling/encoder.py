@@ -1,58 +1,39 @@
-"""Bidirectional encoders: BERT (MiniLM) and XLM-RoBERTa. A new family of the same block is one entry in `FAMILIES`.
-
-The pooled token is the first, or the last of the query span.
+"""Bidirectional encoders of BERT's block: BERT (MiniLM), XLM-RoBERTa.
 
 Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
 """
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from mrr_model.modeling.attention import row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
 
-FAMILIES = ("bert", "xlm-roberta")
-"""Encoder families by their transformers `model_type`."""
-
 
 class Encoder(Backbone):
-    """Runs a stock encoder layer by layer: the base model without its pooler, which the heads replace.
-
-    Args:
-        model: The stock model.
-        pools_separator: Whether the pooled token is the separator that ends the query span, not the first token.
-    """
+    """Runs a stock encoder layer by layer: the base model without its pooler, which the heads replace."""
 
     causal = False
-
-    def __init__(self, model: PreTrainedModel, pools_separator: bool = False) -> None:
-        super().__init__(model)
-        self._pools_separator = pools_separator
 
     @property
     def layers(self) -> nn.ModuleList:
         return cast(nn.ModuleList, cast(Any, self.model.encoder).layer)
 
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
-        """Token type 1 marks the passage and what follows it, if the model knows two types."""
-        token_types = torch.zeros_like(input_ids)
-        if self.model.config.type_vocab_size > 1:
-            positions = torch.arange(input_ids.shape[1], device="cpu")[None, :]
-            token_types = (positions >= spans.query[:, None]).long().to(input_ids.device)
+        token_types = self.token_type_ids(input_ids, spans)
         return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types))
 
-    def layer_inputs(self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None) -> LayerInputs:
+    def layer_inputs(
+        self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
+    ) -> LayerInputs:
         if prefix is not None:
             raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
-        index = (spans.query - 1 if self._pools_separator else torch.zeros_like(spans.query)).to(hidden.device)
         valid = self.valid_positions(spans, hidden)
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
-        return LayerInputs(index, valid, {"attention_mask": mask})
+        return LayerInputs(self.pooled_index(spans, hidden.device), valid, {"attention_mask": mask})
 
     def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
         attention = cast(Any, self.layers[layer - 1]).attention.self

@@ -1,35 +1,126 @@
-"""Which architectures are known, and how each is run layer by layer."""
+"""The known architectures, one entry each: how it runs layer by layer, and how its own classifier reads a score."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from mrr_model.modeling import decoder, encoder
 from mrr_model.modeling.backbone import Backbone
+from mrr_model.modeling.config import Pooling
+from mrr_model.modeling.heads import HeadLayer
 
-FAMILIES = (*decoder.FAMILIES, *encoder.FAMILIES)
-"""Every known `model_type`."""
+
+@dataclass(frozen=True)
+class Classifier:
+    """How a stock `*ForSequenceClassification` reads its score, and where its checkpoints keep the weights.
+
+    Attributes:
+        linear: The module of the last layer.
+        layers: The layers before it, each with the module that holds its weights.
+        pooling: What they read.
+    """
+
+    linear: str
+    layers: tuple[tuple[str, HeadLayer], ...] = ()
+    pooling: Pooling = "first"
 
 
-def is_decoder(model_type: str | None) -> bool:
-    """Whether a family is causal.
+@dataclass(frozen=True)
+class Family:
+    """An architecture.
+
+    Attributes:
+        backbone: Runs the stock base model layer by layer.
+        prefix: What stock checkpoints with a head write before the base model's weight names.
+        classifier: The classifier of a stock configuration.
+    """
+
+    backbone: type[Backbone]
+    prefix: str
+    classifier: Callable[[Any], Classifier]
+
+
+def _pooler(prefix: str) -> Callable[[Any], Classifier]:
+    """BERT's pooler, a dense layer with tanh over the first token, and its classifier."""
+
+    def classifier(config: Any) -> Classifier:
+        dense = HeadLayer(kind="dense", size=config.hidden_size, activation="tanh")
+        return Classifier("classifier", ((f"{prefix}pooler.dense", dense),))
+
+    return classifier
+
+
+def _classification_head(activation: str) -> Callable[[Any], Classifier]:
+    """RoBERTa's classification head: a dense layer with an activation, then the output layer."""
+
+    def classifier(config: Any) -> Classifier:
+        dense = HeadLayer(kind="dense", size=config.hidden_size, activation=activation)
+        return Classifier("classifier.out_proj", (("classifier.dense", dense),))
+
+    return classifier
+
+
+def _last_token(config: Any) -> Classifier:
+    """A causal model's: one linear layer over the last token."""
+    return Classifier("score", pooling="last")
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(encoder.Encoder, "bert.", _pooler("bert.")),
+    "xlm-roberta": Family(encoder.Encoder, "roberta.", _classification_head("tanh")),
+    **{name: Family(decoder.Decoder, "model.", _last_token) for name in decoder.FAMILIES},
+}
+"""Every known architecture by its transformers `model_type`."""
+
+
+def family_of(model_type: str | None) -> Family:
+    """An architecture by its `model_type`.
 
     Raises:
-        ValueError: If the family is unknown.
+        ValueError: If it is unknown.
     """
     if model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not a known backbone. Known ones: {', '.join(FAMILIES)}.")
-    return model_type in decoder.FAMILIES
+    return FAMILIES[str(model_type)]
 
 
-def backbone_of(model: PreTrainedModel, pools_separator: bool = False) -> Backbone:
+def is_decoder(model_type: str | None) -> bool:
+    """Whether an architecture is causal.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    return family_of(model_type).backbone.causal
+
+
+def backbone_of(model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None) -> Backbone:
     """The layers of a stock base model (`MistralModel`, `BertModel` …).
 
     Args:
         model: The stock model.
-        pools_separator: Whether an encoder's pooled token is the separator after the query, not its first token.
+        pooling: What an exit reads.
+        token_types: The token type ids of the query, passage and prompt span; None: 0 for all.
 
     Raises:
         ValueError: If the family is unknown.
     """
-    if is_decoder(model.config.model_type):
-        return decoder.Decoder(model)
-    return encoder.Encoder(model, pools_separator)
+    return family_of(model.config.model_type).backbone(model, pooling, token_types)
+
+
+def default_pooling(model_type: str | None, head: str) -> Pooling:
+    """What an exit reads if a model's configuration does not say.
+
+    Raises:
+        ValueError: If the family is unknown.
+    """
+    if head == "similarity":
+        return "separator"
+    return "last" if is_decoder(model_type) else "first"
+
+
+def without_pooler(model: type[PreTrainedModel]) -> dict[str, Any]:
+    """The arguments that make a stock base model without a pooler, which the heads replace, if it has the switch."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(model).parameters else {}

@@ -4,20 +4,66 @@ Shapes: B pairs, D hidden size.
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from transformers.activations import ACT2FN
+from typing_extensions import Self
 
-HeadKind = Literal["linear", "classifier", "yes_no", "similarity"]
-"""`linear`: one row. `classifier`: a dense layer, tanh, then one row (a BERT pooler and classifier, an XLM-R
-classification head). `yes_no`: two rows of a language-model head, "yes" first, whose difference is the logit.
-`similarity`, for encoders: one row plus a bi-encoder's cosine between the mean states of query and passage, both
-scaled.
+HeadKind = Literal["linear", "yes_no", "similarity"]
+"""What gives the logit, after the head's other layers. `linear`: one row. `yes_no`: two rows of a language-model head,
+"yes" first, whose difference is the logit. `similarity`, for encoders: one row plus a bi-encoder's cosine between the
+mean states of query and passage, both scaled.
 """
 INITIAL_SCALE = 20.0
 """The scale of an untrained similarity, the usual one in losses over cosines."""
+
+
+class HeadLayer(BaseModel):
+    """One layer of a head before its last.
+
+    A BERT pooler is one dense layer with tanh; ModernBERT's head is a dense layer with GELU, then a norm.
+
+    Example:
+        >>> HeadLayer(kind="dense", size=8, activation="tanh").bias
+        True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["dense", "norm"]
+    """A linear layer, or a LayerNorm."""
+    size: Annotated[int, Field(strict=True, gt=0)]
+    """Its outputs; for a norm, its inputs too."""
+    bias: bool = True
+    """Whether it has a bias."""
+    activation: str | None = None
+    """The activation after it, by transformers' name (`ACT2FN`): `tanh`, `gelu`, `relu` …"""
+    eps: float = 1e-12
+    """A norm's epsilon."""
+
+    @model_validator(mode="after")
+    def _check_activation(self) -> Self:
+        if self.activation is not None and self.activation not in ACT2FN:
+            raise ValueError(f"activation must be one of {', '.join(sorted(ACT2FN))}; got {self.activation!r}")
+        return self
+
+
+class Dense(nn.Module):
+    """A linear layer and an activation."""
+
+    def __init__(self, inputs: int, layer: HeadLayer) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, layer.size, bias=layer.bias)
+        self.activation = nn.Identity() if layer.activation is None else ACT2FN[layer.activation]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, inputs) to (B, outputs)."""
+        return cast(Tensor, self.activation(self.linear(hidden)))
 
 
 class ScoreHead(nn.Module):
@@ -30,16 +76,24 @@ class ScoreHead(nn.Module):
         hidden_size: D.
         kind: See `HeadKind`.
         bias: Whether the last layer has a bias.
+        layers: The layers before the last.
 
     Example:
         >>> ScoreHead(8)(torch.zeros(2, 8)).tolist()
         [0.0, 0.0]
     """
 
-    def __init__(self, hidden_size: int, kind: HeadKind = "linear", bias: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, kind: HeadKind = "linear", bias: bool = False, layers: Sequence[HeadLayer] = ()
+    ) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size) if kind == "classifier" else None
-        self.linear = nn.Linear(hidden_size, 2 if kind == "yes_no" else 1, bias=bias)
+        self.layers = nn.ModuleList()
+        size = hidden_size
+        for layer in layers:
+            norm = layer.kind == "norm"
+            self.layers.append(nn.LayerNorm(size, layer.eps, bias=layer.bias) if norm else Dense(size, layer))
+            size = layer.size
+        self.linear = nn.Linear(size, 2 if kind == "yes_no" else 1, bias=bias)
         self.similarity = Similarity(hidden_size) if kind == "similarity" else None
 
     def forward(self, hidden: Tensor, means: Tensor | None = None) -> Tensor:
@@ -57,8 +111,8 @@ class ScoreHead(nn.Module):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(_compute_dtype(self.linear))
-            if self.dense is not None:
-                hidden = self.dense(hidden).tanh()
+            for layer in self.layers:
+                hidden = layer(hidden)
             rows = self.linear(hidden).float()  # (B, 1) or (B, 2)
             logits: Tensor = rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] - rows[:, 1]
             if self.similarity is not None:
@@ -76,6 +130,9 @@ class ScoreHead(nn.Module):
         """
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)
+        for layer in self.layers:
+            if isinstance(layer, nn.LayerNorm):
+                layer.reset_parameters()
         if self.similarity is not None:
             for weight in self.linear.parameters():
                 nn.init.zeros_(weight)

@@ -18,16 +18,11 @@ from mrr_model.modeling.backbone import Backbone, LayerInputs
 from mrr_model.modeling.batch import Batch
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.construction import NamedTensors
-from mrr_model.modeling.families import backbone_of, is_decoder
+from mrr_model.modeling.families import backbone_of, default_pooling, without_pooler
 from mrr_model.modeling.heads import ScoreHead, soft_cap
 from mrr_model.modeling.merging import destinations, merge_tokens, padded_length, span_means
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
-
-
-def pooler_off(model_type: str) -> dict[str, bool]:
-    """The arguments that make a stock base model without a pooler: encoders have the switch, decoders no pooler."""
-    return {} if is_decoder(model_type) else {"add_pooling_layer": False}
 
 
 class MatryoshkaModel(nn.Module):
@@ -67,13 +62,14 @@ class MatryoshkaModel(nn.Module):
         model.config._attn_implementation = attention.NAME
         self.model = model
         self.matryoshka = config
-        self._backbone = backbone_of(model, pools_separator=config.head == "similarity")
+        pooling = config.pooling or default_pooling(model.config.model_type, config.head)
+        self._backbone = backbone_of(model, pooling, config.template.token_types)
         config.check_layers(self.num_layers)
         if config.head == "similarity" and self._backbone.causal:
             raise ValueError("similarity heads compare states of an encoder; a causal model takes linear or yes_no")
         hidden_size = model.config.hidden_size
         self.heads = nn.ModuleDict(
-            {str(n): ScoreHead(hidden_size, config.head, config.head_bias) for n in config.exits}
+            {str(n): ScoreHead(hidden_size, config.head, config.head_bias, config.head_layers) for n in config.exits}
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -98,10 +94,10 @@ class MatryoshkaModel(nn.Module):
         Raises:
             ValueError: See the class.
         """
-        options = pooler_off(backbone.model_type)
+        stock_class = MODEL_MAPPING[type(backbone)]
         dtype = backbone.dtype if isinstance(backbone.dtype, torch.dtype) else torch.float32
         with NamedTensors(dtype, weights):
-            stock = cast(Any, MODEL_MAPPING[type(backbone)])(backbone, **options)
+            stock = cast(Any, stock_class)(backbone, **without_pooler(stock_class))
         with NamedTensors(torch.float32, weights):
             return cls(stock, config)
 

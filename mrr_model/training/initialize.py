@@ -27,8 +27,8 @@ from mrr_model.checkpoint.weights import (
 )
 from mrr_model.files.damage import faults_of, reading
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
-from mrr_model.modeling.families import is_decoder
-from mrr_model.modeling.heads import HeadKind, ScoreHead
+from mrr_model.modeling.families import family_of, is_decoder
+from mrr_model.modeling.heads import HeadKind, HeadLayer, ScoreHead
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
 
@@ -44,6 +44,8 @@ class Head:
     kind: HeadKind
     weights: dict[str, Tensor]
     """Weights by their names in `mrr_model.modeling.heads.ScoreHead`."""
+    layers: tuple[HeadLayer, ...] = ()
+    """The layers before its last."""
 
     @property
     def bias(self) -> bool:
@@ -147,6 +149,7 @@ def from_reranker(
         template=template or RERANKER_TEMPLATES[backbone.model_type],
         head=head.kind,
         head_bias=head.bias,
+        head_layers=head.layers,
         logit_softcap=getattr(backbone, "final_logit_softcapping", None),
     )
     model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
@@ -178,10 +181,10 @@ def _stock_head(
             f"{folder} holds a {architecture}. A model to self-distill is a sequence-classification cross-encoder with "
             "one label or a causal model that answers yes or no; to train a plain model use `mrr finetune`."
         )
-    names = {
-        "bert": {"dense": "bert.pooler.dense", "linear": "classifier"},
-        "xlm-roberta": {"dense": "classifier.dense", "linear": "classifier.out_proj"},
-    }.get(backbone.model_type, {"linear": "score"})
+    classifier = family_of(backbone.model_type).classifier(backbone)
+    names = {"linear": classifier.linear}
+    for index, (module, layer) in enumerate(classifier.layers):
+        names[f"layers.{index}.linear" if layer.kind == "dense" else f"layers.{index}"] = module
     weights = {
         f"{part}.{kind}": stored[f"{name}.{kind}"]
         for part, name in names.items()
@@ -198,7 +201,7 @@ def _stock_head(
             f"{folder} has {labels} labels ({names['linear']}.weight{_label_names(config)}); a re-ranker has one, the "
             "relevance. `mrr finetune --head linear` trains fresh heads instead of the classifier."
         )
-    return Head("classifier" if "dense" in names else "linear", weights)
+    return Head("linear", weights, tuple(layer for _, layer in classifier.layers))
 
 
 def _label_names(config: Mapping[str, Any]) -> str:

@@ -450,7 +450,7 @@ def test_special_tokens_in_texts_are_plain_text(text: str, tokenizers: Tokenizer
 def test_tokenizers_without_a_fast_backend_split_special_tokens() -> None:
     tokenizer = ByT5Tokenizer()
     template = InputTemplate(
-        query=("{eos}", "<extra_id_0>{query}"), passage=("{passage}",), prompt=("{eos}",), truncation="whole"
+        query=("{eos}", "<extra_id_0>{query}"), passage=("{passage}",), prompt=("{eos}",), truncation="longest_first"
     )
     encoder = PairEncoder(tokenizer, template)
     [pair] = encoder.encode([("a</s>b<pad>", "<extra_id_0>é</s>")])
