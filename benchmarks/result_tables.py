@@ -133,6 +133,40 @@ def adapters(result: BenchmarkResult) -> str:
     return _markdown([found["metric"], "with adapters", "without", "difference"], rows)
 
 
+def elastic(result: BenchmarkResult) -> str:
+    found = result.results
+    names, full = list(found["collections"]), found["full"]
+    same = _markdown(
+        [found["metric"], *names],
+        [
+            [label, *(_decimals(full[key][name], 4) for name in names)]
+            for key, label in (("cross_encoder", "CrossEncoder"), ("this_package", "this package, full size"))
+        ],
+    )
+    widths = _markdown(
+        ["without training, all layers", found["metric"], "of full size"],
+        [
+            [f"keep ratio {row['keep_ratio']:g}", _decimals(row["quality"]), _percent(row["kept"]) + " %"]
+            for row in found["widths"]
+        ],
+    )
+    rows = [
+        [
+            _setting(row, found["settings"][0]),
+            *(_decimals(row[key]) for key in ("quality", "without")),
+            *(f"{row[key]:.1%}" for key in ("kept", "kept_without")),
+        ]
+        for row in found["settings"]
+    ]
+    sizes = _markdown(["size", "self-distilled", "cut or narrowed", "of full size", "of full size, cut"], rows)
+    queries = ", ".join(f"{name} ({facts['queries']} queries)" for name, facts in found["collections"].items())
+    training = found["training"]
+    return (
+        f"{same}\n\n{widths}\n\n{sizes}\n\nSelf-distilled on {training['rows']:,} unlabelled questions with eight "
+        f"passages each, in {training['seconds'] / 60:.0f} minutes. Collections: {queries}."
+    )
+
+
 def targets(result: BenchmarkResult) -> str:
     rows = []
     for row in result.results["summary"]:

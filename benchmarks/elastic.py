@@ -1,0 +1,171 @@
+"""A re-ranker that was trained without this package, made elastic: what each size keeps, before and after training.
+
+    python benchmarks/train_cross_encoder.py --data ../shared/data --output runs/cross-encoder
+    python benchmarks/elastic.py --model runs/cross-encoder/model --data ../shared/data
+
+First the model as it is: nDCG@10 through sentence-transformers' CrossEncoder and through this package, and at smaller
+widths, which need no training. Then `mrr self-distill` on unlabelled pairs, and the grid of depths and widths with its
+adapters and without them: the same model cut, its one head read after fewer layers, or narrowed. nDCG@10 by ir_measures
+over a sample of four development collections. Prints the tables and writes benchmarks/results/elastic.json; a stopped
+run resumes from --work.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from development import METRIC, add_data_arguments, evaluated, ndcg, opened, scored
+from result_files import add_output_argument, write_result
+from result_tables import elastic as table
+from train_cross_encoder import shortened
+
+from mrr_model.data.beir import read_corpus
+from mrr_model.data.jsonl import read_json_lines
+from mrr_model.evaluation.report import Evaluation
+from mrr_model.training.config import HorizontalSelfDistillConfig, SelfDistillConfig, SelfDistillStageConfig
+from mrr_model.training.self_distill import self_distill
+
+WIDTHS = (0.75, 0.5, 0.25)
+TARGETS = {(4, 0.5): 0.97, (3, 0.5): 0.94}
+"""(depth, keep_ratio) -> the share of full size's nDCG@10 that it should keep."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/cross-encoder/model", help="folder of the trained cross-encoder")
+    add_data_arguments(parser, "runs/elastic", limit_queries=150)
+    parser.add_argument("--rows", type=int, default=3200, help="unlabelled questions, eight passages each")
+    parser.add_argument("--vertical-steps", type=int, default=400)
+    parser.add_argument("--horizontal-steps", type=int, default=200, help="for each of the merge ratios 2 and 4")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    add_output_argument(parser, "elastic")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+
+    stock = through_cross_encoder(arguments)
+    narrow = grid(arguments, "narrow", arguments.model, keep_ratios=WIDTHS, depths=None)
+    folder, seconds = distilled(arguments)
+    adapted = grid(arguments, "adapted", str(folder))
+    plain = grid(arguments, "plain", str(folder), without_compensation=True)
+
+    full = adapted.profile.full.quality
+    before = {(each.depth, each.keep_ratio): each.quality for each in plain.profile.points}
+    rows = [
+        {
+            "depth": each.depth,
+            "keep_ratio": each.keep_ratio,
+            "quality": round(each.quality, 4),
+            "kept": round(each.quality / full, 4),
+            "without": round(before[each.depth, each.keep_ratio], 4),
+            "kept_without": round(before[each.depth, each.keep_ratio] / full, 4),
+        }
+        for each in adapted.profile.points
+    ]
+    results: dict[str, Any] = {
+        "metric": METRIC,
+        "collections": {each.name: {"queries": each.queries} for each in adapted.collections},
+        "full": {
+            "cross_encoder": stock,
+            "this_package": {
+                each.name: round(each.settings[narrow.profile.full.setting].mean[METRIC], 4)
+                for each in narrow.collections
+            },
+        },
+        "widths": [
+            {"keep_ratio": each.keep_ratio, "quality": round(each.quality, 4), "kept": round(each.quality / full, 4)}
+            for each in narrow.profile.points
+        ],
+        "training": {
+            "rows": arguments.rows,
+            "vertical_steps": arguments.vertical_steps,
+            "horizontal_steps": arguments.horizontal_steps,
+            "rank": arguments.rank,
+            "seconds": round(seconds),
+        },
+        "settings": rows,
+        "targets": [
+            {
+                "depth": depth,
+                "keep_ratio": ratio,
+                "least": least,
+                "kept": next(row["kept"] for row in rows if (row["depth"], row["keep_ratio"]) == (depth, ratio)),
+            }
+            for (depth, ratio), least in TARGETS.items()
+        ],
+    }
+    what = (
+        "nDCG@10 of a cross-encoder that sentence-transformers trained: through its own library and through this "
+        "package, narrowed without training, and at twelve sizes after self-distillation on unlabelled pairs."
+    )
+    print(table(write_result(arguments.output, "elastic", what, results, seeds=(arguments.seed,))))
+
+
+def through_cross_encoder(arguments: argparse.Namespace) -> dict[str, float]:
+    """nDCG@10 of each collection by sentence-transformers' CrossEncoder, in float32."""
+    from sentence_transformers import CrossEncoder
+
+    file = arguments.work / "cross-encoder.json"
+    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    model = CrossEncoder(str(arguments.model), device="cpu")
+    for name, collection in opened(arguments).items():
+        if name not in found:
+            run = scored(collection, lambda pairs: model.predict(pairs, batch_size=32).tolist())
+            found[name] = round(ndcg(collection, run), 4)
+            file.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def grid(arguments: argparse.Namespace, name: str, model: str, **more: Any) -> Evaluation:
+    """A model's grid of depths and widths, timed no more than it must be."""
+    return evaluated(
+        arguments,
+        arguments.collections,
+        arguments.work / name,
+        **{"model": model, "dtype": "float32", "timing_pairs": 1, "timing_repeats": 1, **more},
+    )
+
+
+def distilled(arguments: argparse.Namespace) -> tuple[Path, float]:
+    """The folder of the self-distilled model, and the seconds that it took to make."""
+    texts, folder, clock = (arguments.work / name for name in ("texts.jsonl", "distilled", "seconds.txt"))
+    if not texts.exists():
+        write_texts(texts, arguments)
+    if not (folder / "config.json").exists():
+        started = time.perf_counter()
+        vertical = {"rank": arguments.rank, "alpha": 2.0 * arguments.rank, "dropout": 0.0}
+        self_distill(
+            SelfDistillConfig(
+                model=str(arguments.model),
+                texts=(str(texts),),
+                output=folder,
+                max_length=192,
+                bf16=True,
+                seed=arguments.seed,
+                length_parts=2,
+                vertical=SelfDistillStageConfig(lora=vertical, max_steps=arguments.vertical_steps),
+                horizontal=HorizontalSelfDistillConfig(
+                    lora=vertical, max_steps=arguments.horizontal_steps, ratios=(2, 4)
+                ),
+            )
+        )
+        clock.write_text(str(time.perf_counter() - started), encoding="utf-8")
+    return folder, float(clock.read_text(encoding="utf-8"))
+
+
+def write_texts(file: Path, arguments: argparse.Namespace) -> None:
+    """Questions and passages without labels: eight passages of SQuAD each, in random order."""
+    corpus, rng = read_corpus(arguments.data / "squad"), random.Random(arguments.seed)
+    rows = [row for _, row in read_json_lines(arguments.data / "squad" / "train.ids.jsonl.gz")]
+    with file.open("w", encoding="utf-8") as out:
+        for row in rng.sample(rows, arguments.rows):
+            documents = [shortened(corpus[each]) for each in (*row["pos"], *row["neg"])]
+            rng.shuffle(documents)
+            out.write(json.dumps({"query": row["query"], "documents": documents}, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
