@@ -84,7 +84,7 @@ def main() -> None:
             use_cpu=True,
             seed=arguments.seed,
             eval_strategy="no",
-            save_steps=200,
+            save_steps=50,
             save_total_limit=1,
             logging_steps=50,
             report_to=[],
