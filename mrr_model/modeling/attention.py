@@ -1,6 +1,7 @@
-"""The attention function of every block: a fused kernel for all rows, and the pooled token's own row for a merge.
+"""The attention function of every block: a fused kernel for all rows, and one row of weights for a merge.
 
-It is registered in transformers' attention interface, so that stock blocks call it. No (T, T) matrix is stored.
+The weights are the pooled token's own row, or the mean over all tokens' rows if the mean over tokens is pooled. The
+function is registered in transformers' attention interface, so that stock blocks call it. No (T, T) matrix is stored.
 
 Shapes: B pairs, H heads, K key/value heads (H is a multiple of K), T tokens, d head size.
 """
@@ -20,21 +21,27 @@ NAME = "matryoshka"
 """The name of this function in transformers' attention interface."""
 
 UNFUSED_ROWS = 64
-"""Soft-capped attention has no fused kernel: outside of training it runs over this many query rows at a time."""
+"""What has no fused kernel, soft-capped attention and the mean over all rows, takes this many query rows at a time.
+
+In training, soft-capped attention takes all rows at once.
+"""
 
 
 @dataclass
 class AttentionRow:
-    """A request for the pooled tokens' attention; the block fills in `weights`.
+    """A request for a merge's weights; the block fills in `weights`.
 
     Attributes:
-        index: The pooled tokens' positions, int64 (B,).
+        index: The pooled tokens' positions, int64 (B,); None if the mean over tokens is pooled.
         valid: Which positions hold tokens, bool (B, T); None if all do.
-        weights: The pooled token's attention to each position, summed over heads, float32 (B, T).
+        counts: How many tokens each state stands for, int64 (B, T); None if each stands for one.
+        weights: The pooled token's attention to each position, summed over heads, float32 (B, T). Without a pooled
+            token, the attention that each position receives from all tokens, on average.
     """
 
-    index: Tensor
+    index: Tensor | None
     valid: Tensor | None
+    counts: Tensor | None = None
     weights: Tensor | None = None
 
 
@@ -71,7 +78,7 @@ def attention(
         scaling: Factor of the products; None for 1 / √d.
         softcap: Bound c of the products: c · tanh(x / c).
         sliding_window: How many tokens back a causal module sees, itself included.
-        attention_row: Where to write the pooled tokens' attention.
+        attention_row: Where to write a merge's weights.
         prefix: Keys and values of a span before every row. If it is empty, this call fills it in; else every row sees
             it, and `attention_row` counts its tokens in its index and leaves them out of its weights.
         bands: Sliding-window masks by window: the first layer that needs one makes it, later layers use it.
@@ -85,16 +92,19 @@ def attention(
     elif prefix is not None and prefix.key is not None:
         before = prefix.key.shape[2]
         query, key, value = prefix.prepended(query, key, value)
-    if attention_row is not None:
-        weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window)
+    if attention_row is not None and attention_row.index is not None:
+        weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window, attention_mask)
         attention_row.weights = weights[:, before:]
+
+    causal = bool(getattr(module, "is_causal", True)) and attention_mask is None
+    if causal and sliding_window is not None and key.shape[2] > sliding_window:
+        attention_mask, causal = _band(key.shape[2], sliding_window, key.device, {} if bands is None else bands), False
+    if attention_row is not None and attention_row.index is None:
+        attention_row.weights = received_weights(query, key, attention_row, scaling, softcap, attention_mask, causal)
 
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)  # (B, H, T, d)
-    causal = bool(getattr(module, "is_causal", True)) and attention_mask is None
-    if causal and sliding_window is not None and key.shape[2] > sliding_window:
-        attention_mask, causal = _band(key.shape[2], sliding_window, key.device, {} if bands is None else bands), False
 
     # The fused CPU kernel's backward pass takes about twice as long as plain matrix products, so training does without
     # it there.
@@ -120,6 +130,7 @@ def row_weights(
     scaling: float | None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """The pooled token's row of the attention matrix, summed over heads: the weights of a merge.
 
@@ -130,14 +141,67 @@ def row_weights(
         scaling: See `attention`.
         softcap: See `attention`.
         sliding_window: See `attention`.
+        attention_mask: See `attention`.
 
     Returns:
         Float32 (B, T).
     """
+    assert row.index is not None
     batch, heads, _, size = query.shape
     index = row.index[:, None, None, None].expand(batch, heads, 1, size)
     pooled = query.gather(2, index).view(batch, key.shape[1], -1, size)  # (B, K, H/K, d)
-    return _row_softmax(pooled, key, row, scaling, softcap, sliding_window).sum((1, 2))  # (B, T)
+    visible = visible_positions(row, key.shape[2], sliding_window, attention_mask)
+    return _row_softmax(pooled, key, visible, scaling, softcap).sum((1, 2))  # (B, T)
+
+
+def received_weights(
+    query: Tensor,
+    key: Tensor,
+    row: AttentionRow,
+    scaling: float | None,
+    softcap: float | None = None,
+    attention_mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """The attention that each token receives from all tokens on average, summed over heads: the weights of a merge.
+
+    Args:
+        query: (B, H, T, d).
+        key: (B, K, T, d).
+        row: Which positions hold tokens, and how many each stands for. A state that stands for several counts as often.
+        scaling: See `attention`.
+        softcap: See `attention`.
+        attention_mask: See `attention`.
+        causal: Whether a token sees those before it only; there is no mask then.
+
+    Returns:
+        Float32 (B, T), 0 for padding.
+    """
+    batch, _, tokens, size = query.shape
+    query = query.view(batch, key.shape[1], -1, tokens, size)  # (B, K, H/K, T, d)
+    counts = query.new_ones(batch, tokens, dtype=torch.float32) if row.counts is None else row.counts.float()
+    if row.valid is not None:
+        counts = counts * row.valid
+        padding = row.valid[:, None, None, :]
+        attention_mask = padding if attention_mask is None else attention_mask & padding
+    share = counts / counts.sum(1, keepdim=True)  # (B, T)
+    position = torch.arange(tokens, device=query.device)
+    received = torch.zeros_like(share)
+    for start in range(0, tokens, UNFUSED_ROWS):
+        rows = slice(start, start + UNFUSED_ROWS)
+        chunk = query[:, :, :, rows]
+        products = chunk.flatten(2, 3) @ key.transpose(2, 3)  # (B, K, H/K · rows, T)
+        scores = products.unflatten(2, chunk.shape[2:4]).float() * (scaling or size**-0.5)
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        if causal:
+            scores = scores.masked_fill(position > position[rows, None], float("-inf"))
+        elif attention_mask is not None:
+            seen = attention_mask if attention_mask.shape[2] == 1 else attention_mask[:, :, rows]
+            # Not −∞: a row of padding may see nothing.
+            scores = scores.masked_fill(~seen[:, :, None], torch.finfo(scores.dtype).min)
+        received = received + (scores.softmax(-1) * share[:, None, None, rows, None]).sum((1, 2, 3))
+    return received
 
 
 def row_attention(
@@ -165,28 +229,22 @@ def row_attention(
     """
     batch, heads, _, size = query.shape
     pooled = query.view(batch, key.shape[1], -1, size)  # (B, K, H/K, d): the heads of one key become its rows
+    visible = visible_positions(row, key.shape[2], sliding_window)
     if softcap is None:
-        visible = visible_positions(row, key.shape[2], sliding_window)
         mask = None if visible is None else visible[:, None, None, :]
         out = scaled_dot_product_attention(pooled, key, value, attn_mask=mask, scale=scaling)
     else:
-        out = _row_softmax(pooled, key, row, scaling, softcap, sliding_window).to(value.dtype) @ value
+        out = _row_softmax(pooled, key, visible, scaling, softcap).to(value.dtype) @ value
     return out.reshape(batch, heads * size)
 
 
 def _row_softmax(
-    pooled: Tensor,
-    key: Tensor,
-    row: AttentionRow,
-    scaling: float | None,
-    softcap: float | None,
-    sliding_window: int | None,
+    pooled: Tensor, key: Tensor, visible: Tensor | None, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """The attention of the pooled tokens' queries (B, K, H/K, d): float32 (B, K, H/K, T)."""
+    """The attention of the pooled tokens' queries (B, K, H/K, d) to what they see (B, T): float32 (B, K, H/K, T)."""
     scores = _row_products(pooled, key).float() * (scaling or pooled.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
-    visible = visible_positions(row, key.shape[2], sliding_window)
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None, :], float("-inf"))
     return scores.softmax(-1)
@@ -209,8 +267,20 @@ def _row_products(pooled: Tensor, key: Tensor) -> Tensor:
     return products.transpose(1, 2).reshape(batch, heads, group, -1)
 
 
-def visible_positions(row: AttentionRow, size: int, sliding_window: int | None) -> Tensor | None:
-    """Which of `size` positions the pooled tokens see, bool (B, T); None if they see all of them."""
+def visible_positions(
+    row: AttentionRow, size: int, sliding_window: int | None, attention_mask: Tensor | None = None
+) -> Tensor | None:
+    """Which of `size` positions the pooled tokens see, bool (B, T); None if they see all of them.
+
+    A mask, (B or 1, 1, T or 1, T), already holds the window.
+    """
+    assert row.index is not None
+    if attention_mask is not None:
+        seen = attention_mask[:, 0, 0]
+        if attention_mask.shape[2] > 1:
+            batch = torch.arange(len(row.index), device=row.index.device)
+            seen = attention_mask.expand(len(row.index), -1, -1, -1)[batch, 0, row.index]  # (B, T)
+        return seen if row.valid is None else seen & row.valid
     if sliding_window is None or size <= sliding_window:
         return row.valid
     near = torch.arange(size, device=row.index.device)[None, :] > row.index[:, None] - sliding_window
