@@ -205,7 +205,7 @@ class InferenceEngine:
         """
         ranks, total = self.compensation.running_ranks(plan.adapters), 0.0
         for _, encoded in self.encoder.windows(pairs, prompt):
-            groups = query_groups(encoded, share=self.model.backbone.causal)
+            groups = query_groups(encoded, share=self.model.backbone.shares_prefix)
             shared = [(len(group.shared_ids), len(group.indices)) for group in groups if group.shared_ids]
             total += call_flops(self.model, plan, encoded, shared, ranks)
         return total

@@ -77,7 +77,7 @@ class ForwardPass:
         """
         # A caller's autocast would move scores: they are computed in the weights' own dtype.
         with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
-            for group in query_groups(self.pairs, share=self.model.backbone.causal):
+            for group in query_groups(self.pairs, share=self.model.backbone.shares_prefix):
                 self._run_group(group)
             self._score_collected()
         return self._logits

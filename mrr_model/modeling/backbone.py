@@ -33,12 +33,15 @@ class LayerInputs:
     block_inputs: dict[str, Any]
     prefix: SharedPrefix | None = None
 
-    def attention_row(self) -> AttentionRow:
-        """A request for the pooled tokens' attention, for a block to fill in."""
+    def attention_row(self, counts: Tensor | None = None) -> AttentionRow:
+        """A request for a merge's weights, for a block to fill in.
+
+        `counts` says how many tokens each state stands for, int64 (B, T); None if each stands for one.
+        """
         index = self.pooled_index
         if index is not None and self.prefix is not None:
             index = index + self.prefix.length
-        return AttentionRow(index, self.valid)
+        return AttentionRow(index, self.valid, counts)
 
     def pooled(self, hidden: Tensor) -> Tensor:
         """The pooled tokens' states, copied: (B, T, D) to (B, D)."""
@@ -82,6 +85,11 @@ class Backbone(ABC):
         self.model, self.pooling, self.token_types = model, pooling, token_types
 
     @property
+    def shares_prefix(self) -> bool:
+        """Whether pairs can share the states of their query: if it sees nothing of the passage, and is not pooled."""
+        return self.causal and self.pooling == "last"
+
+    @property
     @abstractmethod
     def layers(self) -> nn.ModuleList:
         """The blocks, in order."""
@@ -99,10 +107,9 @@ class Backbone(ABC):
         Args:
             hidden: The states, (B, T, D).
             spans: Lengths in tokens.
-            prefix: A query span that the rows continue and share. Only causal models take one: others raise
-                `ValueError`.
-            positions: For a model that keeps positions, each token's position before any merge, int64 (B, T); None
-                before the first merge, when they are 0 … T−1.
+            prefix: A query span that the rows continue and share; for models that share one (`shares_prefix`).
+            positions: For a model that keeps positions, each token's position before any merge, int64 (B, T), counted
+                from the row's first token after the prefix; None before the first merge, when they are 0 … T−1.
         """
 
     @abstractmethod
@@ -121,7 +128,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The model's last norm, applied before every head (the identity if the architecture has none)."""
+        """The model's last norm, applied before every head (the identity if the architecture has none).
+
+        Takes float32 states (…, D), whatever the dtype of its weights, and returns float32.
+        """
 
     @abstractmethod
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:

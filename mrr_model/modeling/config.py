@@ -35,7 +35,9 @@ class MatryoshkaConfig(BaseModel):
     default_merge_layer: Layer
     """The layer after which a plain `keep_ratio` number merges; one of `merge_layers`, unless those are empty."""
     merge_weights: Literal["attention", "mean"] = "attention"
-    """Weights of merged states: the pooled token's attention, or equal ones."""
+    """Weights of merged states: `attention`, the pooled token's, or equal ones. With mean pooling `attention` is what a
+    token receives from all tokens on average, and a state counts as often as the tokens that it stands for.
+    """
     pooling: Pooling | None = None
     """What an exit reads; None: the separator for similarity heads, else a causal model's last and any other model's
     first token.

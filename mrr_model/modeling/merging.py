@@ -81,6 +81,59 @@ def span_means(hidden: Tensor, spans: Spans) -> Tensor:
     return torch.bmm(weights, hidden).float() / counts
 
 
+def token_mean(states: Tensor, counts: Tensor) -> Tensor:
+    """The mean over a row's tokens, of which each state stands for some.
+
+    Args:
+        states: (B, T, D).
+        counts: How many tokens each state stands for, (B, T); 0 for padding.
+
+    Returns:
+        Float32 (B, D).
+
+    Example:
+        >>> token_mean(torch.tensor([[[1.0], [4.0], [9.0]]]), torch.tensor([[2, 1, 0]])).tolist()
+        [[2.0]]
+    """
+    share = counts.float() / counts.sum(1, keepdim=True)  # (B, T)
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.bmm(share[:, None], states.float())[:, 0]
+
+
+def merged_counts(counts: Tensor, target: Tensor, size: int) -> Tensor:
+    """How many tokens each state stands for after a merge.
+
+    Args:
+        counts: The same before the merge, int64 (B, T).
+        target: Destinations, int64 (B, T); −1 for padding, whose counts are 0.
+        size: T'.
+
+    Returns:
+        Int64 (B, T').
+
+    Example:
+        >>> merged_counts(torch.tensor([[1, 2, 2, 0]]), torch.tensor([[0, 1, 1, -1]]), 2).tolist()
+        [[1, 4]]
+    """
+    return counts.new_zeros(len(counts), size).scatter_add(1, target.clamp(min=0), counts)
+
+
+def middle_positions(counts: Tensor) -> Tensor:
+    """The position that each state's tokens have on average, rounded down. They are neighbours.
+
+    Args:
+        counts: How many tokens each state stands for, int64 (B, T); 0 for padding.
+
+    Returns:
+        Int64 (B, T), counted from the row's first token; for padding the last token's.
+
+    Example:
+        >>> middle_positions(torch.tensor([[1, 4, 1, 0]])).tolist()
+        [[0, 2, 5, 5]]
+    """
+    return (counts.cumsum(1) - counts + (counts - 1).div(2, rounding_mode="floor")).clamp(min=0)
+
+
 def padded_length(longest: int) -> int:
     """Round a width up to a multiple of 4, above 64 tokens of 8, above 128 of 32.
 

@@ -20,7 +20,15 @@ from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.construction import NamedTensors
 from mrr_model.modeling.families import backbone_of, default_pooling, without_pooler
 from mrr_model.modeling.heads import ScoreHead, soft_cap
-from mrr_model.modeling.merging import destinations, merge_tokens, padded_length, span_means
+from mrr_model.modeling.merging import (
+    destinations,
+    merge_tokens,
+    merged_counts,
+    middle_positions,
+    padded_length,
+    span_means,
+    token_mean,
+)
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
 
@@ -157,16 +165,20 @@ class MatryoshkaModel(nn.Module):
     def forward(self, batch: Batch, plan: Plan, prefix: SharedPrefix | None = None) -> Tensor:
         """Logits of every exit of a plan.
 
-        In evaluation mode the last block runs for the pooled tokens alone. In training every block runs whole, so that
-        the hooks of FSDP and gradient checkpointing fire. Both give the same logits.
+        In evaluation mode the last block runs for the pooled tokens alone, unless the mean over tokens is pooled. In
+        training every block runs whole, so that the hooks of FSDP and gradient checkpointing fire. Both give the same
+        logits.
 
         Args:
             batch: Pairs, on the model's device.
             plan: What to run.
-            prefix: The query span that all pairs share and that `batch` leaves out; for causal models.
+            prefix: The query span that all pairs share and that `batch` leaves out; for models that share one.
 
         Returns:
             Float32 (B, E), exits in ascending order.
+
+        Raises:
+            ValueError: If there is a prefix that the model cannot share.
         """
         hidden = self.embed(batch, prefix)
         for _ in range(len(plan.merges) + 1):  # once per width
@@ -177,6 +189,8 @@ class MatryoshkaModel(nn.Module):
 
     def embed(self, batch: Batch, prefix: SharedPrefix | None = None) -> HiddenBatch:
         """The batch before the first layer."""
+        if prefix is not None and not self._backbone.shares_prefix:
+            raise ValueError("pairs share a prefix only if the model is causal and pools the last token")
         states = self._backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
         return HiddenBatch(0, states, batch.spans, [], batch.rounded, prefix)
 
@@ -192,24 +206,29 @@ class MatryoshkaModel(nn.Module):
         row = None
         for layer in range(hidden.layer + 1, last + 1):
             if layer == merge and self.matryoshka.merge_weights == "attention":
-                row = inputs.attention_row()
+                row = inputs.attention_row(hidden.counts)
             means = self._means(hidden) if layer in plan.exits else None
             states = self._backbone.block(layer, hidden.states, inputs, row)
             hidden = replace(hidden, layer=layer, states=states)
             if layer in plan.exits:
-                logits = self._score(layer, inputs.pooled(states), means)
+                logits = self._score(layer, self._pooled(hidden, inputs), means)
                 hidden = replace(hidden, logits=[*hidden.logits, logits])
         if merge is None:
             return replace(hidden, inputs=inputs)
-        return _merged(hidden, plan.merges[merge], None if row is None else row.weights)
+        return self._merged(hidden, plan.merges[merge], None if row is None else row.weights)
 
     def pool_last_exit(self, hidden: HiddenBatch, plan: Plan) -> PooledBatch:
-        """Run the attention of the last exit's layer for the pooled tokens alone.
+        """Run the last exit's layer until one state of each pair is left.
 
+        That is its attention, for the pooled tokens alone. If the mean over tokens is pooled, it is the whole layer.
         `hidden` has run through all layers before it.
         """
-        state = self._backbone.pooled_attention(plan.last_layer, hidden.states, self._layer_inputs(hidden))
-        return PooledBatch(hidden.logits, state, self._means(hidden))
+        inputs = self._layer_inputs(hidden)
+        if self._backbone.pooling != "mean":
+            state = self._backbone.pooled_attention(plan.last_layer, hidden.states, inputs)
+            return PooledBatch(hidden.logits, state, self._means(hidden))
+        states = self._backbone.block(plan.last_layer, hidden.states, inputs)
+        return PooledBatch(hidden.logits, self._pooled(replace(hidden, states=states), inputs))
 
     def score_last_exit(self, pooled: PooledBatch, plan: Plan) -> Tensor:
         """Logits of every exit, float32 (B, E), from the rest of the last exit's layer and its head.
@@ -217,19 +236,39 @@ class MatryoshkaModel(nn.Module):
         The pooled tokens of one batch are few, and small products are slow: copy those of several batches into one
         `PooledBatch` and score them together.
         """
-        states = self._backbone.pooled_output(plan.last_layer, pooled.state)  # (B, D)
-        last = self._score(plan.last_layer, states, pooled.means)
-        return torch.stack([*pooled.logits, last], 1)
+        normed = pooled.state
+        if not isinstance(normed, Tensor):
+            normed = self._normed(self._backbone.pooled_output(plan.last_layer, normed))  # (B, D)
+        return torch.stack([*pooled.logits, self._score(plan.last_layer, normed, pooled.means)], 1)
 
     def _layer_inputs(self, hidden: HiddenBatch) -> LayerInputs:
         if hidden.inputs is not None:
             return hidden.inputs
-        return self._backbone.layer_inputs(hidden.states, hidden.spans, hidden.prefix)
+        positions = None
+        if self._backbone.keeps_positions and hidden.counts is not None:
+            positions = middle_positions(hidden.counts)
+        return self._backbone.layer_inputs(hidden.states, hidden.spans, hidden.prefix, positions)
 
-    def _score(self, layer: int, pooled: Tensor, means: Tensor | None) -> Tensor:
-        """Logits (B,) of the exit at `layer`, from the pooled tokens' states (B, D) and the mean states (B, 2, D)."""
-        logits = self.heads[str(layer)](self._backbone.final_norm(pooled.float()), means)
-        return soft_cap(logits, self.matryoshka.logit_softcap)
+    def _pooled(self, hidden: HiddenBatch, inputs: LayerInputs) -> Tensor:
+        """What an exit reads of the states after its layer: normed, float32 (B, D)."""
+        if self._backbone.pooling == "mean":
+            return token_mean(self._normed(hidden.states), self._counts(hidden))
+        return self._normed(inputs.pooled(hidden.states))
+
+    def _normed(self, states: Tensor) -> Tensor:
+        """States (…, D) after the last norm, float32."""
+        return self._backbone.final_norm(states.float())
+
+    def _counts(self, hidden: HiddenBatch) -> Tensor:
+        """How many tokens each state stands for, int64 (B, T); 0 for padding."""
+        if hidden.counts is not None:
+            return hidden.counts
+        position = torch.arange(hidden.width, device="cpu")[None]
+        return (position < hidden.spans.total[:, None]).long().to(hidden.states.device, non_blocking=True)
+
+    def _score(self, layer: int, normed: Tensor, means: Tensor | None) -> Tensor:
+        """Logits (B,) of the exit at `layer`, from what it reads (B, D) and the mean states (B, 2, D)."""
+        return soft_cap(self.heads[str(layer)](normed, means), self.matryoshka.logit_softcap)
 
     def _means(self, hidden: HiddenBatch) -> Tensor | None:
         """The mean states that a similarity head compares, (B, 2, D).
@@ -238,12 +277,18 @@ class MatryoshkaModel(nn.Module):
         """
         return span_means(hidden.states, hidden.spans) if self.matryoshka.head == "similarity" else None
 
-
-def _merged(hidden: HiddenBatch, step: Fraction, weights: Tensor | None) -> HiddenBatch:
-    """The batch after one merge, weighted by the pooled tokens' attention (B, T) if given."""
-    target = destinations(hidden.spans, step, hidden.width).to(hidden.states.device, non_blocking=True)
-    spans = hidden.spans.merged(step)
-    longest = int(spans.total.max())
-    size = min(hidden.width, padded_length(longest)) if hidden.rounded else longest
-    states = merge_tokens(hidden.states, target, size, weights)  # (B, T', D)
-    return replace(hidden, states=states, spans=spans, inputs=None)
+    def _merged(self, hidden: HiddenBatch, step: Fraction, weights: Tensor | None) -> HiddenBatch:
+        """The batch after one merge, weighted by attention (B, T) if given."""
+        target = destinations(hidden.spans, step, hidden.width).to(hidden.states.device, non_blocking=True)
+        spans = hidden.spans.merged(step)
+        longest = int(spans.total.max())
+        size = min(hidden.width, padded_length(longest)) if hidden.rounded else longest
+        counts = None
+        if self._backbone.pooling == "mean":
+            # The mean over tokens stays what it was if a state counts as often as the tokens that it stands for.
+            counts = self._counts(hidden)
+            weights = counts if weights is None else weights * counts
+        states = merge_tokens(hidden.states, target, size, weights)  # (B, T', D)
+        if self._backbone.keeps_positions or counts is not None:
+            counts = merged_counts(self._counts(hidden), target, size)
+        return replace(hidden, states=states, spans=spans, counts=counts, inputs=None)

@@ -1,4 +1,4 @@
-"""A batch inside the model: with all its tokens, then with the pooled token of each pair alone.
+"""A batch inside the model: with all its tokens, then with what the last exit reads of each pair.
 
 Shapes: B pairs, T tokens (at the current width), D hidden size, H heads, d head size.
 """
@@ -26,6 +26,8 @@ class HiddenBatch:
         logits: Of the exits so far, float32 (B,) each.
         rounded: Whether widths are rounded up, as in `Batch`.
         prefix: The query span that the pairs share; the batch then holds the tokens after it.
+        counts: How many tokens each state stands for, int64 (B, T), 0 for padding; None before the first merge, and for
+            models that never need it.
         inputs: What the layers at this width share, once one of them has needed it.
     """
 
@@ -35,6 +37,7 @@ class HiddenBatch:
     logits: list[Tensor]
     rounded: bool = False
     prefix: SharedPrefix | None = None
+    counts: Tensor | None = None
     inputs: LayerInputs | None = None
 
     def __len__(self) -> int:
@@ -49,7 +52,8 @@ class HiddenBatch:
         """Some of the pairs. States are views."""
         spans = Spans(self.spans.query[pairs], self.spans.passage[pairs], self.spans.prompt[pairs])
         logits = [column[pairs] for column in self.logits]
-        return replace(self, states=self.states[pairs], spans=spans, logits=logits, inputs=None)
+        counts = None if self.counts is None else self.counts[pairs]
+        return replace(self, states=self.states[pairs], spans=spans, logits=logits, counts=counts, inputs=None)
 
     @classmethod
     def joined(cls, parts: "Sequence[HiddenBatch]") -> "HiddenBatch":
@@ -61,6 +65,7 @@ class HiddenBatch:
             return parts[0]
         width = max(part.width for part in parts)
         spans = [part.spans for part in parts]
+        counts = [pad(part.counts, (0, width - part.width)) for part in parts if part.counts is not None]
         return replace(
             parts[0],
             states=torch.cat([pad(part.states, (0, 0, 0, width - part.width)) for part in parts]),
@@ -70,26 +75,28 @@ class HiddenBatch:
                 torch.cat([each.prompt for each in spans]),
             ),
             logits=[torch.cat(columns) for columns in zip(*(part.logits for part in parts), strict=True)],
+            counts=torch.cat(counts) if counts else None,
             inputs=None,
         )
 
 
 @dataclass(frozen=True)
 class PooledBatch:
-    """A batch in the middle of the last exit's layer: what is left runs for the pooled tokens alone.
+    """What the last exit reads of a batch.
 
     Attributes:
         logits: Of the exits before the last, float32 (B,) each.
-        state: The pooled tokens.
+        state: The pooled tokens in the middle of the last exit's layer: what is left runs for them alone. If the mean
+            over tokens is pooled, the whole layer has run, and this is the mean of the normed states, float32 (B, D).
         means: The mean states that a similarity head compares, (B, 2, D); None for other heads.
     """
 
     logits: list[Tensor]
-    state: PooledState
+    state: PooledState | Tensor
     means: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.state.residual)
+        return len(self.state if isinstance(self.state, Tensor) else self.state.residual)
 
     def part(self, pairs: slice) -> "PooledBatch":
         """Some of the pairs. Tensors are views."""
@@ -105,10 +112,14 @@ class PooledBatch:
             own.copy_(values)
 
     def _tensors(self) -> list[Tensor]:
-        means = [] if self.means is None else [self.means]
-        return [*self.logits, self.state.attended, self.state.residual, *means]
+        state = [self.state] if isinstance(self.state, Tensor) else [self.state.attended, self.state.residual]
+        return [*self.logits, *state, *([] if self.means is None else [self.means])]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "PooledBatch":
-        state = PooledState(change(self.state.attended), change(self.state.residual))
+        state: PooledState | Tensor
+        if isinstance(self.state, Tensor):
+            state = change(self.state)
+        else:
+            state = PooledState(change(self.state.attended), change(self.state.residual))
         means = None if self.means is None else change(self.means)
         return PooledBatch([change(column) for column in self.logits], state, means)
