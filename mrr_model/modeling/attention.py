@@ -93,7 +93,7 @@ def attention(
         before = prefix.key.shape[2]
         query, key, value = prefix.prepended(query, key, value)
     if attention_row is not None and attention_row.index is not None:
-        weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window, attention_mask)
+        weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window)
         attention_row.weights = weights[:, before:]
 
     causal = bool(getattr(module, "is_causal", True)) and attention_mask is None
@@ -130,7 +130,6 @@ def row_weights(
     scaling: float | None,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """The pooled token's row of the attention matrix, summed over heads: the weights of a merge.
 
@@ -141,7 +140,6 @@ def row_weights(
         scaling: See `attention`.
         softcap: See `attention`.
         sliding_window: See `attention`.
-        attention_mask: See `attention`.
 
     Returns:
         Float32 (B, T).
@@ -150,8 +148,7 @@ def row_weights(
     batch, heads, _, size = query.shape
     index = row.index[:, None, None, None].expand(batch, heads, 1, size)
     pooled = query.gather(2, index).view(batch, key.shape[1], -1, size)  # (B, K, H/K, d)
-    visible = visible_positions(row, key.shape[2], sliding_window, attention_mask)
-    return _row_softmax(pooled, key, visible, scaling, softcap).sum((1, 2))  # (B, T)
+    return _row_softmax(pooled, key, row, scaling, softcap, sliding_window).sum((1, 2))  # (B, T)
 
 
 def received_weights(
@@ -229,22 +226,28 @@ def row_attention(
     """
     batch, heads, _, size = query.shape
     pooled = query.view(batch, key.shape[1], -1, size)  # (B, K, H/K, d): the heads of one key become its rows
-    visible = visible_positions(row, key.shape[2], sliding_window)
     if softcap is None:
+        visible = visible_positions(row, key.shape[2], sliding_window)
         mask = None if visible is None else visible[:, None, None, :]
         out = scaled_dot_product_attention(pooled, key, value, attn_mask=mask, scale=scaling)
     else:
-        out = _row_softmax(pooled, key, visible, scaling, softcap).to(value.dtype) @ value
+        out = _row_softmax(pooled, key, row, scaling, softcap, sliding_window).to(value.dtype) @ value
     return out.reshape(batch, heads * size)
 
 
 def _row_softmax(
-    pooled: Tensor, key: Tensor, visible: Tensor | None, scaling: float | None, softcap: float | None
+    pooled: Tensor,
+    key: Tensor,
+    row: AttentionRow,
+    scaling: float | None,
+    softcap: float | None,
+    sliding_window: int | None,
 ) -> Tensor:
-    """The attention of the pooled tokens' queries (B, K, H/K, d) to what they see (B, T): float32 (B, K, H/K, T)."""
+    """The attention of the pooled tokens' queries (B, K, H/K, d): float32 (B, K, H/K, T)."""
     scores = _row_products(pooled, key).float() * (scaling or pooled.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
+    visible = visible_positions(row, key.shape[2], sliding_window)
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None, :], float("-inf"))
     return scores.softmax(-1)
@@ -267,20 +270,9 @@ def _row_products(pooled: Tensor, key: Tensor) -> Tensor:
     return products.transpose(1, 2).reshape(batch, heads, group, -1)
 
 
-def visible_positions(
-    row: AttentionRow, size: int, sliding_window: int | None, attention_mask: Tensor | None = None
-) -> Tensor | None:
-    """Which of `size` positions the pooled tokens see, bool (B, T); None if they see all of them.
-
-    A mask, (B or 1, 1, T or 1, T), already holds the window.
-    """
+def visible_positions(row: AttentionRow, size: int, sliding_window: int | None) -> Tensor | None:
+    """Which of `size` positions the pooled tokens see, bool (B, T); None if they see all of them."""
     assert row.index is not None
-    if attention_mask is not None:
-        seen = attention_mask[:, 0, 0]
-        if attention_mask.shape[2] > 1:
-            batch = torch.arange(len(row.index), device=row.index.device)
-            seen = attention_mask.expand(len(row.index), -1, -1, -1)[batch, 0, row.index]  # (B, T)
-        return seen if row.valid is None else seen & row.valid
     if sliding_window is None or size <= sliding_window:
         return row.valid
     near = torch.arange(size, device=row.index.device)[None, :] > row.index[:, None] - sliding_window
