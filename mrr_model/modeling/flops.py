@@ -1,7 +1,7 @@
 """How many FLOPs a forward pass takes under a Plan: the arithmetic that this implementation executes.
 
-Counted: matrix products (2 FLOPs per multiply-add), attention over the positions that a token sees, the pooled token's
-attention row and the weighted sums of merges. Not counted: norms, activations, look-ups, and the zeros with which a
+Counted: matrix products (2 FLOPs per multiply-add), attention over the positions that a token sees, the attention rows
+that weigh merges, and weighted sums of states. Not counted: norms, activations, look-ups, and the zeros with which a
 merge's row is computed for all heads at once. They are a few percent at most.
 """
 
@@ -75,19 +75,21 @@ class _PlanFlops:
     def pair(self, pair: EncodedPair) -> float:
         """One pair, from its first token to its logits."""
         model, hidden_size = self.model, self.model.config.hidden_size
+        mean = model.backbone.pooling == "mean"
         passage, total = pair.passage_length, 0.0
         for layer in self._per_token:
             tokens = pair.query_length + passage + pair.prompt_length
-            if layer == self.plan.last_layer:
+            if layer == self.plan.last_layer and not mean:
                 total += self._layer(layer, tokens, whole=1, seen=tokens)  # the pooled token alone
             else:
                 total += self._layer(layer, tokens, whole=tokens, seen=self._seen(tokens))
             if layer in self.plan.exits:
                 total += sum(map(self._linear, model.heads[str(layer)].modules()))
                 total += 4 * tokens * hidden_size if model.matryoshka.head == "similarity" else 0  # both means
+                total += 2 * tokens * hidden_size if mean else 0
             if layer in self.plan.merges:
-                row = model.backbone.attention_size if model.matryoshka.merge_weights == "attention" else 0
-                total += 2 * tokens * (hidden_size + row)
+                rows = (tokens if mean else 1) if model.matryoshka.merge_weights == "attention" else 0
+                total += 2 * tokens * (hidden_size + rows * model.backbone.attention_size)
                 passage = _groups(passage, self.plan.merges[layer])
         return total
 
