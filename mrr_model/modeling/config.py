@@ -49,7 +49,7 @@ class MatryoshkaConfig(BaseModel):
     head_bias: bool = False
     """Whether the score heads have a bias."""
     logit_softcap: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Bound c of the logits, c · tanh(z / c); None for no bound."""
+    """Bound c of the logits, c · tanh(z / c), in yes_no heads of each of the two; None for no bound."""
     template: InputTemplate
     """How a pair becomes tokens."""
 
@@ -66,6 +66,17 @@ class MatryoshkaConfig(BaseModel):
             )
         if self.default_merge_layer < 1:
             raise ValueError(f"default_merge_layer must be a layer number from 1, got {self.default_merge_layer}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_head(self) -> Self:
+        if self.head == "similarity":
+            if self.pooling not in (None, "separator"):
+                raise ValueError(f"pooling must be separator for similarity heads, got {self.pooling!r}")
+            if self.head_layers:
+                raise ValueError(f"head_layers must be empty for similarity heads, got {len(self.head_layers)}")
+            if not any("{query}" in piece for piece in self.template.query):
+                raise ValueError("a template with the document first has no similarity heads: choose linear or yes_no")
         return self
 
     def check_layers(self, num_layers: int) -> None:

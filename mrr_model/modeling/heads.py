@@ -77,6 +77,10 @@ class ScoreHead(nn.Module):
         kind: See `HeadKind`.
         bias: Whether the last layer has a bias.
         layers: The layers before the last.
+        softcap: Bound of the logits (`soft_cap`); for the kind `yes_no`, of each of the two before their difference.
+
+    Raises:
+        ValueError: If a norm does not take what the layer before it gives.
 
     Example:
         >>> ScoreHead(8)(torch.zeros(2, 8)).tolist()
@@ -84,13 +88,21 @@ class ScoreHead(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, kind: HeadKind = "linear", bias: bool = False, layers: Sequence[HeadLayer] = ()
+        self,
+        hidden_size: int,
+        kind: HeadKind = "linear",
+        bias: bool = False,
+        layers: Sequence[HeadLayer] = (),
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
+        self.softcap = softcap
         self.layers = nn.ModuleList()
         size = hidden_size
-        for layer in layers:
+        for index, layer in enumerate(layers):
             norm = layer.kind == "norm"
+            if norm and layer.size != size:
+                raise ValueError(f"head_layers[{index}] is a norm of size {layer.size} over states of size {size}")
             self.layers.append(nn.LayerNorm(size, layer.eps, bias=layer.bias) if norm else Dense(size, layer))
             size = layer.size
         self.linear = nn.Linear(size, 2 if kind == "yes_no" else 1, bias=bias)
@@ -114,12 +126,12 @@ class ScoreHead(nn.Module):
             for layer in self.layers:
                 hidden = layer(hidden)
             rows = self.linear(hidden).float()  # (B, 1) or (B, 2)
-            logits: Tensor = rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] - rows[:, 1]
             if self.similarity is not None:
                 if means is None:
                     raise ValueError("a similarity head needs the mean states of the query and of the passage")
-                logits = self.similarity(logits, means)
-        return logits
+                rows = self.similarity(rows[:, 0], means)[:, None]
+            rows = soft_cap(rows, self.softcap)
+        return rows[:, 0] if rows.shape[1] == 1 else rows[:, 0] - rows[:, 1]
 
     @torch.no_grad()
     def initialize(self, rows: Tensor | None = None) -> None:

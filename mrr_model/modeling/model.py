@@ -19,7 +19,7 @@ from mrr_model.modeling.batch import Batch
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.construction import NamedTensors
 from mrr_model.modeling.families import backbone_of, default_pooling, without_pooler
-from mrr_model.modeling.heads import ScoreHead, soft_cap
+from mrr_model.modeling.heads import ScoreHead
 from mrr_model.modeling.merging import (
     destinations,
     merge_tokens,
@@ -49,8 +49,8 @@ class MatryoshkaModel(nn.Module):
         matryoshka: The config.
 
     Raises:
-        ValueError: If the family is unknown, if an exit or a merge lies beyond its layers, or if the head does not fit
-            the family.
+        ValueError: If the family is unknown, if an exit or a merge lies beyond its layers, or if the head or the
+            pooling does not fit the family.
 
     Example:
         >>> from transformers import BertConfig
@@ -75,9 +75,18 @@ class MatryoshkaModel(nn.Module):
         config.check_layers(self.num_layers)
         if config.head == "similarity" and self._backbone.causal:
             raise ValueError("similarity heads compare states of an encoder; a causal model takes linear or yes_no")
+        if self._backbone.causal and pooling in ("first", "separator"):
+            raise ValueError(
+                f"pooling {pooling!r} reads a token that sees no passage in a causal model: choose last or mean"
+            )
         hidden_size = model.config.hidden_size
         self.heads = nn.ModuleDict(
-            {str(n): ScoreHead(hidden_size, config.head, config.head_bias, config.head_layers) for n in config.exits}
+            {
+                str(exit_layer): ScoreHead(
+                    hidden_size, config.head, config.head_bias, config.head_layers, config.logit_softcap
+                )
+                for exit_layer in config.exits
+            }
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -211,7 +220,7 @@ class MatryoshkaModel(nn.Module):
             states = self._backbone.block(layer, hidden.states, inputs, row)
             hidden = replace(hidden, layer=layer, states=states)
             if layer in plan.exits:
-                logits = self._score(layer, self._pooled(hidden, inputs), means)
+                logits = self.heads[str(layer)](self._pooled(hidden, inputs), means)
                 hidden = replace(hidden, logits=[*hidden.logits, logits])
         if merge is None:
             return replace(hidden, inputs=inputs)
@@ -239,7 +248,7 @@ class MatryoshkaModel(nn.Module):
         normed = pooled.state
         if not isinstance(normed, Tensor):
             normed = self._normed(self._backbone.pooled_output(plan.last_layer, normed))  # (B, D)
-        return torch.stack([*pooled.logits, self._score(plan.last_layer, normed, pooled.means)], 1)
+        return torch.stack([*pooled.logits, self.heads[str(plan.last_layer)](normed, pooled.means)], 1)
 
     def _layer_inputs(self, hidden: HiddenBatch) -> LayerInputs:
         if hidden.inputs is not None:
@@ -265,10 +274,6 @@ class MatryoshkaModel(nn.Module):
             return hidden.counts
         position = torch.arange(hidden.width, device="cpu")[None]
         return (position < hidden.spans.total[:, None]).long().to(hidden.states.device, non_blocking=True)
-
-    def _score(self, layer: int, normed: Tensor, means: Tensor | None) -> Tensor:
-        """Logits (B,) of the exit at `layer`, from what it reads (B, D) and the mean states (B, 2, D)."""
-        return soft_cap(self.heads[str(layer)](normed, means), self.matryoshka.logit_softcap)
 
     def _means(self, hidden: HiddenBatch) -> Tensor | None:
         """The mean states that a similarity head compares, (B, 2, D).
