@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tiny import TINY, stock_config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel, WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -43,61 +43,13 @@ from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile, ProfilePoint
-from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 
-LAYERS = 6
 FIRST_ID = 5
 """Random ids start here: no special tokens, and no padding id, by which XLM-RoBERTa counts its positions."""
 
-DECODER: dict[str, Any] = {
-    "vocab_size": 1024,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.15,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-ENCODER: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 130,
-    "initializer_range": 0.15,
-    "pad_token_id": 1,
-}
-TINY: dict[str, dict[str, Any]] = {
-    "mistral": DECODER,
-    "llama": DECODER,
-    "qwen2": DECODER,
-    "qwen3": {**DECODER, "head_dim": 12},
-    # A low cap, so that capping shows; a head size that is not hidden size / heads, as in the real model.
-    "gemma2": {**DECODER, "head_dim": 12, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
-    "granite": {
-        **DECODER,
-        "embedding_multiplier": 3.0,
-        "residual_multiplier": 0.4,
-        "attention_multiplier": 0.3,
-        "logits_scaling": 2.0,
-    },
-    "bert": ENCODER,
-    "xlm-roberta": {**ENCODER, "type_vocab_size": 1},
-}
-TEMPLATES: dict[str, InputTemplate] = {"bert": BERT_TEMPLATE, "xlm-roberta": XLM_ROBERTA_TEMPLATE}
-
 ModelFactory = Callable[..., MatryoshkaModel]
-
-
-def stock_config(family: str, **changes: Any) -> PreTrainedConfig:
-    return CONFIG_MAPPING[family](**{**TINY[family], **changes})
 
 
 def build_model(family: str, *, seed: int = 0, own: Mapping[str, Any] | None = None, **changes: Any) -> MatryoshkaModel:
@@ -111,8 +63,8 @@ def build_model(family: str, *, seed: int = 0, own: Mapping[str, Any] | None = N
         "exits": tuple(range(1, layers + 1)),
         "merge_layers": tuple(range(1, layers)),
         "default_merge_layer": 1,
-        "template": TEMPLATES.get(family, RELEASE_TEMPLATE),
-        "logit_softcap": 30.0 if family == "gemma2" else None,
+        "template": TINY[family].template,
+        **TINY[family].own,
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)

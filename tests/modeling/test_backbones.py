@@ -1,6 +1,5 @@
 """Every family run layer by layer: equal to transformers' own forward pass, and independent of the batch."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -8,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import EVERY_CASE, TINY, WINDOWS, stock_twin
 from torch import Tensor
-from transformers import AutoModel
 
 from mrr_model.compression import Plan
 from mrr_model.modeling import attention
@@ -26,19 +25,6 @@ SPANS = [(5, 21, 4), (3, 90, 4), (8, 1, 4), (4, 0, 4), (5, 30, 4)]
 HALF, THIRD = Fraction(1, 2), Fraction(1, 3)
 MERGES = {2: HALF, 3: THIRD}
 
-WINDOWS: dict[str, dict[str, Any]] = {
-    "mistral": {"sliding_window": 7},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3},
-    "qwen3": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3},
-    "gemma2": {"sliding_window": 7},
-}
-"""Windows shorter than the inputs here; Qwen's hold from the fourth layer on, Gemma 2's in every other layer."""
-
-CASES: list[tuple[str, dict[str, Any]]] = [*((family, {}) for family in FAMILIES), *WINDOWS.items()]
-EVERY_CASE = pytest.mark.parametrize(
-    ("family", "changes"), CASES, ids=[f"{family}{'-window' if changes else ''}" for family, changes in CASES]
-)
-
 
 def close(actual: Tensor, expected: Tensor) -> None:
     """Within 1e-5 · max(1, |logit|), the contract's float32 tolerance."""
@@ -53,36 +39,30 @@ def logits_of(model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan) -> T
     return logits
 
 
-def stock_twin(model: MatryoshkaModel) -> Any:
-    """The stock model with the same weights and the plainest attention."""
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"
-    kwargs = {} if is_decoder(config.model_type) else {"add_pooling_layer": False}
-    twin = AutoModel.from_config(config, attn_implementation="eager", **kwargs).eval()
-    twin.load_state_dict(model.model.state_dict())
-    return twin
-
-
 def stock_logits(model: MatryoshkaModel, batch: Batch) -> Tensor:
     """The logits of every layer (B, L) from transformers' own forward pass over the padded batch."""
     lengths = batch.spans.total
     positions = torch.arange(batch.input_ids.shape[1])[None, :]
-    inputs = {"input_ids": batch.input_ids, "attention_mask": (positions < lengths[:, None]).long()}
-    if model.config.model_type == "bert":
+    valid = positions < lengths[:, None]
+    inputs = {"input_ids": batch.input_ids, "attention_mask": valid.long()}
+    if model.matryoshka.template.token_types is not None:
         inputs["token_type_ids"] = (positions >= batch.spans.query[:, None]).long()
-    twin = stock_twin(model)
+    twin = stock_twin(model.model)
     with torch.inference_mode():
-        output = twin(**inputs, output_hidden_states=True, use_cache=False)
-    decoder = is_decoder(model.config.model_type)
-    at = lengths - 1 if decoder else torch.zeros_like(lengths)
+        output = twin.stock(**inputs, output_hidden_states=True)
+
+    def pooled(hidden: Tensor) -> Tensor:
+        pooling = model.backbone.pooling
+        if pooling == "mean":
+            return torch.stack([row[mask].mean(0) for row, mask in zip(hidden, valid, strict=True)])
+        return hidden[torch.arange(len(lengths)), lengths - 1 if pooling == "last" else 0]
+
     logits = []
     for layer in range(1, model.num_layers + 1):
-        read = output.hidden_states[layer][torch.arange(len(at)), at]
-        if layer == model.num_layers:
-            torch.testing.assert_close(output.last_hidden_state[torch.arange(len(at)), at], read)
-        elif decoder:
-            read = twin.norm(read)  # a decoder norms its last state by itself, the others not
-        logits.append(model.heads[str(layer)](read))
+        # A stock model norms its last state by itself, the others not.
+        last = layer == model.num_layers
+        hidden = output.last_hidden_state if last else twin.norm(output.hidden_states[layer])
+        logits.append(model.heads[str(layer)](pooled(hidden)))
     cap = model.matryoshka.logit_softcap
     stacked = torch.stack(logits, 1)
     return stacked if cap is None else cap * torch.tanh(stacked / cap)
@@ -152,8 +132,7 @@ def test_pooled_token_alone_equals_the_whole_block(
     make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any]
 ) -> None:
     """Evaluation runs the last block for the pooled tokens, training runs it whole, through its own attention."""
-    still = {} if is_decoder(family) else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model = make_model(family, **still, **changes)
+    model = make_model(family, **changes)
     pairs = make_pairs(SPANS)
     batch = collate(pairs, model.config.pad_token_id)
     for plan in (Plan(exits=(1,)), Plan(exits=(4,), merges=MERGES), Plan(exits=(2, 6), merges={2: HALF})):
@@ -191,30 +170,34 @@ def test_bfloat16_stays_near_float32(make_model: ModelFactory, make_pairs: PairF
     assert (actual - expected).abs().max() < 0.15 * expected.std().clamp(min=1.0)
 
 
-def test_merge_weights_are_the_pooled_tokens_attention(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+@EVERY_CASE
+def test_merge_weights_are_the_pooled_tokens_attention(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any]
+) -> None:
     """Against the attention matrices that transformers' eager attention returns."""
-    for family in ("mistral", "gemma2", "bert"):
-        model = make_model(family)
-        pairs = make_pairs(SPANS)
-        batch = collate(pairs, model.config.pad_token_id)
-        backbone = backbone_of(model.model)
-        rows = {}
-        with torch.inference_mode():
-            hidden = backbone.embed(batch.input_ids, batch.spans)
-            inputs = backbone.layer_inputs(hidden, batch.spans)
-            for layer in (1, 2, 3):
-                rows[layer] = inputs.attention_row()
-                hidden = backbone.block(layer, hidden, inputs, rows[layer])
-            for index, pair in enumerate(pairs):
-                ids = torch.tensor([pair.input_ids])
-                types = {"token_type_ids": (torch.arange(ids.shape[1]) >= pair.query_length).long()[None]}
-                output = stock_twin(model)(input_ids=ids, output_attentions=True, **(types if family == "bert" else {}))
-                for layer, row in rows.items():
-                    at = 0 if family == "bert" else -1
-                    expected = output.attentions[layer - 1][0, :, at].sum(0)
-                    assert row.weights is not None
-                    torch.testing.assert_close(row.weights[index, : ids.shape[1]], expected, atol=1e-6, rtol=1e-5)
-                    assert row.weights[index, ids.shape[1] :].eq(0).all()
+    model = make_model(family, **changes)
+    pairs = make_pairs(SPANS)
+    batch = collate(pairs, model.config.pad_token_id)
+    backbone, rows = model.backbone, {}
+    with torch.inference_mode():
+        hidden = backbone.embed(batch.input_ids, batch.spans)
+        inputs = backbone.layer_inputs(hidden, batch.spans)
+        for layer in (1, 2, 3):
+            rows[layer] = inputs.attention_row()
+            hidden = backbone.block(layer, hidden, inputs, rows[layer])
+        twin = stock_twin(model.model).stock
+        for index, pair in enumerate(pairs):
+            ids = torch.tensor([pair.input_ids])
+            types = {"token_type_ids": (torch.arange(ids.shape[1]) >= pair.query_length).long()[None]}
+            needed = {} if model.matryoshka.template.token_types is None else types
+            output = twin(input_ids=ids, output_attentions=True, **needed)
+            for layer, row in rows.items():
+                attention = output.attentions[layer - 1][0]  # (H, T, T)
+                mean = backbone.pooling == "mean"
+                expected = (attention.mean(1) if mean else attention[:, -1 if backbone.causal else 0]).sum(0)
+                assert row.weights is not None
+                torch.testing.assert_close(row.weights[index, : ids.shape[1]], expected, atol=1e-6, rtol=1e-5)
+                assert row.weights[index, ids.shape[1] :].eq(0).all()
 
 
 def test_pooled_token_sees_its_window_only() -> None:
@@ -271,9 +254,7 @@ def test_attention_rows_equal_whole_attention_in_any_memory_order_of_keys(
 def test_longest_input_runs(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
     model = make_model(family)
     longest = model.backbone.max_tokens
-    assert longest == {"bert": 130, "xlm-roberta": 128}.get(
-        family
-    )  # XLM-RoBERTa's positions start after its padding id
+    assert longest == TINY[family].max_tokens
     if longest is not None:
         full = make_pairs([(8, longest - 9, 1)])
         expected = stock_logits(model, collate(full, model.config.pad_token_id))
@@ -286,7 +267,7 @@ def test_unknown_family_is_named(make_model: ModelFactory) -> None:
     model: Any = make_model("bert").model
     model.config.model_type = "gpt2"
     with pytest.raises(ValueError, match="'gpt2' is not a known backbone"):
-        backbone_of(model)
+        backbone_of(model, "first")
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])

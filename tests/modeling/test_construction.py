@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedConfig
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
 
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.construction import NamedTensors
-from mrr_model.modeling.model import MatryoshkaModel, pooler_off
+from mrr_model.modeling.families import FAMILIES, without_pooler
+from mrr_model.modeling.model import MatryoshkaModel
 
-FAMILIES = ["mistral", "llama", "qwen2", "qwen3", "gemma2", "granite", "bert", "xlm-roberta"]
 QUERY, TEXTS = "what is a panda?", ["the panda", "", "bamboo " * 30]
 SETTINGS: list[dict[str, Any]] = [{}, {"depth": 4, "keep_ratio": 0.5}]
 
@@ -102,7 +102,8 @@ def test_a_loaded_model_has_what_transformers_own_has(
     folders: dict[str, str | Path], make_config: Callable[..., PreTrainedConfig], family: str
 ) -> None:
     """Rotary frequencies, position ids and scales are no weights: the checkpoint does not hold them."""
-    stock = AutoModel.from_config(make_config(family, dtype=torch.bfloat16), **pooler_off(family))
+    config = make_config(family, dtype=torch.bfloat16)
+    stock = AutoModel.from_config(config, **without_pooler(MODEL_MAPPING[type(config)]))
     loaded = checkpoint.load(Path(folders[family]), dtype=torch.bfloat16).model.model
     expected, found = dict(stock.named_buffers()), dict(loaded.named_buffers())
     assert expected.keys() == found.keys()

@@ -74,7 +74,7 @@ def test_linear_layers_take_what_torch_counts(
 @pytest.mark.parametrize(
     "own",
     [
-        {"head": "classifier", "head_bias": True},
+        {"head_layers": ({"kind": "dense", "size": 32, "activation": "tanh"},), "head_bias": True},
         {"head": "yes_no"},
         {"head": "similarity"},
         {"merge_weights": "mean"},

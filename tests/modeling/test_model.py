@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny import EVERY_CASE, Walk, stock_twin
 from torch import Tensor
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 
@@ -17,7 +18,7 @@ from mrr_model.compression import Compression, Plan
 from mrr_model.modeling import attention
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
-from mrr_model.modeling.families import FAMILIES, is_decoder
+from mrr_model.modeling.families import FAMILIES
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
 from mrr_model.template import BERT_TEMPLATE
@@ -35,37 +36,23 @@ def logits_of(model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan) -> T
     return logits
 
 
-WINDOWED = {"mistral": {"sliding_window": 7}, "gemma2": {"sliding_window": 7}}
-"""A window on every layer, and on every other one: outside of it, attention and so merge weights are zero."""
-
-CASES: list[tuple[str, dict[str, Any]]] = [*((family, {}) for family in FAMILIES), *WINDOWED.items()]
-
-
 def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fraction]) -> list[float]:
     """Every exit's logit of one pair: stock blocks with eager attention, and merging as a loop.
 
     Written from reference/README.md. The attention weights are what eager attention itself returns; nothing of this
     project runs but the heads.
     """
-    config = copy.deepcopy(model.config)
-    decoder = is_decoder(config.model_type)
-    kwargs = {} if decoder else {"add_pooling_layer": False}
-    twin: Any = AutoModel.from_config(config, attn_implementation="eager", **kwargs).eval()
-    twin.load_state_dict(model.model.state_dict())
+    twin, pooling = stock_twin(model.model), model.backbone.pooling
     query, passage, logits = pair.query_length, pair.passage_length, []
 
     ids = torch.tensor([pair.input_ids])
-    if decoder:
-        hidden = twin.embed_tokens(ids) * getattr(twin, "embedding_multiplier", 1.0)
-    else:
-        types = (torch.arange(ids.shape[1]) >= query).long()[None] * (config.type_vocab_size - 1)
-        hidden = twin.embeddings(input_ids=ids, token_type_ids=types)
+    token_types = (torch.arange(ids.shape[1]) >= query).long()[None]
+    hidden = twin.embed(ids, token_types if model.matryoshka.template.token_types else torch.zeros_like(ids))
     for layer in range(1, model.num_layers + 1):
         means = slow_means(hidden[0], query, passage) if model.matryoshka.head == "similarity" else None
-        index = -1 if decoder else 0 if means is None else query - 1
+        index = {"first": 0, "last": -1, "separator": query - 1}[pooling]
         hidden, weights = slow_block(twin, layer, hidden, index)
-        pooled = hidden[0, index]
-        logit = model.heads[str(layer)]((twin.norm(pooled) if decoder else pooled)[None], means)[0].item()
+        logit = model.heads[str(layer)](twin.norm(hidden[:, index]), means)[0].item()
         cap = model.matryoshka.logit_softcap
         logits.append(logit if cap is None else cap * math.tanh(logit / cap))
         if layer in merges:
@@ -76,28 +63,12 @@ def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fra
     return logits
 
 
-def slow_block(twin: Any, layer: int, hidden: Tensor, index: int) -> tuple[Tensor, Tensor]:
+def slow_block(twin: Walk, layer: int, hidden: Tensor, index: int) -> tuple[Tensor, Tensor]:
     """One stock block, and its pooled token's attention to each position, summed over heads: (1, T, D) and (T,)."""
-    size = hidden.shape[1]
-    if not is_decoder(twin.config.model_type):
-        block = twin.encoder.layer[layer - 1]
-        attending = block.attention.self
-        seen: dict[str, Any] = {"attention_mask": None}
-    else:
-        block = twin.layers[layer - 1]
-        attending = block.self_attn
-        window = getattr(twin.config, "sliding_window", None)
-        if twin.config.model_type == "gemma2" and twin.config.layer_types[layer - 1] == "full_attention":
-            window = None
-        distance = torch.arange(size)[:, None] - torch.arange(size)[None, :]
-        hidden_positions = (distance < 0) | (distance >= (window or size))
-        mask = torch.zeros(size, size).masked_fill(hidden_positions, torch.finfo(torch.float32).min)[None, None]
-        positions = torch.arange(size)[None]  # renumbered at every width
-        rotary = twin.rotary_emb(hidden, position_ids=positions)
-        seen = {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotary}
+    positions = torch.arange(hidden.shape[1])[None]  # renumbered at every width
     caught: list[Tensor] = []
-    hook = attending.register_forward_hook(lambda _, __, output: caught.append(output[1]))
-    output = block(hidden, **seen)
+    hook = twin.attention(layer).register_forward_hook(lambda _, __, output: caught.append(output[1]))
+    output = twin.block(layer)(hidden, **twin.inputs(layer, hidden, positions))
     hook.remove()
     return output[0] if isinstance(output, tuple) else output, caught[0][0, :, index].sum(0)
 
@@ -121,9 +92,7 @@ def slow_merge(hidden: Tensor, weights: Tensor, query: int, passage: int, step: 
 
 
 @pytest.mark.parametrize("merge_weights", ["attention", "mean"])
-@pytest.mark.parametrize(
-    ("family", "changes"), CASES, ids=[f"{family}{'-window' if changes else ''}" for family, changes in CASES]
-)
+@EVERY_CASE
 def test_forward_equals_a_slow_walk(
     make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any], merge_weights: str
 ) -> None:
@@ -139,8 +108,7 @@ def test_forward_equals_a_slow_walk(
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
 def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model, pairs = make_model(family, own={"head": "similarity"}, **no_dropout), make_pairs(SPANS)
+    model, pairs = make_model(family, own={"head": "similarity"}), make_pairs(SPANS)
     for merges in ({}, MERGES):
         expected = torch.tensor([slow_logits(model, pair, merges) for pair in pairs])
         together = logits_of(model, pairs, Plan(exits=tuple(range(1, 7)), merges=merges))
@@ -270,7 +238,7 @@ def test_logits_are_float32_one_column_an_exit(make_model: ModelFactory, make_pa
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("head", ["linear", "classifier", "yes_no", "similarity"])
+@pytest.mark.parametrize("head", ["linear", "yes_no", "similarity"])
 def test_soft_cap_and_head_kinds(make_model: ModelFactory, make_pairs: PairFactory, head: str) -> None:
     plain = make_model("bert", own={"head": head, "head_bias": True})
     capped = make_model("bert", own={"head": head, "head_bias": True, "logit_softcap": 0.5})

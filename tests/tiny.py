@@ -1,0 +1,190 @@
+"""A tiny configuration of every family, one row each, and how a test calls the parts of its stock model one by one.
+
+Shapes: T tokens, D hidden size; one pair at a time.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from mrr_model.modeling.families import without_pooler
+from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
+
+LAYERS = 6
+
+
+class Walk:
+    """The parts of a stock encoder of BERT's block. A family that differs overrides what differs.
+
+    Args:
+        stock: The base model, with eager attention.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        self.stock = stock
+
+    def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
+        """Ids and token type ids (1, T) to the states before the first block, (1, T, D)."""
+        hidden: Tensor = self.stock.embeddings(input_ids=ids, token_type_ids=token_types)
+        return hidden
+
+    def block(self, layer: int) -> nn.Module:
+        block: nn.Module = self.stock.encoder.layer[layer - 1]
+        return block
+
+    def attention(self, layer: int) -> nn.Module:
+        """The module whose second output is the attention matrices, (1, H, T, T)."""
+        attention: nn.Module = self.block(layer).attention.self
+        return attention
+
+    def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        """What a block takes besides its states; `positions` (1, T): the tokens' positions."""
+        return {"attention_mask": None}
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The model's last norm, if it has one."""
+        return hidden
+
+
+class DecoderWalk(Walk):
+    """The parts of a stock causal model."""
+
+    def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
+        hidden: Tensor = self.stock.embed_tokens(ids) * getattr(self.stock, "embedding_multiplier", 1.0)
+        return hidden
+
+    def block(self, layer: int) -> nn.Module:
+        block: nn.Module = self.stock.layers[layer - 1]
+        return block
+
+    def attention(self, layer: int) -> nn.Module:
+        attention: nn.Module = self.block(layer).self_attn
+        return attention
+
+    def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        size, window = hidden.shape[1], self.window(layer)
+        distance = torch.arange(size)[:, None] - torch.arange(size)[None, :]
+        hidden_positions = (distance < 0) | (distance >= (window or size))
+        mask = torch.zeros(size, size).masked_fill(hidden_positions, torch.finfo(torch.float32).min)[None, None]
+        rotary = self.stock.rotary_emb(hidden, position_ids=positions)
+        return {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotary}
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back a layer sees."""
+        config = self.stock.config
+        full = getattr(config, "layer_types", None) and config.layer_types[layer - 1] == "full_attention"
+        return None if full else getattr(config, "sliding_window", None)
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.stock.norm(hidden)
+        return normed
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One family.
+
+    Attributes:
+        config: The stock configuration's fields. Layers, sizes and no dropout; `initializer_range` is large, so that
+            the logits of random models differ.
+        variants: Configurations that run through other code, by name: the fields that change. `window` is a window
+            shorter than the tests' inputs.
+        template: How pairs become spans.
+        own: Fields of `MatryoshkaConfig`.
+        max_tokens: The positions that the configuration has.
+        walk: The stock model's parts.
+    """
+
+    config: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    template: InputTemplate = RELEASE_TEMPLATE
+    own: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    walk: type[Walk] = Walk
+
+
+DECODER: dict[str, Any] = {
+    "vocab_size": 1024,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+ENCODER: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 130,
+    "initializer_range": 0.15,
+    "pad_token_id": 1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}
+"""Qwen's windows hold from the fourth layer on."""
+
+TINY: dict[str, Tiny] = {
+    "mistral": Tiny(DECODER, {"window": {"sliding_window": 7}}, walk=DecoderWalk),
+    "llama": Tiny(DECODER, walk=DecoderWalk),
+    "qwen2": Tiny(DECODER, {"window": QWEN_WINDOW}, walk=DecoderWalk),
+    "qwen3": Tiny({**DECODER, "head_dim": 12}, {"window": QWEN_WINDOW}, walk=DecoderWalk),
+    # A low cap, so that capping shows; a head size that is not hidden size / heads, as in the real model.
+    "gemma2": Tiny(
+        {**DECODER, "head_dim": 12, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+        {"window": {"sliding_window": 7}},  # in every other layer
+        own={"logit_softcap": 30.0},
+        walk=DecoderWalk,
+    ),
+    "granite": Tiny(
+        {
+            **DECODER,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 2.0,
+        },
+        walk=DecoderWalk,
+    ),
+    "bert": Tiny(ENCODER, template=BERT_TEMPLATE, max_tokens=130),
+    "xlm-roberta": Tiny({**ENCODER, "type_vocab_size": 1}, template=XLM_ROBERTA_TEMPLATE, max_tokens=128),
+}
+"""Every family by its `model_type`."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{family}-{name}" if name else family: (family, dict(changes))
+    for family, tiny in TINY.items()
+    for name, changes in {"": {}, **tiny.variants}.items()
+}
+"""Every family and each of its variants: the `model_type` and the fields that change, by a name for the test."""
+EVERY_CASE = pytest.mark.parametrize(("family", "changes"), VARIANTS.values(), ids=VARIANTS)
+WINDOWS = {family: dict(tiny.variants["window"]) for family, tiny in TINY.items() if "window" in tiny.variants}
+"""The families that can look at a window of tokens only, with the fields that set it."""
+
+
+def stock_config(family: str, **changes: Any) -> PreTrainedConfig:
+    """A tiny stock configuration."""
+    return CONFIG_MAPPING[family](**{**TINY[family].config, **changes})
+
+
+def stock_twin(model: PreTrainedModel) -> Walk:
+    """The parts of a stock model with the same weights and the plainest attention."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    pooler = without_pooler(MODEL_MAPPING[type(config)])
+    twin = AutoModel.from_config(config, attn_implementation="eager", **pooler).eval()
+    twin.load_state_dict(model.state_dict())
+    return TINY[config.model_type].walk(twin)
