@@ -73,7 +73,8 @@ def attention(
         query: (B, H, T, d).
         key: (B, K, T, d).
         value: (B, K, T, d).
-        attention_mask: Bool (B or 1, 1, T or 1, T), True where visible; or None.
+        attention_mask: Bool (B or 1, 1, T or 1, T), True where visible; or float (B or 1, H, T, T), added to the
+            products; or None.
         dropout: Probability.
         scaling: Factor of the products; None for 1 / √d.
         softcap: Bound c of the products: c · tanh(x / c).
@@ -93,7 +94,8 @@ def attention(
         before = prefix.key.shape[2]
         query, key, value = prefix.prepended(query, key, value)
     if attention_row is not None and attention_row.index is not None:
-        weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window)
+        bias = pooled_bias(attention_mask, attention_row)
+        weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window, bias)
         attention_row.weights = weights[:, before:]
 
     causal = bool(getattr(module, "is_causal", True)) and attention_mask is None
@@ -130,6 +132,7 @@ def row_weights(
     scaling: float | None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """The pooled token's row of the attention matrix, summed over heads: the weights of a merge.
 
@@ -140,6 +143,7 @@ def row_weights(
         scaling: See `attention`.
         softcap: See `attention`.
         sliding_window: See `attention`.
+        bias: What is added to the pooled tokens' products, (B, H, T); None for nothing.
 
     Returns:
         Float32 (B, T).
@@ -148,7 +152,7 @@ def row_weights(
     batch, heads, _, size = query.shape
     index = row.index[:, None, None, None].expand(batch, heads, 1, size)
     pooled = query.gather(2, index).view(batch, key.shape[1], -1, size)  # (B, K, H/K, d)
-    return _row_softmax(pooled, key, row, scaling, softcap, sliding_window).sum((1, 2))  # (B, T)
+    return _row_softmax(pooled, key, row, scaling, softcap, sliding_window, bias).sum((1, 2))  # (B, T)
 
 
 def received_weights(
@@ -209,6 +213,7 @@ def row_attention(
     scaling: float | None,
     softcap: float | None = None,
     sliding_window: int | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of the pooled tokens alone, before the output projection.
 
@@ -220,19 +225,29 @@ def row_attention(
         scaling: See `attention`.
         softcap: See `attention`.
         sliding_window: See `attention`.
+        bias: What is added to the pooled tokens' products, (B, H, T); None for nothing.
 
     Returns:
         (B, H · d).
     """
     batch, heads, _, size = query.shape
     pooled = query.view(batch, key.shape[1], -1, size)  # (B, K, H/K, d): the heads of one key become its rows
-    if softcap is None:
+    if softcap is None and bias is None:
         visible = visible_positions(row, key.shape[2], sliding_window)
         mask = None if visible is None else visible[:, None, None, :]
         out = scaled_dot_product_attention(pooled, key, value, attn_mask=mask, scale=scaling)
     else:
-        out = _row_softmax(pooled, key, row, scaling, softcap, sliding_window).to(value.dtype) @ value
+        out = _row_softmax(pooled, key, row, scaling, softcap, sliding_window, bias).to(value.dtype) @ value
     return out.reshape(batch, heads * size)
+
+
+def pooled_bias(attention_mask: Tensor | None, row: AttentionRow) -> Tensor | None:
+    """The pooled tokens' rows of a float mask, (B or 1, H, T, T) to (B, H, T); None for a bool mask or none."""
+    if attention_mask is None or attention_mask.dtype == torch.bool:
+        return None
+    assert row.index is not None
+    batch = torch.arange(len(row.index), device=row.index.device)
+    return attention_mask.expand(len(batch), -1, -1, -1)[batch, :, row.index]
 
 
 def _row_softmax(
@@ -242,11 +257,14 @@ def _row_softmax(
     scaling: float | None,
     softcap: float | None,
     sliding_window: int | None,
+    bias: Tensor | None,
 ) -> Tensor:
     """The attention of the pooled tokens' queries (B, K, H/K, d): float32 (B, K, H/K, T)."""
     scores = _row_products(pooled, key).float() * (scaling or pooled.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
+    if bias is not None:
+        scores = scores + bias.view(scores.shape)
     visible = visible_positions(row, key.shape[2], sliding_window)
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None, :], float("-inf"))
@@ -310,8 +328,10 @@ def _unfused(
         mask = position <= torch.arange(rows.start, rows.start + query.shape[2], device=query.device)[:, None]
     elif mask is not None and mask.shape[2] > 1:
         mask = mask[:, :, rows.start : rows.stop]
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     if mask is not None:
-        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        scores = scores + mask
     weights = scores.softmax(-1)
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
