@@ -277,8 +277,8 @@ def _resolve_exit(depth: int | None, exits: Sequence[int]) -> int:
     reachable = [exit_layer for exit_layer in exits if depth is None or exit_layer <= depth]
     if not reachable and len(exits) == 1:
         raise ValueError(
-            f"depth={depth} is below this model's only exit, {exits[0]}. Give it more exits: "
-            "mrr self-distill MODEL --texts TEXTS --output OUTPUT."
+            f"depth={depth} is below this model's only exit, {exits[0]}. Choose depth >= {exits[0]}, or give the model "
+            "more exits: mrr self-distill MODEL --texts TEXTS --output OUTPUT."
         )
     if not reachable:
         raise ValueError(

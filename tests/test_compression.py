@@ -191,13 +191,21 @@ def test_merge_layer_below_1() -> None:
 # Resolving for one model
 
 
+def test_depth_below_the_only_exit_names_the_command_that_gives_more() -> None:
+    command = "mrr self-distill MODEL --texts TEXTS --output OUTPUT"
+    with pytest.raises(ValueError, match=rf"^depth=3 .*only exit, 12.*{command}"):
+        plan_of(3, exits=(12,))
+    with pytest.raises(ValueError, match=r"^depth=3 .*Its exits are 6, 12\."):
+        plan_of(3, exits=(6, 12))
+
+
 @given(depth=st.none() | st.integers(1, 60), exits=st.sets(st.integers(1, LAYERS), min_size=1))
 def test_depth_resolves_to_the_deepest_exit_not_above_it(depth: int | None, exits: set[int]) -> None:
     reachable = [exit_layer for exit_layer in exits if depth is None or exit_layer <= depth]
     if reachable:
         assert plan_of(depth, exits=sorted(exits)).exits == (max(reachable),)
     else:
-        with pytest.raises(ValueError, match=rf"^depth={depth} .*depth >= {min(exits)}\."):
+        with pytest.raises(ValueError, match=rf"^depth={depth} .*depth >= {min(exits)}[.,]"):
             plan_of(depth, exits=sorted(exits))
 
 

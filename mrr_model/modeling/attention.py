@@ -183,8 +183,6 @@ def received_weights(
     counts = query.new_ones(batch, tokens, dtype=torch.float32) if row.counts is None else row.counts.float()
     if row.valid is not None:
         counts = counts * row.valid
-        padding = row.valid[:, None, None, :]
-        attention_mask = padding if attention_mask is None else attention_mask & padding
     share = counts / counts.sum(1, keepdim=True)  # (B, T)
     position = torch.arange(tokens, device=query.device)
     received = torch.zeros_like(share)
@@ -197,10 +195,9 @@ def received_weights(
             scores = softcap * (scores / softcap).tanh()
         if causal:
             scores = scores.masked_fill(position > position[rows, None], float("-inf"))
-        elif attention_mask is not None:
-            seen = attention_mask if attention_mask.shape[2] == 1 else attention_mask[:, :, rows]
-            # Not −∞: a row of padding may see nothing.
-            scores = scores.masked_fill(~seen[:, :, None], torch.finfo(scores.dtype).min)
+        if attention_mask is not None:
+            added = _added(attention_mask, rows, scores.dtype)  # (B or 1, H or 1, rows or 1, T)
+            scores = scores + (added[:, :, None] if added.shape[1] == 1 else added.unflatten(1, chunk.shape[1:3]))
         received = received + (scores.softmax(-1) * share[:, None, None, rows, None]).sum((1, 2, 3))
     return received
 
@@ -326,13 +323,19 @@ def _unfused(
     if causal:
         position = torch.arange(seen, device=query.device)
         mask = position <= torch.arange(rows.start, rows.start + query.shape[2], device=query.device)[:, None]
-    elif mask is not None and mask.shape[2] > 1:
-        mask = mask[:, :, rows.start : rows.stop]
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    if mask is not None:
-        scores = scores + mask
+        scores = scores + _added(mask[None, None], slice(None), scores.dtype)
+    elif mask is not None:
+        scores = scores + _added(mask, slice(rows.start, rows.stop), scores.dtype)
     weights = scores.softmax(-1)
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
     return weights @ value[:, :, :seen]
+
+
+def _added(mask: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to the products of some query rows, (B or 1, H or 1, rows or 1, T)."""
+    if mask.shape[2] > 1:
+        mask = mask[:, :, rows]
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

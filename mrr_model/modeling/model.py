@@ -288,12 +288,12 @@ class MatryoshkaModel(nn.Module):
         spans = hidden.spans.merged(step)
         longest = int(spans.total.max())
         size = min(hidden.width, padded_length(longest)) if hidden.rounded else longest
-        counts = None
-        if self._backbone.pooling == "mean":
-            # The mean over tokens stays what it was if a state counts as often as the tokens that it stands for.
-            counts = self._counts(hidden)
+        mean = self._backbone.pooling == "mean"
+        counts = self._counts(hidden) if mean or self._backbone.keeps_positions else None
+        if mean and counts is not None:
+            # A state counts as often as the tokens that it stands for: equal weights then leave their mean as it is.
             weights = counts if weights is None else weights * counts
         states = merge_tokens(hidden.states, target, size, weights)  # (B, T', D)
-        if self._backbone.keeps_positions or counts is not None:
-            counts = merged_counts(self._counts(hidden), target, size)
+        if counts is not None:
+            counts = merged_counts(counts, target, size)
         return replace(hidden, states=states, spans=spans, counts=counts, inputs=None)

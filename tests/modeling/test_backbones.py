@@ -63,9 +63,7 @@ def stock_logits(model: MatryoshkaModel, batch: Batch) -> Tensor:
         last = layer == model.num_layers
         hidden = output.last_hidden_state if last else twin.norm(output.hidden_states[layer])
         logits.append(model.heads[str(layer)](pooled(hidden)))
-    cap = model.matryoshka.logit_softcap
-    stacked = torch.stack(logits, 1)
-    return stacked if cap is None else cap * torch.tanh(stacked / cap)
+    return torch.stack(logits, 1)
 
 
 @EVERY_CASE

@@ -149,9 +149,10 @@ def test_each_set_is_folded_once(make_compensation: Callable[..., Compensation])
 
 
 def test_fold_shares_what_no_adapter_touches(make_model: ModelFactory, make_adapter: AdapterFactory) -> None:
-    model = make_model("llama")
+    """The layers of a head are changed by name, as all others are."""
+    model = make_model("llama", own={"head_layers": ({"kind": "dense", "size": 8}, {"kind": "norm", "size": 8})})
     low = make_adapter(model)
-    touched = {"model.layers.2.self_attn.q_proj", "heads.4.linear"}
+    touched = {"model.layers.2.self_attn.q_proj", "heads.4.linear", "heads.2.layers.0.linear"}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folded = fold(model, [{name: low[name] for name in touched}])
     for name, tensor in folded.state_dict(keep_vars=True).items():

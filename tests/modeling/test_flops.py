@@ -44,18 +44,22 @@ def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan)
     """The rest, by the rules of `mrr_model.modeling.flops`.
 
     A decoder's token sees those before it, an encoder's sees all. In the last layer the pooled token alone attends. A
-    merge takes one attention row and a weighted sum, a similarity head two sums over all tokens.
+    merge takes one attention row and a weighted sum, a similarity head two sums over all tokens. If the mean is pooled,
+    all tokens attend in the last layer, a merge takes all attention rows, and an exit a sum over all tokens.
     """
     size, total = model.backbone.attention_size, 0.0
+    mean = model.backbone.pooling == "mean"
     passage = pair.passage_length
     for layer in range(1, plan.last_layer + 1):
         tokens = pair.query_length + passage + pair.prompt_length
         seen = sum(position + 1 for position in range(tokens)) if model.backbone.causal else tokens * tokens
-        total += 2 * 2 * size * (seen if layer < plan.last_layer else tokens)  # q·k and weights·v
+        total += 2 * 2 * size * (seen if layer < plan.last_layer or mean else tokens)  # q·k and weights·v
         if layer in plan.exits and model.matryoshka.head == "similarity":
             total += 2 * 2 * tokens * model.config.hidden_size
+        if layer in plan.exits and mean:
+            total += 2 * tokens * model.config.hidden_size
         if layer in plan.merges:
-            row = size if model.matryoshka.merge_weights == "attention" else 0
+            row = size * (tokens if mean else 1) if model.matryoshka.merge_weights == "attention" else 0
             total += 2 * tokens * (row + model.config.hidden_size)
             passage = len({int(j * plan.merges[layer]) for j in range(passage)})
     return total
@@ -69,6 +73,19 @@ def test_linear_layers_take_what_torch_counts(
     model, [pair] = make_model(family), make_pairs([SPANS])
     ours = pair_flops(model, plan, pair) - attention_and_merging(model, pair, plan)
     assert ours == linear_flops(model, pair, plan)
+
+
+@pytest.mark.parametrize("merge_weights", ["attention", "mean"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_mean_pooling_runs_the_last_layer_whole(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, merge_weights: str
+) -> None:
+    [pair] = make_pairs([SPANS])
+    model = make_model(family, own={"pooling": "mean", "merge_weights": merge_weights})
+    for plan in PLANS:
+        ours = pair_flops(model, plan, pair)
+        assert ours - attention_and_merging(model, pair, plan) == linear_flops(model, pair, plan)
+        assert ours > pair_flops(make_model(family, own={"merge_weights": merge_weights}), plan, pair)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mrr_model.modeling.heads import INITIAL_SCALE, HeadKind, ScoreHead, soft_cap
+from mrr_model.modeling.heads import INITIAL_SCALE, HeadKind, HeadLayer, ScoreHead, soft_cap
 
-KINDS: tuple[HeadKind, ...] = ("linear", "classifier", "yes_no", "similarity")
+KINDS: tuple[HeadKind, ...] = ("linear", "yes_no", "similarity")
 STATES = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 MEANS = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(1))
 
@@ -23,17 +23,52 @@ def test_bias_is_added() -> None:
     torch.testing.assert_close(head(STATES), STATES @ head.linear.weight[0] + head.linear.bias)
 
 
-def test_classifier_is_dense_tanh_row() -> None:
-    head = ScoreHead(8, "classifier", bias=True)
-    assert head.dense is not None
-    pooled = torch.tanh(STATES @ head.dense.weight.T + head.dense.bias)
-    torch.testing.assert_close(head(STATES), pooled @ head.linear.weight[0] + head.linear.bias)
+def test_layers_run_before_the_last_in_order() -> None:
+    layers = [HeadLayer(kind="dense", size=5, activation="tanh"), HeadLayer(kind="norm", size=5, bias=False, eps=0.1)]
+    head = ScoreHead(8, bias=True, layers=layers)
+    weights = {name: torch.randn_like(weight) for name, weight in head.named_parameters()}
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == {
+        "layers.0.linear.weight": (5, 8),
+        "layers.0.linear.bias": (5,),
+        "layers.1.weight": (5,),
+        "linear.weight": (1, 5),
+        "linear.bias": (1,),
+    }
+    head.load_state_dict(weights)
+    dense = torch.tanh(STATES @ weights["layers.0.linear.weight"].T + weights["layers.0.linear.bias"])
+    centred = dense - dense.mean(1, keepdim=True)
+    normed = centred / (centred.square().mean(1, keepdim=True) + 0.1).sqrt() * weights["layers.1.weight"]
+    torch.testing.assert_close(head(STATES), normed @ weights["linear.weight"][0] + weights["linear.bias"])
+
+
+def test_a_norm_takes_what_the_layer_before_it_gives() -> None:
+    with pytest.raises(ValueError, match=r"head_layers\[1\] is a norm of size 8 over states of size 5"):
+        ScoreHead(8, layers=[HeadLayer(kind="dense", size=5), HeadLayer(kind="norm", size=8)])
+    with pytest.raises(ValueError, match=r"head_layers\[0\] is a norm of size 5 over states of size 8"):
+        ScoreHead(8, layers=[HeadLayer(kind="norm", size=5)])
+
+
+def test_an_activation_has_a_name_that_transformers_knows() -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of .*gelu.*; got 'swoosh'"):
+        HeadLayer(kind="dense", size=5, activation="swoosh")
 
 
 def test_yes_no_is_the_difference_of_two_rows() -> None:
     head = ScoreHead(8, "yes_no")
     yes, no = head.linear.weight
     torch.testing.assert_close(head(STATES), STATES @ yes - STATES @ no)
+
+
+def test_soft_caps_hold_each_of_two_logits_and_else_the_score() -> None:
+    for kind in KINDS:
+        plain, capped = ScoreHead(8, kind), ScoreHead(8, kind, softcap=0.5)
+        capped.load_state_dict(plain.state_dict())
+        if kind == "yes_no":
+            yes, no = (soft_cap(STATES @ row, 0.5) for row in plain.linear.weight)
+            expected = yes - no
+        else:
+            expected = soft_cap(plain(STATES, MEANS), 0.5)
+        torch.testing.assert_close(capped(STATES, MEANS), expected)
 
 
 def test_similarity_is_a_row_and_a_cosine_both_scaled() -> None:

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mrr_model.modeling.merging import Spans, destinations, group_count, merge_tokens, span_means
+from mrr_model.modeling.merging import (
+    Spans,
+    destinations,
+    group_count,
+    merge_tokens,
+    merged_counts,
+    middle_positions,
+    span_means,
+    token_mean,
+)
 
 DIM = 3
 lengths = st.tuples(st.integers(1, 6), st.integers(0, 25), st.integers(0, 4))
@@ -165,3 +174,72 @@ def test_span_means_equal_the_loop(rows: list[tuple[int, int, int]], seed: int, 
 
 def test_span_means_are_float32() -> None:
     assert span_means(torch.ones(1, 4, DIM, dtype=torch.bfloat16), spans_of([(2, 2, 0)])).dtype == torch.float32
+
+
+def ones_of(spans: Spans, padding: int = 0) -> Tensor:
+    """One token for each state, 0 for padding: what stands before the first merge."""
+    return (torch.arange(int(spans.total.max()) + padding)[None] < spans.total[:, None]).long()
+
+
+@given(rows=batches, merges=st.lists(steps, max_size=3), padding=st.integers(0, 3))
+@settings(max_examples=100, deadline=None)
+def test_counts_and_positions_equal_the_loop(
+    rows: list[tuple[int, int, int]], merges: list[Fraction], padding: int
+) -> None:
+    spans = spans_of(rows)
+    counts = ones_of(spans, padding)
+    members = [[[token] for token in range(sum(row))] for row in rows]  # the tokens that each state stands for
+    for step in merges:
+        for index, (query, passage, prompt) in enumerate(zip(*map(Tensor.tolist, vars(spans).values()), strict=True)):
+            targets = slow_targets(query, passage, prompt, step)
+            merged: list[list[int]] = [[] for _ in range(max(targets) + 1)]
+            for tokens, target in zip(members[index], targets, strict=True):
+                merged[target] += tokens
+            members[index] = merged
+        target = destinations(spans, step, counts.shape[1])
+        spans = spans.merged(step)
+        counts = merged_counts(counts, target, int(spans.total.max()) + padding)
+    assert counts.sum(1).tolist() == [sum(row) for row in rows]
+    positions = middle_positions(counts)
+    for row, found, at, states in zip(rows, counts.tolist(), positions.tolist(), members, strict=True):
+        empty = len(found) - len(states)
+        assert found == [len(tokens) for tokens in states] + [0] * empty
+        assert at == [sum(tokens) // len(tokens) for tokens in states] + [sum(row) - 1] * empty
+
+
+@given(rows=batches, merges=st.lists(steps, min_size=1, max_size=3), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_merges_weighted_by_counts_keep_the_mean(
+    rows: list[tuple[int, int, int]], merges: list[Fraction], seed: int
+) -> None:
+    spans = spans_of(rows)
+    counts = ones_of(spans)
+    hidden = torch.randn(*counts.shape, DIM, generator=torch.Generator().manual_seed(seed))
+    expected = token_mean(hidden, counts)
+    for step in merges:
+        target = destinations(spans, step, counts.shape[1])
+        spans = spans.merged(step)
+        size = int(spans.total.max())
+        hidden, counts = merge_tokens(hidden, target, size, counts), merged_counts(counts, target, size)
+    torch.testing.assert_close(token_mean(hidden, counts), expected, atol=1e-5, rtol=1e-5)
+
+
+@given(rows=batches, seed=seeds, padding=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_token_mean_equals_the_loop(rows: list[tuple[int, int, int]], seed: int, padding: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    valid = ones_of(spans_of(rows), padding)
+    counts = valid * torch.randint(1, 9, valid.shape, generator=generator)
+    states = torch.randn(*counts.shape, DIM, generator=generator)
+    for row, each, found in zip(rows, zip(states, counts, strict=True), token_mean(states, counts), strict=True):
+        repeated = [state for state, count in zip(*each, strict=True) for _ in range(int(count))]
+        assert len(repeated) >= sum(row)
+        torch.testing.assert_close(found, torch.stack(repeated).mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_token_means_are_float32() -> None:
+    states = torch.ones(1, 600, DIM, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mean = token_mean(states, torch.ones(1, 600, dtype=torch.long))
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean, torch.ones(1, DIM))

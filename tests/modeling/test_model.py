@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -20,6 +21,7 @@ from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
 from mrr_model.modeling.families import FAMILIES
 from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
 from mrr_model.template import BERT_TEMPLATE
 
@@ -28,6 +30,7 @@ PairFactory = Callable[..., list[EncodedPair]]
 
 SPANS = [(5, 21, 4), (3, 40, 4), (4, 1, 4), (4, 0, 4)]
 MERGES = {2: Fraction(1, 2), 3: Fraction(2, 3), 5: Fraction(1, 4)}
+DOCUMENT_FIRST = BERT_TEMPLATE.model_copy(update={"query": ("{cls}",), "prompt": ("{sep}", "{query}", "{sep}")})
 
 
 def logits_of(model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan) -> Tensor:
@@ -44,33 +47,41 @@ def slow_logits(model: MatryoshkaModel, pair: EncodedPair, merges: dict[int, Fra
     """
     twin, pooling = stock_twin(model.model), model.backbone.pooling
     query, passage, logits = pair.query_length, pair.passage_length, []
+    members = [[token] for token in range(len(pair.input_ids))]  # the tokens that each state stands for
 
     ids = torch.tensor([pair.input_ids])
     token_types = (torch.arange(ids.shape[1]) >= query).long()[None]
     hidden = twin.embed(ids, token_types if model.matryoshka.template.token_types else torch.zeros_like(ids))
     for layer in range(1, model.num_layers + 1):
         means = slow_means(hidden[0], query, passage) if model.matryoshka.head == "similarity" else None
-        index = {"first": 0, "last": -1, "separator": query - 1}[pooling]
-        hidden, weights = slow_block(twin, layer, hidden, index)
-        logit = model.heads[str(layer)](twin.norm(hidden[:, index]), means)[0].item()
-        cap = model.matryoshka.logit_softcap
-        logits.append(logit if cap is None else cap * math.tanh(logit / cap))
+        kept = [(tokens[0] + tokens[-1]) // 2 for tokens in members]
+        positions = kept if model.backbone.keeps_positions else list(range(len(members)))
+        hidden, attended = slow_block(twin, layer, hidden, torch.tensor([positions]))
+        if pooling == "mean":
+            counts = torch.tensor([float(len(tokens)) for tokens in members])
+            read = (counts @ twin.norm(hidden)[0] / counts.sum())[None]
+            weights = counts * (counts @ attended)
+        else:
+            index = {"first": 0, "last": -1, "separator": query - 1}[pooling]
+            read, weights, counts = twin.norm(hidden[:, index]), attended[index], torch.ones(len(members))
+        logits.append(model.heads[str(layer)](read, means)[0].item())
         if layer in merges:
             if model.matryoshka.merge_weights == "mean":
-                weights = torch.ones_like(weights)
-            hidden = slow_merge(hidden[0], weights, query, passage, merges[layer])[None]
+                weights = counts
+            groups = slow_groups(query, passage, len(members), merges[layer])
+            hidden = slow_merge(hidden[0], weights, groups)[None]
+            members = [[token for each in group for token in members[each]] for group in groups]
             passage = len({math.floor(j * merges[layer]) for j in range(passage)})
     return logits
 
 
-def slow_block(twin: Walk, layer: int, hidden: Tensor, index: int) -> tuple[Tensor, Tensor]:
-    """One stock block, and its pooled token's attention to each position, summed over heads: (1, T, D) and (T,)."""
-    positions = torch.arange(hidden.shape[1])[None]  # renumbered at every width
+def slow_block(twin: Walk, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """One stock block, and its attention matrix, summed over heads: (1, T, D) and (T, T)."""
     caught: list[Tensor] = []
     hook = twin.attention(layer).register_forward_hook(lambda _, __, output: caught.append(output[1]))
     output = twin.block(layer)(hidden, **twin.inputs(layer, hidden, positions))
     hook.remove()
-    return output[0] if isinstance(output, tuple) else output, caught[0][0, :, index].sum(0)
+    return output[0] if isinstance(output, tuple) else output, caught[0][0].sum(0)
 
 
 def slow_means(hidden: Tensor, query: int, passage: int) -> Tensor:
@@ -79,24 +90,35 @@ def slow_means(hidden: Tensor, query: int, passage: int) -> Tensor:
     return torch.stack([hidden[1:query].mean(0), passage_states.mean(0)])[None]
 
 
-def slow_merge(hidden: Tensor, weights: Tensor, query: int, passage: int, step: Fraction) -> Tensor:
-    """(T, D) to (T', D): passage token j goes to group floor(j · step), which becomes its weighted average."""
+def slow_groups(query: int, passage: int, total: int, step: Fraction) -> list[list[int]]:
+    """The states that become one: passage state j goes to group floor(j · step), all others stay alone."""
     groups: dict[int, list[int]] = {}
     for j in range(passage):
         groups.setdefault(math.floor(j * step), []).append(query + j)
+    return [*([j] for j in range(query)), *groups.values(), *([j] for j in range(query + passage, total))]
+
+
+def slow_merge(hidden: Tensor, weights: Tensor, groups: list[list[int]]) -> Tensor:
+    """(T, D) to (T', D): a group becomes its weighted average."""
     merged = []
-    for members in groups.values():
+    for members in groups:
         shares = weights[members] if weights[members].sum() > 0 else torch.ones(len(members))
         merged.append((shares[:, None] * hidden[members]).sum(0) / shares.sum())
-    return torch.stack([*hidden[:query], *merged, *hidden[query + passage :]])
+    return torch.stack(merged)
 
 
 @pytest.mark.parametrize("merge_weights", ["attention", "mean"])
+@pytest.mark.parametrize("pooling", [None, "mean"])
 @EVERY_CASE
 def test_forward_equals_a_slow_walk(
-    make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any], merge_weights: str
+    make_model: ModelFactory,
+    make_pairs: PairFactory,
+    family: str,
+    changes: dict[str, Any],
+    pooling: str | None,
+    merge_weights: str,
 ) -> None:
-    model = make_model(family, own={"merge_weights": merge_weights}, **changes)
+    model = make_model(family, own={"pooling": pooling, "merge_weights": merge_weights}, **changes)
     pairs = make_pairs(SPANS)
     logits = logits_of(model, pairs, Plan(exits=tuple(range(1, 7)), merges=MERGES))
     for pair, row in zip(pairs, logits, strict=True):
@@ -184,6 +206,104 @@ def test_gradients_reach_both_sides_of_a_similarity(make_model: ModelFactory, ma
     assert model.model.encoder.layer[4].output.dense.weight.grad.abs().max() > 0
 
 
+@EVERY_CASE
+@pytest.mark.parametrize("merge_weights", ["attention", "mean"])
+def test_mean_pooled_logits_depend_on_nothing_but_the_pair(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any], merge_weights: str
+) -> None:
+    """Alone and in a batch, with rounded widths, at one exit or several, the last block whole or in training."""
+    model = make_model(family, own={"pooling": "mean", "merge_weights": merge_weights}, **changes)
+    pairs, plan = make_pairs([*SPANS, (3, 90, 4)]), Plan((2, 4, 6), MERGES)
+    alone = torch.cat([logits_of(model, [pair], plan) for pair in pairs])
+    assert alone.std() > 0.05
+    torch.testing.assert_close(logits_of(model, pairs, plan), alone, atol=1e-5, rtol=1e-5)
+    pad_id = model.config.pad_token_id or 0
+    with torch.inference_mode():
+        batch = collate(pairs, pad_id, rounded=True, max_tokens=model.backbone.max_tokens)
+        torch.testing.assert_close(model(batch, plan), alone, atol=1e-5, rtol=1e-5)
+    for column, exit_layer in enumerate(plan.exits):
+        merges = {layer: step for layer, step in MERGES.items() if layer < exit_layer}
+        single = logits_of(model, pairs, Plan((exit_layer,), merges))[:, 0]
+        torch.testing.assert_close(single, alone[:, column], atol=1e-5, rtol=1e-5)
+    trained = model.train()(collate(pairs, pad_id), plan)
+    torch.testing.assert_close(trained.detach(), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_mean_pooled_batches_can_be_joined_and_parted(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str
+) -> None:
+    model, pairs = make_model(family, own={"pooling": "mean"}), make_pairs(SPANS)
+    plan = Plan((2, 6), {1: Fraction(1, 2), 3: Fraction(1, 2)})
+    with torch.inference_mode():
+        expected = logits_of(model, pairs, plan)
+        merged = [model.run_to_next_merge(model.embed(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:])]
+        both = HiddenBatch.joined(merged)
+        assert both.counts is not None
+        assert both.counts.sum(1).tolist() == [sum(spans) for spans in SPANS]
+        parts = [run_to_the_end(model, both.part(part), plan) for part in (slice(3), slice(3, None))]
+        buffer = parts[0].new_empty(len(pairs))
+        buffer.part(slice(3)).copy_(parts[0])
+        buffer.part(slice(3, None)).copy_(parts[1])
+        assert len(buffer) == len(pairs)
+        torch.testing.assert_close(model.score_last_exit(buffer, plan), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mean_pooled_bfloat16_model_averages_in_float32(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    """512 states of which each is 1: a sum in bfloat16 would stick at 256."""
+    model = make_model("llama", own={"pooling": "mean"}).bfloat16()
+    hidden = model.embed(collate(make_pairs([(3, 500, 9)]), 0))
+    inputs = model.backbone.layer_inputs(hidden.states, hidden.spans)
+    hidden = replace(hidden, states=torch.ones_like(hidden.states))
+    with torch.autocast("cpu", torch.bfloat16):
+        read = model._pooled(hidden, inputs)
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, model.model.norm(hidden.states.float())[:, 0])
+
+
+@pytest.mark.parametrize(("family", "pooling"), [("llama", "last"), ("bert", "first"), ("bert", "mean")])
+def test_kept_positions_are_the_middles_of_the_merged_tokens(
+    make_model: ModelFactory,
+    make_pairs: PairFactory,
+    family: str,
+    pooling: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, [pair] = make_model(family, own={"pooling": pooling}), make_pairs([(3, 9, 2)])
+    seen: list[list[int] | None] = []
+    layer_inputs = model.backbone.layer_inputs
+
+    def watched(hidden: Tensor, spans: Any, prefix: Any = None, positions: Tensor | None = None) -> Any:
+        seen.append(None if positions is None else positions[0].tolist())
+        return layer_inputs(hidden, spans, prefix)
+
+    monkeypatch.setattr(model.backbone, "layer_inputs", watched)
+    plan = Plan((5,), {1: Fraction(1, 2), 3: Fraction(1, 2)})
+    logits_of(model, [pair], plan)
+    assert seen == [None, None, None]
+    seen.clear()
+    monkeypatch.setattr(model.backbone, "keeps_positions", True)
+    logits_of(model, [pair], plan)
+    # 0 1 2 | 3+4 5+6 7+8 9+10 11 | 12 13, then 0 1 2 | 3…6 7…10 11 | 12 13
+    assert seen == [None, [0, 1, 2, 3, 5, 7, 9, 11, 12, 13], [0, 1, 2, 4, 8, 11, 12, 13]]
+
+
+@pytest.mark.parametrize(("family", "pooling"), [("llama", "mean"), ("bert", "first")])
+def test_no_query_is_shared_if_it_sees_the_passage_or_is_pooled(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, pooling: str
+) -> None:
+    model = make_model(family, own={"pooling": pooling})
+    assert not model.backbone.shares_prefix
+    with pytest.raises(ValueError, match="prefix"):
+        model(collate(make_pairs(SPANS), 0, prefix_length=2), Plan((6,)), SharedPrefix(torch.tensor([7, 8])))
+
+
+@pytest.mark.parametrize("pooling", ["first", "separator"])
+def test_a_causal_model_pools_no_token_before_the_passage(make_model: ModelFactory, pooling: str) -> None:
+    with pytest.raises(ValueError, match=f"pooling '{pooling}' .*choose last or mean"):
+        make_model("llama", own={"pooling": pooling})
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_causal_model_has_no_similarity_heads(make_model: ModelFactory, family: str) -> None:
     with pytest.raises(ValueError, match="similarity heads compare states of an encoder"):
@@ -238,13 +358,11 @@ def test_logits_are_float32_one_column_an_exit(make_model: ModelFactory, make_pa
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("head", ["linear", "yes_no", "similarity"])
-def test_soft_cap_and_head_kinds(make_model: ModelFactory, make_pairs: PairFactory, head: str) -> None:
-    plain = make_model("bert", own={"head": head, "head_bias": True})
-    capped = make_model("bert", own={"head": head, "head_bias": True, "logit_softcap": 0.5})
-    pairs = make_pairs(SPANS)
-    expected = 0.5 * torch.tanh(logits_of(plain, pairs, Plan((6,))) / 0.5)
-    torch.testing.assert_close(logits_of(capped, pairs, Plan((6,))), expected)
+def test_the_models_heads_are_capped(make_model: ModelFactory, make_pairs: PairFactory) -> None:
+    plain, capped = make_model("bert"), make_model("bert", own={"logit_softcap": 0.5})
+    pairs, plan = make_pairs(SPANS), Plan((2, 6))
+    expected = 0.5 * torch.tanh(logits_of(plain, pairs, plan) / 0.5)
+    torch.testing.assert_close(logits_of(capped, pairs, plan), expected)
 
 
 def test_plan_knows_the_models_own_layers(make_model: ModelFactory) -> None:
@@ -289,6 +407,21 @@ def test_exit_beyond_the_last_layer(make_model: ModelFactory) -> None:
 def test_exits_that_are_no_ascending_layers(exits: tuple[int, ...]) -> None:
     with pytest.raises(ValidationError, match="exits must be ascending layer numbers from 1"):
         MatryoshkaConfig(exits=exits, merge_layers=(1,), default_merge_layer=1, template=BERT_TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({"pooling": "first"}, "pooling must be separator"),
+        ({"pooling": "mean"}, "pooling must be separator"),
+        ({"head_layers": ({"kind": "dense", "size": 4},)}, "head_layers must be empty"),
+        ({"template": DOCUMENT_FIRST}, "template with the document first"),
+    ],
+)
+def test_similarity_heads_compare_a_query_and_a_passage(own: dict[str, Any], named: str) -> None:
+    given = {"exits": (2,), "merge_layers": (1,), "default_merge_layer": 1, "template": BERT_TEMPLATE}
+    with pytest.raises(ValidationError, match=named):
+        MatryoshkaConfig(**{**given, "head": "similarity", **own})
 
 
 def test_config_forbids_what_it_does_not_know() -> None:
