@@ -31,17 +31,14 @@ class Walk:
 
     def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
         """Ids and token type ids (1, T) to the states before the first block, (1, T, D)."""
-        hidden: Tensor = self.stock.embeddings(input_ids=ids, token_type_ids=token_types)
-        return hidden
+        return self.stock.embeddings(input_ids=ids, token_type_ids=token_types)
 
     def block(self, layer: int) -> nn.Module:
-        block: nn.Module = self.stock.encoder.layer[layer - 1]
-        return block
+        return self.stock.encoder.layer[layer - 1]
 
     def attention(self, layer: int) -> nn.Module:
         """The module whose second output is the attention matrices, (1, H, T, T)."""
-        attention: nn.Module = self.block(layer).attention.self
-        return attention
+        return self.block(layer).attention.self
 
     def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         """What a block takes besides its states; `positions` (1, T): the tokens' positions."""
@@ -52,20 +49,48 @@ class Walk:
         return hidden
 
 
+class ElectraWalk(Walk):
+    def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
+        hidden = super().embed(ids, token_types)
+        return self.stock.embeddings_project(hidden) if hidden.shape[-1] != self.stock.config.hidden_size else hidden
+
+
+class DistilBertWalk(Walk):
+    def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
+        return self.stock.embeddings(ids)
+
+    def block(self, layer: int) -> nn.Module:
+        return self.stock.transformer.layer[layer - 1]
+
+    def attention(self, layer: int) -> nn.Module:
+        return self.block(layer).attention
+
+
+class MPNetWalk(Walk):
+    def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
+        return self.stock.embeddings(ids)
+
+    def attention(self, layer: int) -> nn.Module:
+        return self.block(layer).attention.attn
+
+    def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        """The stock model's bias, for tokens that may lie apart: rows and columns of that of all positions."""
+        whole = self.stock.encoder.compute_position_bias(hidden.new_zeros(1, int(positions.max()) + 1, 1))
+        bias = whole[:, :, positions[0]][:, :, :, positions[0]]
+        return {"position_bias": bias, "output_attentions": True}
+
+
 class DecoderWalk(Walk):
     """The parts of a stock causal model."""
 
     def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
-        hidden: Tensor = self.stock.embed_tokens(ids) * getattr(self.stock, "embedding_multiplier", 1.0)
-        return hidden
+        return self.stock.embed_tokens(ids) * getattr(self.stock, "embedding_multiplier", 1.0)
 
     def block(self, layer: int) -> nn.Module:
-        block: nn.Module = self.stock.layers[layer - 1]
-        return block
+        return self.stock.layers[layer - 1]
 
     def attention(self, layer: int) -> nn.Module:
-        attention: nn.Module = self.block(layer).self_attn
-        return attention
+        return self.block(layer).self_attn
 
     def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         size, window = hidden.shape[1], self.window(layer)
@@ -82,8 +107,7 @@ class DecoderWalk(Walk):
         return None if full else getattr(config, "sliding_window", None)
 
     def norm(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.stock.norm(hidden)
-        return normed
+        return self.stock.norm(hidden)
 
 
 @dataclass(frozen=True)
@@ -134,6 +158,8 @@ ENCODER: dict[str, Any] = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+ROBERTA = Tiny({**ENCODER, "type_vocab_size": 1}, template=XLM_ROBERTA_TEMPLATE, max_tokens=128)
+NO_TOKEN_TYPES = BERT_TEMPLATE.model_copy(update={"token_types": None})
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}
 """Qwen's windows hold from the fourth layer on."""
 
@@ -160,7 +186,32 @@ TINY: dict[str, Tiny] = {
         walk=DecoderWalk,
     ),
     "bert": Tiny(ENCODER, template=BERT_TEMPLATE, max_tokens=130),
-    "xlm-roberta": Tiny({**ENCODER, "type_vocab_size": 1}, template=XLM_ROBERTA_TEMPLATE, max_tokens=128),
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "electra": Tiny(
+        {**ENCODER, "embedding_size": 32},
+        {"projected": {"embedding_size": 24}},
+        template=BERT_TEMPLATE,
+        max_tokens=130,
+        walk=ElectraWalk,
+    ),
+    "distilbert": Tiny(
+        {
+            **{field: ENCODER[field] for field in ("vocab_size", "max_position_embeddings", "initializer_range")},
+            "dim": 32,
+            "hidden_dim": 48,
+            "n_layers": LAYERS,
+            "n_heads": 4,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "pad_token_id": 1,
+        },
+        template=NO_TOKEN_TYPES,
+        max_tokens=130,
+        walk=DistilBertWalk,
+    ),
+    "mpnet": Tiny(ENCODER, template=XLM_ROBERTA_TEMPLATE, max_tokens=128, walk=MPNetWalk),
 }
 """Every family by its `model_type`."""
 

@@ -1,4 +1,7 @@
-"""Bidirectional encoders of BERT's block: BERT (MiniLM), XLM-RoBERTa.
+"""Bidirectional encoders of BERT's block: BERT (MiniLM), ELECTRA, RoBERTa, XLM-RoBERTa, CamemBERT.
+
+A new family of this block is one entry in `families.FAMILIES`. Positions are added at the embeddings, so a merged token
+carries those of its tokens, averaged like the rest of its state.
 
 Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
 """
@@ -7,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mrr_model.modeling.attention import row_attention
+from mrr_model.modeling.attention import pooled_bias, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
@@ -24,7 +27,9 @@ class Encoder(Backbone):
 
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
         token_types = self.token_type_ids(input_ids, spans)
-        return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types))
+        hidden = cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types)
+        project = getattr(self.model, "embeddings_project", None)  # of ELECTRA models with narrow embeddings
+        return cast(Tensor, hidden if project is None else project(hidden))
 
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
@@ -35,15 +40,22 @@ class Encoder(Backbone):
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
         return LayerInputs(self.pooled_index(spans, hidden.device), valid, {"attention_mask": mask})
 
-    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+    def projections(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The modules of block `layer` that make queries, keys and values: (…, D) to (…, H · d)."""
         attention = cast(Any, self.layers[layer - 1]).attention.self
+        return attention.query, attention.key, attention.value
+
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+        to_query, to_key, to_value = self.projections(layer)
         residual = inputs.pooled(hidden)  # (B, D), a copy: a view would keep all tokens' states alive
 
-        heads = (*hidden.shape[:-1], attention.num_attention_heads, attention.attention_head_size)
-        query = attention.query(residual).view(len(hidden), attention.num_attention_heads, 1, -1)  # (B, H, 1, d)
-        key = attention.key(hidden).view(heads).transpose(1, 2)  # (B, H, T, d)
-        value = attention.value(hidden).view(heads).transpose(1, 2)
-        attended = row_attention(query, key, value, inputs.attention_row(), attention.scaling)  # (B, D)
+        heads = self.model.config.num_attention_heads
+        query = to_query(residual).unflatten(-1, (heads, 1, -1))  # (B, H, 1, d)
+        key = to_key(hidden).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, T, d)
+        value = to_value(hidden).unflatten(-1, (heads, -1)).transpose(1, 2)
+        row = inputs.attention_row()
+        bias = pooled_bias(inputs.block_inputs["attention_mask"], row)  # (B, H, T)
+        attended = row_attention(query, key, value, row, scaling=None, bias=bias)  # (B, H · d)
         return PooledState(attended, residual)
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
@@ -55,15 +67,13 @@ class Encoder(Backbone):
 
     @property
     def attention_size(self) -> int:
-        return cast(int, cast(Any, self.layers[0]).attention.self.all_head_size)
+        return cast(int, cast(Any, self.projections(1)[0]).out_features)
 
     @property
     def max_tokens(self) -> int | None:
-        """XLM-RoBERTa's positions start after its padding id."""
-        config = self.model.config
-        offset = config.pad_token_id + 1 if config.model_type == "xlm-roberta" else 0
-        return int(config.max_position_embeddings) - offset
+        """The positions of RoBERTa and its kin start after the padding id, which their embeddings keep."""
+        offset = getattr(self.model.embeddings, "padding_idx", -1) + 1
+        return int(self.model.config.max_position_embeddings) - offset
 
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
-        attention = cast(Any, self.layers[layer - 1]).attention.self
-        return attention.key, attention.value
+        return self.projections(layer)[1:]

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mrr_model.modeling import decoder, encoder
+from mrr_model.modeling import decoder, distilbert, encoder, mpnet
 from mrr_model.modeling.backbone import Backbone
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.heads import HeadLayer
@@ -63,6 +63,12 @@ def _classification_head(activation: str) -> Callable[[Any], Classifier]:
     return classifier
 
 
+def _pre_classifier(config: Any) -> Classifier:
+    """DistilBERT's: a dense layer with ReLU, then the output layer, beside each other."""
+    dense = HeadLayer(kind="dense", size=config.hidden_size, activation="relu")
+    return Classifier("classifier", (("pre_classifier", dense),))
+
+
 def _last_token(config: Any) -> Classifier:
     """A causal model's: one linear layer over the last token."""
     return Classifier("score", pooling="last")
@@ -70,7 +76,12 @@ def _last_token(config: Any) -> Classifier:
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(encoder.Encoder, "bert.", _pooler("bert.")),
+    "roberta": Family(encoder.Encoder, "roberta.", _classification_head("tanh")),
     "xlm-roberta": Family(encoder.Encoder, "roberta.", _classification_head("tanh")),
+    "camembert": Family(encoder.Encoder, "roberta.", _classification_head("tanh")),
+    "electra": Family(encoder.Encoder, "electra.", _classification_head("gelu")),
+    "distilbert": Family(distilbert.DistilBert, "distilbert.", _pre_classifier),
+    "mpnet": Family(mpnet.MPNet, "mpnet.", _classification_head("tanh")),
     **{name: Family(decoder.Decoder, "model.", _last_token) for name in decoder.FAMILIES},
 }
 """Every known architecture by its transformers `model_type`."""
