@@ -156,6 +156,30 @@ def test_gradients_reach_every_layer_and_head(make_model: ModelFactory, make_pai
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_activation_checkpointing_changes_no_gradient(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str
+) -> None:
+    model, batch, plan = make_model(family).train(), collate(make_pairs(SPANS), 0), Plan((2, 6), MERGES)
+    if not model.model.supports_gradient_checkpointing:
+        with pytest.raises(ValueError, match="does not support activation checkpointing"):
+            model.activation_checkpointing_enable()
+        return
+    runs: list[int] = []
+    # Keys are projected inside the block, so that running it again for its gradients shows.
+    model.backbone.key_value_projections(3)[0].register_forward_hook(lambda *_: runs.append(3))
+    grads = []
+    for expected_runs in (1, 2):
+        runs.clear()
+        model.zero_grad()
+        model(batch, plan).sum().backward()
+        assert len(runs) == expected_runs
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        model.activation_checkpointing_enable()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_stays_near_float32(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
     """bfloat16 has three digits: a logit of this size may move by a few hundredths, a wrong path moves it by more."""
     model, pairs = make_model(family), make_pairs(SPANS)
