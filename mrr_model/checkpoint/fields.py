@@ -53,7 +53,9 @@ class StockFields(BaseModel):
 
     num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = None
     hidden_size: Size | None = None
+    embedding_size: Size | None = None
     intermediate_size: Size | None = None
+    hidden_dim: Size | None = None
     num_attention_heads: Size | None = None
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
@@ -65,12 +67,15 @@ class StockFields(BaseModel):
 
     hidden_act: Activation | None = None
     hidden_activation: Activation | None = None
+    activation: Activation | None = None
     dtype: Dtype | None = None
     torch_dtype: Dtype | None = None
 
     sliding_window: Size | None = None
     max_window_layers: Index | None = None
     layer_types: list[LayerType] | None = None
+    relative_attention_num_buckets: Annotated[int, Field(ge=32, lt=2**31)] | None = None
+    """Of MPNet, whose code looks up 32 whatever its configuration says."""
     rope_theta: Positive | None = None
     rope_parameters: dict[str, Any] | None = None
     rope_scaling: dict[str, Any] | None = None
@@ -81,6 +86,7 @@ class StockFields(BaseModel):
     hidden_dropout_prob: Dropout | None = None
     attention_probs_dropout_prob: Dropout | None = None
     classifier_dropout: Dropout | None = None
+    dropout: Dropout | None = None
 
     query_pre_attn_scalar: Positive | None = None
     attn_logit_softcapping: Positive | None = None
