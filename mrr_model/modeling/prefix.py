@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mrr_model.modeling.angles import Angles
+
 
 @dataclass
 class KeyValue:
@@ -54,14 +56,14 @@ class SharedPrefix:
     Attributes:
         input_ids: The span's token ids, int64 (Q,).
         hidden: Its states after `len(layers)` layers, (1, Q, D).
-        rotary: Its rotary angles.
+        rotary: Its rotary angles, by type of layer.
         layers: The keys and values of the layers so far.
         bands: Its own sliding-window masks, by window.
     """
 
     input_ids: Tensor
     hidden: Tensor | None = None
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: dict[str, Angles] = field(default_factory=dict)
     layers: list[KeyValue] = field(default_factory=list)
     bands: dict[int, Tensor] = field(default_factory=dict)
 
