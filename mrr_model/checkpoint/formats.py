@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fields import check_fields, checked_config
 from mrr_model.checkpoint.weights import Rename
 from mrr_model.files.damage import faults_of
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
-from mrr_model.modeling.families import FAMILIES, is_decoder
+from mrr_model.modeling.families import FAMILIES, config_class
 from mrr_model.template import RELEASE_TEMPLATE
 
 SECTION = "matryoshka"
@@ -233,12 +233,12 @@ def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTraine
     Raises:
         ValueError: For a family that is not known, and for numbers and names of which no model can be built.
     """
-    is_decoder(model_type)  # raises an error that lists the known families
+    stock_class = config_class(model_type)  # raises an error that lists the known families
     check_fields(fields)
     known = {key: value for key, value in fields.items() if key not in NOT_STOCK}
     if known.get("pad_token_id") == -1:
         known["pad_token_id"] = None
-    return checked_config(CONFIG_MAPPING[str(model_type)].from_dict(known))
+    return checked_config(stock_class.from_dict(known))
 
 
 def rename_heads(exits: tuple[int, ...]) -> Rename:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, LlamaModel, PreTrainedConfig, PreTrainedModel
 
 from mrr_model.modeling import decoder, distilbert, encoder, mpnet
 from mrr_model.modeling.backbone import Backbone
+from mrr_model.modeling.bidirectional import BidirectionalDecoder, BidirectionalLlamaConfig
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.heads import HeadLayer
 
@@ -21,11 +22,13 @@ class Classifier:
         linear: The module of the last layer.
         layers: The layers before it, each with the module that holds its weights.
         pooling: What they read.
+        temperature: What the library divides its output by; a linear head's weights take it in.
     """
 
     linear: str
     layers: tuple[tuple[str, HeadLayer], ...] = ()
     pooling: Pooling = "first"
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,15 @@ class Family:
         backbone: Runs the stock base model layer by layer.
         prefix: What stock checkpoints with a head write before the base model's weight names.
         classifier: The classifier of a stock configuration.
+        config: The configuration's class, if transformers does not know the architecture by its `model_type`.
+        model: The stock model's class, likewise.
     """
 
     backbone: type[Backbone]
     prefix: str
     classifier: Callable[[Any], Classifier]
+    config: type[PreTrainedConfig] | None = None
+    model: type[PreTrainedModel] | None = None
 
 
 def _pooler(prefix: str) -> Callable[[Any], Classifier]:
@@ -74,6 +81,11 @@ def _last_token(config: Any) -> Classifier:
     return Classifier("score", pooling="last")
 
 
+def _bidirectional(config: BidirectionalLlamaConfig) -> Classifier:
+    """One linear layer over what the configuration says, divided by its temperature."""
+    return Classifier("score", pooling=config.own_pooling, temperature=config.temperature)
+
+
 FAMILIES: dict[str, Family] = {
     "bert": Family(encoder.Encoder, "bert.", _pooler("bert.")),
     "roberta": Family(encoder.Encoder, "roberta.", _classification_head("tanh")),
@@ -83,8 +95,9 @@ FAMILIES: dict[str, Family] = {
     "distilbert": Family(distilbert.DistilBert, "distilbert.", _pre_classifier),
     "mpnet": Family(mpnet.MPNet, "mpnet.", _classification_head("tanh")),
     **{name: Family(decoder.Decoder, "model.", _last_token) for name in decoder.FAMILIES},
+    "llama_bidirec": Family(BidirectionalDecoder, "model.", _bidirectional, BidirectionalLlamaConfig, LlamaModel),
 }
-"""Every known architecture by its transformers `model_type`."""
+"""Every known architecture by its `model_type`."""
 
 
 def family_of(model_type: str | None) -> Family:
@@ -105,6 +118,24 @@ def is_decoder(model_type: str | None) -> bool:
         ValueError: If it is unknown.
     """
     return family_of(model_type).backbone.causal
+
+
+def config_class(model_type: str | None) -> type[PreTrainedConfig]:
+    """The class of an architecture's configuration.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+    """
+    return family_of(model_type).config or CONFIG_MAPPING[str(model_type)]
+
+
+def model_class(model_type: str | None) -> type[PreTrainedModel]:
+    """The class of an architecture's stock base model.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+    """
+    return family_of(model_type).model or cast(type[PreTrainedModel], MODEL_MAPPING[config_class(model_type)])
 
 
 def backbone_of(model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None) -> Backbone:

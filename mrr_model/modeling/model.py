@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mrr_model.compression import Compression, Plan, resolve
 from mrr_model.modeling import attention
@@ -18,7 +18,7 @@ from mrr_model.modeling.backbone import Backbone, LayerInputs
 from mrr_model.modeling.batch import Batch
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.construction import NamedTensors
-from mrr_model.modeling.families import backbone_of, default_pooling, without_pooler
+from mrr_model.modeling.families import backbone_of, default_pooling, model_class, without_pooler
 from mrr_model.modeling.heads import ScoreHead
 from mrr_model.modeling.merging import (
     destinations,
@@ -111,7 +111,7 @@ class MatryoshkaModel(nn.Module):
         Raises:
             ValueError: See the class.
         """
-        stock_class = MODEL_MAPPING[type(backbone)]
+        stock_class = model_class(backbone.model_type)
         dtype = backbone.dtype if isinstance(backbone.dtype, torch.dtype) else torch.float32
         with NamedTensors(dtype, weights):
             stock = cast(Any, stock_class)(backbone, **without_pooler(stock_class))
