@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mrr_model.modeling.families import without_pooler
+from mrr_model.modeling.families import config_class, model_class, without_pooler
 from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
 
 LAYERS = 6
@@ -97,8 +97,16 @@ class DecoderWalk(Walk):
         distance = torch.arange(size)[:, None] - torch.arange(size)[None, :]
         hidden_positions = (distance < 0) | (distance >= (window or size))
         mask = torch.zeros(size, size).masked_fill(hidden_positions, torch.finfo(torch.float32).min)[None, None]
-        rotary = self.stock.rotary_emb(hidden, position_ids=positions)
-        return {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotary}
+        return {
+            "attention_mask": mask,
+            "position_ids": positions,
+            "position_embeddings": self.rotary(layer, hidden, positions),
+        }
+
+    def rotary(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotary angles of a layer."""
+        angles: tuple[Tensor, Tensor] = self.stock.rotary_emb(hidden, position_ids=positions)
+        return angles
 
     def window(self, layer: int) -> int | None:
         """How many tokens back a layer sees."""
@@ -108,6 +116,23 @@ class DecoderWalk(Walk):
 
     def norm(self, hidden: Tensor) -> Tensor:
         return self.stock.norm(hidden)
+
+
+class Gemma3Walk(DecoderWalk):
+    """Gemma 3's local and global layers have rotary angles of their own."""
+
+    def rotary(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles: tuple[Tensor, Tensor] = self.stock.rotary_emb(
+            hidden, positions, self.stock.config.layer_types[layer - 1]
+        )
+        return angles
+
+
+class BidirectionalWalk(DecoderWalk):
+    """A causal model's parts, and no mask."""
+
+    def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        return {**super().inputs(layer, hidden, positions), "attention_mask": None}
 
 
 @dataclass(frozen=True)
@@ -163,11 +188,23 @@ NO_TOKEN_TYPES = BERT_TEMPLATE.model_copy(update={"token_types": None})
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}
 """Qwen's windows hold from the fourth layer on."""
 
+
+def longrope(original: int) -> dict[str, Any]:
+    """The fields of a Phi-3 that was trained on inputs of `original` tokens and extended to longer ones."""
+    factors = {"short_factor": [1.0, 1.2, 1.5, 2.0], "long_factor": [1.5, 3.0, 6.0, 12.0]}
+    return {
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": original,
+        "rope_parameters": {"rope_type": "longrope", "factor": 1024 / original, **factors},
+    }
+
+
 TINY: dict[str, Tiny] = {
     "mistral": Tiny(DECODER, {"window": {"sliding_window": 7}}, walk=DecoderWalk),
     "llama": Tiny(DECODER, walk=DecoderWalk),
     "qwen2": Tiny(DECODER, {"window": QWEN_WINDOW}, walk=DecoderWalk),
     "qwen3": Tiny({**DECODER, "head_dim": 12}, {"window": QWEN_WINDOW}, walk=DecoderWalk),
+    "gemma": Tiny({**DECODER, "head_dim": 12}, walk=DecoderWalk),
     # A low cap, so that capping shows; a head size that is not hidden size / heads, as in the real model.
     "gemma2": Tiny(
         {**DECODER, "head_dim": 12, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
@@ -175,6 +212,27 @@ TINY: dict[str, Tiny] = {
         own={"logit_softcap": 30.0},
         walk=DecoderWalk,
     ),
+    "gemma3_text": Tiny(
+        {
+            **DECODER,
+            "head_dim": 12,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            },
+        },
+        {"window": {"sliding_window": 7}},
+        walk=Gemma3Walk,
+    ),
+    # Half of each head is rotated, as in Phi-4-mini. LongRoPE's long factors hold for every input of the tests.
+    "phi3": Tiny(
+        {**DECODER, "partial_rotary_factor": 0.5},
+        {"window": {"sliding_window": 7}, "longrope": longrope(original=6)},
+        walk=DecoderWalk,
+    ),
+    "llama_bidirec": Tiny(DECODER, walk=BidirectionalWalk),
     "granite": Tiny(
         {
             **DECODER,
@@ -228,14 +286,14 @@ WINDOWS = {family: dict(tiny.variants["window"]) for family, tiny in TINY.items(
 
 def stock_config(family: str, **changes: Any) -> PreTrainedConfig:
     """A tiny stock configuration."""
-    return CONFIG_MAPPING[family](**{**TINY[family].config, **changes})
+    return config_class(family)(**{**TINY[family].config, **changes})
 
 
 def stock_twin(model: PreTrainedModel) -> Walk:
     """The parts of a stock model with the same weights and the plainest attention."""
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
-    pooler = without_pooler(MODEL_MAPPING[type(config)])
-    twin = AutoModel.from_config(config, attn_implementation="eager", **pooler).eval()
+    stock: Any = model_class(config.model_type)
+    twin = stock._from_config(config, attn_implementation="eager", **without_pooler(stock)).eval()
     twin.load_state_dict(model.state_dict())
     return TINY[config.model_type].walk(twin)

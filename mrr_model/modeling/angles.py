@@ -34,7 +34,10 @@ class Rotary:
         kinds = self.module.rope_type
         scaled = {kind for kind in (kinds.values() if isinstance(kinds, dict) else [kinds]) if kind in SCALED_BY_LENGTH}
         if scaled and layer_types is not None:
-            raise ValueError(f"rope_parameters: rope_type {scaled.pop()!r} is not supported for single layer types.")
+            raise ValueError(
+                f"config.json: rope_type {scaled.pop()!r} is not supported in rope_parameters of single layer types; "
+                "'default', 'linear' and the other types that do not depend on an input's length are."
+            )
         self.kind = scaled.pop() if scaled else None
 
     @property

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig
 
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.construction import NamedTensors
-from mrr_model.modeling.families import FAMILIES, without_pooler
+from mrr_model.modeling.families import FAMILIES, model_class, without_pooler
 from mrr_model.modeling.model import MatryoshkaModel
 
 QUERY, TEXTS = "what is a panda?", ["the panda", "", "bamboo " * 30]
@@ -103,7 +103,8 @@ def test_a_loaded_model_has_what_transformers_own_has(
 ) -> None:
     """Rotary frequencies, position ids and scales are no weights: the checkpoint does not hold them."""
     config = make_config(family, dtype=torch.bfloat16)
-    stock = AutoModel.from_config(config, **without_pooler(MODEL_MAPPING[type(config)]))
+    stock_class: Any = model_class(family)
+    stock = stock_class._from_config(config, **without_pooler(stock_class))
     loaded = checkpoint.load(Path(folders[family]), dtype=torch.bfloat16).model.model
     expected, found = dict(stock.named_buffers()), dict(loaded.named_buffers())
     assert expected.keys() == found.keys()

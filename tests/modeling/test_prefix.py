@@ -13,10 +13,11 @@ from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
 from mrr_model.inference.batching import MIN_SHARING_PAIRS, query_groups
 from mrr_model.modeling.batch import EncodedPair, collate
+from mrr_model.modeling.families import FAMILIES, is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
 
-DECODERS = ["mistral", "llama", "qwen2", "qwen3", "gemma2", "granite"]
+DECODERS = [family for family in FAMILIES if is_decoder(family)]
 QUERY = 9
 SPANS = [(QUERY, 12, 3), (QUERY, 5, 3), (QUERY, 17, 3), (QUERY, 0, 3), (QUERY, 8, 3)]
 PLANS = [
@@ -35,7 +36,10 @@ def same_query(make_pairs: Callable[..., list[EncodedPair]]) -> list[EncodedPair
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [*((family, {}) for family in DECODERS), ("mistral", {"sliding_window": 8}), ("gemma2", {"sliding_window": 8})],
+    [
+        *((family, {}) for family in DECODERS),
+        *((family, {"sliding_window": 8}) for family in ("mistral", "gemma2", "gemma3_text", "phi3")),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("plan", PLANS, ids=str)
