@@ -40,7 +40,6 @@ from mrr_model.data.groups import Group, write_groups
 from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.compensation import Adapter, LowRank
 from mrr_model.modeling.config import MatryoshkaConfig
-from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile, ProfilePoint
 
@@ -126,7 +125,7 @@ def build_checkpoint(family: str, *, adapters: bool = True, seed: int = 0, **cha
     model = build_model(family, seed=seed, **changes)
     names = ("vertical", "horizontal_1_2", "horizontal_1_4") if adapters else ()
     deltas: dict[str, Adapter] = {name: random_adapter(model, seed=index) for index, name in enumerate(names)}
-    tokenizer = decoder_tokenizer() if is_decoder(family) else encoder_tokenizer()
+    tokenizer = decoder_tokenizer() if "{bos}" in TINY[family].template.query else encoder_tokenizer()
     return Checkpoint(model, tokenizer, deltas)
 
 

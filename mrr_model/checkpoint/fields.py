@@ -79,6 +79,8 @@ class StockFields(BaseModel):
     rope_theta: Positive | None = None
     rope_parameters: dict[str, Any] | None = None
     rope_scaling: dict[str, Any] | None = None
+    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] | None = None
+    original_max_position_embeddings: Annotated[int, Field(ge=1, le=MAX_POSITIONS)] | None = None
 
     rms_norm_eps: Epsilon | None = None
     layer_norm_eps: Epsilon | None = None
@@ -95,6 +97,7 @@ class StockFields(BaseModel):
     residual_multiplier: Positive | None = None
     attention_multiplier: Positive | None = None
     logits_scaling: Positive | None = None
+    temperature: Positive | None = None
 
     # The published layer-wise formats
     start_layer: Size | None = None
@@ -155,6 +158,9 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
         raise ValueError(f"rope_type must be one of {', '.join(ROPE_TYPES)}, got {kind!r}")
     for name, value in rope.items():
         if name in ("rope_type", "type"):
+            continue
+        if isinstance(value, Mapping):  # of one type of layer
+            _check_rope(value)
             continue
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, int | float | None):
