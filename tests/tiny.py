@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from mrr_model.modeling.families import config_class, model_class, without_pooler
 from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
@@ -135,6 +136,57 @@ class BidirectionalWalk(DecoderWalk):
         return {**super().inputs(layer, hidden, positions), "attention_mask": None}
 
 
+class GteWalk(Walk):
+    """The parts of a stock GTE."""
+
+    def block(self, layer: int) -> nn.Module:
+        return self.stock.layers[layer - 1]
+
+    def attention(self, layer: int) -> nn.Module:
+        return self.block(layer).self_attn
+
+    def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        return {"attention_mask": None, "position_embeddings": self.stock.rotary_emb(hidden, positions)}
+
+
+class ModernBertWalk(GteWalk):
+    """The parts of a stock ModernBERT."""
+
+    def embed(self, ids: Tensor, token_types: Tensor) -> Tensor:
+        return self.stock.embeddings(input_ids=ids)
+
+    def attention(self, layer: int) -> nn.Module:
+        return self.block(layer).attn
+
+    def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        kind = self.stock.config.layer_types[layer - 1]
+        mask = None
+        if kind == "sliding_attention":
+            distance = (positions[:, :, None] - positions[:, None, :]).abs()  # (1, T, T)
+            far = distance > self.stock.config.local_attention // 2
+            mask = torch.zeros(far.shape).masked_fill(far, torch.finfo(torch.float32).min)[:, None]
+        return {"attention_mask": mask, "position_embeddings": self.stock.rotary_emb(hidden, positions, kind)}
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        return self.stock.final_norm(hidden)
+
+
+class DebertaWalk(Walk):
+    """The parts of a stock DeBERTa-v2."""
+
+    def inputs(self, layer: int, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        encoder = self.stock.encoder
+        relative = positions[:, :, None] - positions[:, None, :]  # (1, T, T)
+        if encoder.position_buckets > 0:
+            relative = make_log_bucket_position(relative, encoder.position_buckets, encoder.max_relative_positions)
+        return {
+            "attention_mask": torch.ones(1, 1, *relative.shape[1:]),
+            "relative_pos": relative.long(),
+            "rel_embeddings": encoder.get_rel_embedding(),
+            "output_attentions": True,
+        }
+
+
 @dataclass(frozen=True)
 class Tiny:
     """One family.
@@ -185,6 +237,27 @@ ENCODER: dict[str, Any] = {
 }
 ROBERTA = Tiny({**ENCODER, "type_vocab_size": 1}, template=XLM_ROBERTA_TEMPLATE, max_tokens=128)
 NO_TOKEN_TYPES = BERT_TEMPLATE.model_copy(update={"token_types": None})
+DEBERTA: dict[str, Any] = {
+    **ENCODER,
+    "relative_attention": True,
+    "position_buckets": 8,
+    "max_relative_positions": 20,  # both shorter than the tests' inputs
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "pad_token_id": 0,
+}
+MODERNBERT: dict[str, Any] = {
+    **{name: value for name, value in ENCODER.items() if "dropout" not in name},
+    "max_position_embeddings": 1024,
+    "local_attention": 128,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3}
 """Qwen's windows hold from the fourth layer on."""
 
@@ -270,6 +343,47 @@ TINY: dict[str, Tiny] = {
         walk=DistilBertWalk,
     ),
     "mpnet": Tiny(ENCODER, template=XLM_ROBERTA_TEMPLATE, max_tokens=128, walk=MPNetWalk),
+    "deberta-v2": Tiny(
+        DEBERTA,
+        {
+            # The first version's way: absolute positions too, token types, relative ones without buckets.
+            "absolute": {
+                "position_biased_input": True,
+                "type_vocab_size": 2,
+                "position_buckets": -1,
+                "max_relative_positions": -1,
+                "share_att_key": False,
+                "norm_rel_ebd": "none",
+                "embedding_size": 24,
+            },
+            "c2p": {"pos_att_type": ["c2p"]},
+            "p2c": {"pos_att_type": ["p2c"], "share_att_key": False},
+        },
+        template=BERT_TEMPLATE,
+        walk=DebertaWalk,
+    ),
+    "modernbert": Tiny(
+        MODERNBERT,
+        {
+            "window": {"local_attention": 14},
+            "biased": {
+                "attention_bias": True,
+                "mlp_bias": True,
+                "norm_bias": True,
+                "classifier_bias": True,
+                "classifier_activation": "relu",
+                "classifier_pooling": "mean",
+            },
+        },
+        template=NO_TOKEN_TYPES,
+        walk=ModernBertWalk,
+    ),
+    "gte": Tiny(
+        {**ENCODER, "max_position_embeddings": 1024, "type_vocab_size": 2},
+        {"untyped": {"type_vocab_size": 0}},
+        template=BERT_TEMPLATE,
+        walk=GteWalk,
+    ),
 }
 """Every family by its `model_type`."""
 

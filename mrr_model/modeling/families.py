@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, LlamaModel, PreTrainedConfig, PreTrainedModel
 
-from mrr_model.modeling import decoder, distilbert, encoder, mpnet
+from mrr_model.modeling import deberta, decoder, distilbert, encoder, gte, modernbert, mpnet
 from mrr_model.modeling.backbone import Backbone
 from mrr_model.modeling.bidirectional import BidirectionalDecoder, BidirectionalLlamaConfig
 from mrr_model.modeling.config import Pooling
@@ -76,6 +76,21 @@ def _pre_classifier(config: Any) -> Classifier:
     return Classifier("classifier", (("pre_classifier", dense),))
 
 
+def _context_pooler(config: Any) -> Classifier:
+    """DeBERTa's: a dense layer with an activation over the first token, then the output layer."""
+    dense = HeadLayer(kind="dense", size=config.hidden_size, activation=config.pooler_hidden_act)
+    return Classifier("classifier", (("pooler.dense", dense),))
+
+
+def _prediction_head(config: Any) -> Classifier:
+    """ModernBERT's: a dense layer with an activation and a norm over the first token or the mean, then the output."""
+    size = config.hidden_size
+    dense = HeadLayer(kind="dense", size=size, bias=config.classifier_bias, activation=config.classifier_activation)
+    norm = HeadLayer(kind="norm", size=size, bias=config.norm_bias, eps=config.norm_eps)
+    pooling: Pooling = "mean" if config.classifier_pooling == "mean" else "first"
+    return Classifier("classifier", (("head.dense", dense), ("head.norm", norm)), pooling)
+
+
 def _last_token(config: Any) -> Classifier:
     """A causal model's: one linear layer over the last token."""
     return Classifier("score", pooling="last")
@@ -94,6 +109,9 @@ FAMILIES: dict[str, Family] = {
     "electra": Family(encoder.Encoder, "electra.", _classification_head("gelu")),
     "distilbert": Family(distilbert.DistilBert, "distilbert.", _pre_classifier),
     "mpnet": Family(mpnet.MPNet, "mpnet.", _classification_head("tanh")),
+    "deberta-v2": Family(deberta.Deberta, "deberta.", _context_pooler),
+    "modernbert": Family(modernbert.ModernBert, "model.", _prediction_head),
+    "gte": Family(gte.Gte, "gte.", _pooler("gte.")),
     **{name: Family(decoder.Decoder, "model.", _last_token) for name in decoder.FAMILIES},
     "llama_bidirec": Family(BidirectionalDecoder, "model.", _bidirectional, BidirectionalLlamaConfig, LlamaModel),
 }

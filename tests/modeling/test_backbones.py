@@ -48,7 +48,7 @@ def stock_logits(model: MatryoshkaModel, batch: Batch) -> Tensor:
     if model.matryoshka.template.token_types is not None:
         inputs["token_type_ids"] = (positions >= batch.spans.query[:, None]).long()
     twin = stock_twin(model.model)
-    with torch.inference_mode():
+    with torch.no_grad():
         output = twin.stock(**inputs, output_hidden_states=True)
 
     def pooled(hidden: Tensor) -> Tensor:

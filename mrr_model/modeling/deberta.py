@@ -1,0 +1,274 @@
+"""DeBERTa-v2 and -v3: disentangled attention, in which products with relative positions are added to those of contents.
+
+The stock modules keep their weights; only how their attention is computed is replaced. Equation 4 of the DeBERTa paper
+(arXiv 2006.03654): A_ij = (q_i·k_j + q_i·kr_{δ(i,j)} + qr_{δ(i,j)}·k_j) / √(3d), δ version 2's log buckets.
+
+Shapes: B pairs, T tokens, D hidden size, H heads, d head size, P relative positions.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
+
+from mrr_model.modeling.attention import AttentionRow
+from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
+from mrr_model.modeling.config import Pooling
+from mrr_model.modeling.merging import Spans
+from mrr_model.modeling.prefix import SharedPrefix
+
+CHUNK = 1 << 22
+"""Products with relative positions that are held at a time, per kind: pairs run in chunks of at most this many."""
+
+
+@dataclass(frozen=True)
+class RelativePositions:
+    """What an attention needs of the tokens' relative positions. It takes the way of the stock `relative_pos`.
+
+    Attributes:
+        index: The relative position of each two tokens, as a row of the relative embeddings, int64 (1 or B, T, T).
+        row: Where to write the pooled tokens' attention.
+    """
+
+    index: Tensor
+    row: AttentionRow | None = None
+
+
+class DisentangledAttention(DisentangledSelfAttention):
+    """The stock attention's weights with fused attention, and with the pooled token's row for a merge."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: RelativePositions | None = None,
+        rel_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """The stock signature; the mask is bool (B, 1, 1, T) or None, and there is no second output."""
+        assert relative_pos is not None
+        query, key, value = (
+            self.heads(part(hidden_states)) for part in (self.query_proj, self.key_proj, self.value_proj)
+        )  # (B, H, T, d)
+        keys, queries = self.relative_projections(rel_embeddings)
+        if relative_pos.row is not None:
+            relative_pos.row.weights = self.row_weights(query, key, keys, queries, relative_pos, relative_pos.row)
+
+        batch, heads, tokens, _ = query.shape
+        positions = 0 if keys is None else keys.shape[1]
+        size = max(1, CHUNK // (heads * tokens * max(tokens, positions)))
+        chunks = []
+        for pairs in (slice(start, start + size) for start in range(0, batch, size)):
+            index = relative_pos.index if len(relative_pos.index) == 1 else relative_pos.index[pairs]
+            mask = None if attention_mask is None else attention_mask[pairs]
+            bias = self.bias(query[pairs], key[pairs], keys, queries, index)
+            chunks.append(self.attend(query[pairs], key[pairs], value[pairs], bias, mask))
+        out = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        return out.transpose(1, 2).flatten(2), None
+
+    @property
+    def scaling(self) -> float:
+        """The factor of every product."""
+        kinds = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
+        return float((self.attention_head_size * kinds) ** -0.5)
+
+    def heads(self, states: Tensor) -> Tensor:
+        """(…, T, H · d) to (…, H, T, d)."""
+        return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(-3, -2)
+
+    def relative_projections(self, embeddings: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The keys and the queries of relative positions, (H, P, d) each: of relative embeddings (P, D)."""
+        if embeddings is None or not self.relative_attention:
+            return None, None
+        embeddings = self.pos_dropout(embeddings)
+        shared = self.share_att_key
+        keys = queries = None
+        if "c2p" in self.pos_att_type:
+            keys = self.heads((self.key_proj if shared else self.pos_key_proj)(embeddings))
+        if "p2c" in self.pos_att_type:
+            queries = self.heads((self.query_proj if shared else self.pos_query_proj)(embeddings))
+        return keys, queries
+
+    def bias(
+        self, query: Tensor, key: Tensor, keys: Tensor | None, queries: Tensor | None, index: Tensor
+    ) -> Tensor | None:
+        """The scaled products with relative positions, (B, H, T, T): of (B, H, T, d) with (H, P, d)."""
+        shape = (*query.shape[:3], key.shape[2])
+        index = index[:, None]
+        bias = None
+        if keys is not None:
+            bias = (query * self.scaling @ keys.transpose(1, 2)).gather(3, index.expand(shape))
+        if queries is not None:
+            other = (queries * self.scaling @ key.transpose(2, 3)).gather(2, index.expand(shape))
+            bias = other if bias is None else bias + other
+        return bias
+
+    def row_bias(
+        self, query: Tensor, key: Tensor, keys: Tensor | None, queries: Tensor | None, index: Tensor
+    ) -> Tensor | None:
+        """The same for one query of each pair, (B, H, 1, d), whose relative positions are `index` (1 or B, T)."""
+        bias = None
+        if keys is not None:
+            products = query * self.scaling @ keys.transpose(1, 2)  # (B, H, 1, P)
+            bias = products.gather(3, index[:, None, None].expand(*key.shape[:2], 1, -1))
+        if queries is not None:
+            at = queries[:, index].transpose(0, 1)  # (1 or B, H, T, d)
+            other = (key * at).sum(3)[:, :, None] * self.scaling
+            bias = other if bias is None else bias + other
+        return bias
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Attention with a bias (B, H, T, T) and a mask (B, 1, 1, T)."""
+        if bias is not None and mask is not None:
+            mask = bias.masked_fill(~mask, float("-inf"))
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=bias if mask is None else mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            scale=self.scaling,
+        )
+
+    def row_weights(
+        self,
+        query: Tensor,
+        key: Tensor,
+        keys: Tensor | None,
+        queries: Tensor | None,
+        relative: RelativePositions,
+        row: AttentionRow,
+    ) -> Tensor:
+        """The pooled tokens' attention summed over heads, float32 (B, T): the weights of a merge."""
+        pair = torch.arange(len(query), device=query.device)
+        pooled = query[pair, :, row.index][:, :, None]  # (B, H, 1, d)
+        index = relative.index.expand(len(query), -1, -1)[pair, row.index]  # (B, T)
+        scores = pooled * self.scaling @ key.transpose(2, 3)  # (B, H, 1, T)
+        bias = self.row_bias(pooled, key, keys, queries, index)
+        scores = (scores if bias is None else scores + bias)[:, :, 0].float()
+        if row.valid is not None:
+            scores = scores.masked_fill(~row.valid[:, None], float("-inf"))
+        return scores.softmax(-1).sum(1)
+
+
+class Deberta(Backbone):
+    """Runs a stock DeBERTa-v2 layer by layer.
+
+    Raises:
+        ValueError: If the model has a convolution (`conv_kernel_size`), which runs over neighbouring tokens.
+    """
+
+    causal = False
+    keeps_positions = True
+
+    def __init__(
+        self, model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None
+    ) -> None:
+        super().__init__(model, pooling, token_types)
+        config = model.config
+        if getattr(config, "conv_kernel_size", 0) > 0:
+            raise ValueError(
+                f"conv_kernel_size={config.conv_kernel_size}: a DeBERTa with a convolution is not supported; use one "
+                "without, such as DeBERTa-v3"
+            )
+        for block in self.layers:
+            cast(Any, block).attention.self.__class__ = DisentangledAttention
+        self._rows = _embedding_rows(cast(Any, model.encoder)) if config.relative_attention else None
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, cast(Any, self.model.encoder).layer)
+
+    def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
+        token_types = self.token_type_ids(input_ids, spans)
+        return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types))
+
+    def layer_inputs(
+        self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
+    ) -> LayerInputs:
+        if prefix is not None:
+            raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
+        valid = self.valid_positions(spans, hidden)
+        index, embeddings = self._relative(hidden, positions)
+        inputs = {
+            "attention_mask": None if valid is None else valid[:, None, None, :],  # (B, 1, 1, T)
+            "relative_pos": RelativePositions(index),
+            "rel_embeddings": embeddings,
+        }
+        return LayerInputs(self.pooled_index(spans, hidden.device), valid, inputs)
+
+    def _relative(self, hidden: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Each two tokens' row of the relative embeddings, (1 or B, T, T), and the embeddings that occur, (P, D)."""
+        size = hidden.shape[1]
+        if self._rows is None:
+            return torch.zeros(1, size, size, dtype=torch.int64, device=hidden.device), None
+        farthest = len(self._rows) // 2
+        if positions is not None:
+            rows = self._rows.to(hidden.device, non_blocking=True)
+            distance = positions[:, :, None] - positions[:, None, :]  # (B, T, T)
+            index = rows[distance.clamp(-farthest, farthest) + farthest]
+            return index, cast(Any, self.model.encoder).get_rel_embedding()
+        distance = torch.arange(1 - size, size, device="cpu").clamp(-farthest, farthest)
+        rows = self._rows[distance + farthest]  # (2T − 1,), ascending
+        first, last = int(rows[0]), int(rows[-1])
+        rows = (rows - first).to(hidden.device, non_blocking=True)
+        index = rows.unfold(0, size, 1).flip(1)[None]  # row i − j + T − 1 for tokens i and j
+        return index, cast(Any, self.model.encoder).get_rel_embedding()[first : last + 1]
+
+    def block(
+        self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
+    ) -> Tensor:
+        relative = replace(inputs.block_inputs["relative_pos"], row=attention_row)
+        output = self.layers[layer - 1](hidden, **{**inputs.block_inputs, "relative_pos": relative})
+        return cast(Tensor, output[0])
+
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+        attention = cast(DisentangledAttention, cast(Any, self.layers[layer - 1]).attention.self)
+        residual = inputs.pooled(hidden)  # (B, D)
+        query = attention.heads(attention.query_proj(residual)[:, None])  # (B, H, 1, d)
+        key, value = attention.heads(attention.key_proj(hidden)), attention.heads(attention.value_proj(hidden))
+        keys, queries = attention.relative_projections(inputs.block_inputs["rel_embeddings"])
+        index = inputs.pooled(inputs.block_inputs["relative_pos"].index.expand(len(hidden), -1, -1))  # (B, T)
+        bias = attention.row_bias(query, key, keys, queries, index)
+        attended = attention.attend(query, key, value, bias, inputs.block_inputs["attention_mask"])
+        return PooledState(attended.flatten(1), residual)
+
+    def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
+        block = cast(Any, self.layers[layer - 1])
+        attended = block.attention.output(pooled.attended, pooled.residual)
+        return cast(Tensor, block.output(block.intermediate(attended), attended))
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    @property
+    def attention_size(self) -> int:
+        return cast(int, cast(Any, self.layers[0]).attention.self.all_head_size)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Relative positions have no limit; absolute ones do."""
+        config = self.model.config
+        return int(config.max_position_embeddings) if config.position_biased_input else None
+
+    def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
+        attention = cast(Any, self.layers[layer - 1]).attention.self
+        return attention.key_proj, attention.value_proj
+
+
+def _embedding_rows(encoder: Any) -> Tensor:
+    """The row of the relative embeddings of every distance from −M to M, int64 (2M + 1,), ascending.
+
+    M is the farthest distance that the model tells apart from farther ones.
+    """
+    farthest, buckets = int(encoder.max_relative_positions), int(encoder.position_buckets)
+    distance = torch.arange(-farthest, farthest + 1, device="cpu")
+    span = buckets if buckets > 0 else farthest
+    if buckets > 0:
+        distance = make_log_bucket_position(distance, buckets, farthest).long()
+    return (distance + span).clamp(0, 2 * span - 1)

@@ -1,0 +1,128 @@
+"""ModernBERT: rotary positions, and layers that see all tokens in turn with layers that see a window around each token.
+
+Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
+"""
+
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear
+
+from mrr_model.modeling.attention import AttentionRow, row_attention
+from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
+from mrr_model.modeling.merging import Spans
+from mrr_model.modeling.prefix import SharedPrefix
+from mrr_model.modeling.rotary import rotated, token_positions
+
+
+class ModernBert(Backbone):
+    """Runs a stock ModernBERT layer by layer, on padded batches.
+
+    `LayerInputs.block_inputs` holds the inputs of each type of layer, by its name in the configuration's `layer_types`.
+    """
+
+    causal = False
+    keeps_positions = True
+    key_value_share = 2 / 3
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.model.layers)
+
+    def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
+        return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids))
+
+    def layer_inputs(
+        self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
+    ) -> LayerInputs:
+        if prefix is not None:
+            raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
+        index, valid = self.pooled_index(spans, hidden.device), self.valid_positions(spans, hidden)
+        full = LayerInputs(index, valid, {"attention_mask": None if valid is None else valid[:, None, None, :]})
+        inputs = {"full_attention": full, "sliding_attention": full}
+        position = token_positions(hidden, positions)
+        half = int(self.model.config.sliding_window)
+        if positions is not None or hidden.shape[1] > half + 1:
+            inputs["sliding_attention"] = _windowed(full, position, half)
+        rotary = cast(nn.Module, self.model.rotary_emb)
+        for kind in set(self.model.config.layer_types):
+            angles = {"position_embeddings": rotary(hidden, position, kind)}
+            inputs[kind] = replace(inputs[kind], block_inputs={**inputs[kind].block_inputs, **angles})
+        return LayerInputs(index, valid, dict(inputs))
+
+    def _inputs(self, layer: int, inputs: LayerInputs) -> LayerInputs:
+        """The inputs of a layer's type."""
+        return cast(LayerInputs, inputs.block_inputs[cast(Any, self.layers[layer - 1]).attention_type])
+
+    def block(
+        self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
+    ) -> Tensor:
+        own = self._inputs(layer, inputs)
+        row = None if attention_row is None else replace(attention_row, valid=own.valid)
+        output = super().block(layer, hidden, own, row)
+        if attention_row is not None and row is not None:
+            attention_row.weights = row.weights
+        return output
+
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+        block = cast(Any, self.layers[layer - 1])
+        attention, inputs = block.attn, self._inputs(layer, inputs)
+        residual = inputs.pooled(hidden)  # (B, D)
+
+        normed = block.attn_norm(hidden)
+        packed, size = attention.Wqkv, attention.Wqkv.out_features // 3
+        if type(packed) is nn.Linear and not packed._forward_hooks:
+            query, (key, value) = (
+                _rows(packed, inputs.pooled(normed), 0, size),
+                _rows(packed, normed, size).chunk(2, -1),
+            )
+        else:  # quantized, or adapted as it runs: only the module itself knows its outputs
+            query, key, value = packed(normed).chunk(3, -1)
+            query = inputs.pooled(query)
+        query = query.unflatten(-1, (-1, 1, attention.head_dim))  # (B, H, 1, d)
+        key, value = (part.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for part in (key, value))
+
+        cos, sin = inputs.block_inputs["position_embeddings"]  # (1 or B, T, d)
+        own = [inputs.pooled(part.expand(len(hidden), -1, -1))[:, None] for part in (cos, sin)]  # (B, 1, d)
+        row = inputs.attention_row()
+        attended = row_attention(rotated(query, *own), rotated(key, cos, sin), value, row, attention.head_dim**-0.5)
+        return PooledState(attended, residual)
+
+    def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
+        block = cast(Any, self.layers[layer - 1])
+        hidden = pooled.residual + block.attn.Wo(pooled.attended)
+        return cast(Tensor, hidden + block.mlp(block.mlp_norm(hidden)))
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        norm = cast(nn.LayerNorm, self.model.final_norm)
+        bias = cast(Tensor | None, norm.bias)
+        return layer_norm(
+            hidden, norm.normalized_shape, norm.weight.float(), None if bias is None else bias.float(), norm.eps
+        )
+
+    @property
+    def attention_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
+        return (cast(Any, self.layers[layer - 1]).attn.Wqkv,)
+
+
+def _windowed(inputs: LayerInputs, position: Tensor, half: int) -> LayerInputs:
+    """The inputs of layers in which a token sees those at most `half` positions away; `position`: (1 or B, T)."""
+    mask = (position[:, :, None] - position[:, None, :]).abs() <= half  # (1 or B, T, T)
+    valid = inputs.valid
+    if valid is not None:
+        # Padding sees padding: a row without any visible position would be undefined.
+        mask = mask & (valid[:, None, :] == valid[:, :, None])
+    if inputs.pooled_index is not None:
+        own = inputs.pooled(position.expand(len(inputs.pooled_index), -1))[:, None]  # (B, 1)
+        near = (position - own).abs() <= half  # (B, T)
+        valid = near if valid is None else near & valid
+    return LayerInputs(inputs.pooled_index, valid, {"attention_mask": mask[:, None]})
+
+
+def _rows(module: nn.Linear, states: Tensor, start: int, stop: int | None = None) -> Tensor:
+    """Some of a linear module's outputs."""
+    return linear(states, module.weight[start:stop], None if module.bias is None else module.bias[start:stop])
