@@ -1,7 +1,8 @@
-"""How texts become the spans of an input: templates as data, and those of the known families.
+r"""How texts become the spans of an input: templates as data, and those of the known families.
 
-An input has three spans: query, passage and prompt. Only passage tokens merge. A template lists the pieces of each
-span; it is stored in a checkpoint's config.json, and `mrr self-distill --template` reads one from a JSON file:
+An input has three spans: what precedes the passage (the query span), the passage, and what follows it (the prompt
+span). Only passage tokens merge. A template lists the pieces of each span; it is stored in a checkpoint's config.json,
+and `mrr self-distill --template` reads one from a JSON file:
 
     {
       "query": ["{cls}", "{query}", "{sep}"],
@@ -9,6 +10,25 @@ span; it is stored in a checkpoint's config.json, and `mrr self-distill --templa
       "prompt": ["{sep}"],
       "truncation": "longest_first"
     }
+
+| field | meaning |
+| --- | --- |
+| `query` | the pieces before the passage |
+| `passage` | one piece, which contains `{passage}` |
+| `prompt` | the pieces after the passage |
+| `truncation` | what `max_length` bounds and what is cut: `spans`, `longest_first` or `end` (see `InputTemplate`) |
+| `default_prompt` | the prompt of calls that give none; left out: such calls have no prompt |
+| `token_types` | the token type ids of the three spans, such as `[0, 1, 1]`; left out: 0 for all |
+
+`{query}` stands once, in a piece before or after the passage. `{prompt}`, the instruction of a call, may stand in any
+piece but the passage's:
+
+    {"query": ["<|im_start|>user\n", "instruction: {prompt}\n", "query: {query}\n"], ...}
+    {"query": ["<|im_start|>user\n<Instruct>: {prompt}\n<Query>: {query}\n<Document>:"], ...}
+    {"query": ["Document: "], "passage": ["{passage}"], "prompt": ["\n", "Query: {query} {prompt}"], ...}
+
+Without a prompt, a piece is left out if it contains `{prompt}` and no text. So the first template has no line
+`instruction:` then. In a piece with `{query}`, nothing is written for `{prompt}`, as in the third.
 """
 
 from typing import Literal
@@ -24,21 +44,25 @@ class InputTemplate(BaseModel):
     """How a query, a passage and a prompt become one sequence of tokens.
 
     A span is a tuple of pieces. A piece is a special token (`{bos}`, `{cls}`, `{sep}`, `{eos}`) or a text, which may
-    contain `{query}`, `{passage}` or `{prompt}`. Each text is tokenized by itself, and the ids are concatenated.
+    contain `{query}`, `{passage}` or `{prompt}`. Each piece is tokenized by itself, and the ids are concatenated.
     Special tokens count as such in the template's own text; in a query, a passage or a call's prompt they are text.
 
+    Without a prompt, a piece that contains `{prompt}` is left out; if it contains `{query}` too, nothing is written for
+    `{prompt}`. A call has no prompt if it gives `""`, or if it gives None and there is no `default_prompt`.
+
     Args:
-        query: The query span; one piece contains `{query}`.
+        query: The span before the passage.
         passage: The passage span: one piece, which contains `{passage}`.
-        prompt: The span after the passage; a piece may contain `{prompt}`.
-        truncation: `spans`: `max_length` bounds query and passage, and the prompt is never cut, as in the published
-            release. `longest_first`: `max_length` bounds the whole sequence, and the longer of query and passage is cut
-            first, as encoders do. `end`: `max_length` bounds the whole sequence; its end is cut, but not what the
-            template writes after the last text, as sentence-transformers cuts chat templates.
-        default_prompt: The prompt of calls that give none; None for templates without a prompt.
+        prompt: The span after the passage.
+        truncation: `spans`: `max_length` bounds query and passage, and what follows the passage is never cut, as in the
+            published release. `longest_first`: `max_length` bounds the whole sequence, and the longer of query and
+            passage is cut first, as encoders do. `end`: `max_length` bounds the whole sequence; its end is cut, but not
+            what the template writes after the last text, as sentence-transformers cuts chat templates.
+        default_prompt: The prompt of calls that give none.
+        token_types: The token type ids of the three spans.
 
     Raises:
-        ValueError: If a span lacks its text or has it twice (pydantic's `ValidationError`).
+        ValueError: If a text is missing or stands twice (pydantic's `ValidationError`).
 
     Example:
         >>> template = InputTemplate.model_validate_json(
@@ -52,30 +76,46 @@ class InputTemplate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     query: tuple[str, ...]
-    """The query span; one piece contains `{query}`."""
+    """The span before the passage."""
     passage: tuple[str, ...]
     """The passage span: one piece, which contains `{passage}`."""
     prompt: tuple[str, ...]
-    """The span after the passage; a piece may contain `{prompt}`."""
+    """The span after the passage."""
     truncation: Literal["spans", "longest_first", "end"]
     """What `max_length` bounds and what is cut: see the class."""
     default_prompt: str | None = None
-    """The prompt of calls that give none; None for templates without a prompt."""
+    """The prompt of calls that give none; None: such calls have no prompt."""
     token_types: tuple[int, int, int] | None = None
     """The token type ids of the query, passage and prompt span; None: 0 for all, as for models without token types."""
 
     @model_validator(mode="after")
     def _check_slots(self) -> Self:
-        if sum(piece.count("{query}") for piece in self.query) != 1:
-            raise ValueError(f"query must have exactly one piece with {{query}}, once, got {self.query}.")
-        if len(self.passage) != 1 or self.passage[0].count("{passage}") != 1:
-            raise ValueError(f"passage must be one piece with {{passage}}, once, got {self.passage}.")
+        around = (*self.query, *self.prompt)
+        if _count("{query}", around) != 1 or _count("{query}", self.passage):
+            raise ValueError(
+                f"query or prompt must have exactly one piece with {{query}}, once, got {self.query} and {self.prompt}."
+            )
+        if len(self.passage) != 1 or _count("{passage}", self.passage) != 1 or _count("{passage}", around):
+            raise ValueError(f"passage alone must have {{passage}}, in one piece, once, got {self.passage}.")
+        if _count("{prompt}", self.passage):
+            raise ValueError(f"{{prompt}} must stand in query or prompt, got passage={self.passage}.")
+        if self.default_prompt is not None and not self.takes_prompt:
+            raise ValueError(f"default_prompt={self.default_prompt!r} is not used: no piece contains {{prompt}}.")
         return self
 
     @property
     def takes_prompt(self) -> bool:
         """Whether a call may give a prompt of its own."""
-        return any("{prompt}" in piece for piece in self.prompt)
+        return _count("{prompt}", (*self.query, *self.prompt)) > 0
+
+    @property
+    def query_first(self) -> bool:
+        """Whether the query precedes the passage."""
+        return _count("{query}", self.query) > 0
+
+
+def _count(slot: str, pieces: tuple[str, ...]) -> int:
+    return sum(piece.count(slot) for piece in pieces)
 
 
 RELEASE_TEMPLATE = InputTemplate(
@@ -105,11 +145,11 @@ QWEN3_TEMPLATE = InputTemplate(
     query=(
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
         'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
-        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
-        "<Query>: {query}\n<Document>:",
+        "<Instruct>: {prompt}\n<Query>: {query}\n<Document>:",
     ),
     passage=(" {passage}",),
     prompt=("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",),
-    truncation="spans",
+    truncation="end",
+    default_prompt="Given a web search query, retrieve relevant passages that answer the query",
 )
-"""The input of the Qwen3 re-rankers, with their own instruction for web search."""
+"""The input of the Qwen3 re-rankers; the prompt is their instruction."""

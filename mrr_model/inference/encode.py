@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN, TextTokenizer
+from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN, TextTokenizer, without_surrogates
 from mrr_model.modeling.batch import EncodedPair
 from mrr_model.template import SPECIAL_TOKENS, InputTemplate
 
@@ -26,10 +26,11 @@ class PairEncoder:
     """Encodes (query, passage) pairs by an input template. Threads may share one; the tokenizer is not changed.
 
     Truncation: the query is first cut to `query_max_length`, or, without one, by `spans` truncation to three quarters
-    of `max_length`. If the pair is still too long, `whole` truncation cuts it as transformers' `longest_first` does.
+    of `max_length`. If the pair is still too long, `longest_first` truncation cuts it as the tokenizers library does.
     `spans` truncation cuts the passage; it cuts the query too if the passage would get less than its share, which is an
     eighth of `max_length`, or a quarter of the space for both texts if that is less. What the template writes after a
-    text is never cut.
+    text is never cut by these two. `end` truncation keeps the first tokens and those that the template writes after the
+    last text.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -47,14 +48,10 @@ class PairEncoder:
         self.template = template
         self.max_length = max_length
         self.query_max_length = query_max_length
-        slot = _slot_index(template.query, "{query}")
         self._tokenizer = TextTokenizer(tokenizer, _literals(template))
         self._special_ids = {piece: getattr(tokenizer, f"{piece[1:-1]}_token_id", None) for piece in SPECIAL_TOKENS}
-        self._before_query = self._span_ids(template.query[:slot])
-        self._after_query = self._span_ids(template.query[slot + 1 :])
-        self._query = self._slot(template.query[slot], "{query}")
-        self._passage = self._slot(template.passage[0], "{passage}")
-        self._check_space()
+        self._default_layout = self._laid_out(self._tokenizer.literal(template.default_prompt or ""))
+        self._check_space(self._default_layout)
 
     def resized(self, max_length: int) -> Self:
         """The same encoder with another `max_length`. Both share one tokenizer: a large one takes seconds to build.
@@ -64,7 +61,7 @@ class PairEncoder:
         """
         other = copy.copy(self)
         other.max_length = max_length
-        other._check_space()
+        other._check_space(self._default_layout)
         return other
 
     def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
@@ -72,17 +69,20 @@ class PairEncoder:
 
         Args:
             pairs: The pairs.
-            prompt: The instruction that replaces the template's own.
+            prompt: The instruction; None for the template's own, `""` for none.
+
+        Raises:
+            ValueError: If the prompt leaves no space for texts.
         """
-        prompt_ids = self.prompt_ids(prompt)
+        layout = self._layout(prompt)
         most = max(self.max_length, self.query_max_length or 0)
         texts = {query for query, _ in pairs}
-        queries = self._text_ids(self._query, texts, most)
+        queries = self._text_ids(layout.query, texts, most)
         if self.template.truncation == "longest_first" and any(len(ids) > most for ids in queries.values()):
             most = max(most, COMPARED_TOKENS)
-            queries = self._text_ids(self._query, texts, most)
-        passages = self._text_ids(self._passage, {passage for _, passage in pairs}, most)
-        return [self._cut(queries[query], passages[passage], prompt_ids) for query, passage in pairs]
+            queries = self._text_ids(layout.query, texts, most)
+        passages = self._text_ids(layout.passage, {passage for _, passage in pairs}, most)
+        return [self._cut(layout, queries[query], passages[passage]) for query, passage in pairs]
 
     def windows(
         self, pairs: Sequence[tuple[str, str]], prompt: str | None = None
@@ -95,33 +95,32 @@ class PairEncoder:
         for window in self._windows(pairs):
             yield window, self.encode([pairs[index] for index in window], prompt)
 
-    def prompt_ids(self, prompt: str | None = None) -> list[int]:
-        """The ids of the span that follows the passage."""
-        if prompt is None and self.template.default_prompt is not None:
-            return self._span_ids(self.template.prompt, self._tokenizer.literal(self.template.default_prompt))
-        return self._span_ids(self.template.prompt, prompt or "")
-
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose texts have this many tokens; its ids are zeros."""
-        return self._cut([0] * query_tokens, [0] * passage_tokens, self.prompt_ids())
+        return self._cut(self._default_layout, [0] * query_tokens, [0] * passage_tokens)
 
-    def _cut(self, query: list[int], passage: list[int], prompt: list[int]) -> EncodedPair:
+    def _cut(self, layout: "_Layout", query: list[int], passage: list[int]) -> EncodedPair:
+        """Join two texts, written as the layout's slots write them, to at most as many ids as are allowed."""
+        if self.template.truncation == "end":
+            limit = sys.maxsize if self.query_max_length is None else self.query_max_length
+            return layout.cut_at_end(layout.query.cut(query, limit), passage, self.max_length)
         wanted = min(len(query), self._query_limit)
-        space = max(0, self._space(len(prompt)))
+        space = max(0, self._space(layout))
         if self.template.truncation == "spans":
             longest = min(len(passage), self.max_length)
-            free = (space - self._query.size - self._passage.size) // 4
-            share = self._passage.size + max(1, min(self.max_length // 8, free))
+            free = (space - layout.query.size - layout.passage.size) // 4
+            share = layout.passage.size + max(1, min(self.max_length // 8, free))
             kept_query = min(wanted, max(0, space - min(longest, share)))
             kept_passage = min(longest, space - kept_query)
             if self.query_max_length is None:
                 wanted = len(query)
         else:
             kept_query, kept_passage = longest_first(wanted, len(passage), space)
-        cut = [*self._before_query, *self._query.cut(query, kept_query), *self._after_query]
-        passage = self._passage.cut(passage, kept_passage)
-        return EncodedPair(
-            [*cut, *passage, *prompt], len(cut), len(passage), len(prompt), query_cut=kept_query < wanted
+        return layout.joined(
+            layout.query.cut(query, kept_query),
+            layout.passage.cut(passage, kept_passage),
+            query_cut=kept_query < wanted,
+            passage_cut=kept_passage < len(passage),
         )
 
     @property
@@ -130,22 +129,42 @@ class PairEncoder:
             return self.query_max_length
         return self.max_length * 3 // 4 if self.template.truncation == "spans" else sys.maxsize
 
-    def _space(self, prompt_tokens: int) -> int:
+    def _space(self, layout: "_Layout") -> int:
         """Tokens for query and passage together, with the text that the template writes around them."""
-        around = len(self._before_query) + len(self._after_query)
-        return self.max_length - around + (prompt_tokens if self.template.truncation == "spans" else -prompt_tokens)
+        sign = 1 if self.template.truncation == "spans" else -1
+        return self.max_length - layout.before_passage + sign * layout.after_passage
 
-    def _check_space(self) -> None:
-        space = self._space(len(self.prompt_ids()))
-        least = self._query.size + self._passage.size
+    def _check_space(self, layout: "_Layout", with_prompt: str = "") -> None:
+        space = self._space(layout)
+        least = layout.query.size + layout.passage.size
         if self.template.truncation == "spans":
             least += 2
         if space < least:
             taken = self.max_length - space + least
             raise ValueError(
-                f"max_length={self.max_length} leaves no space for texts: the input template takes {taken} tokens. "
-                f"Choose at least {taken + 1}."
+                f"max_length={self.max_length} leaves no space for texts: the input template takes {taken} "
+                f"tokens{with_prompt}. Choose at least {taken + 1}."
             )
+
+    def _layout(self, prompt: str | None) -> "_Layout":
+        """The template with a prompt, tokenized."""
+        if prompt is None:
+            return self._default_layout
+        layout = self._laid_out(without_surrogates(prompt))
+        if self.template.truncation != "spans":
+            self._check_space(layout, " with this prompt")
+        return layout
+
+    def _laid_out(self, prompt: str) -> "_Layout":
+        template = self.template
+        holder = template.query if template.query_first else template.prompt
+        index = next(index for index, piece in enumerate(holder) if "{query}" in piece)
+        query = self._slot(holder[index], "{query}", prompt)
+        passage = self._slot(template.passage[0], "{passage}", prompt)
+        before, after = self._span_ids(holder[:index], prompt), self._span_ids(holder[index + 1 :], prompt)
+        if template.query_first:
+            return _Layout(before, query, after, passage, self._span_ids(template.prompt, prompt), query_first=True)
+        return _Layout(self._span_ids(template.query, prompt), query, before, passage, after, query_first=False)
 
     def _text_ids(self, slot: "_Slot", texts: set[str], most: int) -> dict[str, list[int]]:
         ordered = list(texts)
@@ -173,17 +192,18 @@ class PairEncoder:
         if window:
             yield sorted(window)
 
-    def _slot(self, piece: str, name: str) -> "_Slot":
-        before, after = map(self._tokenizer.literal, piece.split(name))
+    def _slot(self, piece: str, name: str, prompt: str) -> "_Slot":
+        before, after = (self._written(part, prompt) for part in piece.split(name))
         tail = self._tokenizer.ids([after])[0]
         return _Slot(before, after, tail, len(self._tokenizer.ids([before])[0]) + len(tail))
 
-    def _span_ids(self, pieces: tuple[str, ...], prompt: str = "") -> list[int]:
+    def _span_ids(self, pieces: tuple[str, ...], prompt: str) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
+            if "{prompt}" in piece and not prompt:
+                continue
             if piece not in SPECIAL_TOKENS:
-                text = prompt.join(map(self._tokenizer.literal, piece.split("{prompt}")))
-                ids += self._tokenizer.ids([text])[0]
+                ids += self._tokenizer.ids([self._written(piece, prompt)])[0]
             elif (special := self._special_ids[piece]) is not None:
                 ids.append(special)
             else:
@@ -191,6 +211,71 @@ class PairEncoder:
                     f"the input template needs the special token {piece}, which the tokenizer does not define."
                 )
         return ids
+
+    def _written(self, piece: str, prompt: str) -> str:
+        return prompt.join(map(self._tokenizer.literal, piece.split("{prompt}")))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A template whose prompt is filled in: the texts' slots, and the ids before, between and after them.
+
+    `query_first`: whether the query's slot precedes the passage's.
+    """
+
+    first: list[int]
+    query: "_Slot"
+    between: list[int]
+    passage: "_Slot"
+    last: list[int]
+    query_first: bool
+
+    @property
+    def before_passage(self) -> int:
+        """Tokens of the span before the passage, without the query."""
+        return len(self.first) + (len(self.between) if self.query_first else 0)
+
+    @property
+    def after_passage(self) -> int:
+        """Tokens of the span after the passage, without the query."""
+        return len(self.last) + (0 if self.query_first else len(self.between))
+
+    def joined(self, query: list[int], passage: list[int], *, query_cut: bool, passage_cut: bool) -> EncodedPair:
+        """Both texts in their places."""
+        if self.query_first:
+            before, after = [*self.first, *query, *self.between], self.last
+        else:
+            before, after = self.first, [*self.between, *query, *self.last]
+        ids = [*before, *passage, *after]
+        return EncodedPair(ids, len(before), len(passage), len(after), query_cut=query_cut, passage_cut=passage_cut)
+
+    def cut_at_end(self, query: list[int], passage: list[int], max_length: int) -> EncodedPair:
+        """Both texts in their places, cut to `max_length` before what is written after the last text."""
+        whole = self.joined(query, passage, query_cut=False, passage_cut=False)
+        if len(whole.input_ids) <= max_length:
+            return whole
+        tail = (self.passage if self.query_first else self.query).tail
+        suffix = [*tail, *self.last]
+        kept = max_length - len(suffix)
+        before = min(kept, whole.query_length)
+        inside = min(kept - before, whole.passage_length)
+        if self.query_first:
+            return EncodedPair(
+                [*whole.input_ids[:kept], *suffix],
+                before,
+                inside + len(tail),
+                len(self.last),
+                query_cut=kept < len(self.first) + len(query),
+                passage_cut=inside < whole.passage_length - len(tail),
+            )
+        return EncodedPair(
+            [*whole.input_ids[:kept], *suffix],
+            before,
+            inside,
+            max_length - before - inside,
+            query_cut=True,
+            passage_cut=inside < whole.passage_length,
+        )
 
 
 @dataclass(frozen=True)
@@ -211,7 +296,7 @@ class _Slot:
 
 
 def longest_first(query: int, passage: int, space: int) -> tuple[int, int]:
-    """Tokens of query and passage that are kept, by the rule of transformers' `longest_first` truncation.
+    """Tokens of query and passage that are kept, by the rule of the tokenizers library's `longest_first`.
 
     Example:
         >>> longest_first(3, 20, 10), longest_first(20, 20, 9), longest_first(30, 20, 9)
@@ -228,7 +313,3 @@ def _literals(template: InputTemplate) -> set[str]:
     pieces = [piece for piece in (*template.query, *template.passage, *template.prompt) if piece not in SPECIAL_TOKENS]
     texts = {text for piece in pieces for text in re.split(r"\{query\}|\{passage\}|\{prompt\}", piece)}
     return texts | {template.default_prompt or ""}
-
-
-def _slot_index(pieces: tuple[str, ...], slot: str) -> int:
-    return next(index for index, piece in enumerate(pieces) if slot in piece)

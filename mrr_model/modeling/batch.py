@@ -23,6 +23,7 @@ class EncodedPair:
         passage_length: Tokens of the passage span.
         prompt_length: Tokens of the prompt span.
         query_cut: Whether the query was cut below its `query_max_length` to leave space for the passage.
+        passage_cut: Whether the passage was cut.
     """
 
     input_ids: list[int]
@@ -30,6 +31,7 @@ class EncodedPair:
     passage_length: int
     prompt_length: int
     query_cut: bool = field(default=False, compare=False)
+    passage_cut: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,21 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def after_passage(encoder: PairEncoder, prompt: str | None = None) -> list[int]:
+    [pair] = encoder.encode([(QUERY, PASSAGE)], prompt)
+    return pair.input_ids[-pair.prompt_length :]
+
+
+def text_of(pair: EncodedPair) -> str:
+    return "".join(map(chr, pair.input_ids))
+
+
+def spans_of(pair: EncodedPair) -> tuple[str, str, str]:
+    """The texts of the query, passage and prompt span, for a tokenizer of characters."""
+    text, end = text_of(pair), pair.query_length + pair.passage_length
+    return text[: pair.query_length], text[pair.query_length : end], text[end:]
+
+
 # Templates
 
 
@@ -72,14 +87,65 @@ def test_default_prompt_and_an_empty_one(tokenizers: Tokenizers) -> None:
     encoder = PairEncoder(tokenizer, RELEASE_TEMPLATE)
     assert RELEASE_TEMPLATE.default_prompt is not None
     newline = ids_of(tokenizer, NEWLINE)
-    assert encoder.prompt_ids() == newline + ids_of(tokenizer, RELEASE_TEMPLATE.default_prompt)
-    assert encoder.prompt_ids("") == newline
+    assert after_passage(encoder) == newline + ids_of(tokenizer, RELEASE_TEMPLATE.default_prompt)
+    assert after_passage(encoder, "") == newline
 
 
 def test_which_templates_take_a_prompt() -> None:
     assert RELEASE_TEMPLATE.takes_prompt
     assert not BERT_TEMPLATE.takes_prompt
     assert not XLM_ROBERTA_TEMPLATE.takes_prompt
+    assert QWEN3_TEMPLATE.takes_prompt
+
+
+def template_of(**changes: Any) -> InputTemplate:
+    plain = {"query": ("{query}|",), "passage": ("{passage}",), "prompt": ("!",), "truncation": "end"}
+    return InputTemplate.model_validate({**plain, **changes})
+
+
+@pytest.mark.parametrize(
+    ("query", "prompt", "with_prompt", "without"),
+    [
+        (("S", "i: {prompt}.", "q: {query}|"), (), "Si: x.q: Q|D", "Sq: Q|D"),
+        (("i: {prompt} q: {query}|",), (), "i: x q: Q|D", "i:  q: Q|D"),
+        (("{query}", "|"), ("<", "{prompt}", ">"), "Q|D<x>", "Q|D<>"),
+        (("{query}|",), ("a{prompt}b{prompt}", "c"), "Q|Daxbxc", "Q|Dc"),
+        (("D:",), ("|q: {query} {prompt}", "!"), "D:D|q: Q x!", "D:D|q: Q !"),
+        (("i: {prompt}|",), ("|", "{query}"), "i: x|D|Q", "D|Q"),
+    ],
+)
+def test_an_instruction_stands_anywhere(
+    query: tuple[str, ...], prompt: tuple[str, ...], with_prompt: str, without: str
+) -> None:
+    template = template_of(query=query, prompt=prompt)
+    assert template.takes_prompt
+    for encoder, expected in (
+        (PairEncoder(Characters(), template), {None: without, "": without, "x": with_prompt}),
+        (
+            PairEncoder(Characters(), template.model_copy(update={"default_prompt": "x"})),
+            {None: with_prompt, "": without, "y": with_prompt.replace("x", "y")},
+        ),
+    ):
+        for given_prompt, text in expected.items():
+            [pair] = encoder.encode([("Q", "D")], given_prompt)
+            assert text_of(pair) == text
+            assert spans_of(pair)[1] == "D"
+
+
+def test_a_document_before_the_query() -> None:
+    template = template_of(query=("{bos}", "D: "), passage=("<{passage}>",), prompt=(" Q: {query}?", "{eos}"))
+    assert not template.query_first
+    [pair] = PairEncoder(Characters(), template).encode([("why", "so")])
+    assert spans_of(pair) == ("\1D: ", "<so>", " Q: why?\2")
+
+
+def test_a_prompt_without_space_for_it() -> None:
+    template = template_of(query=("{prompt}{query}",))
+    encoder = PairEncoder(Characters(), template, 20)
+    [pair] = encoder.encode([("q" * 9, "p" * 9)], "i" * 15)
+    assert text_of(pair) == "i" * 15 + "q" * 4 + "!"
+    with pytest.raises(ValueError, match=r"max_length=20 .* takes 41 tokens with this prompt"):
+        encoder.encode([("q", "p")], "i" * 40)
 
 
 def test_empty_passage_is_encoded() -> None:
@@ -124,6 +190,10 @@ def test_special_token_that_the_tokenizer_lacks(tokenizers: Tokenizers) -> None:
         {"query": ("{query} {query}",)},
         {"passage": ("{passage} {passage}",)},
         {"passage": ("text",)},
+        {"prompt": ("{query}",)},
+        {"prompt": ("{passage}",)},
+        {"passage": ("{passage}{prompt}",)},
+        {"default_prompt": "no place for it"},
         {"truncation": "longest"},
         {"surprise": 1},
     ],
@@ -214,7 +284,76 @@ def test_whole_truncation(
     assert pair.query_cut == (kept_query < wanted)
 
 
+@given(
+    query=st.integers(0, 60),
+    passage=st.integers(0, 60),
+    max_length=st.integers(13, 50),
+    query_max=st.none() | st.integers(2, 30),
+    query_first=st.booleans(),
+)
+@settings(max_examples=400, deadline=None)
+def test_end_truncation(query: int, passage: int, max_length: int, query_max: int | None, query_first: bool) -> None:
+    """All but the suffix is cut at its end, as one string; spans follow from where the texts stood."""
+    holder = {"query": ("a", "q{query}r", "b"), "prompt": ("c",)} if query_first else {
+        "query": ("a",), "prompt": ("b", "q{query}r", "c")
+    }  # fmt: skip
+    template = template_of(passage=("<{passage}>",), **holder)
+    asked = "q" + "Q" * query + "r"
+    if query_max is not None and len(asked) > query_max:
+        asked = asked[: query_max - 1] + "r"
+    document = "<" + "P" * passage + ">"
+    before, after = ("a" + asked + "b", "c") if query_first else ("a", "b" + asked + "c")
+    whole, suffix = before + document + after, ">c" if query_first else "rc"
+    [pair] = PairEncoder(Characters(), template, max_length, query_max).encode([("Q" * query, "P" * passage)])
+    if len(whole) <= max_length:
+        assert spans_of(pair) == (before, document, after)
+        assert not pair.query_cut
+        assert not pair.passage_cut
+        return
+    expected = whole[: max_length - len(suffix)] + suffix
+    assert text_of(pair) == expected
+    spans = spans_of(pair)
+    assert len("".join(spans)) == len(expected) == max_length
+    assert not set("<P>") & set(spans[0] + spans[2]), "nothing of the passage is in another span"
+    assert set(spans[1]) <= set("<P>")
+    assert pair.passage_cut == (spans[1] != document)
+    assert pair.query_cut == (not query_first or asked not in spans[0])
+
+
+def test_a_query_that_fills_the_input_leaves_a_passage_of_no_tokens() -> None:
+    template = template_of(query=("q: {query}", "|d: "))
+    [pair] = PairEncoder(Characters(), template, 12).encode([("Q" * 20, "P" * 20)])
+    assert spans_of(pair) == ("q: " + "Q" * 8, "", "!")
+    assert pair.query_cut
+    assert pair.passage_cut
+
+
+@given(
+    query=st.integers(0, 60),
+    passage=st.integers(0, 60),
+    max_length=st.integers(20, 50),
+    query_max=st.none() | st.integers(1, 50),
+    truncation=st.sampled_from(["spans", "longest_first"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_document_before_the_query_is_cut_as_one_after_it(
+    query: int, passage: int, max_length: int, query_max: int | None, truncation: str
+) -> None:
+    """Without a prompt's tokens, which `spans` truncation does not count."""
+    after = template_of(query=("a", "q{query}", "b"), passage=("<{passage}",), prompt=(), truncation=truncation)
+    first = template_of(query=("ab",), passage=("<{passage}",), prompt=("q{query}",), truncation=truncation)
+    pairs = [("Q" * query, "P" * passage)]
+    [left] = PairEncoder(Characters(), after, max_length, query_max).encode(pairs)
+    [right] = PairEncoder(Characters(), first, max_length, query_max).encode(pairs)
+    asked = spans_of(left)[0][1:-1]
+    assert spans_of(right) == ("ab", spans_of(left)[1], asked)
+    assert (left.query_cut, left.passage_cut) == (right.query_cut, right.passage_cut)
+    assert left.passage_cut == (spans_of(left)[1].count("P") < passage)
+
+
 @given(query=st.integers(0, 40), passage=st.integers(0, 40), max_length=st.integers(3, 40))
+@example(query=40, passage=2, max_length=40)
+@example(query=31, passage=40, max_length=40)
 @example(query=40, passage=30, max_length=8)
 @example(query=30, passage=40, max_length=8)
 @example(query=30, passage=30, max_length=8)
@@ -413,8 +552,8 @@ def test_a_document_cannot_forge_a_turn(qwen: PreTrainedTokenizerFast) -> None:
 
 def test_a_templates_own_text_is_tokenized_as_the_tokenizer_does(qwen: PreTrainedTokenizerFast) -> None:
     whole = "".join((*QWEN3_TEMPLATE.query, *QWEN3_TEMPLATE.passage, *QWEN3_TEMPLATE.prompt))
-    [pair] = PairEncoder(qwen, QWEN3_TEMPLATE, 1000).encode([("why <tool>?", "so (it) goes, 12.")])
-    asked = whole.replace("{query}", "why <tool>?").replace("{passage}", "so (it) goes, 12.")
+    [pair] = PairEncoder(qwen, QWEN3_TEMPLATE, 1000).encode([("why <tool>?", "so (it) goes, 12.")], "Answer?")
+    asked = whole.format(prompt="Answer?", query="why <tool>?", passage="so (it) goes, 12.")
     assert pair.input_ids == qwen.encode(asked)
     assert qwen.convert_tokens_to_ids("<tool>") in pair.input_ids, "an added token that is neither special nor ours"
 
@@ -434,8 +573,8 @@ def test_prompt_of_a_call_is_text_and_that_of_the_template_is_not(tokenizers: To
     tokenizer = tokenizers["decoder"]
     template = RELEASE_TEMPLATE.model_copy(update={"default_prompt": "</s> so?"})
     encoder = PairEncoder(tokenizer, template)
-    assert encoder.prompt_ids().count(tokenizer.eos_token_id) == 1
-    assert tokenizer.eos_token_id not in encoder.prompt_ids("</s> so?")
+    assert after_passage(encoder).count(tokenizer.eos_token_id) == 1
+    assert tokenizer.eos_token_id not in after_passage(encoder, "</s> so?")
 
 
 @pytest.mark.parametrize("text", ["[SEP]", "x[CLS]", "[SEP] " * 30, "[PAD][MASK]"])

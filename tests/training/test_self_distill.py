@@ -176,12 +176,15 @@ def test_the_qwen3_template_gives_the_ids_of_the_whole_text() -> None:
     )
     prefix, asked = QWEN3_TEMPLATE.query
     whole = prefix + asked + QWEN3_TEMPLATE.passage[0] + QWEN3_TEMPLATE.prompt[0]
-    backend.train_from_iterator([whole.format(query=q, passage=d) for q in QUERIES for d in DOCUMENTS] * 3, trainer)
+    backend.train_from_iterator(
+        [whole.format(prompt="Is it?", query=q, passage=d) for q in QUERIES for d in DOCUMENTS] * 3, trainer
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|endoftext|>")
     encoder = PairEncoder(tokenizer, QWEN3_TEMPLATE, 1000)
     for query, document in [("what?", "This."), ("who\nwrote it", '"Quoted" text.'), ("2 + 2 =", "(four)")]:
         [pair] = encoder.encode([(query, document)])
-        assert pair.input_ids == tokenizer.encode(whole.format(query=query, passage=document))
+        whole_text = whole.format(prompt=QWEN3_TEMPLATE.default_prompt, query=query, passage=document)
+        assert pair.input_ids == tokenizer.encode(whole_text)
 
 
 def test_models_that_cannot_be_distilled_are_refused(
