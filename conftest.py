@@ -26,6 +26,7 @@ SLOW = (
     "tests/cli/test_rerank.py",
     "tests/checkpoint/test_measured.py",
     "tests/checkpoint/test_parity.py",
+    "tests/checkpoint/test_templates.py",
     "tests/data/test_hub.py",
     "tests/data/test_irds.py",
     "tests/evaluation/test_calibrate.py",

@@ -28,7 +28,7 @@ piece but the passage's:
     {"query": ["Document: "], "passage": ["{passage}"], "prompt": ["\n", "Query: {query} {prompt}"], ...}
 
 Without a prompt, a piece is left out if it contains `{prompt}` and no text. So the first template has no line
-`instruction:` then. In a piece with `{query}`, nothing is written for `{prompt}`, as in the third.
+`instruction:` then. In a piece with `{query}`, only `{prompt}` is left out, and a space before it, as in the third.
 """
 
 from typing import Literal
@@ -47,8 +47,8 @@ class InputTemplate(BaseModel):
     contain `{query}`, `{passage}` or `{prompt}`. Each piece is tokenized by itself, and the ids are concatenated.
     Special tokens count as such in the template's own text; in a query, a passage or a call's prompt they are text.
 
-    Without a prompt, a piece that contains `{prompt}` is left out; if it contains `{query}` too, nothing is written for
-    `{prompt}`. A call has no prompt if it gives `""`, or if it gives None and there is no `default_prompt`.
+    Without a prompt, a piece that contains `{prompt}` is left out; if it contains `{query}` too, only `{prompt}` and a
+    space before it are. A call has no prompt if it gives `""`, or if it gives None and there is no `default_prompt`.
 
     Args:
         query: The span before the passage.

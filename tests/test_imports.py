@@ -27,7 +27,7 @@ LAYERS: Mapping[str, set[str]] = {
     "modeling": BASE | {"compression", "template"},
     "calibration": MODEL,
     "selection": MODEL | {"calibration"},
-    "checkpoint": MODEL | {"calibration", "selection"},
+    "checkpoint": MODEL | {"calibration", "selection", "inference"},
     "inference": MODEL | {"calibration", "selection"},
     "ranking": set(),
     "loaded": RERANKER,

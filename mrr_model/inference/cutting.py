@@ -32,6 +32,10 @@ _MARKS_OF_WORDS = r"!-&(-/:-@\[-^`{-~"
 
 _BEFORE_SPACE = rf"(?<=[\w!-~{_CJK_MARKS}])(?= )"
 _AFTER_WORD = f"(?<=[{_ALNUM}{_CJK}])(?=[{_MARKS_OF_WORDS}{_CJK_MARKS}])"
+_AFTER_LINE = r"(?<=\n)(?= [A-Za-z])"
+_AFTER_LINES = r"(?<=\n)(?=[!-.0-~])"
+"""For patterns that keep line ends together whatever follows. Some add a `/` to the marks and line ends before it."""
+
 _AT_DIGIT = "(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"
 _AT_MARK = f"(?<=[ {_MARKS}])(?=[ -~])|(?<=[ -~])(?=[ {_MARKS}])"
 _AT_IDEOGRAPH = f"(?<=[{_CJK}])(?=[ -~{_CJK}])|(?<=[ -~])(?=[{_CJK}])"
@@ -118,8 +122,8 @@ class Cuts:
     @classmethod
     def of(cls, state: Mapping[str, Any], added: Sequence[Mapping[str, Any]], backend: Tokenizer) -> "Cuts | None":
         """The cuts of a backend in this state; None if none is certain. `added`: tokens that a text may spell."""
-        normalizers = [*_parts(state["normalizer"], "normalizers")]
-        splitters = [*_parts(state["pre_tokenizer"], "pretokenizers")]
+        normalizers = [*components(state["normalizer"], "normalizers")]
+        splitters = [*components(state["pre_tokenizer"], "pretokenizers")]
         if any(token["single_word"] or token["lstrip"] for token in added):
             return None
         if not all(map(_known_normalizer, normalizers)) or not all(map(_known_splitter, splitters)):
@@ -148,16 +152,19 @@ class Cuts:
         return (text, True) if position is None else (text[:position], False)
 
     def after(self, text: str, least: int, most: int = sys.maxsize) -> int | None:
-        """The first position from `least` to `most` where a text can be cut; None if none is found."""
+        """A position from `least` to `most` where a text can be cut; None if none is found."""
+        return next(self.positions(text, least, most), None)
+
+    def positions(self, text: str, least: int = 1, most: int = sys.maxsize) -> Iterator[int]:
+        """The positions from `least` to `most` where a text can be cut, those between words first."""
         least = max(1, least)
         for found in self._splits.finditer(text, least, most) if self._splits is not None else ():
             if text[found.start() - 1 : found.start() + 1].lower() not in self._uncut:
-                return found.start()
+                yield found.start()
         positions = self._anywhere.finditer(text, least, most) if self._anywhere is not None else ()
         for found in islice(positions, TRIES):
             if self._apart(text[found.start() - 1], text[found.start()]):
-                return found.start()
-        return None
+                yield found.start()
 
     def shortened(self, text: str) -> str:
         """The text with long runs of whitespace and letters shortened if that changes no token."""
@@ -186,7 +193,7 @@ def _neighbours(text: str) -> Iterator[str]:
     return map("".join, pairwise(text))
 
 
-def _parts(part: Part | None, name: str) -> Iterator[Part]:
+def components(part: Part | None, name: str) -> Iterator[Part]:
     """A normalizer or word splitter, or the parts of a sequence of them."""
     if part is None:
         return
@@ -194,7 +201,7 @@ def _parts(part: Part | None, name: str) -> Iterator[Part]:
         yield part
         return
     for inner in part[name]:
-        yield from _parts(inner, name)
+        yield from components(inner, name)
 
 
 def _known_normalizer(part: Part) -> bool:
@@ -226,7 +233,9 @@ def _split_positions(normalizers: Sequence[Part], splitters: Sequence[Part]) -> 
         return None
     positions = []
     if by_pattern or "Whitespace" in kinds:
-        positions = [_BEFORE_SPACE, _AFTER_WORD, *([_AT_DIGIT] if "Whitespace" not in kinds else [])]
+        positions = [_BEFORE_SPACE, _AFTER_WORD, *([_AT_DIGIT, _AFTER_LINE] if "Whitespace" not in kinds else [])]
+        if any(_SPACING[0] in part.get("pattern", {}).get("Regex", "") for part in splitters):
+            positions.append(_AFTER_LINES)
     elif "WhitespaceSplit" in kinds or any(part["type"] == "Metaspace" and part["split"] for part in splitters):
         positions = [_BEFORE_SPACE]
     if "BertPreTokenizer" in kinds:

@@ -213,6 +213,8 @@ class PairEncoder:
         return ids
 
     def _written(self, piece: str, prompt: str) -> str:
+        if not prompt:
+            piece = piece.replace(" {prompt}", "{prompt}")
         return prompt.join(map(self._tokenizer.literal, piece.split("{prompt}")))
 
 
@@ -309,7 +311,8 @@ def longest_first(query: int, passage: int, space: int) -> tuple[int, int]:
 
 
 def _literals(template: InputTemplate) -> set[str]:
-    """A template's own texts, without special tokens."""
+    """A template's own texts, without special tokens, and those of a call that has no prompt."""
     pieces = [piece for piece in (*template.query, *template.passage, *template.prompt) if piece not in SPECIAL_TOKENS]
+    pieces += [piece.replace(" {prompt}", "{prompt}") for piece in pieces]
     texts = {text for piece in pieces for text in re.split(r"\{query\}|\{passage\}|\{prompt\}", piece)}
     return texts | {template.default_prompt or ""}

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mrr_model.files.damage import short
-from mrr_model.inference.cutting import Cuts
+from mrr_model.inference.cutting import Cuts, components
 
 CHARACTERS_PER_TOKEN = 8
 """A text with more characters than this per token of the bound is cut before it is tokenized."""
@@ -57,11 +57,13 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Any, literals: Iterable[str] = ()) -> None:
         self._cuts: Cuts | None = None
+        literals = [*literals]
         backend = getattr(tokenizer, "backend_tokenizer", None)
         specials = set(getattr(tokenizer, "all_special_tokens", ()))
         if backend is None:
             names = _names(specials | _spelled(tokenizer, literals))
             self._literals = {text: _renamed_in(text, names) for text in literals}
+            self._splits: dict[str, list[int]] = {text: [] for text in literals}
             self._encode: Callable[[list[str]], list[list[int]]] = _Slow(tokenizer, names)
             return
         state = json.loads(backend.to_str()) | {"truncation": None, "padding": None, "post_processor": None}
@@ -70,15 +72,28 @@ class TextTokenizer:
         found = {text: _added_tokens_in(text, state) for text in literals}
         names = _names(specials.union(content for spans in found.values() for content, _, _ in spans))
         self._literals = {text: _written(text, spans, names) for text, spans in found.items()}
+        added = {token["content"]: (token["lstrip"], token["rstrip"]) for token in state["added_tokens"]}
         spellable = [token for token in state["added_tokens"] if token["content"] not in names]
         _rename(state, names)
         private = Tokenizer.from_str(json.dumps(state))
         self._cuts = Cuts.of(state, spellable, private)
+        cuts = None if _marks_beginnings(state) else self._cuts
+        self._splits = {
+            text: _splits(text, [(*added[content], *span) for content, *span in spans], cuts, _marks_beginnings(state))
+            for text, spans in found.items()
+        }
         self._encode = _Fast(private)
 
     def literal(self, text: str) -> str:
         """One of the template's own texts, as it must be written beside a user's text."""
         return self._literals[text]
+
+    def splits(self, text: str) -> list[int]:
+        """The positions where one of the template's own texts can be split into pieces, whatever is written around it.
+
+        The tokens of its parts, each tokenized with what is written beside it, are those of the whole.
+        """
+        return self._splits[text]
 
     def ids(self, texts: Sequence[str], before: str = "", after: str = "", most: int | None = None) -> list[list[int]]:
         """Tokenize texts.
@@ -203,6 +218,34 @@ def _added_tokens_in(text: str, state: dict[str, Any]) -> list[tuple[str, int, i
     return [
         (added[id_].content, *span) for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in added
     ]
+
+
+def _splits(text: str, added: Iterable[tuple[bool, bool, int, int]], cuts: Cuts | None, only_before: bool) -> list[int]:
+    """Where a text can be split: before its added tokens, after them unless `only_before`, and where it can be cut.
+
+    `added`: whether each strips what is on its left and its right, and its span.
+    """
+    found, end = set[int](), 0
+    for strips_left, strips_right, start, stop in [*added, (True, True, len(text), len(text))]:
+        if cuts is not None:
+            found.update(end + position for position in cuts.positions(text[end:start]))
+        if not strips_left:
+            found.add(start)
+        if not strips_right and not only_before:
+            found.add(stop)
+        end = stop
+    return sorted(found)
+
+
+def _marks_beginnings(state: dict[str, Any]) -> bool:
+    """Whether the beginning of a text is tokenized unlike its middle, as by SentencePiece's mark for a first word."""
+    steps = [*components(state["normalizer"], "normalizers"), *components(state["pre_tokenizer"], "pretokenizers")]
+    return any(
+        step["type"] in ("Prepend", "Strip")
+        or step.get("add_prefix_space", False)
+        or step.get("prepend_scheme", "never") != "never"
+        for step in steps
+    )
 
 
 def _written(text: str, spans: Sequence[tuple[str, int, int]], names: dict[str, str]) -> str:

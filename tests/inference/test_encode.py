@@ -107,10 +107,11 @@ def template_of(**changes: Any) -> InputTemplate:
     ("query", "prompt", "with_prompt", "without"),
     [
         (("S", "i: {prompt}.", "q: {query}|"), (), "Si: x.q: Q|D", "Sq: Q|D"),
-        (("i: {prompt} q: {query}|",), (), "i: x q: Q|D", "i:  q: Q|D"),
+        (("i: {prompt} q: {query}|",), (), "i: x q: Q|D", "i: q: Q|D"),
+        (("i:{prompt} q:  {prompt}{query}|",), (), "i:x q:  xQ|D", "i: q: Q|D"),
         (("{query}", "|"), ("<", "{prompt}", ">"), "Q|D<x>", "Q|D<>"),
         (("{query}|",), ("a{prompt}b{prompt}", "c"), "Q|Daxbxc", "Q|Dc"),
-        (("D:",), ("|q: {query} {prompt}", "!"), "D:D|q: Q x!", "D:D|q: Q !"),
+        (("D:",), ("|q: {query} {prompt}", "!"), "D:D|q: Q x!", "D:D|q: Q!"),
         (("i: {prompt}|",), ("|", "{query}"), "i: x|D|Q", "D|Q"),
     ],
 )
