@@ -26,7 +26,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def flags_of(
-    config: type[AnyConfig], *, file: bool = False, leading: str | None = None
+    config: type[AnyConfig], *, file: bool = False
 ) -> Callable[[Callable[[AnyConfig], None]], Callable[..., None]]:
     """Turn a function of a config into a function for typer, with a flag for each of the config's fields.
 
@@ -35,8 +35,8 @@ def flags_of(
 
     Args:
         config: The config's class.
-        file: Take a YAML file of the same fields as the command's argument. Flags win over the file.
-        leading: A field that may be given as the argument, if that does not end in .yaml or .yml.
+        file: Take a YAML file of the same fields as the command's argument. Flags win over the file. If a field is an
+            argument too, the file is told from its values by its ending, .yaml or .yml.
 
     Returns:
         A decorator. The decorated function gathers the flags, checks them and runs the function with the config. It
@@ -54,19 +54,21 @@ def flags_of(
     leaves = _leaves(config)
     negatable = {leaf.path: file or leaf.field.get_default() is not False for leaf in leaves}
     nested = any(len(leaf.path) > 1 for leaf in leaves)
-    parameters = [_file_parameter(leading)] if file else []
+    shared = next((leaf for leaf in leaves if leaf.flag.argument), None) if file else None
+    parameters = [_file_parameter(shared)] if file else []
     for leaf in leaves:
+        if leaf is shared:
+            continue
         panel = ADVANCED if leaf.advanced else f"Stage {leaf.path[0]}" if len(leaf.path) > 1 else "Run"
         parameters.append(
             _parameter(leaf, panel if nested or leaf.advanced else OPTIONS, negatable=negatable[leaf.path], file=file)
         )
 
     def decorator(run: Callable[[AnyConfig], None]) -> Callable[..., None]:
-        def flags(config_file: Path | None = None, **values: Any) -> None:
-            if leading and config_file is not None and config_file.suffix not in (".yaml", ".yml"):
-                values[leading] = values.get(leading) or str(config_file)
-                config_file = None
-            run(_checked(config, leaves, values, config_file))
+        def flags(config_file: str | None = None, **values: Any) -> None:
+            if shared and config_file is not None and not config_file.endswith((".yaml", ".yml")):
+                values["__".join(shared.path)], config_file = config_file, None
+            run(_checked(config, leaves, values, None if config_file is None else Path(config_file)))
 
         flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -181,14 +183,14 @@ def _leaves(config: type[BaseModel], above: Key = ()) -> list[Leaf]:
     return sorted(found, key=lambda leaf: len(leaf.path) > 1)  # nested configs come last
 
 
-def _file_parameter(leading: str | None) -> inspect.Parameter:
+def _file_parameter(shared: Leaf | None) -> inspect.Parameter:
     argument = typer.Argument(
-        metavar=f"{leading.upper()}|CONFIG.yaml" if leading else "CONFIG.yaml",
-        help=f"What --{leading} takes, or a YAML file of these options." if leading else "YAML file of these options.",
+        metavar=f"{shared.name}|CONFIG.yaml" if shared else "CONFIG.yaml",
+        help=f"{shared.text} Or a YAML file of these options." if shared else "YAML file of these options.",
         show_default=False,
     )
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Parameter("config_file", kind, default=None, annotation=Annotated[Path | None, argument])
+    return inspect.Parameter("config_file", kind, default=None, annotation=Annotated[str | None, argument])
 
 
 def _parameter(leaf: Leaf, panel: str, *, negatable: bool, file: bool) -> inspect.Parameter:

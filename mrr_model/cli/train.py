@@ -73,7 +73,7 @@ def finetune(config: FinetuneCommand) -> None:
     _train(config, lambda: recipe.finetune(_run(config, FinetuneConfig)))
 
 
-@flags_of(SelfDistillCommand, file=True, leading="model")
+@flags_of(SelfDistillCommand, file=True)
 def self_distill(config: SelfDistillCommand) -> None:
     """Train by the model's own scores, then measure on the development collections."""
     _check_train_extra()

@@ -339,8 +339,8 @@ class SelfDistillConfig(RunConfig):
         ('vertical', 'horizontal')
     """
 
-    model: str
-    """Sequence-classification cross-encoder or yes/no causal re-ranker: a local folder or a hub id."""
+    model: Annotated[str, Flag(argument=True, metavar="MODEL")]
+    """Re-ranker of any form that opens: a local folder or a hub id."""
     texts: tuple[str, ...] = Field(min_length=1)
     """Unlabelled queries and documents: JSON lines of query and documents, or any source of mrr finetune."""
     template: Path | None = None

@@ -90,7 +90,7 @@ def test_every_field_of_a_run_is_a_flag(mrr: Mrr, asked: Asked) -> None:
 
 
 REQUIRED = ("--model", "m", "--train", "t", "--output", "o")
-TRAINING = {"finetune": REQUIRED, "self-distill": ("--model", "m", "--texts", "t", "--output", "o")}
+TRAINING = {"finetune": REQUIRED, "self-distill": ("m", "--texts", "t", "--output", "o")}
 COMMANDS = pytest.mark.parametrize("command", TRAINING)
 MODULES = {"finetune": finetuning, "self-distill": self_distilling}
 
@@ -125,9 +125,9 @@ def test_a_run_comes_from_a_file_and_flags_win(mrr: Mrr, asked: Asked, tmp_path:
 
 def test_self_distill_takes_texts_a_template_and_words_for_yes_and_no(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("texts: [a, b]\nyes: true\nno: no\nhorizontal:\n  ratios: [2]\n", encoding="utf-8")
+    file.write_text("model: m\ntexts: [a, b]\nyes: true\nno: no\nhorizontal:\n  ratios: [2]\n", encoding="utf-8")
     flags = ("--texts", "c", "--texts", "d", "--template", "template.json", "--yes", "Yes", "--horizontal-max-steps", 5)
-    result = mrr("self-distill", file, "--model", "m", "--output", "o", *flags)
+    result = mrr("self-distill", file, "--output", "o", *flags)
     assert (result.exit_code, result.stdout) == (0, "The trained re-ranker is in o\n"), result.output
     assert asked == [
         SelfDistillConfig(
@@ -159,7 +159,6 @@ def test_help_is_that_of_the_config(mrr: Mrr, command: str) -> None:
         (("--trainer", "seed=1"), ["--trainer: seed has a flag of its own: --seed, got {'seed': 1}."]),
         (("--trainer", "seed"), ["--trainer takes KEY=VALUE, got 'seed'"]),
         (("--stream",), ["a streamed run has no epochs: give max_steps in "]),
-        (("missing.yaml",), ["there is no configuration file 'missing.yaml'."]),
         (
             ("--on-bad-row", "x", "--horizontal-ratios", "1,x", "--vertical-merge-probability", 2),
             [
@@ -207,10 +206,24 @@ def test_a_fault_in_the_file_is_one_line(
 
 @COMMANDS
 def test_what_is_missing_is_one_line_each(mrr: Mrr, asked: Asked, command: str) -> None:
-    result = mrr(command, "--model", "m")
+    result = mrr(command, "--seed", 1)
     assert (result.exit_code, result.stdout, asked) == (2, "", [])
-    data = TRAINING[command][2]
-    assert sorted(result.stderr.splitlines()) == sorted(["error: --output is missing.", f"error: {data} is missing."])
+    model, data = {"finetune": ("--model", "--train"), "self-distill": ("MODEL", "--texts")}[command]
+    assert result.stderr.splitlines() == [f"error: {each} is missing." for each in (model, "--output", data)]
+
+
+@COMMANDS
+def test_a_missing_file_is_one_line(mrr: Mrr, asked: Asked, command: str) -> None:
+    result = mrr(command, "missing.yaml", "--output", "o")
+    assert result.error == "error: there is no configuration file 'missing.yaml'."
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["owner/name", "./mini", "a folder", "v2.yml.bak"])
+def test_the_model_to_self_distill_is_the_argument(mrr: Mrr, asked: Asked, name: str) -> None:
+    assert mrr("self-distill", name, "--texts", "t", "--output", "o").exit_code == 0
+    assert [config.model for config in asked] == [name]
+    assert "No such option: --model" in mrr("self-distill", "--model", name, "--texts", "t", "--output", "o").error
 
 
 @COMMANDS
@@ -222,7 +235,7 @@ def test_what_is_missing_is_one_line_each(mrr: Mrr, asked: Asked, command: str) 
         (("--dev-querie", "3"), "No such option: --dev-querie. Did you mean --dev-queries"),
         (("--max-length", "x"), "--max-length must be a whole number, got 'x'."),
         (("a.yaml", "stray"), "Got unexpected extra argument"),
-        (("--model",), "Option '--model' requires an argument."),
+        (("--output",), "Option '--output' requires an argument."),
     ],
 )
 def test_usage_errors_of_training_are_one_line(
