@@ -24,6 +24,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 MEASURED_CODE = ("mrr_model", "mrr_integrations", "benchmarks", "examples", ":(exclude)benchmarks/results")
 """Uncommitted changes here make a commit `-dirty`."""
 PACKAGES = ("matryoshka-reranker", "torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
+COMMANDS = {"speed-models": "speed.py --model all"}
+"""Result file -> what writes it, if that is not the script of its name."""
 CPU_INFO = Path("/proc/cpuinfo")
 FEATURES = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
 """The kernel's flag for a processor feature that changes speed -> its usual name."""
@@ -72,20 +74,30 @@ class BenchmarkResult(BaseModel):
     results: dict[str, Any]
 
 
-def add_output_argument(parser: argparse.ArgumentParser, name: str) -> None:
-    """Give a benchmark the flag `--output`, whose default is its result file."""
-    default = RESULTS / f"{name}.json"
-    shown = default.relative_to(ROOT)
-    parser.add_argument("--output", type=Path, default=default, metavar="FILE", help=f"result file (default: {shown})")
+def add_output_argument(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Give a benchmark the flag `--output`, whose default is the result file of what it measures, one of `names`."""
+    shown = " or ".join(str(result_file(name).relative_to(ROOT)) for name in names)
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"result file (default: {shown})")
+
+
+def result_file(name: str) -> Path:
+    """Where a benchmark's figures belong."""
+    return RESULTS / f"{name}.json"
 
 
 def write_result(
-    file: Path, name: str, what: str, results: dict[str, Any], *, seeds: Sequence[int] = (), notes: Sequence[str] = ()
+    file: Path | None,
+    name: str,
+    what: str,
+    results: dict[str, Any],
+    *,
+    seeds: Sequence[int] = (),
+    notes: Sequence[str] = (),
 ) -> BenchmarkResult:
     """Write a benchmark's figures with the machine, versions, commit, command line and date of this run.
 
     Args:
-        file: Where to write; replaced whole.
+        file: Where to write, replaced whole; None: the benchmark's own result file.
         name: The benchmark's name, such as `time-share`.
         what: What was measured, and against what.
         results: The figures, as JSON holds them.
@@ -107,6 +119,7 @@ def write_result(
         notes=tuple(notes),
         results=results,
     )
+    file = file or result_file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.part")
     beside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -128,16 +141,21 @@ class ResultFiles:
     def __getitem__(self, name: str) -> BenchmarkResult:
         file = self.folder / f"{name}.json"
         if not file.is_file():
-            raise RenderError(f"{file.name} is missing from {self.folder}: run `python {script_of(name)}`.")
+            raise RenderError(f"{file.name} is missing from {self.folder}: run `{command_of(name)}`.")
         try:
             return read_result(file)
         except ValueError as error:
             raise RenderError(f"{file} is not a result file: {error}") from error
 
 
-def script_of(name: str) -> str:
-    """The script that writes a result file."""
-    return f"benchmarks/{name.replace('-', '_')}.py"
+def command_of(name: str) -> str:
+    """The command that writes a result file.
+
+    >>> command_of("time-share")
+    'python benchmarks/time_share.py'
+    """
+    script = name.replace("-", "_") + ".py"
+    return f"python benchmarks/{COMMANDS.get(name, script)}"
 
 
 def this_machine() -> Machine:

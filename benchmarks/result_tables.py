@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frontier import Point, draw
-from result_files import BenchmarkResult, RenderError, ResultFiles, script_of
+from result_files import BenchmarkResult, RenderError, ResultFiles, command_of
 
 SIZES = ((4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25))
 """The (depth, keep_ratio) pairs of the README's table, besides full size."""
@@ -30,9 +30,9 @@ class Table:
 
 
 def source_line(result: BenchmarkResult) -> str:
-    """When and where a table's figures were measured, and the script to measure them again."""
-    script = script_of(result.name)
-    return f"<small>Measured on {result.date:%Y-%m-%d}, {result.machine}; again with `python {script}`.</small>"
+    """When and where a table's figures were measured, and the command to measure them again."""
+    again = command_of(result.name)
+    return f"<small>Measured on {result.date:%Y-%m-%d}, {result.machine}; again with `{again}`.</small>"
 
 
 def sizes(quality: BenchmarkResult, time_share: BenchmarkResult) -> str:
@@ -195,6 +195,34 @@ def speed(result: BenchmarkResult) -> str:
     return "\n\n".join(tables)
 
 
+def speed_models(result: BenchmarkResult) -> str:
+    found = result.results
+    rows = [
+        [
+            f"{model['name']} ({model['parameters'] / 1e6:.0f}M)",
+            row["dtype"],
+            f"{row['against_best']:.2f} ×",
+            f"{row['against_default']:.2f} ×",
+            f"{row['narrow_against_best']:.2f} ×",
+            f"{row['pairs_per_second']['full']:.1f}",
+            f"{row['pairs_per_second']['best']:.1f} ({row['best_batch_size']})",
+        ]
+        for model in found["models"]
+        for row in model["dtypes"]
+    ]
+    heads = [
+        "shape", "dtype", "full size against CrossEncoder's best", "against its default",
+        f"`keep_ratio={found['keep_ratio']:g}` against its best", "pairs/s at full size", "CrossEncoder's best",
+    ]  # fmt: skip
+    table = _markdown(heads, rows, numbers=(2, 3, 4, 5, 6))
+    sizes = ", ".join(map(str, found["batch_sizes"]))
+    return (
+        f"{table}\n\nRandom weights, parameters without embeddings; one query with {found['passages']} passages of "
+        f"{found['words'][0]} to {found['words'][1]} words (mean {found['mean_words']:.0f}). CrossEncoder's best is "
+        f"that of batch sizes {sizes}, in brackets; its default is {found['default_batch_size']}."
+    )
+
+
 def time_share(result: BenchmarkResult) -> str:
     tables = []
     for workload in result.results["workloads"]:
@@ -296,6 +324,7 @@ TABLES: dict[str, Table] = {
     "adapters": Table(("adapters",), adapters),
     "targets": Table(("targets",), targets),
     "speed": Table(("speed",), speed),
+    "speed-models": Table(("speed-models",), speed_models),
     "time-share": Table(("time-share",), time_share),
     "memory": Table(("memory",), memory),
     "cold-start": Table(("cold-start",), cold_start),

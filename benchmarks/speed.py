@@ -1,28 +1,47 @@
 """Speed at full size, against sentence-transformers' CrossEncoder and transformers' forward pass on the same weights.
 
     python benchmarks/speed.py
+    python benchmarks/speed.py --model all      # or some of: minilm bert xlm-roberta modernbert qwen3
 
 Every contender scores one query with the same passages, in the dtype that `dtype="auto"` chooses here and, for `mini`,
 in float32 too: this package; CrossEncoder at its default batch size (32) and at its best of BATCH_SIZES; transformers'
 own forward pass over padded batches of 32. Contenders take turns, and speeds are compared within a turn. Prints a table
 for each workload (`benchmarks/workloads.py`) and writes benchmarks/results/speed.json.
+
+With `--model`: re-rankers of the shapes that people run (`benchmarks/stock_models.py`), opened here and by CrossEncoder
+from one folder: this package at full size and at half the width, and CrossEncoder at each of MODEL_BATCH_SIZES, for one
+query with passages of mixed lengths, in float32 and, if the processor computes it, in bfloat16. In float32 the logits
+must agree. Writes benchmarks/results/speed-models.json after each model; `--model all` leaves out the models that the
+file holds already, if the same code was measured on the same machine.
 """
 
 import argparse
+import math
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from result_files import add_output_argument, write_result
+from result_files import (
+    add_output_argument,
+    current_commit,
+    installed_versions,
+    read_result,
+    result_file,
+    this_machine,
+    write_result,
+)
 from result_tables import speed as table
+from result_tables import speed_models as table_of_models
 from sentence_transformers import CrossEncoder
+from stock_models import SHAPES, Shape
 from transformers import AutoModelForSequenceClassification
-from workloads import DEFAULT_DTYPE, DTYPES, PROMPT, QUERY, Workload, mean_tokens, median_ratio
+from workloads import DEFAULT_DTYPE, DTYPES, PROMPT, QUERY, Workload, mean_tokens, median_ratio, passages
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.selection.stopwatch import in_turns
@@ -31,15 +50,28 @@ WORKLOADS = ("mini:60:100", "mini:200:40", "decoder:60:30")
 BATCH_SIZES = (4, 8, 16, 32, 64)
 DEFAULT_BATCH_SIZE = 32
 MAX_LENGTH = 512
+MODEL_BATCH_SIZES = (8, 16, 32)
+PASSAGES = 40
+MEDIAN_WORDS, SPREAD, WORDS = 50, 0.6, (10, 300)
+"""Words of a model's passages: log-normal, within bounds. Most are a paragraph, a few are a page."""
+KEEP_RATIO = 0.5
+TOLERANCE = 1e-3
+"""How far float32 logits may differ between the libraries; the models are deeper than those of the tests."""
 Pairs = list[tuple[str, str]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", type=Workload.parse, default=list(map(Workload.parse, WORKLOADS)))
+    measured = parser.add_mutually_exclusive_group()
+    measured.add_argument("--workloads", nargs="+", type=Workload.parse, default=list(map(Workload.parse, WORKLOADS)))
+    measured.add_argument("--model", nargs="+", choices=[*SHAPES, "all"], help="measure these shapes instead")
     parser.add_argument("--repeats", type=int, default=3, help="turns of all contenders; medians are reported")
-    add_output_argument(parser, "speed")
+    parser.add_argument("--passages", type=int, default=PASSAGES, help="passages for each --model")
+    add_output_argument(parser, "speed", "speed-models")
     arguments = parser.parse_args()
+    if arguments.model:
+        compare_models(arguments.model, arguments.passages, arguments.repeats, arguments.output)
+        return
     results = {
         "default_dtype": DEFAULT_DTYPE,
         "repeats": arguments.repeats,
@@ -81,6 +113,102 @@ def compare(workload: Workload, repeats: int) -> dict[str, Any]:
             row[key] = round(median_ratio(lambda a, b: a / b, taken[index], taken[first[dtype]]), 3)
     tokens = round(mean_tokens(ours[DEFAULT_DTYPE], documents), 1)
     return {**asdict(workload), "tokens": tokens, "contenders": rows}
+
+
+def compare_models(names: Sequence[str], count: int, repeats: int, output: Path | None) -> None:
+    """Compare the shapes one by one; write and print what the file then holds."""
+    documents = mixed_passages(count)
+    words = [len(text.split()) for text in documents]
+    setup = {
+        "repeats": repeats, "passages": count, "words": [min(words), max(words)], "mean_words": statistics.mean(words),
+        "keep_ratio": KEEP_RATIO, "batch_sizes": list(MODEL_BATCH_SIZES), "default_batch_size": DEFAULT_BATCH_SIZE,
+    }  # fmt: skip
+    known = measured_models(output or result_file("speed-models"), setup)
+    what = "Pairs per second of stock cross-encoders at full size and half the width, against CrossEncoder's."
+    for name in [name for name in SHAPES if name not in known] if "all" in names else names:
+        known[name] = compare_model(name, SHAPES[name], documents, repeats)
+        models = [known[shape] for shape in SHAPES if shape in known]
+        result = write_result(output, "speed-models", what, {**setup, "models": models}, seeds=(0,))
+        print(table_of_models(result), flush=True)
+
+
+def measured_models(file: Path, setup: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The models of a result file by name, if it is of this code, set-up and machine; else none."""
+    try:
+        result = read_result(file)
+    except (OSError, ValueError):
+        return {}
+    models = result.results.pop("models")
+    now = (current_commit(), installed_versions(), this_machine(), setup)
+    same = (result.commit, result.versions, result.machine, result.results) == now
+    return {model["name"]: model for model in models} if same and not result.commit.endswith("dirty") else {}
+
+
+def compare_model(name: str, shape: Shape, documents: list[str], repeats: int) -> dict[str, Any]:
+    """Both libraries on one shape, from the same folder."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        parameters = shape.save(folder)
+        dtypes = list(dict.fromkeys(["float32", DEFAULT_DTYPE]))
+        rows = [compare_dtype(folder, dtype, documents, repeats) for dtype in dtypes]
+        tokens = mean_tokens(MatryoshkaReranker(folder), documents)
+    return {"name": name, "like": shape.like, "parameters": parameters, "tokens": round(tokens, 1), "dtypes": rows}
+
+
+def compare_dtype(folder: Path, dtype: str, documents: list[str], repeats: int) -> dict[str, Any]:
+    """Both libraries on one folder in one dtype: this package's speed over CrossEncoder's, and pairs per second."""
+    pairs = [(QUERY, text) for text in documents]
+    ours = MatryoshkaReranker(folder, dtype=dtype)
+    stock = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": DTYPES[dtype]})
+    if dtype == "float32":
+        check_equal(ours, stock, pairs)
+    runs: dict[str | int, Callable[[], Any]] = {
+        "full": lambda: ours.score(QUERY, documents),
+        "narrow": lambda: ours.score(QUERY, documents, keep_ratio=KEEP_RATIO),
+    }
+    for size in MODEL_BATCH_SIZES:
+        runs[size] = lambda size=size: predict(stock, pairs, size)
+    taken = in_turns(runs, repeats)
+    best = min(MODEL_BATCH_SIZES, key=lambda size: statistics.median(taken[size]))
+    shown = {"full": "full", "narrow": "narrow", "best": best, "default": DEFAULT_BATCH_SIZE}
+
+    def against(ours: str, theirs: int) -> float:
+        return round(median_ratio(lambda mine, other: other / mine, taken[ours], taken[theirs]), 3)
+
+    return {
+        "dtype": dtype,
+        "against_best": against("full", best),
+        "against_default": against("full", DEFAULT_BATCH_SIZE),
+        "narrow_against_best": against("narrow", best),
+        "best_batch_size": best,
+        "pairs_per_second": {
+            label: round(len(pairs) / statistics.median(taken[key]), 2) for label, key in shown.items()
+        },
+    }
+
+
+def check_equal(ours: MatryoshkaReranker, stock: CrossEncoder, pairs: Pairs) -> None:
+    """Compare both libraries' logits: different ones would come from different work."""
+    theirs = stock.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False).tolist()
+    apart = max(abs(a - b) for a, b in zip(ours.score_pairs(pairs, normalize=False), theirs, strict=True))
+    if apart > TOLERANCE:
+        raise ValueError(f"the libraries' logits differ by up to {apart:.2g}: they do not run the same model.")
+
+
+def mixed_passages(count: int) -> list[str]:
+    """Different passages of mixed lengths, in random order."""
+    stream = " ".join(passages().values()).split()
+    spread = statistics.NormalDist(math.log(MEDIAN_WORDS), SPREAD)
+    lengths = [round(math.exp(spread.inv_cdf((index + 0.5) / count))) for index in range(count)]
+    random.Random(0).shuffle(lengths)
+    texts, start = [], 0
+    for length in lengths:
+        length = min(max(length, WORDS[0]), WORDS[1])
+        if start + length > len(stream):
+            start = 0
+        texts.append(" ".join(stream[start : start + length]))
+        start += length
+    return texts
 
 
 def peers_pairs(workload: Workload, documents: list[str]) -> Pairs:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from render import PICTURE, render, render_page
-from result_files import RESULTS, ROOT, BenchmarkResult, Machine, RenderError, ResultFiles, read_result
+from result_files import RESULTS, ROOT, BenchmarkResult, Machine, RenderError, ResultFiles, command_of, read_result
 from result_tables import TABLES, Table
 
 SETTINGS = [(6, 1.0), (4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25)]
@@ -75,6 +75,30 @@ INVENTED: dict[str, dict[str, Any]] = {
                 ],
             }
         ]
+    },
+    "speed-models": {
+        "passages": 40,
+        "words": [12, 208],
+        "mean_words": 58.6,
+        "keep_ratio": 0.5,
+        "batch_sizes": [8, 32],
+        "default_batch_size": 32,
+        "models": [
+            {
+                "name": "bert",
+                "parameters": 86_042_113,
+                "dtypes": [
+                    {
+                        "dtype": "float32",
+                        "against_best": 1.253,
+                        "against_default": 1.5,
+                        "narrow_against_best": 2.0,
+                        "best_batch_size": 8,
+                        "pairs_per_second": {"full": 12.53, "narrow": 20.0, "best": 10.0, "default": 8.3},
+                    }
+                ],
+            }
+        ],
     },
     "calibration": {
         "fitted_on": {"collection": "birds", "queries": 7, "pairs": 7000, "relevant": 0.01},
@@ -154,6 +178,7 @@ EXPECTED = {
     "adapters": ["| `depth=4` |  |  | -0.007 |", "| mean of 2 compressed settings | 0.770 | 0.765 | +0.005 |"],
     "targets": ["| `keep_quality` = 0.98, 0.9 | 4 | 3 | trees: 0.98 asked, 0.95 got |"],
     "speed": ["| CrossEncoder | float32 | 32 | 50 | 2.0 × | 4.0 × |"],
+    "speed-models": ["| bert (86M) | float32 | 1.25 × | 1.50 × | 2.00 × | 12.5 | 10.0 (8) |"],
     "time-share": ["| `depth=4, keep_ratio=0.5` | 300 | 33% | 30% | 27% | 1.12 |"],
     "memory": ["| full size | float32 | 500 MiB | 570 MiB |"],
     "cold-start": ["| import torch | 2.50 |", "| from the start to the ranking | 4.90 |"],
@@ -204,7 +229,7 @@ def test_the_projects_pages_show_the_result_files() -> None:
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
 def test_a_result_file_is_named_after_its_script_and_renders(file: Path) -> None:
     assert read_result(file).name == file.stem
-    assert (ROOT / "benchmarks" / f"{file.stem.replace('-', '_')}.py").is_file()
+    assert (ROOT / command_of(file.stem).split()[1]).is_file()
     for table in TABLES.values():
         if table.sources == (file.stem,):
             assert table.render(ResultFiles(RESULTS)).count("\n|") >= 2  # the rule and a row
@@ -212,7 +237,7 @@ def test_a_result_file_is_named_after_its_script_and_renders(file: Path) -> None
 
 def test_every_table_has_a_script_for_its_sources() -> None:
     for source in {source for table in TABLES.values() for source in table.sources}:
-        assert (ROOT / "benchmarks" / f"{source.replace('-', '_')}.py").is_file()
+        assert (ROOT / command_of(source).split()[1]).is_file()
 
 
 @pytest.mark.parametrize("name", list(TABLES))

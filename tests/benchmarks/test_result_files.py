@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 import result_files
-from result_files import RESULTS, ROOT, command_line, current_commit, read_result, this_machine, write_result
+from result_files import (
+    RESULTS,
+    ROOT,
+    command_line,
+    command_of,
+    current_commit,
+    read_result,
+    this_machine,
+    write_result,
+)
 
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 CPU_INFO = """processor : 0
@@ -101,14 +110,13 @@ def test_what_a_benchmark_imports_from_the_package_exists(script: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_benchmark_writes_the_result_file_of_its_own_name(script: Path) -> None:
+def test_a_benchmark_writes_the_result_files_that_it_names(script: Path) -> None:
     tree = ast.parse(script.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     written = [call.args[1].value for call in calls if call.func.id == "write_result"]  # type: ignore[attr-defined]
-    offered = [call.args[1].value for call in calls if call.func.id == "add_output_argument"]  # type: ignore[attr-defined]
-    if not written:
-        assert not offered
-        return
-    name = script.stem.replace("_", "-")
-    assert written == offered == [name]
-    assert f"results/{name}.json" in (ast.get_docstring(tree) or "").replace("\n", "")
+    offers = [call for call in calls if call.func.id == "add_output_argument"]  # type: ignore[attr-defined]
+    offered = [name.value for call in offers for name in call.args[1:]]  # type: ignore[attr-defined]
+    assert sorted(written) == sorted(offered)
+    for name in offered:
+        assert command_of(name).split()[1] == f"benchmarks/{script.name}"
+        assert f"results/{name}.json" in (ast.get_docstring(tree) or "").replace("\n", "")
