@@ -1,5 +1,7 @@
 """`mrr info`: what a checkpoint holds and what its sizes cost."""
 
+import re
+import shlex
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -13,9 +15,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mrr_model.checkpoint import Checkpoint
+    from mrr_model.modeling.config import MatryoshkaConfig
 
 MAX_LENGTH = 512
-"""Tokens of the longest pair, if the model reads that many."""
+"""Tokens of the longest pair, if the model reads that many and does not say otherwise."""
+POOLINGS = {
+    "first": "the first token",
+    "last": "the last token",
+    "separator": "the separator after the query",
+    "mean": "the mean over tokens",
+}
+"""What an exit reads, in words."""
+SCORES = {
+    True: "probabilities, the sigmoid of the logits; normalize=False gives the logits",
+    False: "logits, without bounds; normalize=True gives probabilities",
+}
+"""What calls return by default."""
 
 
 class InfoConfig(Config):
@@ -39,53 +54,90 @@ def info(config: InfoConfig) -> None:
     folder = locate(config.model, local_files_only=config.local_files_only)
     loaded = checkpoint.load_outline(folder)
     console = Console()
-    console.print(_facts(config.model, folder, loaded))
+    console.print(_table(_facts(config.model, folder, loaded)))
     console.print()
     console.print(_flops_table(loaded))
 
 
-def _facts(name: str, folder: Path, loaded: "Checkpoint") -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    model, matryoshka = loaded.model, loaded.model.matryoshka
-    template = matryoshka.template
+def _facts(name: str, folder: Path, loaded: "Checkpoint") -> dict[str, str]:
+    """What one line of docs/models.md says of a model, and what its files add."""
+    model, matryoshka, template = loaded.model, loaded.model.matryoshka, loaded.model.matryoshka.template
+    prompt = loaded.defaults.prompt or template.default_prompt
     pieces = [
         piece if "{" in piece else repr(piece) for piece in (*template.query, *template.passage, *template.prompt)
     ]
-    facts = {
+    return {
         "model": name if Path(name) == folder else f"{name} ({folder})",
-        "backbone": f"{model.config.model_type}, hidden size {model.config.hidden_size}",
-        "layers": str(model.num_layers),
-        "exits": _listed(matryoshka.exits),
+        "opened as": str(loaded.source),
+        "licence": _licence(folder) or "not named in README.md",
+        "family": f"{model.config.model_type}, {model.num_layers} layers × {model.config.hidden_size}",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:,.1f} M",
+        "weights": _stored_weights(folder),
+        "max length": f"{loaded.defaults.max_length or _max_length(loaded)} tokens",
+        "exits": _exits_fact(name, loaded),
         "merge layers": _listed(matryoshka.merge_layers),
         "default merge layer": str(matryoshka.default_merge_layer) if matryoshka.merge_layers else "none",
         "merge weights": matryoshka.merge_weights,
-        "head": f"{matryoshka.head}, one per exit",
+        "pooling": POOLINGS[model.backbone.pooling],
+        "head": f"{_head(matryoshka)}, one per exit",
+        "scores": SCORES[loaded.defaults.normalize],
         "template": " ".join(pieces),
-        "prompt": template.default_prompt or "none",
+        "template from": str(loaded.template_source),
+        "prompt": prompt or ("none by default" if template.takes_prompt else "none: the template takes none"),
         "adapters": ", ".join(loaded.adapters) or "none",
-        "weights": _stored_weights(folder),
-        "profile": _profile_fact(loaded),
-        "calibration": _calibration_fact(loaded),
+        "profile": _profile_fact(name, loaded),
+        "calibration": _calibration_fact(name, loaded),
     }
+
+
+def _table(facts: dict[str, str]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table.grid(padding=(0, 2))
     for label, fact in facts.items():
         table.add_row(Text(label, style="bold"), Text(fact))
     return table
 
 
-def _profile_fact(loaded: "Checkpoint") -> str:
+def _licence(folder: Path) -> str | None:
+    """The licence that the front matter of the model card names."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)^---\s*$", text, re.DOTALL | re.MULTILINE)
+    named = dict(re.findall(r"^(license|license_name):[ \t]*(\S.*?)\s*$", front[1], re.MULTILINE)) if front else {}
+    licence = named.get("license_name") if named.get("license") == "other" else None
+    found = licence or named.get("license")
+    return found.strip("\"'") if found else None
+
+
+def _exits_fact(name: str, loaded: "Checkpoint") -> str:
+    exits, layers = loaded.model.matryoshka.exits, loaded.model.num_layers
+    if len(exits) > 1 or layers == 1:
+        return _listed(exits)
+    return f"{_listed(exits)}; for more: mrr self-distill {shlex.quote(name)} --texts TEXTS --output FOLDER"
+
+
+def _head(matryoshka: "MatryoshkaConfig") -> str:
+    """A head's layers in their order."""
+    before = [
+        layer.kind if layer.activation is None else f"{layer.kind} {layer.activation}"
+        for layer in matryoshka.head_layers
+    ]
+    return ", ".join([*before, matryoshka.head])
+
+
+def _profile_fact(name: str, loaded: "Checkpoint") -> str:
     profile = loaded.profile
     if profile is None:
-        return "none: mrr evaluate MODEL COLLECTION --save-profile"
+        return f"none; to measure one: mrr evaluate {shlex.quote(name)} COLLECTION --save-profile"
     return f"{len(profile.points)} settings on {', '.join(profile.collections)}, timed on {profile.device}"
 
 
-def _calibration_fact(loaded: "Checkpoint") -> str:
+def _calibration_fact(name: str, loaded: "Checkpoint") -> str:
     calibration = loaded.calibration
     if calibration is None:
-        return "none: mrr calibrate MODEL COLLECTION"
+        return f"none; to fit one: mrr calibrate {shlex.quote(name)} COLLECTION"
     return f"{len(calibration.settings)} settings on {calibration.data}"
 
 
@@ -103,6 +155,10 @@ def _listed(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers)) or "none"
 
 
+def _max_length(loaded: "Checkpoint") -> int:
+    return min(MAX_LENGTH, loaded.model.backbone.max_tokens or MAX_LENGTH)
+
+
 def _flops_table(loaded: "Checkpoint") -> "Table":
     """The share of full size's FLOPs at each setting of a default grid."""
     from rich.table import Table
@@ -111,7 +167,7 @@ def _flops_table(loaded: "Checkpoint") -> "Table":
     from mrr_model.evaluation.config import DEPTHS
     from mrr_model.reranker import MatryoshkaReranker
 
-    reranker = MatryoshkaReranker(loaded, max_length=min(MAX_LENGTH, loaded.model.backbone.max_tokens or MAX_LENGTH))
+    reranker = MatryoshkaReranker(loaded, max_length=_max_length(loaded))
     ratios = DEFAULT_KEEP_RATIOS if reranker.merge_layers else DEFAULT_KEEP_RATIOS[:1]
     full = reranker.flops(depth=None, keep_ratio=1.0)
     table = Table(
