@@ -119,7 +119,7 @@ class RerankOptions(BaseModel):
     batch_tokens: Annotated[int | None, BeforeValidator(partial(optional_whole_number, "batch_tokens"))] = None
     """Tokens of a batch at most, padding included; None chooses by device and model."""
     prompt: PromptOption = None
-    """The instruction that follows the passage, for models whose input template has one."""
+    """The instruction, for models whose input template takes one."""
     target: TargetOption = None
     """A need instead of `depth` and `keep_ratio`: a `mrr_model.Target`, or a dict such as `{"speedup": 3}`. The two
     fields then show the setting that it chose.

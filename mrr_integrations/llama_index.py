@@ -47,7 +47,7 @@ class RerankQuery(QueryBundle):
         target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
         top_n: Nodes to return at most; None returns all.
         min_score: The lowest score to return.
-        prompt: The instruction that follows the passage.
+        prompt: The instruction.
         normalize: Return probabilities; False returns raw logits.
 
     Raises:
@@ -111,7 +111,7 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
         dtype: `"auto"`, `"float32"`, `"bfloat16"` or `"float16"`.
         max_length: Tokens of an input.
         batch_tokens: Tokens of a batch at most, padding included.
-        prompt: The instruction that follows the passage, for models whose input template has one.
+        prompt: The instruction, for models whose input template takes one.
         target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
         normalize: Return probabilities; False returns raw logits.
         show_progress: Show a progress bar or not; None shows one on long work in a terminal.

@@ -29,6 +29,7 @@ from mrr_integrations._multi_exit import MultiExitLoss, ReplayingModule
 from mrr_model import checkpoint
 from mrr_model.calibration.probability import probabilities
 from mrr_model.checkpoint.hub import locate
+from mrr_model.checkpoint.stock import SIGMOID, library_activation
 from mrr_model.compression import KeepRatio
 from mrr_model.files.atomic import write_file
 from mrr_model.inference.device import resolve_device, resolve_dtype
@@ -92,7 +93,7 @@ class MatryoshkaModule(ReplayingModule, Module):
 
         Args:
             inputs: The pairs. Single texts, whose tokens the library counts for model cards, get no spans.
-            prompt: The instruction that follows the passage.
+            prompt: The instruction; see `with_prompt`.
             kwargs: Ignored.
 
         Returns:
@@ -100,7 +101,9 @@ class MatryoshkaModule(ReplayingModule, Module):
         """
         if all(isinstance(text, str) for text in inputs):
             return dict(self.tokenizer([*map(without_surrogates, inputs)], padding=True, return_tensors="pt"))
-        batch = self.reranker.engine.batch(checked_pairs([_pair(pair) for pair in inputs]), self._prompt(prompt))
+        pairs, chosen = self.with_prompt([_pair(pair) for pair in inputs], prompt)
+        own = self.reranker.prompt if isinstance(chosen, Default) else chosen
+        batch = self.reranker.engine.batch(checked_pairs(pairs), own)
         positions = torch.arange(batch.input_ids.shape[1])
         return {
             "input_ids": batch.input_ids,
@@ -110,10 +113,21 @@ class MatryoshkaModule(ReplayingModule, Module):
             "prompt_length": batch.spans.prompt,
         }
 
-    def _prompt(self, prompt: str | None) -> str | None:
-        """The prompt that pairs are encoded with."""
-        chosen = _prompt(prompt)
-        return self.reranker.prompt if isinstance(chosen, Default) else chosen
+    def with_prompt(self, pairs: list[Any], prompt: str | None) -> tuple[list[Any], str | Default | None]:
+        """Apply one of the library's prompts as it does: where the template has a place for it, else before the query.
+
+        Args:
+            pairs: The pairs.
+            prompt: The prompt; None for the model's own, `""` for none.
+
+        Returns:
+            The pairs, and the prompt for the core.
+        """
+        if prompt is None:
+            return pairs, DEFAULT
+        if not prompt or self.reranker.model.matryoshka.template.takes_prompt:
+            return pairs, prompt or None
+        return [(prompt + query, document) for query, document in checked_pairs(pairs)], None
 
     def forward(
         self,
@@ -301,6 +315,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             modules, device = [MatryoshkaModule(shared)], device or str(reranker.device)
             kwargs.setdefault("activation_fn", None if reranker.normalize else nn.Identity())
         model_kwargs = _with_dtype(model_kwargs, device)
+        self._stored_activation = SIGMOID
         self._asked: dict[str, Any] = {
             "depth": depth,
             "keep_ratio": keep_ratio,
@@ -321,12 +336,17 @@ class MatryoshkaCrossEncoder(CrossEncoder):
     def _load_modules(
         self, model_name_or_path: str, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> tuple[list[nn.Module], dict[str, Any]]:
-        """The only module, from any folder that the core can read."""
+        """The only module, from any folder that the core can read. Without modules.json the library has no prompts."""
         folder = Path(model_name_or_path)
         saved = folder / "config_sentence_transformers.json"
-        if saved.is_file():
+        if saved.is_file() and (folder / "modules.json").is_file():
             self._parse_model_config(json.loads(saved.read_text(encoding="utf-8")))
+        self._stored_activation = library_activation(checkpoint.read_config(folder))
         return [MatryoshkaModule(_open(folder, model_kwargs, **self._asked))], {}
+
+    def get_default_activation_fn(self) -> Callable[..., Any]:
+        """What the library applies to the opened model's logits: the activation that its files name, else a sigmoid."""
+        return self._resolve_activation_fn(self._stored_activation) or nn.Sigmoid()
 
     @property
     def reranker(self) -> CoreReranker:
@@ -495,12 +515,13 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         if device is not None and torch.empty(0, device=device).device != self.device:
             self.to(device)
         self.eval()
+        pairs, chosen = cast(MatryoshkaModule, self[0]).with_prompt([_pair(pair) for pair in inputs], prompt)
         logits = self.reranker.score_pairs(
-            [_pair(pair) for pair in inputs],
+            pairs,
             depth=depth,
             keep_ratio=keep_ratio,
             normalize=False,
-            prompt=_prompt(prompt),
+            prompt=chosen,
             batch_size=batch_size,
             show_progress=show_progress_bar,
         )
@@ -544,11 +565,6 @@ def _rows(inputs: Any) -> list[Any]:
 def _pair(pair: Any) -> Any:
     """A pair in any collection as a tuple. Anything else stays as it is; the core reports it."""
     return pair if isinstance(pair, NOT_LISTS) or not isinstance(pair, Iterable) else tuple(pair)
-
-
-def _prompt(prompt: str | None) -> str | Default | None:
-    """The library's None means the model's own default, and its empty prompt means no prompt."""
-    return DEFAULT if prompt is None else prompt or None
 
 
 def _open(
