@@ -14,6 +14,7 @@ import pytest
 
 from mrr_model.__main__ import main
 from mrr_model.cli.flags import read_yaml
+from mrr_model.template import InputTemplate
 from mrr_model.training.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +160,17 @@ def test_the_recipe_file_is_one(tmp_path: Path) -> None:
     config = FinetuneConfig.model_validate(read_yaml(tmp_path / "recipe.yaml"))
     assert config.distill.learning_rate == 2e-4
     assert config.train == ("BeIR-folder#train", "train.jsonl")
+
+
+def test_the_template_file_is_one() -> None:
+    text = (ROOT / "docs" / "adapt-your-reranker.md").read_text(encoding="utf-8")
+    [written] = [
+        block for block in re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "{query}" in block
+    ]
+    template = InputTemplate.model_validate_json(written)
+    assert template.takes_prompt
+    fields = set(re.findall(r"^\| `(\w+)` \|", text[text.index(written) :], re.MULTILINE))
+    assert fields == set(InputTemplate.model_fields)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
