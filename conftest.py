@@ -40,6 +40,7 @@ SLOW = (
     "tests/inference/test_forking.py",
     "tests/inference/test_out_of_memory.py",
     "tests/inference/test_texts.py",
+    "tests/models",
     "tests/modeling/test_construction.py",
     "tests/test_pickling.py",
     "tests/test_reranker.py",
