@@ -8,8 +8,8 @@ from zlib import crc32
 
 import pytest
 import torch
-from published import Row
-from recipes import Reference
+from models.published import Row
+from models.recipes import Reference
 
 from mrr_model import MatryoshkaReranker
 

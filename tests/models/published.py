@@ -11,26 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from recipes import (
-    CTXL_TASK,
-    QWEN3_INSTRUCTION,
-    QWEN3_PREFIX,
-    QWEN3_SUFFIX,
-    CtxlCard,
-    GemmaCard,
-    GteCode,
-    InCrossEncoder,
-    MxbaiLibrary,
-    NemotronCode,
-    Qwen3Card,
-    Reference,
-    ZerankCode,
-    as_qwen3_card,
-)
-from sentence_transformers import CrossEncoder
-from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
-from tiny import (
+from models.folders import (
     DECODER,
     ENCODER,
     bert_tokenizer,
@@ -50,6 +31,25 @@ from tiny import (
     stock_config,
     xlm_roberta_tokenizer,
 )
+from models.recipes import (
+    CTXL_TASK,
+    QWEN3_INSTRUCTION,
+    QWEN3_PREFIX,
+    QWEN3_SUFFIX,
+    CtxlCard,
+    GemmaCard,
+    GteCode,
+    InCrossEncoder,
+    MxbaiLibrary,
+    NemotronCode,
+    Qwen3Card,
+    Reference,
+    ZerankCode,
+    as_qwen3_card,
+)
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from torch import nn
 from transformers import AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerBase
 

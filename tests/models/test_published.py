@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from published import ROWS, Row
+from models.folders import text_of
+from models.published import ROWS, Row
 from sentence_transformers import CrossEncoder
-from tiny import text_of
 
 from mrr_integrations.sentence_transformers import MatryoshkaCrossEncoder
 from mrr_model import MatryoshkaReranker

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tiny import (
+from models.folders import (
     DECODER,
     bert_tokenizer,
     change_json,
