@@ -115,7 +115,7 @@ ROWS = (
             position_embedding_type="alibi",
             feed_forward_type="geglu",
         ),
-        "JinaBertForSequenceClassification",
+        "alibi",
     ),
     Refused(
         "jinaai/jina-reranker-v2-base-multilingual",
