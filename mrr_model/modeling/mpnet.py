@@ -1,5 +1,10 @@
 """MPNet: BERT's block with relative position biases, which transformers computes without its attention interface.
 
+A merged token keeps the middle of its tokens' positions, so that its distances stay those that the bias was trained on.
+Measured at keep_ratio 0.5 against full width, renumbered tokens in brackets: random models (12 seeds × 64 pairs, biases
+of standard deviation 1.5) rank alike with a correlation of 0.935 (0.851); the embeddings of 60 SQuAD passages by
+all-mpnet-base-v2 (biases of 2.1) have a mean cosine of 0.899 (0.897), at keep_ratio 0.25 of 0.806 (0.795).
+
 Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
 """
 
@@ -50,7 +55,7 @@ class FusedSelfAttention(MPNetSelfAttention):
 class MPNet(Encoder):
     """Runs a stock MPNet layer by layer. The self-attention modules of the model become `FusedSelfAttention`."""
 
-    keeps_positions = False
+    keeps_positions = True
 
     def __init__(
         self, model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None
