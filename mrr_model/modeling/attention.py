@@ -190,14 +190,15 @@ def received_weights(
         rows = slice(start, start + UNFUSED_ROWS)
         chunk = query[:, :, :, rows]
         products = chunk.flatten(2, 3) @ key.transpose(2, 3)  # (B, K, H/K · rows, T)
-        scores = products.unflatten(2, chunk.shape[2:4]).float() * (scaling or size**-0.5)
+        scores = products.view(*chunk.shape[:4], tokens).float() * (scaling or size**-0.5)
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
         if causal:
             scores = scores.masked_fill(position > position[rows, None], float("-inf"))
         if attention_mask is not None:
             added = _added(attention_mask, rows, scores.dtype)  # (B or 1, H or 1, rows or 1, T)
-            scores = scores + (added[:, :, None] if added.shape[1] == 1 else added.unflatten(1, chunk.shape[1:3]))
+            by_key = chunk.shape[1:3] if added.shape[1] > 1 else (1, 1)
+            scores = scores + added.reshape(len(added), *by_key, *added.shape[2:])
         received = received + (scores.softmax(-1) * share[:, None, None, rows, None]).sum((1, 2, 3))
     return received
 
