@@ -4,6 +4,7 @@ Shapes: B pairs, T tokens (at the current width), D hidden size, H heads, d head
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -74,10 +75,13 @@ class Backbone(ABC):
         causal: Whether a token sees only those before it.
         keeps_positions: Whether a merged token keeps the middle position of its tokens; else the tokens are renumbered
             0 … T'−1 at every width.
+        key_value_share: The share of the outputs of `key_value_projections` that are keys and values: packed
+            projections hold queries too.
     """
 
     causal: bool
     keeps_positions: bool = False
+    key_value_share: float = 1.0
 
     def __init__(
         self, model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None
@@ -136,6 +140,20 @@ class Backbone(ABC):
     @abstractmethod
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         """The modules of block `layer` that every token needs even at the last exit."""
+
+    def token_modules(self, layer: int) -> Iterable[nn.Module]:
+        """The modules of block `layer` that run for tokens; others run for positions, once per batch."""
+        return self.layers[layer - 1].modules()
+
+    def relative_flops(self, tokens: int, whole: int, merged: bool) -> float:
+        """FLOPs of one layer's products with relative positions.
+
+        Args:
+            tokens: The states of a pair.
+            whole: Those that have a query: all, or the pooled one.
+            merged: Whether a merge came before.
+        """
+        return 0.0
 
     @property
     @abstractmethod

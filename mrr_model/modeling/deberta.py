@@ -6,22 +6,22 @@ The stock modules keep their weights; only how their attention is computed is re
 Shapes: B pairs, T tokens, D hidden size, H heads, d head size, P relative positions.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
 
-from mrr_model.modeling.attention import AttentionRow
+from mrr_model.modeling.attention import AttentionRow, attention, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Products with relative positions that are held at a time, per kind: pairs run in chunks of at most this many."""
 
 
@@ -39,7 +39,12 @@ class RelativePositions:
 
 
 class DisentangledAttention(DisentangledSelfAttention):
-    """The stock attention's weights with fused attention, and with the pooled token's row for a merge."""
+    """The stock module, its weights and their names, with this project's attention function.
+
+    Stock blocks hand `relative_pos` down to it.
+    """
+
+    is_causal = False
 
     def forward(
         self,
@@ -56,20 +61,27 @@ class DisentangledAttention(DisentangledSelfAttention):
             self.heads(part(hidden_states)) for part in (self.query_proj, self.key_proj, self.value_proj)
         )  # (B, H, T, d)
         keys, queries = self.relative_projections(rel_embeddings)
-        if relative_pos.row is not None:
-            relative_pos.row.weights = self.row_weights(query, key, keys, queries, relative_pos, relative_pos.row)
-
         batch, heads, tokens, _ = query.shape
-        positions = 0 if keys is None else keys.shape[1]
+        positions = 0 if keys is None and queries is None else len(cast(Tensor, rel_embeddings))
         size = max(1, CHUNK // (heads * tokens * max(tokens, positions)))
-        chunks = []
+        outputs, rows = [], []
         for pairs in (slice(start, start + size) for start in range(0, batch, size)):
             index = relative_pos.index if len(relative_pos.index) == 1 else relative_pos.index[pairs]
             mask = None if attention_mask is None else attention_mask[pairs]
             bias = self.bias(query[pairs], key[pairs], keys, queries, index)
-            chunks.append(self.attend(query[pairs], key[pairs], value[pairs], bias, mask))
-        out = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        return out.transpose(1, 2).flatten(2), None
+            if bias is not None:
+                mask = bias if mask is None else bias.masked_fill_(~mask, float("-inf"))
+            row = None if relative_pos.row is None else _part(relative_pos.row, pairs)
+            dropout = self.dropout.p if self.training else 0.0
+            outputs.append(
+                attention(self, query[pairs], key[pairs], value[pairs], mask, dropout, self.scaling, attention_row=row)[
+                    0
+                ]
+            )
+            rows.append(row)
+        if relative_pos.row is not None:
+            relative_pos.row.weights = torch.cat([cast(Tensor, row.weights) for row in rows if row is not None])
+        return torch.cat(outputs).flatten(2), None
 
     @property
     def scaling(self) -> float:
@@ -105,55 +117,27 @@ class DisentangledAttention(DisentangledSelfAttention):
             bias = (query * self.scaling @ keys.transpose(1, 2)).gather(3, index.expand(shape))
         if queries is not None:
             other = (queries * self.scaling @ key.transpose(2, 3)).gather(2, index.expand(shape))
-            bias = other if bias is None else bias + other
+            bias = other if bias is None else bias.add_(other)
         return bias
 
     def row_bias(
         self, query: Tensor, key: Tensor, keys: Tensor | None, queries: Tensor | None, index: Tensor
     ) -> Tensor | None:
-        """The same for one query of each pair, (B, H, 1, d), whose relative positions are `index` (1 or B, T)."""
+        """The same for one query of each pair, (B, H, 1, d), with relative positions `index` (1 or B, T): (B, H, T)."""
         bias = None
         if keys is not None:
-            products = query * self.scaling @ keys.transpose(1, 2)  # (B, H, 1, P)
-            bias = products.gather(3, index[:, None, None].expand(*key.shape[:2], 1, -1))
+            products = (query * self.scaling @ keys.transpose(1, 2))[:, :, 0]  # (B, H, P)
+            bias = products.gather(2, index[:, None].expand(*key.shape[:3]))
         if queries is not None:
             at = queries[:, index].transpose(0, 1)  # (1 or B, H, T, d)
-            other = (key * at).sum(3)[:, :, None] * self.scaling
+            other = (key * at).sum(3) * self.scaling
             bias = other if bias is None else bias + other
         return bias
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Attention with a bias (B, H, T, T) and a mask (B, 1, 1, T)."""
-        if bias is not None and mask is not None:
-            mask = bias.masked_fill(~mask, float("-inf"))
-        return scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=bias if mask is None else mask,
-            dropout_p=self.dropout.p if self.training else 0.0,
-            scale=self.scaling,
-        )
 
-    def row_weights(
-        self,
-        query: Tensor,
-        key: Tensor,
-        keys: Tensor | None,
-        queries: Tensor | None,
-        relative: RelativePositions,
-        row: AttentionRow,
-    ) -> Tensor:
-        """The pooled tokens' attention summed over heads, float32 (B, T): the weights of a merge."""
-        pair = torch.arange(len(query), device=query.device)
-        pooled = query[pair, :, row.index][:, :, None]  # (B, H, 1, d)
-        index = relative.index.expand(len(query), -1, -1)[pair, row.index]  # (B, T)
-        scores = pooled * self.scaling @ key.transpose(2, 3)  # (B, H, 1, T)
-        bias = self.row_bias(pooled, key, keys, queries, index)
-        scores = (scores if bias is None else scores + bias)[:, :, 0].float()
-        if row.valid is not None:
-            scores = scores.masked_fill(~row.valid[:, None], float("-inf"))
-        return scores.softmax(-1).sum(1)
+def _part(row: AttentionRow, pairs: slice) -> AttentionRow:
+    """The request for some of the pairs."""
+    return AttentionRow(*(None if each is None else each[pairs] for each in (row.index, row.valid, row.counts)))
 
 
 class Deberta(Backbone):
@@ -207,18 +191,22 @@ class Deberta(Backbone):
         size = hidden.shape[1]
         if self._rows is None:
             return torch.zeros(1, size, size, dtype=torch.int64, device=hidden.device), None
-        farthest = len(self._rows) // 2
         if positions is not None:
+            farthest = len(self._rows) // 2
             rows = self._rows.to(hidden.device, non_blocking=True)
             distance = positions[:, :, None] - positions[:, None, :]  # (B, T, T)
             index = rows[distance.clamp(-farthest, farthest) + farthest]
             return index, cast(Any, self.model.encoder).get_rel_embedding()
-        distance = torch.arange(1 - size, size, device="cpu").clamp(-farthest, farthest)
-        rows = self._rows[distance + farthest]  # (2T − 1,), ascending
+        rows = self._rows[self._distances(size)]  # ascending
         first, last = int(rows[0]), int(rows[-1])
         rows = (rows - first).to(hidden.device, non_blocking=True)
         index = rows.unfold(0, size, 1).flip(1)[None]  # row i − j + T − 1 for tokens i and j
         return index, cast(Any, self.model.encoder).get_rel_embedding()[first : last + 1]
+
+    def _distances(self, size: int) -> Tensor:
+        """Where `_rows` has the distances of `size` neighbours, 1 − T … T − 1."""
+        farthest = len(cast(Tensor, self._rows)) // 2
+        return torch.arange(1 - size, size, device="cpu").clamp(-farthest, farthest) + farthest
 
     def block(
         self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
@@ -228,15 +216,14 @@ class Deberta(Backbone):
         return cast(Tensor, output[0])
 
     def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
-        attention = cast(DisentangledAttention, cast(Any, self.layers[layer - 1]).attention.self)
+        own = cast(DisentangledAttention, cast(Any, self.layers[layer - 1]).attention.self)
         residual = inputs.pooled(hidden)  # (B, D)
-        query = attention.heads(attention.query_proj(residual)[:, None])  # (B, H, 1, d)
-        key, value = attention.heads(attention.key_proj(hidden)), attention.heads(attention.value_proj(hidden))
-        keys, queries = attention.relative_projections(inputs.block_inputs["rel_embeddings"])
+        query = own.heads(own.query_proj(residual)[:, None])  # (B, H, 1, d)
+        key, value = own.heads(own.key_proj(hidden)), own.heads(own.value_proj(hidden))
+        keys, queries = own.relative_projections(inputs.block_inputs["rel_embeddings"])
         index = inputs.pooled(inputs.block_inputs["relative_pos"].index.expand(len(hidden), -1, -1))  # (B, T)
-        bias = attention.row_bias(query, key, keys, queries, index)
-        attended = attention.attend(query, key, value, bias, inputs.block_inputs["attention_mask"])
-        return PooledState(attended.flatten(1), residual)
+        bias = own.row_bias(query, key, keys, queries, index)
+        return PooledState(row_attention(query, key, value, inputs.attention_row(), own.scaling, bias=bias), residual)
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])
@@ -257,8 +244,21 @@ class Deberta(Backbone):
         return int(config.max_position_embeddings) if config.position_biased_input else None
 
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
-        attention = cast(Any, self.layers[layer - 1]).attention.self
-        return attention.key_proj, attention.value_proj
+        own = cast(Any, self.layers[layer - 1]).attention.self
+        return own.key_proj, own.value_proj
+
+    def token_modules(self, layer: int) -> Iterable[nn.Module]:
+        named = self.layers[layer - 1].named_modules()
+        return (module for name, module in named if not name.endswith(("pos_key_proj", "pos_query_proj")))
+
+    def relative_flops(self, tokens: int, whole: int, merged: bool) -> float:
+        if self._rows is None:
+            return 0.0
+        rows = self._rows[self._distances(tokens)] if not merged else self._rows
+        kinds, positions = self.model.config.pos_att_type or (), int(rows[-1] - rows[0]) + 1
+        content = whole * positions if "c2p" in kinds else 0
+        position = tokens * (positions if whole > 1 else 1) if "p2c" in kinds else 0
+        return 2.0 * self.attention_size * (content + position)
 
 
 def _embedding_rows(encoder: Any) -> Tensor:

@@ -2,7 +2,8 @@
 
 Counted: matrix products (2 FLOPs per multiply-add), attention over the positions that a token sees, the attention rows
 that weigh merges, and weighted sums of states. Not counted: norms, activations, look-ups, and the zeros with which a
-merge's row is computed for all heads at once. They are a few percent at most.
+merge's row is computed for all heads at once, and projections of relative positions, which the pairs of a batch share.
+They are a few percent at most.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,10 +80,11 @@ class _PlanFlops:
         passage, total = pair.passage_length, 0.0
         for layer in self._per_token:
             tokens = pair.query_length + passage + pair.prompt_length
+            merged = any(merge < layer for merge in self.plan.merges)
             if layer == self.plan.last_layer and not mean:
-                total += self._layer(layer, tokens, whole=1, seen=tokens)  # the pooled token alone
+                total += self._layer(layer, tokens, whole=1, seen=tokens, merged=merged)  # the pooled token alone
             else:
-                total += self._layer(layer, tokens, whole=tokens, seen=self._seen(tokens))
+                total += self._layer(layer, tokens, whole=tokens, seen=self._seen(tokens), merged=merged)
             if layer in self.plan.exits:
                 total += sum(map(self._linear, model.heads[str(layer)].modules()))
                 total += 4 * tokens * hidden_size if model.matryoshka.head == "similarity" else 0  # both means
@@ -99,10 +101,12 @@ class _PlanFlops:
         total = sum(self._layer(layer, tokens, whole=tokens, seen=self._seen(tokens)) for layer in below)
         return total + self._layer(last, tokens, whole=0, seen=0)
 
-    def _layer(self, layer: int, tokens: int, whole: int, seen: float) -> float:
+    def _layer(self, layer: int, tokens: int, whole: int, seen: float, merged: bool = False) -> float:
         """One block: keys and values of `tokens` tokens, all else of `whole` tokens, which see `seen` positions."""
+        backbone = self.model.backbone
         keys_and_values, remaining = self._per_token[layer]
-        return tokens * keys_and_values + whole * remaining + 4 * self.model.backbone.attention_size * seen
+        attention = 4 * backbone.attention_size * seen + backbone.relative_flops(tokens, whole, merged)
+        return tokens * keys_and_values + whole * remaining + attention
 
     def _seen(self, tokens: int) -> float:
         """The positions that all tokens of a span see, added up."""
@@ -112,8 +116,9 @@ class _PlanFlops:
         """FLOPs per token of a block's linear modules: those of keys and values, and all other modules."""
         backbone = self.model.backbone
         projections = backbone.key_value_projections(layer)
-        keys_and_values = sum(self._linear(module) for projection in projections for module in projection.modules())
-        return keys_and_values, sum(map(self._linear, backbone.layers[layer - 1].modules())) - keys_and_values
+        packed = sum(self._linear(module) for projection in projections for module in projection.modules())
+        keys_and_values = packed * backbone.key_value_share
+        return keys_and_values, sum(map(self._linear, backbone.token_modules(layer))) - keys_and_values
 
     def _linear(self, module: nn.Module) -> float:
         """FLOPs per token of a linear module; 0 for any other."""

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrr_model.compression import VERTICAL, Plan
@@ -15,6 +17,7 @@ from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.compensation import Compensation, LowRank
 from mrr_model.modeling.families import FAMILIES
 from mrr_model.modeling.flops import pair_flops
+from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.model import MatryoshkaModel
 
 ModelFactory = Callable[..., MatryoshkaModel]
@@ -32,12 +35,25 @@ PLANS = [
 
 
 def linear_flops(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
-    """What torch counts of the linear layers: matrix products without a batch; attention's are batched or fused."""
+    """What torch counts of the linear layers: matrix products without a batch; attention's are batched or fused.
+
+    Those that run for the relative positions of a batch, (P, D), instead of for its tokens, are left out.
+    """
+    shared: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Linear) and args[0].ndim == 2 and len(args[0]) > 1:
+            shared.append(2 * output.numel() * module.in_features)
+
+    hook = register_module_forward_hook(note)  # for all modules: one with a hook of its own may run another way
     counter = FlopCounterMode(display=False)
+    model.requires_grad_(False)  # the counter follows gradients of modules' inputs; a table of embeddings is one
     with counter, torch.inference_mode():
         model(collate([pair], 0), plan)
+    hook.remove()
     counted = counter.get_flop_counts()["Global"]
-    return float(sum(count for operator, count in counted.items() if str(operator) in ("aten.mm", "aten.addmm")))
+    linear = sum(count for operator, count in counted.items() if str(operator) in ("aten.mm", "aten.addmm"))
+    return float(linear - sum(shared))
 
 
 def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan) -> float:
@@ -45,7 +61,8 @@ def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan)
 
     A decoder's token sees those before it, an encoder's sees all. In the last layer the pooled token alone attends. A
     merge takes one attention row and a weighted sum, a similarity head two sums over all tokens. If the mean is pooled,
-    all tokens attend in the last layer, a merge takes all attention rows, and an exit a sum over all tokens.
+    all tokens attend in the last layer, a merge takes all attention rows, and an exit a sum over all tokens. A test
+    of its own counts what relative positions take.
     """
     size, total = model.backbone.attention_size, 0.0
     mean = model.backbone.pooling == "mean"
@@ -54,6 +71,8 @@ def attention_and_merging(model: MatryoshkaModel, pair: EncodedPair, plan: Plan)
         tokens = pair.query_length + passage + pair.prompt_length
         seen = sum(position + 1 for position in range(tokens)) if model.backbone.causal else tokens * tokens
         total += 2 * 2 * size * (seen if layer < plan.last_layer or mean else tokens)  # q·k and weights·v
+        merged, whole = any(merge < layer for merge in plan.merges), tokens if layer < plan.last_layer or mean else 1
+        total += model.backbone.relative_flops(tokens, whole, merged)
         if layer in plan.exits and model.matryoshka.head == "similarity":
             total += 2 * 2 * tokens * model.config.hidden_size
         if layer in plan.exits and mean:
@@ -86,6 +105,23 @@ def test_mean_pooling_runs_the_last_layer_whole(
         ours = pair_flops(model, plan, pair)
         assert ours - attention_and_merging(model, pair, plan) == linear_flops(model, pair, plan)
         assert ours > pair_flops(make_model(family, own={"merge_weights": merge_weights}), plan, pair)
+
+
+@pytest.mark.parametrize("kinds", [["c2p"], ["p2c"], ["p2c", "c2p"]])
+@pytest.mark.parametrize("merged", [False, True])
+def test_relative_positions_take_what_torch_counts(make_model: ModelFactory, kinds: list[str], merged: bool) -> None:
+    """Besides them, a block has no product with a batch: its attention is fused."""
+    model, tokens = make_model("deberta-v2", pos_att_type=kinds), 9
+    spans = Spans(torch.tensor([3]), torch.tensor([5]), torch.tensor([1]))
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode():
+        hidden = model.backbone.embed(torch.arange(5, 5 + tokens)[None], spans)
+        positions = 2 * torch.arange(tokens)[None] if merged else None
+        inputs = model.backbone.layer_inputs(hidden, spans, positions=positions)
+        with counter:
+            model.backbone.block(1, hidden, inputs)
+    counted = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    assert counted["aten.bmm"] == model.backbone.relative_flops(tokens, tokens, merged)
 
 
 @pytest.mark.parametrize(
