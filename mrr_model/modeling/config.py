@@ -40,6 +40,11 @@ class MatryoshkaConfig(BaseModel):
     all-MiniLM-L6-v2's embeddings with and without merging after layer 1, 480 passages: 0.849 by attention and 0.813 by
     equal weights at keep ratio 0.5, 0.720 and 0.684 at 0.25.
     """
+    merged_positions: Literal["renumbered", "middle"] | None = None
+    """The position of a merged token. `renumbered`: tokens count 0 … T'−1 at every width, as the published decoders are
+    trained. `middle`: the middle of its tokens' positions, for rotary positions of models that know no merging. None:
+    the family's own.
+    """
     pooling: Pooling | None = None
     """What an exit reads; None: the separator for similarity heads, else a causal model's last and any other model's
     first token.

@@ -95,7 +95,7 @@ class Decoder(Backbone):
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
     ) -> LayerInputs:
-        """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, width compression)."""
+        """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, width compression), or the given ones."""
         before = 0
         if prefix is not None:
             before = prefix.length
@@ -103,8 +103,15 @@ class Decoder(Backbone):
                 ids = prefix.input_ids.to(hidden.device)
                 states = self.embed(ids[None], spans)
                 # Set when all of it is there: if memory runs out before, the next batch starts the prefix again.
-                prefix.rotary, prefix.hidden = self._angles(states, 0, torch.tensor([before]))[1], states
-        position_ids, angles = self._angles(hidden, before, spans.total + before)
+                prefix.rotary, prefix.hidden = (
+                    self.rotary.angles(states, _numbers(states), torch.tensor([before])),
+                    states,
+                )
+        lengths = spans.total + before
+        if positions is not None and self.rotary.fixed_length is not None:
+            lengths = positions.amax(1).cpu() + 1 + before
+        position_ids = (_numbers(hidden) if positions is None else positions) + before
+        angles = self.rotary.angles(hidden, position_ids, lengths)
         valid = self.valid_positions(spans, hidden, before)
         inputs: dict[str, Any] = {
             "attention_mask": None,
@@ -138,11 +145,6 @@ class Decoder(Backbone):
             output = self.layers[done](prefix.hidden, **inputs)
             prefix.layers.append(filled)  # with the states that belong to it: nothing that can fail comes in between
             prefix.hidden = output[0] if isinstance(output, tuple) else output
-
-    def _angles(self, hidden: Tensor, first: int, lengths: Tensor) -> tuple[Tensor, dict[str, Angles]]:
-        """Positions from `first` on, (1, T), and their rotary angles in rows of `lengths` (B,) tokens."""
-        positions = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None, :]
-        return positions, self.rotary.angles(hidden, positions, lengths)
 
     def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
         block = cast(Any, self.layers[layer - 1])
@@ -227,3 +229,8 @@ class Decoder(Backbone):
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         attention = cast(Any, self.layers[layer - 1]).self_attn
         return (attention.qkv_proj,) if self.family.fused else (attention.k_proj, attention.v_proj)
+
+
+def _numbers(hidden: Tensor) -> Tensor:
+    """0 … T−1, int64 (1, T)."""
+    return torch.arange(hidden.shape[1], device=hidden.device)[None, :]

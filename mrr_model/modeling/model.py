@@ -72,6 +72,8 @@ class MatryoshkaModel(nn.Module):
         self.matryoshka = config
         pooling = config.pooling or default_pooling(model.config.model_type, config.head)
         self._backbone = backbone_of(model, pooling, config.template.token_types)
+        if config.merged_positions is not None:
+            self._backbone.keeps_positions = config.merged_positions == "middle"
         config.check_layers(self.num_layers)
         if config.head == "similarity" and self._backbone.causal:
             raise ValueError("similarity heads compare states of an encoder; a causal model takes linear or yes_no")

@@ -67,10 +67,12 @@ def test_lengths_of_the_tests_are_felt(
 
 
 @EVERY_SCALED
-def test_merged_pairs_have_the_angles_of_their_new_length(
-    make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any]
+@pytest.mark.parametrize("merged_positions", ["renumbered", "middle"])
+def test_merged_pairs_have_the_angles_of_their_own_length(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, changes: dict[str, Any], merged_positions: str
 ) -> None:
-    model, pairs = make_model(family, **changes), make_pairs(SPANS)
+    model = make_model(family, own={"merged_positions": merged_positions}, **changes)
+    pairs = make_pairs(SPANS)
     plan = Plan((3, 6), {2: Fraction(1, 2), 4: Fraction(1, 3)})
     together = logits_of(model, pairs, plan)
     alone = torch.cat([logits_of(model, [pair], plan) for pair in pairs])

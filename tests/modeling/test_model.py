@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import EVERY_CASE, Walk, stock_twin
+from tiny import EVERY_CASE, TINY, DecoderWalk, Walk, stock_twin
 from torch import Tensor
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 
@@ -141,6 +141,19 @@ def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs
         whole = model.train()(collate(pairs, 0), Plan(tuple(range(1, 7)), merges))
         torch.testing.assert_close(whole.detach(), together, atol=1e-5, rtol=1e-5)
         model.eval()
+
+
+@pytest.mark.parametrize("family", [family for family, tiny in TINY.items() if issubclass(tiny.walk, DecoderWalk)])
+def test_kept_positions_equal_a_slow_walk(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
+    pairs, plan = make_pairs(SPANS), Plan(exits=tuple(range(1, 7)), merges=MERGES)
+    model = make_model(family, own={"merged_positions": "middle"})
+    kept = logits_of(model, pairs, plan)
+    with torch.inference_mode():
+        expected = torch.tensor([slow_logits(model, pair, MERGES) for pair in pairs])
+    torch.testing.assert_close(kept, expected, atol=1e-5, rtol=1e-5)
+    renumbered = logits_of(make_model(family, own={"merged_positions": "renumbered"}), pairs, plan)
+    torch.testing.assert_close(kept[:, :2], renumbered[:, :2], atol=1e-5, rtol=1e-5)
+    assert (kept - renumbered)[:2, 2:].abs().min() > 1e-4
 
 
 def run_to_the_end(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> PooledBatch:

@@ -42,6 +42,7 @@ def same_query(make_pairs: Callable[..., list[EncodedPair]]) -> list[EncodedPair
     ],
     ids=str,
 )
+@pytest.mark.parametrize("merged_positions", ["renumbered", "middle"])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_logits_are_those_without_sharing(
     make_model: Callable[..., MatryoshkaModel],
@@ -49,8 +50,10 @@ def test_logits_are_those_without_sharing(
     family: str,
     plan: Plan,
     changes: dict[str, Any],
+    merged_positions: str,
 ) -> None:
-    model, pairs = make_model(family, **changes), same_query(make_pairs)
+    model = make_model(family, own={"merged_positions": merged_positions}, **changes)
+    pairs = same_query(make_pairs)
     prefix = SharedPrefix(torch.tensor(pairs[0].input_ids[:QUERY]))
     with torch.inference_mode():
         wanted = model(collate(pairs, 0), plan)
