@@ -3,6 +3,9 @@
 The stock modules keep their weights; only how their attention is computed is replaced. Equation 4 of the DeBERTa paper
 (arXiv 2006.03654): A_ij = (q_i·k_j + q_i·kr_{δ(i,j)} + qr_{δ(i,j)}·k_j) / √(3d), δ version 2's log buckets.
 
+A merged token keeps the middle of its tokens' positions. Measured as for GTE (`mrr_model.modeling.gte`; shuffled
+passages: 0.63): rank correlation with full width 0.99 and 0.97 at keep_ratio 0.5 and 0.25; renumbered 0.98 and 0.95.
+
 Shapes: B pairs, T tokens, D hidden size, H heads, d head size, P relative positions.
 """
 
@@ -91,7 +94,7 @@ class DisentangledAttention(DisentangledSelfAttention):
 
     def heads(self, states: Tensor) -> Tensor:
         """(…, T, H · d) to (…, H, T, d)."""
-        return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(-3, -2)
+        return states.view(*states.shape[:-1], self.num_attention_heads, -1).transpose(-3, -2)
 
     def relative_projections(self, embeddings: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The keys and the queries of relative positions, (H, P, d) each: of relative embeddings (P, D)."""

@@ -1,4 +1,8 @@
-"""GTE: an encoder with rotary positions and gated MLPs; and how stock files differ from those on the hub.
+"""GTE: an encoder with rotary positions and gated MLPs; its configuration with the hub's own code, and the stock one.
+
+A merged token keeps the middle of its tokens' positions. Measured on five random models of 12 layers whose ranking
+hangs on positions (shuffled passages: rank correlation 0.04), texts of 50 to 300 tokens, merged after layer 3: rank
+correlation with full width 0.86 and 0.70 at keep_ratio 0.5 and 0.25; renumbered 0.75 and 0.58.
 
 Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
 """
@@ -12,6 +16,11 @@ from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.rotary import rotated, token_positions
+
+ONLY = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False}
+"""What the stock model computes, where the hub's own code has other ways too."""
+UNUSED = (*ONLY, "logn_attention_clip1", "pack_qkv", "unpad_inputs", "use_memory_efficient_attention", "auto_map")
+"""Fields of the hub's own code that say nothing to the stock model."""
 
 
 class Gte(Backbone):
@@ -45,7 +54,7 @@ class Gte(Backbone):
         residual = inputs.pooled(hidden)  # (B, D)
 
         heads = (*hidden.shape[:-1], -1, attention.head_dim)
-        query = attention.q_proj(residual).unflatten(-1, (-1, 1, attention.head_dim))  # (B, H, 1, d)
+        query = attention.q_proj(residual).view(len(hidden), -1, 1, attention.head_dim)  # (B, H, 1, d)
         key, value = (part(hidden).view(heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
         cos, sin = inputs.block_inputs["position_embeddings"]  # (1 or B, T, d)
         own = [inputs.pooled(part.expand(len(hidden), -1, -1))[:, None] for part in (cos, sin)]  # (B, 1, d)
@@ -68,3 +77,39 @@ class Gte(Backbone):
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         attention = cast(Any, self.layers[layer - 1]).self_attn
         return attention.k_proj, attention.v_proj
+
+
+def stock_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a stock GTE configuration for those of the hub's own code (`"model_type": "new"`).
+
+    That code scales rotary angles by NTK: frequency i is (θ · f)^(−2i/d) / f^(2/d) for base θ and factor f, which is
+    transformers' linear scaling of the base θ · f by f^(2/d).
+
+    Args:
+        config: config.json of a model with that code.
+
+    Returns:
+        config.json of the same model as a stock one.
+
+    Raises:
+        ValueError: If the stock model cannot compute what the configuration says.
+
+    Example:
+        >>> fields = stock_fields({"model_type": "new", "hidden_size": 64, "num_attention_heads": 1, "rope_theta": 1e4})
+        >>> fields["model_type"], fields["rope_parameters"]
+        ('gte', {'rope_type': 'default', 'rope_theta': 10000.0})
+    """
+    for name, allowed in ONLY.items():
+        if config.get(name, allowed) != allowed:
+            raise ValueError(f"{name}={config[name]!r}: only {allowed!r} is supported for model_type 'new'.")
+    theta, scaling = float(config.get("rope_theta", 10000.0)), config.get("rope_scaling")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if scaling is not None:
+        kind = scaling.get("type", scaling.get("rope_type"))
+        if kind != "ntk" or scaling.get("mixed_b") is not None:
+            raise ValueError(f"rope_scaling={scaling!r}: only type 'ntk' without mixed_b is supported.")
+        factor, size = float(scaling["factor"]), config["hidden_size"] // config["num_attention_heads"]
+        rope = {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / size)}
+    fields = {name: value for name, value in config.items() if name not in (*UNUSED, "rope_theta", "rope_scaling")}
+    architectures = [name.replace("New", "Gte", 1) for name in config.get("architectures") or ()]
+    return {**fields, "model_type": "gte", "architectures": architectures, "rope_parameters": rope}

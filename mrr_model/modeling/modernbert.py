@@ -1,5 +1,10 @@
 """ModernBERT: rotary positions, and layers that see all tokens in turn with layers that see a window around each token.
 
+A merged token keeps the middle of its tokens' positions, and windows reach as many original positions as before any
+merge: a renumbered window would reach farther into the text than the model was trained for. Measured as for GTE
+(`mrr_model.modeling.gte`; shuffled passages: 0.66): rank correlation with full width 0.93 and 0.88 at keep_ratio 0.5
+and 0.25; renumbered 0.89 and 0.87.
+
 Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
 """
 
@@ -80,8 +85,9 @@ class ModernBert(Backbone):
         else:  # quantized, or adapted as it runs: only the module itself knows its outputs
             query, key, value = packed(normed).chunk(3, -1)
             query = inputs.pooled(query)
-        query = query.unflatten(-1, (-1, 1, attention.head_dim))  # (B, H, 1, d)
-        key, value = (part.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for part in (key, value))
+        query = query.view(len(hidden), -1, 1, attention.head_dim)  # (B, H, 1, d)
+        heads = (*hidden.shape[:-1], -1, attention.head_dim)
+        key, value = (part.view(heads).transpose(1, 2) for part in (key, value))
 
         cos, sin = inputs.block_inputs["position_embeddings"]  # (1 or B, T, d)
         own = [inputs.pooled(part.expand(len(hidden), -1, -1))[:, None] for part in (cos, sin)]  # (B, 1, d)

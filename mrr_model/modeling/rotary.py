@@ -30,4 +30,5 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         [0.0, 1.0]
     """
     wide = states.float()
-    return (wide * cos[:, None] + rotate_half(wide) * sin[:, None]).to(states.dtype)
+    turned: Tensor = wide * cos[:, None] + rotate_half(wide) * sin[:, None]
+    return turned.to(states.dtype)
