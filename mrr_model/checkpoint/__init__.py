@@ -1,6 +1,8 @@
 """Checkpoints: this project's own format, and the published ones."""
 
-from mrr_model.checkpoint.formats import CheckpointConfig, is_classifier, is_reranker
+from mrr_model.checkpoint.classifier import is_classifier
+from mrr_model.checkpoint.config import CheckpointConfig, Given
+from mrr_model.checkpoint.formats import is_multi_exit
 from mrr_model.checkpoint.io import (
     Checkpoint,
     build,
@@ -8,16 +10,17 @@ from mrr_model.checkpoint.io import (
     load_outline,
     outline,
     read_checkpoint_config,
-    read_config,
     save,
 )
+from mrr_model.checkpoint.source import read_config
 
 __all__ = [
     "Checkpoint",
     "CheckpointConfig",
+    "Given",
     "build",
     "is_classifier",
-    "is_reranker",
+    "is_multi_exit",
     "load",
     "load_outline",
     "outline",

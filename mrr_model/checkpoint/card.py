@@ -3,7 +3,7 @@
 import re
 
 from mrr_model.calibration.maps import Calibration
-from mrr_model.checkpoint.formats import CheckpointConfig
+from mrr_model.checkpoint.config import CheckpointConfig
 from mrr_model.selection.profile import Profile
 
 SECTIONS = {Calibration: "calibration", Profile: "profile"}

@@ -19,11 +19,14 @@ from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint.card import default_card
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
-from mrr_model.checkpoint.formats import NATIVE, CheckpointConfig, cross_encoder_files, read_format
-from mrr_model.checkpoint.journal import saving, settle, undisturbed
+from mrr_model.checkpoint.formats import read_format
+from mrr_model.checkpoint.config import CheckpointConfig, Given
+from mrr_model.checkpoint.journal import saving, undisturbed
 from mrr_model.checkpoint.lora import COMPENSATION, read_own, read_published, write_own
 from mrr_model.checkpoint.measured import check_measurements, read_measurement, write_measurement
-from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
+from mrr_model.checkpoint.native import NATIVE, cross_encoder_files
+from mrr_model.checkpoint.source import Source
+from mrr_model.checkpoint.tokenizer import check_tokenizer
 from mrr_model.checkpoint.weights import (
     Stored,
     assign_weights,
@@ -34,7 +37,7 @@ from mrr_model.checkpoint.weights import (
     read_weights,
     write_weights,
 )
-from mrr_model.files.damage import read_json, reading
+from mrr_model.files.damage import reading
 from mrr_model.modeling.compensation import Adapter
 from mrr_model.modeling.families import without_pooler
 from mrr_model.modeling.model import MatryoshkaModel
@@ -59,6 +62,10 @@ class Checkpoint:
     """What a reranker runs at unless its user says otherwise."""
     fingerprint: str | None = None
     """Of the weights and adapters as the folder stores them; None for a model that was not loaded from one."""
+    source: str | None = None
+    """What was opened, in words; None for a model that was not loaded."""
+    template_source: str | None = None
+    """Where its input template comes from, in words."""
 
 
 def load(
@@ -68,6 +75,8 @@ def load(
     device: torch.device | str = "cpu",
     adapters: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    given: Given = Given(),
+    dropout: float | None = None,
 ) -> Checkpoint:
     """Load a checkpoint from its folder.
 
@@ -75,13 +84,15 @@ def load(
     calibration and a profile that belong to other weights are left out, with a warning.
 
     Args:
-        folder: A checkpoint of this project's format or of a published one.
+        folder: A re-ranker of any format that `mrr_model.checkpoint.formats.FORMATS` lists.
         dtype: The number format of the layers; score heads are always float32.
         device: Where the model goes.
         adapters: Published LoRA folders to add, `{"vertical": folder, "horizontal": {0.5: folder}}`.
         model_kwargs: Passed to the stock model's own `from_pretrained` (`device_map`, `quantization_config` …), which
             then places it; `device` is where the heads go. That method sets the process's default number format for a
             moment and may start threads; without `model_kwargs` loading does neither.
+        given: What to take in place of what the files say, or if they do not say it.
+        dropout: Dropout of the backbone in training; None keeps its own.
 
     Returns:
         The checkpoint, its model in evaluation mode.
@@ -98,12 +109,13 @@ def load(
     """
 
     def read() -> tuple[Checkpoint, list[str]]:
-        config = read_checkpoint_config(folder)
-        outlined = outline(config, read_headers(folder), folder)
-        stored = read_weights(folder)
-        loaded, notes = _with_companions(folder, config, outlined, stored, adapters or {})
+        source = Source(folder)
+        config = with_dropout(read_format(source, given), dropout)
+        outlined = outline(config, read_headers(folder, config.layout.folders), folder)
+        stored = read_weights(folder, config.layout.folders)
+        loaded, notes = _with_companions(source, config, outlined, stored, adapters or {})
         model = build(config, dtype)
-        assign_weights(model, stored, config.rename, source=str(folder), dtype=dtype)
+        assign_weights(model, stored, config.layout, source=str(folder), dtype=dtype)
         return replace(loaded, model=model), notes
 
     loaded = _warned(*undisturbed(folder, read))
@@ -116,8 +128,12 @@ def load(
     return replace(loaded, model=model.eval())
 
 
-def load_outline(folder: Path) -> Checkpoint:
+def load_outline(folder: Path, *, given: Given = Given()) -> Checkpoint:
     """Check a folder as `load` does, without loading the weights: they are checked by their files' headers and sampled.
+
+    Args:
+        folder: As for `load`.
+        given: As for `load`.
 
     Returns:
         The checkpoint, its model on the meta device.
@@ -128,9 +144,10 @@ def load_outline(folder: Path) -> Checkpoint:
     """
 
     def read() -> tuple[Checkpoint, list[str]]:
-        config = read_checkpoint_config(folder)
-        outlined = outline(config, read_headers(folder), folder)
-        return _with_companions(folder, config, outlined, read_weights(folder), {})
+        source = Source(folder)
+        config = read_format(source, given)
+        outlined = outline(config, read_headers(folder, config.layout.folders), folder)
+        return _with_companions(source, config, outlined, read_weights(folder, config.layout.folders), {})
 
     return _warned(*undisturbed(folder, read))
 
@@ -181,7 +198,7 @@ def save(
     }
     base = fingerprint(_parameters(model, state))
     bound = {name: with_adapters(base, {name: adapter}) for name, adapter in adapters.items()}
-    config = CheckpointConfig(model.config, model.matryoshka, lambda name: name, checkpoint.defaults, bound)
+    config = CheckpointConfig(model.config, model.matryoshka, defaults=checkpoint.defaults, adapters=bound)
     contents = {"config.json": NATIVE.write(config), **cross_encoder_files(checkpoint.defaults)}
     with saving(folder) as unfinished:
         for name, content in contents.items():
@@ -195,30 +212,14 @@ def save(
         (unfinished / "README.md").write_text(model_card or default_card(config), encoding="utf-8")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as data.
+def read_checkpoint_config(folder: Path, given: Given = Given()) -> CheckpointConfig:
+    """What a folder's files say, in the terms of every format.
 
     Raises:
-        FileNotFoundError: If the folder has none.
-        ValueError: If the file is damaged; names the file.
-    """
-    settle(folder)
-    file = folder / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: it is not a checkpoint folder.")
-    return read_json(file)
-
-
-def read_checkpoint_config(folder: Path) -> CheckpointConfig:
-    """What a folder's config.json says, in the terms of every format.
-
-    Raises:
-        FileNotFoundError: If the folder has none.
+        FileNotFoundError: If a file is missing.
         ValueError: If the format is not known, or no model can be built of the configuration; names the file.
     """
-    config = read_config(folder)
-    with reading(folder / "config.json"):
-        return read_format(config)
+    return read_format(Source(folder), given)
 
 
 def outline(
@@ -240,7 +241,7 @@ def outline(
     with reading(folder / "config.json"):
         check_layers(stored, config.backbone.num_hidden_layers)
         model = MatryoshkaModel.from_config(config.backbone, config.matryoshka, weights="meta")
-    check_weights(model, stored, config.rename, source=str(folder), allow_missing=allow_missing)
+    check_weights(model, stored, config.layout, source=str(folder), allow_missing=allow_missing)
     return model
 
 
@@ -255,6 +256,15 @@ def build(config: CheckpointConfig, dtype: torch.dtype) -> MatryoshkaModel:
     return model
 
 
+def with_dropout(config: CheckpointConfig, dropout: float | None) -> CheckpointConfig:
+    """The same, its backbone with a dropout; None keeps its own."""
+    if dropout is not None:
+        for key in config.backbone.to_dict():
+            if key.endswith(("dropout", "dropout_prob")):
+                setattr(config.backbone, key, dropout)
+    return config
+
+
 def _warned(loaded: Checkpoint, notes: list[str]) -> Checkpoint:
     """A loaded checkpoint, after a warning for each note."""
     for note in notes:
@@ -263,25 +273,30 @@ def _warned(loaded: Checkpoint, notes: list[str]) -> Checkpoint:
 
 
 def _with_companions(
-    folder: Path,
+    source: Source,
     config: CheckpointConfig,
     model: MatryoshkaModel,
     stored: Mapping[str, Tensor],
     published: Mapping[str, Any],
 ) -> tuple[Checkpoint, list[str]]:
     """A model with what lies beside its `stored` weights, each part checked, and a note for each that is left out."""
-    notes: list[str] = []
-    tokenizer = load_tokenizer(folder)
+    folder, notes = source.folder, list(config.notes)
+    tokenizer = source.stock_tokenizer if config.stock else source.tokenizer
     check_tokenizer(tokenizer, model, folder)
-    base = fingerprint(_parameters(model, {config.rename(name): tensor for name, tensor in stored.items()}))
+    base = fingerprint(_parameters(model, config.layout.weights(stored)))
     adapters = _bound(read_own(folder / COMPENSATION, model), config, base, folder, notes)
     if published:
-        adapters |= read_published(published, folder, config.rename, model)
+        adapters |= read_published(published, folder, config.layout.rename, model)
     whole = with_adapters(base, adapters)
     calibration = read_measurement(folder, Calibration, whole, notes)
     profile = read_measurement(folder, Profile, whole, notes)
     check_measurements(folder, model, calibration, profile)
-    return Checkpoint(model, tokenizer, adapters, calibration, profile, config.defaults, whole), notes
+    defaults, most = config.defaults, model.backbone.max_tokens
+    if config.stock and most is not None:
+        defaults = defaults.model_copy(update={"max_length": min(defaults.max_length or most, most)})
+    return Checkpoint(
+        model, tokenizer, adapters, calibration, profile, defaults, whole, config.source, config.template_source
+    ), notes
 
 
 def _parameters(model: MatryoshkaModel, state: Mapping[Any, Tensor]) -> dict[str, Tensor]:

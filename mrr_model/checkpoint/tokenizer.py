@@ -33,16 +33,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         FileNotFoundError: If the folder has no tokenizer.
         ValueError: If a file cannot be read; names the file.
     """
-    for name in JSON_FILES:
-        if (folder / name).is_file():
-            read_json(folder / name)
+    _check_files(folder)
     file = folder / FAST
     if not file.is_file():
-        if not any((folder / name).is_file() for name in VOCABULARIES):
-            raise FileNotFoundError(
-                f"{folder} holds no tokenizer: neither {FAST} nor a vocabulary ({', '.join(VOCABULARIES)}). Copy the "
-                "tokenizer's files there."
-            )
         with reading(f"the tokenizer in {folder}"):
             return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     try:
@@ -52,6 +45,35 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with reading(file):
             Tokenizer.from_file(str(file))  # raises if that file alone is at fault
         raise
+
+
+def _check_files(folder: Path) -> None:
+    """Check that a folder holds a tokenizer, and that its JSON files can be read."""
+    for name in JSON_FILES:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    if not any((folder / name).is_file() for name in (FAST, *VOCABULARIES)):
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer: neither {FAST} nor a vocabulary ({', '.join(VOCABULARIES)}). Copy the "
+            "tokenizer's files there."
+        )
+
+
+def load_stock_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a stock model's tokenizer as transformers does, by the class that its files name.
+
+    From a tokenizer.json transformers takes the vocabulary alone for many classes, and rebuilds the rest. If the class
+    is remote code or is not known, the file is read as it is.
+
+    Raises:
+        FileNotFoundError: As `load_tokenizer`.
+        ValueError: As `load_tokenizer`.
+    """
+    _check_files(folder)
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    except Exception:  # whatever a class of transformers makes of files that are not its own
+        return load_tokenizer(folder)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: MatryoshkaModel, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +19,9 @@ Rename = Callable[[str], str | None]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-UNUSED = ("lm_head.weight", "model.lm_head.weight", "score.weight", "pooler.", "model.pooler.", "cls.")
-"""Weights that a stock checkpoint may hold and this model does not use: language-model heads, poolers, pre-training
-heads.
+UNUSED = ("lm_head.", "model.lm_head.", "score.", "pooler.", "model.pooler.", "cls.")
+"""Weights that a stock checkpoint may hold and a model with heads of its own does not use: language-model heads,
+poolers, pre-training heads.
 """
 
 FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -36,8 +36,6 @@ QUANTIZED = (
 
 INLINE_ELEMENTS = 16384
 """torch spreads element-wise work over its threads from 32768 elements on."""
-
-Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -55,21 +53,83 @@ class Stored:
         return cls(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")))
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors file or shards.
+Entry = TypeVar("Entry", Stored, Tensor)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weight of a model that is some rows of a stored one.
+
+    Example:
+        >>> Part("heads.2.linear.weight", rows=(5, 3)).of(torch.arange(12.0).view(6, 2)).tolist()
+        [[10.0, 11.0], [6.0, 7.0]]
+    """
+
+    name: str
+    """The model's name of it."""
+    rows: slice | tuple[int, ...]
+    """Which rows, in this order."""
+    factor: float = 1.0
+    """What they are multiplied by."""
+
+    def of(self, stored: Entry) -> Entry:
+        """This part of a stored tensor, or of its header.
+
+        Raises:
+            ValueError: If it lacks a row.
+        """
+        count = stored.shape[0] if stored.shape else 0
+        rows = range(count)[self.rows] if isinstance(self.rows, slice) else self.rows
+        if rows and max(rows) >= count:
+            raise ValueError(f"{self.name} is row {max(rows)} of a matrix of {count} rows.")
+        if isinstance(stored, Stored):
+            return replace(stored, shape=(len(rows), *stored.shape[1:]))
+        taken = stored[self.rows] if isinstance(self.rows, slice) else stored[list(self.rows)]
+        return taken if self.factor == 1.0 else taken.float() * self.factor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a checkpoint become a model's weights."""
+
+    rename: Rename = field(default=lambda name: None if name.startswith(UNUSED) else name)
+    """From stored names to the model's."""
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    """By stored name, the weights that are parts of it, besides what `rename` makes of it."""
+    folders: tuple[str, ...] = ("",)
+    """The sub-folders that hold weights. Stored names begin with theirs: `2_Dense/linear.weight`."""
+
+    def weights(self, stored: Mapping[str, Entry]) -> dict[str, Entry]:
+        """The model's weights, or their headers, by its own names."""
+        made: dict[str, Entry] = {}
+        for name, each in stored.items():
+            if (whole := self.rename(name)) is not None:
+                made[whole] = each
+            for part in self.parts.get(name, ()):
+                made[part.name] = part.of(each)
+        return made
+
+
+def read_weights(folder: Path, folders: Iterable[str] = ("",)) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors files or shards.
+
+    Args:
+        folder: The checkpoint's folder.
+        folders: Its sub-folders that hold weights; see `Layout.folders`.
 
     Raises:
         FileNotFoundError: If there is none; says what is there instead.
         ValueError: If a file is damaged; names the file.
     """
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        with reading(file):
-            tensors |= load_file(file)
+    for sub in folders:
+        for file in weight_files(folder / sub):
+            with reading(file):
+                tensors |= {_joined(sub, name): tensor for name, tensor in load_file(file).items()}
     return tensors
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
+def read_headers(folder: Path, folders: Iterable[str] = ("",)) -> dict[str, Stored]:
     """The headers of what `read_weights` reads.
 
     Raises:
@@ -77,14 +137,20 @@ def read_headers(folder: Path) -> dict[str, Stored]:
         ValueError: As `read_weights`.
     """
     stored: dict[str, Stored] = {}
-    for file in weight_files(folder):
-        with reading(file), safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  # no mapping: it has no iterator
-                if name in stored:
-                    raise ValueError(f"{file} holds {name}, which another file of {folder} holds too. {AGAIN}")
-                part = opened.get_slice(name)
-                stored[name] = Stored(tuple(part.get_shape()), part.get_dtype())
+    for sub in folders:
+        for file in weight_files(folder / sub):
+            with reading(file), safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118  # no mapping: it has no iterator
+                    name = _joined(sub, key)
+                    if name in stored:
+                        raise ValueError(f"{file} holds {key}, which another file of {folder} holds too. {AGAIN}")
+                    part = opened.get_slice(key)
+                    stored[name] = Stored(tuple(part.get_shape()), part.get_dtype())
     return stored
+
+
+def _joined(sub: str, name: str) -> str:
+    return f"{sub}/{name}" if sub else name
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -116,7 +182,8 @@ def _shard(folder: Path, name: str) -> Path:
             f"{folder / INDEX} names {short(name, 80)!r}, which is not the name of a file in its folder. {AGAIN}"
         )
     home, real = folder.resolve(), file.resolve()
-    if real.parent not in (home, home.parents[min(1, len(home.parents) - 1)] / "blobs"):
+    blobs = [parent / "blobs" for parent in home.parents[1:3]]  # of a snapshot, or of a sub-folder in one
+    if real.parent not in (home, *blobs):
         raise ValueError(f"{folder / INDEX} names {name!r}, a link that leaves its folder. {AGAIN}")
     return file
 
@@ -161,7 +228,7 @@ def check_layers(stored: Mapping[str, Stored], num_layers: int) -> None:
 def check_weights(
     model: nn.Module,
     stored: Mapping[str, Stored],
-    rename: Rename,
+    layout: Layout,
     *,
     source: str,
     allow_missing: tuple[str, ...] = (),
@@ -171,14 +238,14 @@ def check_weights(
     Args:
         model: The model, on any device.
         stored: The weights' headers by stored name.
-        rename: From stored names to the model's.
+        layout: How they become the model's.
         source: What error messages call the checkpoint.
         allow_missing: Prefixes of weights that may be absent.
 
     Raises:
         ValueError: If weights are missing, unexpected, misshapen or of a number format that is not read; names them.
     """
-    expected, found = model.state_dict(), _used(stored, rename)
+    expected, found = model.state_dict(), layout.weights(stored)
     buffers = {name for name, _ in model.named_buffers()}
     problems = {
         "missing": sorted(
@@ -205,7 +272,7 @@ def check_weights(
 def assign_weights(
     model: nn.Module,
     stored: dict[str, Tensor],
-    rename: Rename,
+    layout: Layout,
     *,
     source: str,
     dtype: torch.dtype,
@@ -221,23 +288,17 @@ def assign_weights(
     check_weights(
         model,
         {name: Stored.of(tensor) for name, tensor in stored.items()},
-        rename,
+        layout,
         source=source,
         allow_missing=allow_missing,
     )
     expected = model.state_dict()
     ready = {
         name: cast(tensor, torch.float32 if name.startswith("heads.") else dtype)
-        for name, tensor in _used(stored, rename).items()
+        for name, tensor in layout.weights(stored).items()
         if name in expected
     }
     model.load_state_dict(ready, strict=False, assign=True)
-
-
-def _used(stored: Mapping[str, Entry], rename: Rename) -> dict[str, Entry]:
-    """The weights that a model uses, by its own names."""
-    renamed = {rename(name): each for name, each in stored.items() if not name.startswith(UNUSED)}
-    return {name: each for name, each in renamed.items() if name is not None}
 
 
 def _few(names: list[str], most: int = 5) -> str:

@@ -1,10 +1,7 @@
-"""Build re-rankers over stock weights.
+"""Build models to train: over stock weights with fresh heads, or over a re-ranker with copies of its own head."""
 
-A plain pretrained model gets fresh heads; a cross-encoder or a yes/no re-ranker keeps its own.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint.formats import SECTION, CheckpointConfig, stock_config
+from mrr_model.checkpoint import Checkpoint
+from mrr_model.checkpoint.config import CheckpointConfig, stock_config
+from mrr_model.checkpoint.native import SECTION
+from mrr_model.checkpoint.templates import pair_template
 from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
 from mrr_model.checkpoint.weights import (
-    FORMATS,
-    QUANTIZED,
+    UNUSED,
+    Layout,
     Stored,
     assign_weights,
     check_layers,
@@ -27,30 +27,10 @@ from mrr_model.checkpoint.weights import (
 )
 from mrr_model.files.damage import faults_of, reading
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
-from mrr_model.modeling.families import family_of, is_decoder
-from mrr_model.modeling.heads import HeadKind, HeadLayer, ScoreHead
+from mrr_model.modeling.families import FAMILIES, is_decoder
+from mrr_model.modeling.heads import HeadKind, ScoreHead
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
-
-TEMPLATES = {"bert": BERT_TEMPLATE, "xlm-roberta": XLM_ROBERTA_TEMPLATE}
-RERANKER_TEMPLATES = {**TEMPLATES, "qwen3": QWEN3_TEMPLATE}
-"""Templates of families whose known re-rankers all have the same one."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """A score head taken from a stock checkpoint."""
-
-    kind: HeadKind
-    weights: dict[str, Tensor]
-    """Weights by their names in `mrr_model.modeling.heads.ScoreHead`."""
-    layers: tuple[HeadLayer, ...] = ()
-    """The layers before its last."""
-
-    @property
-    def bias(self) -> bool:
-        """Whether its last layer has a bias."""
-        return "linear.bias" in self.weights
+from mrr_model.template import RELEASE_TEMPLATE
 
 
 def from_pretrained_backbone(
@@ -85,16 +65,16 @@ def from_pretrained_backbone(
         ValueError: For an architecture, exits or merge layers that cannot be used.
     """
     backbone = _backbone_config(folder, dropout)
-    decoder = is_decoder(backbone.model_type)
+    decoder, tokenizer = is_decoder(backbone.model_type), load_tokenizer(folder)
     matryoshka = _matryoshka(
         backbone,
         exits=exits,
         merge_layers=merge_layers,
         merge_layer=merge_layer,
-        template=RELEASE_TEMPLATE if decoder else TEMPLATES[backbone.model_type],
+        template=RELEASE_TEMPLATE if decoder else pair_template(tokenizer),
         head=head,
     )
-    stored, tokenizer = read_weights(folder), load_tokenizer(folder)
+    stored = read_weights(folder)
     model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
     check_tokenizer(tokenizer, model, folder)
     rows = _language_model_rows(stored, tokenizer, ["Yes"]) if decoder else None
@@ -103,110 +83,32 @@ def from_pretrained_backbone(
     return model, tokenizer
 
 
-def from_reranker(
-    folder: Path,
-    *,
-    exits: tuple[int, ...] | None = None,
-    merge_layer: int | None = None,
-    template: InputTemplate | None = None,
-    yes: str = "yes",
-    no: str | None = "no",
-    dropout: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[MatryoshkaModel, PreTrainedTokenizerBase]:
-    """Open a sequence-classification cross-encoder or a yes/no causal re-ranker with its tokenizer.
-
-    At full size it scores exactly as before: it keeps its template and its head, of which each exit gets a copy.
+def with_exits(
+    loaded: Checkpoint, *, exits: tuple[int, ...] | None = None, merge_layer: int | None = None
+) -> Checkpoint:
+    """Give a re-ranker with one exit more of them: each gets a copy of its head, so that full size scores as before.
 
     Args:
-        folder: The re-ranker's folder.
+        loaded: The re-ranker; the new one shares its weights.
         exits: Layers that get a head; by default the deeper three quarters (from layer ceil(L / 4)).
-        merge_layer: Layer after which a plain keep ratio merges; by default at a quarter of the model.
-        template: Its input template; by default its family's.
-        yes: Token by which a causal model says yes.
-        no: Token by which it says no: the logit is that of `yes` minus that of `no`. None: the logit of `yes` alone.
-        dropout: Dropout of the backbone.
-        dtype: Data type of the weights.
-
-    Returns:
-        The model and its tokenizer.
+        merge_layer: Layer after which a plain keep ratio merges; None keeps its own.
 
     Raises:
-        FileNotFoundError: If the folder is not a model.
-        ValueError: For an architecture, a number of labels, a family, exits or merge layers that cannot be used.
+        ValueError: If the re-ranker has several exits, or for exits or a merge layer that cannot be used.
     """
-    backbone = _backbone_config(folder, dropout)
-    if template is None and backbone.model_type not in RERANKER_TEMPLATES:
+    own = loaded.model.matryoshka
+    if len(own.exits) > 1:
         raise ValueError(
-            f"{backbone.model_type} re-rankers differ in how they read a query and a passage: give the template."
+            f"the model has the exits {', '.join(map(str, own.exits))} already; to train it further use `mrr finetune`."
         )
-    stored, tokenizer = read_weights(folder), load_tokenizer(folder)
-    head = _stock_head(folder, backbone, stored, tokenizer, [yes] if no is None else [yes, no])
+    fields = own.model_dump(exclude={"exits", "merge_layers", "default_merge_layer"})
     matryoshka = _matryoshka(
-        backbone,
-        exits=exits,
-        merge_layer=merge_layer,
-        template=template or RERANKER_TEMPLATES[backbone.model_type],
-        head=head.kind,
-        head_bias=head.bias,
-        head_layers=head.layers,
-        logit_softcap=getattr(backbone, "final_logit_softcapping", None),
+        loaded.model.config, exits=exits, merge_layer=merge_layer, merge_layers=own.merge_layers, **fields
     )
-    model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
-    check_tokenizer(tokenizer, model, folder)
-    for module in model.heads.values():
-        module.load_state_dict({name: weight.float() for name, weight in head.weights.items()})
-    return model.eval(), tokenizer
-
-
-def _stock_head(
-    folder: Path,
-    backbone: PreTrainedConfig,
-    stored: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    answers: list[str],
-) -> Head:
-    config = checkpoint.read_config(folder)
-    architecture = (config.get("architectures") or ["model that names no architecture"])[0]
-    if architecture.endswith("ForCausalLM"):
-        rows = _language_model_rows(stored, tokenizer, answers)
-        if rows is None:
-            raise ValueError(f"{folder} has no language-model head and no embeddings tied to one.")
-        if len(answers) == 2 and getattr(backbone, "final_logit_softcapping", None):
-            raise ValueError("a model that caps its logits can only be used by its yes token: leave out no.")
-        rows = rows / getattr(backbone, "logits_scaling", 1.0)
-        return Head("yes_no" if len(answers) == 2 else "linear", {"linear.weight": rows})
-    if not architecture.endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"{folder} holds a {architecture}. A model to self-distill is a sequence-classification cross-encoder with "
-            "one label or a causal model that answers yes or no; to train a plain model use `mrr finetune`."
-        )
-    classifier = family_of(backbone.model_type).classifier(backbone)
-    names = {"linear": classifier.linear}
-    for index, (module, layer) in enumerate(classifier.layers):
-        names[f"layers.{index}.linear" if layer.kind == "dense" else f"layers.{index}"] = module
-    weights = {
-        f"{part}.{kind}": stored[f"{name}.{kind}"]
-        for part, name in names.items()
-        for kind in ("weight", "bias")
-        if f"{name}.{kind}" in stored
-    }
-    if strange := [name for name, weight in weights.items() if Stored.of(weight).format not in FORMATS]:
-        raise ValueError(
-            f"{folder} holds its head's {strange[0]} in {Stored.of(weights[strange[0]]).format}. {QUANTIZED}"
-        )
-    labels = len(weights.get("linear.weight", ()))
-    if labels != 1:
-        raise ValueError(
-            f"{folder} has {labels} labels ({names['linear']}.weight{_label_names(config)}); a re-ranker has one, the "
-            "relevance. `mrr finetune --head linear` trains fresh heads instead of the classifier."
-        )
-    return Head("linear", weights, tuple(layer for _, layer in classifier.layers))
-
-
-def _label_names(config: Mapping[str, Any]) -> str:
-    names = config.get("id2label")
-    return f": {', '.join(map(str, names.values()))}" if isinstance(names, dict) and names else ""
+    model = MatryoshkaModel(loaded.model.model, matryoshka)
+    for head in model.heads.values():
+        head.load_state_dict(loaded.model.heads[str(own.exits[0])].state_dict())
+    return replace(loaded, model=model.eval(), fingerprint=None)
 
 
 def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:
@@ -256,15 +158,18 @@ def _over_stock_weights(
     dtype: torch.dtype,
 ) -> MatryoshkaModel:
     """The model with the stock part of `stored`; its heads are not initialised yet."""
-    prefixes = ("model.", "bert.", "roberta.")
+    prefixes = sorted({family.prefix for family in FAMILIES.values()})
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in stored)), "")
-    weights = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
-    described = CheckpointConfig(backbone, matryoshka, lambda name: f"model.{name}")
-    headers = {name: Stored.of(tensor) for name, tensor in weights.items()}
+
+    def rename(name: str) -> str | None:
+        known = name.removeprefix(prefix)
+        return f"model.{known}" if name.startswith(prefix) and not known.startswith(UNUSED) else None
+
+    described = CheckpointConfig(backbone, matryoshka, Layout(rename))
+    headers = {name: Stored.of(tensor) for name, tensor in stored.items()}
     checkpoint.outline(described, headers, folder, allow_missing=("heads.",))
     model = checkpoint.build(described, dtype)
-    assign_weights(model, weights, described.rename, source=str(folder), dtype=dtype, allow_missing=("heads.",))
+    assign_weights(model, stored, described.layout, source=str(folder), dtype=dtype, allow_missing=("heads.",))
     return model
 
 

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mrr_model.checkpoint import Checkpoint
+from mrr_model import checkpoint
+from mrr_model.checkpoint import Checkpoint, Given
 from mrr_model.checkpoint.hub import locate
 from mrr_model.data.groups import Group
 from mrr_model.data.texts import read_texts
@@ -19,7 +20,7 @@ from mrr_model.inference.device import DTYPES
 from mrr_model.template import InputTemplate
 from mrr_model.training.config import SelfDistillConfig
 from mrr_model.training.dataset import sampled
-from mrr_model.training.initialize import from_reranker
+from mrr_model.training.initialize import with_exits
 from mrr_model.training.recipe import Recipe
 
 FILLERS = 1000
@@ -74,21 +75,15 @@ class SelfDistillation(Recipe):
         if config.template is not None:
             with reading(config.template, "See mrr_model.template.InputTemplate for its fields."):
                 template = InputTemplate.model_validate_json(config.template.read_text(encoding="utf-8-sig"))
-        model, tokenizer = from_reranker(
-            locate(config.model),
-            exits=config.exits,
-            merge_layer=config.merge_layer,
-            template=template,
-            yes=config.yes,
-            no=config.no or None,
-            dtype=DTYPES[config.dtype],
-        )
+        loaded = checkpoint.load(locate(config.model), dtype=DTYPES[config.dtype], given=Given(template), dropout=0.0)
+        start = with_exits(loaded, exits=config.exits, merge_layer=config.merge_layer)
+        model = start.model
         if model.matryoshka.exits[-1] != model.num_layers:
             raise ValueError(
                 f"exits must end with the model's last layer, {model.num_layers}, whose scores teach the other exits; "
                 f"got {model.matryoshka.exits}."
             )
-        return Checkpoint(model, tokenizer, {})
+        return Checkpoint(model, start.tokenizer, {})
 
     def groups(self) -> Iterator[Group]:
         """Read the unlabelled rows of all sources; rows with too few documents are filled up."""

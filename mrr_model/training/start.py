@@ -3,14 +3,13 @@
 from typing import Any
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint import Checkpoint, is_classifier, is_reranker
+from mrr_model.checkpoint import Checkpoint, is_classifier, is_multi_exit
 from mrr_model.checkpoint.hub import locate
 from mrr_model.inference.device import DTYPES
 from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
-from mrr_model.template import RELEASE_TEMPLATE
 from mrr_model.training.config import FinetuneConfig
-from mrr_model.training.initialize import RERANKER_TEMPLATES, from_pretrained_backbone, from_reranker
+from mrr_model.training.initialize import from_pretrained_backbone, with_exits
 
 
 def starting_model(config: FinetuneConfig) -> tuple[Checkpoint, str | None]:
@@ -30,7 +29,7 @@ def starting_model(config: FinetuneConfig) -> tuple[Checkpoint, str | None]:
     """
     folder, dtype = locate(config.model), DTYPES[config.dtype]
     stored = checkpoint.read_config(folder)
-    if is_reranker(stored):
+    if is_multi_exit(stored):
         if any(given is not None for given in (config.exits, config.merge_layer, config.head)):
             raise ValueError(
                 f"exits, merge_layer and head are fixed in the checkpoint {config.model!r}; leave them out."
@@ -38,15 +37,9 @@ def starting_model(config: FinetuneConfig) -> tuple[Checkpoint, str | None]:
         return checkpoint.load(folder, dtype=dtype), None
     if is_classifier(stored) and config.head is None:
         # It is a re-ranker already, and each exit starts from its classifier.
-        model, tokenizer = from_reranker(
-            folder,
-            exits=config.exits,
-            merge_layer=config.merge_layer,
-            template=RERANKER_TEMPLATES.get(str(stored.get("model_type")), RELEASE_TEMPLATE),
-            dropout=config.dropout,
-            dtype=dtype,
-        )
-        return Checkpoint(model, tokenizer, {}), "the model's own classifier"
+        loaded = checkpoint.load(folder, dtype=dtype, dropout=config.dropout)
+        start = with_exits(loaded, exits=config.exits, merge_layer=config.merge_layer)
+        return Checkpoint(start.model, start.tokenizer, {}), "the model's own classifier"
     if "distill" not in config.stages:
         raise ValueError(
             f"{config.model!r} is not a re-ranker yet: the stages {', '.join(config.stages)} need one. Add the stage "

@@ -1,0 +1,81 @@
+"""What a checkpoint's files say of its model, in the terms of every format."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
+from mrr_model.checkpoint.fields import check_fields, checked_config
+from mrr_model.checkpoint.weights import Layout
+from mrr_model.modeling.config import MatryoshkaConfig
+from mrr_model.modeling.families import is_decoder
+from mrr_model.template import InputTemplate
+
+NOT_STOCK = {
+    "_name_or_path",
+    "model_type",
+    "architectures",
+    "auto_map",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "sentence_transformers",
+    "sbert_ce_default_activation_function",
+    "matryoshka",
+    "start_layer",
+    "layer_sep",
+    "layer_wise",
+    "head_multi",
+    "head_type",
+}
+"""Fields that a stock base model does not use, those that would lead to remote code among them."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says of a model in place of its files."""
+
+    template: InputTemplate | str | None = None
+    """The input template, or the name of a published one; None: the model's own."""
+    answers: tuple[str, ...] | None = None
+    """The tokens by which a causal model answers: yes and no, or yes alone; None: the model's own."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a checkpoint's files say: enough to build the model and to name its weights."""
+
+    backbone: PreTrainedConfig
+    """The stock model's configuration."""
+    matryoshka: MatryoshkaConfig
+    """Exits, merges, heads and the input template."""
+    layout: Layout = Layout()
+    """How the stored tensors become the model's weights."""
+    defaults: Defaults = NO_DEFAULTS
+    """What the checkpoint runs at unless its user says otherwise."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """By name, the fingerprint of each compensation adapter with the weights that it was trained for."""
+    source: str = "this project's format"
+    """What was opened, in words."""
+    template_source: str = "config.json"
+    """Where the input template comes from, in words."""
+    stock: bool = False
+    """Whether another library reads the same files, so that the tokenizer is loaded as that library does."""
+    notes: tuple[str, ...] = ()
+    """What the user must know, one warning each."""
+
+
+def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """A stock configuration from the fields of a config.json.
+
+    Raises:
+        ValueError: For a family that is not known, and for numbers and names of which no model can be built.
+    """
+    is_decoder(model_type)  # raises an error that lists the known families
+    check_fields(fields)
+    known = {key: value for key, value in fields.items() if key not in NOT_STOCK}
+    if known.get("pad_token_id") == -1:
+        known["pad_token_id"] = None
+    return checked_config(CONFIG_MAPPING[str(model_type)].from_dict(known))
