@@ -1,50 +1,56 @@
 """Sequence classifiers of transformers with one label, as trained cross-encoders are stored."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
+from mrr_model.checkpoint.causal import PublishedInput, published_entry
 from mrr_model.checkpoint.config import CheckpointConfig, Given
-from mrr_model.checkpoint.defaults import Defaults
+from mrr_model.checkpoint.library import Library
 from mrr_model.checkpoint.source import Source
-from mrr_model.checkpoint.stock import (
-    StockHead,
-    activation_facts,
-    backbone_config,
-    described,
-    library_activation,
-    library_max_length,
-)
-from mrr_model.checkpoint.templates import pair_template
-from mrr_model.modeling.families import family_of
+from mrr_model.checkpoint.stock import FINETUNE, StockHead, backbone_config, described, stored_prefix
+from mrr_model.modeling.families import family_of, is_decoder
 from mrr_model.template import InputTemplate
 
-FINETUNE = "`mrr finetune --model FOLDER --train ROWS --output OUTPUT`"
 
-
+@dataclass(frozen=True)
 class ClassifierFormat:
-    """A `*ForSequenceClassification` with one label."""
+    """A `*ForSequenceClassification` with one label.
 
-    name = "sequence classifier"
+    Args:
+        published: The models whose files do not say how they read a pair.
+    """
+
+    published: tuple[PublishedInput, ...]
+    name: str = "sequence classifier"
 
     def matches(self, source: Source) -> bool:
         return is_classifier(source.config)
 
     def read(self, source: Source, given: Given) -> CheckpointConfig:
-        backbone, tokenizer = backbone_config(source), source.stock_tokenizer
+        backbone, tokenizer, library = backbone_config(source), source.stock_tokenizer, Library.plain(source)
+        if given.answers is not None:
+            raise ValueError(f"answers={given.answers!r} are for causal models, and this is a {source.architecture}.")
         head = classifier_head(source, backbone)
-        template, template_source = text_template(tokenizer, given)
-        normalize, notes = activation_facts(library_activation(source.config))
+        known = None if isinstance(given.template, InputTemplate) else published_entry(source, self.published)
+        defaults = library.defaults(tokenizer, backbone)
+        if known is not None:
+            template, template_source = known.of(tokenizer), f"the table of published re-rankers: {known.name}"
+            defaults = defaults.model_copy(update={"normalize": known.normalize})
+        else:
+            pad_token_id = backbone.pad_token_id if is_decoder(backbone.model_type) else None
+            template, template_source = library.template(tokenizer, given, pad_token_id=pad_token_id)
         return described(
             backbone,
             head,
             stored=source.headers,
             template=template,
-            defaults=Defaults(max_length=library_max_length(tokenizer, backbone), normalize=normalize),
+            defaults=defaults,
             source=source.architecture,
             template_source=template_source,
-            notes=notes,
+            notes=() if known else library.notes,
         )
 
 
@@ -55,21 +61,28 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
     return str(first).endswith("ForSequenceClassification")
 
 
-def classifier_head(source: Source, backbone: PreTrainedConfig) -> StockHead:
+def classifier_head(source: Source, backbone: PreTrainedConfig, folder: str = "") -> StockHead:
     """The classifier of a stock model.
+
+    Args:
+        source: The folder of the model.
+        backbone: Its configuration.
+        folder: The sub-folder of its weights.
 
     Raises:
         ValueError: If its weights are missing, have several labels or are made for another width.
     """
-    stored = source.headers
-    classifier = family_of(backbone.model_type).classifier(backbone)
+    stored, family = source.headers, family_of(backbone.model_type)
+    classifier, prefix = family.classifier(backbone), stored_prefix(backbone, source.headers)
     modules = {classifier.linear: "linear"}
     for index, (module, layer) in enumerate(classifier.layers):
+        module = prefix + module.removeprefix(family.prefix) if module.startswith(family.prefix) else module
         modules[module] = f"layers.{index}.linear" if layer.kind == "dense" else f"layers.{index}"
     if missing := [f"{module}.weight" for module in modules if f"{module}.weight" not in stored]:
         raise ValueError(
             f"it names a {source.architecture}, but the weights beside it lack its classifier ({', '.join(missing)}). Copy the trained model's own weights there, or train a head: {FINETUNE}."
         )
+    inside = f"{folder}/" if folder else ""
     labels, width = stored[f"{classifier.linear}.weight"].shape
     if labels != 1:
         raise ValueError(
@@ -87,19 +100,12 @@ def classifier_head(source: Source, backbone: PreTrainedConfig) -> StockHead:
         tuple(layer for _, layer in classifier.layers),
         bias=f"{classifier.linear}.bias" in stored,
         weights={
-            f"{module}.{kind}": f"{name}.{kind}"
+            f"{inside}{module}.{kind}": f"{name}.{kind}"
             for module, name in modules.items()
             for kind in ("weight", "bias")
             if f"{module}.{kind}" in stored
         },
     )
-
-
-def text_template(tokenizer: PreTrainedTokenizerBase, given: Given) -> tuple[InputTemplate, str]:
-    """How a pair of texts is tokenized, and where that comes from."""
-    if isinstance(given.template, InputTemplate):
-        return given.template, "as given"
-    return pair_template(tokenizer), "the tokenizer's pair template"
 
 
 def _label_names(config: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What a checkpoint's files say of its model, in the terms of every format."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fields import check_fields, checked_config
+from mrr_model.checkpoint.gte import gte_fields
 from mrr_model.checkpoint.weights import Layout
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.families import is_decoder
@@ -67,14 +68,26 @@ class CheckpointConfig:
     """What the user must know, one warning each."""
 
 
+ALIASES: dict[str | None, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {"new": ("gte", gte_fields)}
+"""By the `model_type` of remote code, the stock one that computes the same, and its fields."""
+
+
+def stock_type(model_type: str | None) -> str | None:
+    """The `model_type` in transformers of what config.json names."""
+    return ALIASES[model_type][0] if model_type in ALIASES else model_type
+
+
 def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTrainedConfig:
     """A stock configuration from the fields of a config.json.
 
     Raises:
         ValueError: For a family that is not known, and for numbers and names of which no model can be built.
     """
-    is_decoder(model_type)  # raises an error that lists the known families
+    is_decoder(stock_type(model_type))  # raises an error that lists the known families
     check_fields(fields)
+    if model_type in ALIASES:
+        model_type, converted = ALIASES[model_type]
+        fields = converted(fields)
     known = {key: value for key, value in fields.items() if key not in NOT_STOCK}
     if known.get("pad_token_id") == -1:
         known["pad_token_id"] = None

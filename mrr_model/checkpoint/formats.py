@@ -6,13 +6,16 @@ A published layer-wise format is an entry of `LAYERWISE`: which stock model it i
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mrr_model.checkpoint.classifier import FINETUNE, ClassifierFormat
+from mrr_model.checkpoint.causal import CausalFormat, PublishedInput
+from mrr_model.checkpoint.classifier import ClassifierFormat
 from mrr_model.checkpoint.config import CheckpointConfig, Given
 from mrr_model.checkpoint.layerwise import MINICPM_PROMPT, LayerwiseFormat, granite_fields
+from mrr_model.checkpoint.modular import ModularFormat
 from mrr_model.checkpoint.native import NATIVE, SECTION
 from mrr_model.checkpoint.source import CONFIG, Source
-from mrr_model.checkpoint.stock import check_family
+from mrr_model.checkpoint.stock import FINETUNE, check_family
 from mrr_model.files.damage import reading
+from mrr_model.template import QWEN3_TEMPLATE, RELEASE_TEMPLATE, InputTemplate
 
 
 class Format(Protocol):
@@ -47,7 +50,95 @@ LAYERWISE = (
 )
 """The published layer-wise formats."""
 
-FORMATS: tuple[Format, ...] = (NATIVE, *LAYERWISE, ClassifierFormat())
+MXBAI_TASK = (
+    "You are a search relevance expert who evaluates how well documents match search queries. For each query-document "
+    "pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment "
+    "(0 for not relevant, 1 for relevant).\nRelevance:"
+)
+
+CAUSAL = (
+    # Qwen/Qwen3-Reranker-*: downloads from before they held a chat template of their own
+    PublishedInput("qwen3-reranker", r"qwen3-reranker-[\d.]+b", QWEN3_TEMPLATE, ("yes", "no"), max_length=8192),
+    # mixedbread-ai/mxbai-rerank-base-v2 and -large-v2
+    PublishedInput(
+        "mxbai-rerank-v2",
+        r"mxbai-rerank-(base|large)-v2",
+        InputTemplate(
+            query=(
+                "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+                "<|im_start|>user\n",
+                "instruction: {prompt}\n",
+                "query: {query}",
+                "\n",
+            ),
+            passage=("document: {passage}",),
+            prompt=("\n", MXBAI_TASK, "<|im_end|>\n<|im_start|>assistant\n"),
+            truncation="spans",
+        ),
+        ("1", "0"),
+        max_length=8192,
+        normalize=False,
+    ),
+    # BAAI/bge-reranker-v2-gemma
+    PublishedInput(
+        "bge-reranker-v2-gemma",
+        r"bge-reranker-v2-gemma",
+        RELEASE_TEMPLATE.model_copy(update={"default_prompt": MINICPM_PROMPT}),
+        ("Yes",),
+        max_length=1024,
+        normalize=False,
+    ),
+    # zeroentropy/zerank-1, zerank-1-small and zerank-2
+    PublishedInput(
+        "zerank",
+        r"zerank-(1|1-small|2)(-reranker)?",
+        InputTemplate(
+            query=("<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n",),
+            passage=("{passage}",),
+            prompt=("<|im_end|>\n<|im_start|>assistant\n",),
+            truncation="end",
+        ),
+        ("Yes",),
+        scale=1 / 5,
+    ),
+    # ContextualAI/ctxl-rerank-v2-instruct-multilingual-*
+    PublishedInput(
+        "ctxl-rerank-v2",
+        r"ctxl-rerank-v2-instruct-multilingual-\d+b.*",
+        InputTemplate(
+            query=("Check whether a given document contains information helpful to answer the query.\n", "<Document>"),
+            passage=(" {passage}",),
+            prompt=("\n<Query> {query} {prompt} ??",),
+            truncation="end",
+        ),
+        (0,),
+        normalize=False,
+        whole_text=True,
+    ),
+)
+"""How causal re-rankers read a pair whose files do not say it, from their authors' model cards and code."""
+
+CLASSIFIERS = (
+    # tomaarsen/Qwen3-Reranker-*-seq-cls: the row of yes minus that of no
+    PublishedInput("qwen3-reranker-seq-cls", r"qwen3-reranker-[\d.]+b-seq-cls", QWEN3_TEMPLATE),
+    # nvidia/llama-nemotron-rerank-1b-v2
+    PublishedInput(
+        "llama-nemotron-rerank",
+        r"llama-nemotron-rerank-1b-v2|llama-3\.2-nv-rerankqa-1b-v2",
+        InputTemplate(query=("question:{query} \n \n",), passage=(" passage:{passage}",), prompt=(), truncation="end"),
+        normalize=False,
+        whole_text=True,
+    ),
+)
+"""The same of sequence classifiers: their authors' code writes a template before the tokenizer sees a text."""
+
+FORMATS: tuple[Format, ...] = (
+    NATIVE,
+    *LAYERWISE,
+    ModularFormat(),
+    ClassifierFormat(CLASSIFIERS),
+    CausalFormat(CAUSAL),
+)
 """Every format that opens. The first that matches a folder reads it."""
 
 
@@ -68,19 +159,19 @@ def read_format(source: Source, given: Given = Given()) -> CheckpointConfig:
         ValueError: If the format is not known, or no model can be built of the configuration; names the file.
     """
     with reading(source.folder / CONFIG):
-        for known in FORMATS:
-            if known.matches(source):
-                try:
-                    return known.read(source, given)
-                except KeyError as error:
-                    raise ValueError(f"it lacks {error}, which the {known.name} format needs.") from None
-        raise ValueError(_advice(source.config))
+        known = next((known for known in FORMATS if known.matches(source)), None)
+        if known is None:
+            raise ValueError(_advice(source))
+        try:
+            return known.read(source, given)
+        except KeyError as error:
+            raise ValueError(f"it lacks {error}, which the {known.name} format needs.") from None
 
 
-def _advice(config: Mapping[str, Any]) -> str:
+def _advice(source: Source) -> str:
     """What to do with a model of no format in the table."""
-    check_family(config)
+    check_family(source.config)
     return (
-        f"it has model_type {config['model_type']!r} and no {SECTION!r} section: it is a plain model. Train a re-ranker "
-        f"from it: {FINETUNE}."
+        f"it has model_type {source.config['model_type']!r} and no {SECTION!r} section, and names "
+        f"{source.architecture or 'no architecture'}: it is a plain model. Train a re-ranker from it: {FINETUNE}."
     )

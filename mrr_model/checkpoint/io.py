@@ -17,10 +17,10 @@ from transformers.utils import logging
 
 from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint.card import default_card
+from mrr_model.checkpoint.config import CheckpointConfig, Given
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
 from mrr_model.checkpoint.formats import read_format
-from mrr_model.checkpoint.config import CheckpointConfig, Given
 from mrr_model.checkpoint.journal import saving, undisturbed
 from mrr_model.checkpoint.lora import COMPENSATION, read_own, read_published, write_own
 from mrr_model.checkpoint.measured import check_measurements, read_measurement, write_measurement

@@ -1,5 +1,6 @@
 """A checkpoint folder's files, each read once: what the formats make a model of."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,20 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json; see `read_config`."""
-        return read_config(self.folder)
+        """config.json; empty if the folder holds modules instead. See `read_config`."""
+        return {} if self.has(MODULES) and not self.has(CONFIG) else read_config(self.folder)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the model is called: by the hub's cache, config.json, the model card's heading and the folder."""
+        cached = [part.removeprefix("models--").replace("--", "/") for part in self.folder.absolute().parts]
+        names = [part for part in cached if "/" in part][-1:]
+        names.append(str(self.config.get("_name_or_path") or ""))
+        if self.has("README.md"):
+            card = (self.folder / "README.md").read_text(encoding="utf-8", errors="replace")
+            names += re.findall(r"^# +(.+?)\s*$", card, re.MULTILINE)[:1]
+        names.append(self.folder.absolute().name)
+        return tuple(name.rstrip("/") for name in names if name)
 
     @cached_property
     def headers(self) -> dict[str, Stored]:

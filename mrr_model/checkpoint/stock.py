@@ -1,12 +1,13 @@
 """What the formats of stock models share: one exit at the last layer, weights renamed, the library's own defaults."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
-from mrr_model.checkpoint.config import CheckpointConfig, stock_config
+from mrr_model.checkpoint import gte
+from mrr_model.checkpoint.config import CheckpointConfig, stock_config, stock_type
 from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.weights import UNUSED, Layout, Part
@@ -22,9 +23,13 @@ OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 ABSOLUTE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Families of which remote code makes models with other positions under the same `model_type`."""
 
-SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
-LONGEST = 10**9
-"""Tokenizers without a limit say a number above this."""
+PREFIXES = {"gte": (gte.PREFIX,)}
+"""What checkpoints of a family may write before its names instead of the family's own prefix."""
+RENAMED: dict[str, Mapping[str, str]] = {"gte": gte.RENAMED}
+"""Names in checkpoints that differ from the modules' in transformers."""
+PACKED: dict[str, Mapping[str, tuple[str, ...]]] = {"gte": gte.PACKED}
+"""Modules that checkpoints store as one: by that one's name, those in transformers, in the order of their rows."""
+FINETUNE = "`mrr finetune --model FOLDER --train ROWS --output OUTPUT`"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def check_family(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If not; says which are.
     """
-    if config.get("model_type") not in FAMILIES:
+    if stock_type(config.get("model_type")) not in FAMILIES:
         raise ValueError(
             f"it has model_type {config.get('model_type')!r} and no 'matryoshka' section, and is of no known family. "
             f"Re-rankers of these families open, and `mrr finetune` makes one from these: {', '.join(FAMILIES)}."
@@ -76,7 +81,7 @@ def described(
     backbone: PreTrainedConfig,
     head: StockHead,
     *,
-    stored: Mapping[str, object],
+    stored: Iterable[str],
     template: InputTemplate,
     defaults: Defaults,
     folder: str = "",
@@ -88,7 +93,7 @@ def described(
     Args:
         backbone: Its configuration.
         head: What reads its score.
-        stored: The backbone's weights by stored name.
+        stored: All stored names.
         template: Its input template.
         defaults: What its own library runs it at.
         folder: The sub-folder of the backbone's weights.
@@ -107,63 +112,63 @@ def described(
         logit_softcap=head.softcap,
         template=template,
     )
-    own = family_of(backbone.model_type).prefix
-    prefix = own if any(name.startswith(own) for name in stored) else ""
-    inside = f"{folder}/" if folder else ""
+    stock = backbone_layout(backbone, stored, folder)
 
     def rename(name: str) -> str | None:
-        if name in head.weights:
-            return f"heads.{layers}.{head.weights[name]}"
-        if not name.startswith(inside):
-            return name
-        bare = name.removeprefix(inside)
-        known = bare.removeprefix(prefix)
-        if known.startswith(UNUSED) or bare.startswith(UNUSED) or bare.endswith(BUFFERS):
-            return None
-        for old, new in OLD_NAMES.items():
-            known = known.removesuffix(old) + new if known.endswith(f"LayerNorm{old}") else known
-        return f"model.{known}" if bare.startswith(prefix) else name
+        return f"heads.{layers}.{head.weights[name]}" if name in head.weights else stock.rename(name)
 
-    parts = {name: (Part(f"heads.{layers}.{part.name}", part.rows, part.factor),) for name, part in head.parts.items()}
+    parts = dict(stock.parts)
+    for name, part in head.parts.items():
+        parts[name] = (*parts.get(name, ()), Part(f"heads.{layers}.{part.name}", part.rows, part.factor))
     return CheckpointConfig(
         backbone, matryoshka, Layout(rename, parts, folders), defaults=defaults, stock=True, **facts
     )
 
 
-def library_max_length(tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedConfig) -> int | None:
-    """The tokens of an input that sentence-transformers allows: the tokenizer's limit and the model's positions.
-
-    None if neither says a number.
-    """
-    limits = [tokenizer.model_max_length, getattr(backbone, "max_position_embeddings", None)]
-    known = [int(limit) for limit in limits if limit is not None and 0 < limit < LONGEST]
-    return min(known, default=None)
-
-
-def library_activation(config: Mapping[str, Any], modular: Mapping[str, Any] | None = None) -> str:
-    """The activation that sentence-transformers applies to one label's logit, by its class.
+def backbone_layout(backbone: PreTrainedConfig, stored: Iterable[str], folder: str = "") -> Layout:
+    """How a stock model's tensors become those of its base model; heads are left out.
 
     Args:
-        config: config.json.
-        modular: config_sentence_transformers.json, which counts only beside a modules.json.
+        backbone: Its configuration.
+        stored: Its stored names.
+        folder: The sub-folder that holds it, with which its names begin.
     """
-    own = config.get("sentence_transformers")
-    for named in (
-        (modular or {}).get("activation_fn"),
-        own.get("activation_fn") if isinstance(own, dict) else None,
-        config.get("sbert_ce_default_activation_function"),
-    ):
-        if isinstance(named, str) and named.startswith("torch."):  # others are remote code, and sigmoid is used instead
-            return named
-    return SIGMOID
+    inside, names = f"{folder}/" if folder else "", list(stored)
+    prefix = stored_prefix(backbone, [name.removeprefix(inside) for name in names])
+
+    def rename(name: str) -> str | None:
+        bare = name.removeprefix(inside)
+        known = bare.removeprefix(prefix)
+        if not name.startswith(inside) or not bare.startswith(prefix):
+            return None if bare.startswith(UNUSED) else name
+        if known.startswith(UNUSED) or bare.endswith(BUFFERS) or name in parts:
+            return None
+        for old, new in OLD_NAMES.items():
+            known = known.removesuffix(old) + new if known.endswith(f"LayerNorm{old}") else known
+        return f"model.{_stock_name(backbone.model_type, known)}"
+
+    parts: dict[str, tuple[Part, ...]] = {}
+    for name in names:
+        for packed, targets in PACKED.get(backbone.model_type, {}).items():
+            if f".{packed}." in name:
+                size = int(backbone.hidden_size if "qkv" in packed else backbone.intermediate_size)
+                known = _stock_name(backbone.model_type, name.removeprefix(inside).removeprefix(prefix))
+                parts[name] = tuple(
+                    Part(f"model.{known.replace(packed, target)}", slice(index * size, (index + 1) * size))
+                    for index, target in enumerate(targets)
+                )
+    return Layout(rename, parts)
 
 
-def activation_facts(activation: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether scores are probabilities by default, and a note if they cannot be what the library returns."""
-    name = activation.rpartition(".")[2]
-    if name in ("Sigmoid", "Identity"):
-        return name == "Sigmoid", ()
-    return False, (
-        f"its library applies {activation} to the logits; here scores are the logits, or probabilities by a sigmoid "
-        "with normalize=True.",
-    )
+def stored_prefix(backbone: PreTrainedConfig, names: Iterable[str]) -> str:
+    """What a checkpoint writes before the names of a stock model's weights."""
+    names = list(names)
+    own = (family_of(backbone.model_type).prefix, *PREFIXES.get(backbone.model_type, ()))
+    return next((prefix for prefix in own if any(name.startswith(prefix) for name in names)), "")
+
+
+def _stock_name(model_type: str, name: str) -> str:
+    """A base model's weight by the name of its module in transformers."""
+    for old, new in RENAMED.get(model_type, {}).items():
+        name = name.replace(old, new)
+    return name

@@ -14,10 +14,10 @@ from mrr_model import checkpoint
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.config import CheckpointConfig, stock_config
 from mrr_model.checkpoint.native import SECTION
+from mrr_model.checkpoint.stock import backbone_layout
 from mrr_model.checkpoint.templates import pair_template
 from mrr_model.checkpoint.tokenizer import check_tokenizer, load_tokenizer
 from mrr_model.checkpoint.weights import (
-    UNUSED,
     Layout,
     Stored,
     assign_weights,
@@ -27,7 +27,7 @@ from mrr_model.checkpoint.weights import (
 )
 from mrr_model.files.damage import faults_of, reading
 from mrr_model.modeling.config import MatryoshkaConfig, default_merge_layer
-from mrr_model.modeling.families import FAMILIES, is_decoder
+from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.heads import HeadKind, ScoreHead
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.template import RELEASE_TEMPLATE
@@ -158,19 +158,23 @@ def _over_stock_weights(
     dtype: torch.dtype,
 ) -> MatryoshkaModel:
     """The model with the stock part of `stored`; its heads are not initialised yet."""
-    prefixes = sorted({family.prefix for family in FAMILIES.values()})
-    prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in stored)), "")
-
-    def rename(name: str) -> str | None:
-        known = name.removeprefix(prefix)
-        return f"model.{known}" if name.startswith(prefix) and not known.startswith(UNUSED) else None
-
-    described = CheckpointConfig(backbone, matryoshka, Layout(rename))
+    described = CheckpointConfig(backbone, matryoshka, _without_heads(backbone, stored))
     headers = {name: Stored.of(tensor) for name, tensor in stored.items()}
     checkpoint.outline(described, headers, folder, allow_missing=("heads.",))
     model = checkpoint.build(described, dtype)
     assign_weights(model, stored, described.layout, source=str(folder), dtype=dtype, allow_missing=("heads.",))
     return model
+
+
+def _without_heads(backbone: PreTrainedConfig, stored: dict[str, Tensor]) -> Layout:
+    """The layout of a stock model whose own heads, if it has any, are not used."""
+    layout = backbone_layout(backbone, stored)
+
+    def rename(name: str) -> str | None:
+        known = layout.rename(name)
+        return known if known is not None and known.startswith("model.") else None
+
+    return Layout(rename, layout.parts)
 
 
 def _language_model_rows(

@@ -1,0 +1,170 @@
+"""How sentence-transformers' CrossEncoder reads a folder: which text it writes of a pair, its lengths, its activation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from mrr_model.checkpoint.config import Given
+from mrr_model.checkpoint.defaults import Defaults
+from mrr_model.checkpoint.source import Source
+from mrr_model.checkpoint.templates import STRUCTURED, chat_template, pair_template
+from mrr_model.template import InputTemplate
+
+SETTINGS = "config_sentence_transformers.json"
+TRANSFORMER_SETTINGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_xlm-roberta_config.json",
+)
+"""Names of a Transformer module's own file; the later ones are of old versions."""
+
+SIGMOID = "torch.nn.modules.activation.Sigmoid"
+LONGEST = 10**9
+"""Tokenizers without a limit say a number above this."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """What CrossEncoder does with a folder's pairs and logits."""
+
+    activation: str
+    """The class of the activation that it applies to logits."""
+    max_length: int | None = None
+    """The tokens of an input that the Transformer module's file sets; None: the tokenizer's and the model's."""
+    chat: bool | None = None
+    """Whether it writes pairs through the chat template; None: if there is one."""
+    structured: bool | None = None
+    """Whether messages are lists of parts; None: as the chat template looks."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template."""
+    prompt: str | None = None
+    """The prompt of calls that give none."""
+
+    @classmethod
+    def plain(cls, source: Source) -> "Library":
+        """For a folder without modules.json."""
+        return cls(_activation(source.config, {}))
+
+    @classmethod
+    def modular(cls, source: Source, transformer: Source) -> "Library":
+        """For a folder with modules.json.
+
+        Args:
+            source: The folder.
+            transformer: The folder of its Transformer module.
+
+        Raises:
+            ValueError: If a file asks for what is not supported here; names it.
+        """
+        settings = source.json(SETTINGS)
+        name = next((name for name in TRANSFORMER_SETTINGS if transformer.has(name)), TRANSFORMER_SETTINGS[0])
+        module = transformer.json(name)
+        if module.get("do_lower_case"):
+            raise ValueError(
+                f"{transformer.folder / name}: do_lower_case is not supported. Set it to false and save the folder "
+                "with a tokenizer that lowers case itself."
+            )
+        message = module.get("modality_config", {}).get("message")
+        processing = module.get("processing_kwargs", {})
+        prompts = settings.get("prompts") or {}
+        return cls(
+            _activation(transformer.config, settings),
+            processing.get("text", {}).get("max_length") or module.get("max_seq_length"),
+            message is not None,
+            None if message is None or "format" not in message else message["format"] == "structured",
+            processing.get("chat_template", {}),
+            prompts.get(settings.get("default_prompt_name")) or None,
+        )
+
+    def template(
+        self, tokenizer: PreTrainedTokenizerBase, given: Given, *, pad_token_id: int | None = None
+    ) -> tuple[InputTemplate, str]:
+        """How a pair becomes tokens, and where that comes from.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            given: What the user says instead.
+            pad_token_id: For causal classifiers; see `pair_template`.
+
+        Raises:
+            ValueError: If no template expresses it.
+        """
+        if isinstance(given.template, InputTemplate):
+            return given.template, "as given"
+        chat = self.chat
+        if chat is None:
+            chat = writes_pairs(tokenizer, self.structured)
+        if chat:
+            template = chat_template(tokenizer, system=self.prompt, options=self.options, structured=self.structured)
+            return template, "the tokenizer's chat template"
+        template = pair_template(tokenizer, pad_token_id=pad_token_id)
+        if self.prompt:
+            template = with_prompt(template, self.prompt)
+        return template, "the tokenizer's pair template"
+
+    def defaults(self, tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedConfig) -> Defaults:
+        """Its lengths, and whether its scores are probabilities."""
+        return Defaults(max_length=self.length(tokenizer, backbone), normalize=self.activation == SIGMOID)
+
+    def length(self, tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedConfig) -> int | None:
+        """The tokens of an input that it allows; None if nothing limits them."""
+        if self.max_length is not None:
+            return self.max_length
+        limits = [tokenizer.model_max_length, getattr(backbone, "max_position_embeddings", None)]
+        return min((int(limit) for limit in limits if limit is not None and 0 < limit < LONGEST), default=None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A note if its activation is neither the sigmoid nor the identity."""
+        if self.activation.rpartition(".")[2] in ("Sigmoid", "Identity"):
+            return ()
+        return (
+            f"CrossEncoder applies {self.activation} to this model's logits; here its scores are the logits, or their "
+            "sigmoid with normalize=True.",
+        )
+
+
+def writes_pairs(tokenizer: PreTrainedTokenizerBase, structured: bool | None = None) -> bool:
+    """Whether a tokenizer has a chat template that writes messages of the roles query and document."""
+    text = tokenizer.chat_template
+    if not text:
+        return False
+    if structured is None:
+        structured = not isinstance(text, str) or any(pattern in text for pattern in STRUCTURED)
+
+    def written(query: str, document: str) -> object:
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": content}] if structured else content}
+            for role, content in (("query", query), ("document", document))
+        ]
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+
+    try:
+        return len({str(written("a", "a")), str(written("b", "a")), str(written("a", "b"))}) == 3
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return False
+
+
+def with_prompt(template: InputTemplate, prompt: str) -> InputTemplate:
+    """A template whose query follows a prompt, as sentence-transformers writes prompts of texts."""
+    pieces = {
+        span: tuple(piece.replace("{query}", "{prompt}{query}") for piece in getattr(template, span))
+        for span in ("query", "prompt")
+    }
+    return InputTemplate.model_validate({**template.model_dump(), **pieces, "default_prompt": prompt})
+
+
+def _activation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The activation of one label's logit: the first that is torch's own, as others would be remote code."""
+    own = config.get("sentence_transformers")
+    named = (
+        settings.get("activation_fn"),
+        own.get("activation_fn") if isinstance(own, dict) else None,
+        config.get("sbert_ce_default_activation_function"),
+    )
+    return next((name for name in named if isinstance(name, str) and name.startswith("torch.")), SIGMOID)
