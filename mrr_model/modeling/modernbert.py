@@ -78,10 +78,8 @@ class ModernBert(Backbone):
         normed = block.attn_norm(hidden)
         packed, size = attention.Wqkv, attention.Wqkv.out_features // 3
         if type(packed) is nn.Linear and not packed._forward_hooks:
-            query, (key, value) = (
-                _rows(packed, inputs.pooled(normed), 0, size),
-                _rows(packed, normed, size).chunk(2, -1),
-            )
+            query = _rows(packed, inputs.pooled(normed), 0, size)
+            key, value = _rows(packed, normed, size).chunk(2, -1)
         else:  # quantized, or adapted as it runs: only the module itself knows its outputs
             query, key, value = packed(normed).chunk(3, -1)
             query = inputs.pooled(query)
@@ -117,11 +115,12 @@ class ModernBert(Backbone):
 
 def _windowed(inputs: LayerInputs, position: Tensor, half: int) -> LayerInputs:
     """The inputs of layers in which a token sees those at most `half` positions away; `position`: (1 or B, T)."""
-    mask = (position[:, :, None] - position[:, None, :]).abs() <= half  # (1 or B, T, T)
+    low, high = position[:, :, None] - half, position[:, :, None] + half  # no differences: they take 8 bytes each
+    mask = (position[:, None] >= low) & (position[:, None] <= high)  # (1 or B, T, T)
     valid = inputs.valid
     if valid is not None:
         # Padding sees padding: a row without any visible position would be undefined.
-        mask = mask & (valid[:, None, :] == valid[:, :, None])
+        mask = mask & (valid[:, None] == valid[:, :, None])
     if inputs.pooled_index is not None:
         own = inputs.pooled(position.expand(len(inputs.pooled_index), -1))[:, None]  # (B, 1)
         near = (position - own).abs() <= half  # (B, T)
