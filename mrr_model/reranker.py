@@ -64,10 +64,10 @@ class MatryoshkaReranker(LoadedModel):
         device: `"auto"` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: bfloat16 if the processor computes it natively, else
             float32.
-        max_length: Tokens of an input. Without it, the checkpoint's own, else 512.
+        max_length: Tokens of an input. Without it, what the checkpoint says or the model's own library would use, else
+            512. Longer documents are cut; a warning says so once.
         query_max_length: Tokens of a query. Without it, the checkpoint's own, else the rule of its input template.
-        prompt: The instruction that follows the passage, for models whose input template has one. `None` is the
-            template's own.
+        prompt: The instruction, for models whose input template has one. `None` is the template's own, `""` is none.
         normalize: Return probabilities; `False` returns raw logits. Without it, as the checkpoint was saved, else
             `True`.
         batch_tokens: Tokens of a batch at most, padding included. `None` chooses by device and model.
@@ -143,7 +143,7 @@ class MatryoshkaReranker(LoadedModel):
         self.compression = defaults.setting.override(depth, keep_ratio) if target is None else given
         self.normalize = self._normalizes(defaults.normalize if isinstance(normalize, Default) else normalize)
         self.prompt = self._checked_prompt(defaults.prompt if isinstance(prompt, Default) else prompt)
-        max_length = max_length or defaults.max_length or MAX_LENGTH
+        max_length = max_length or defaults.max_length or min(MAX_LENGTH, self.model.backbone.max_tokens or MAX_LENGTH)
         self._check_max_length(max_length)
         self.engine = InferenceEngine(
             loaded.model,
@@ -186,7 +186,7 @@ class MatryoshkaReranker(LoadedModel):
             depth: Run at most this many layers in this call; `None` runs all of them.
             keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
             normalize: Return probabilities, or raw logits with `False`.
-            prompt: The instruction that follows the passage.
+            prompt: The instruction; `None` is the template's own.
             show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
         Returns:
@@ -226,7 +226,7 @@ class MatryoshkaReranker(LoadedModel):
             depth: Run at most this many layers in this call; `None` runs all of them.
             keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
             normalize: Return probabilities, or raw logits with `False`.
-            prompt: The instruction that follows the passage.
+            prompt: The instruction; `None` is the template's own.
             batch_size: Pairs of a batch at most, within `batch_tokens`.
             show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
@@ -265,7 +265,7 @@ class MatryoshkaReranker(LoadedModel):
             depth: Run at most this many layers in this call; `None` runs all of them.
             keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
             normalize: Return probabilities, or raw logits with `False`.
-            prompt: The instruction that follows the passage.
+            prompt: The instruction; `None` is the template's own.
             show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
         Returns:

@@ -12,15 +12,12 @@ from jinja2.exceptions import TemplateError
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from mrr_model.inference.encode import PairEncoder
+from mrr_model.inference.encode import UNLIMITED, PairEncoder
 from mrr_model.inference.tokenize import TextTokenizer
 from mrr_model.template import SPECIAL_TOKENS, InputTemplate
 
 GIVE_ONE = "Give the model's input template (mrr_model.template says how it is written)."
 """What to do if none can be had."""
-
-LONG = 10**9
-"""More tokens than any sample has."""
 
 SAMPLE_QUERIES = ("what is a panda?", " who\n", "2", "", "don't (…)", "熊猫 é", "\n\n'Quoted'", "x ")
 SAMPLE_PASSAGES = ("The giant panda is a bear.", "\n 12%", "", " 'tis", ".", "大熊猫。ok", "a  b\t\n", ": yes ")
@@ -171,7 +168,10 @@ def _span_types(types: Sequence[int] | None, ends: Sequence[int], name: str) -> 
 
 def _check_pairs(tokenizer: PreTrainedTokenizerBase, template: InputTemplate, dropped: int, name: str) -> None:
     """Compare a template with the tokenizer. `dropped`: its last tokens that the template leaves out."""
-    lengths = [LONG, *((11, 32) if tokenizer.is_fast else ())]  # slow tokenizers give the odd token to the other text
+    lengths = [
+        UNLIMITED,
+        *((11, 32) if tokenizer.is_fast else ()),
+    ]  # slow tokenizers give the odd token to the other text
     pairs = [*product(SAMPLE_QUERIES, SAMPLE_PASSAGES), SAMPLE_LONG, SAMPLE_LONG[::-1]]
     for max_length in lengths:
         theirs = tokenizer(pairs, truncation="longest_first", max_length=max_length)
@@ -354,7 +354,7 @@ def _check_chats(
 ) -> None:
     """Compare a template with the chat template, with and without a prompt, cut and uncut."""
     pairs = [*product(SAMPLE_QUERIES, SAMPLE_PASSAGES), SAMPLE_LONG]
-    encoder = PairEncoder(tokenizer, template, LONG)
+    encoder = PairEncoder(tokenizer, template, UNLIMITED)
     for prompt in (None, *(SAMPLE_PROMPTS if template.takes_prompt else ())):
         asked = system if prompt is None else prompt
         for texts, pair in zip(pairs, encoder.encode(pairs, prompt), strict=True):

@@ -18,6 +18,9 @@ COMPARED_TOKENS = 8192
 count as equally long.
 """
 
+UNLIMITED = 10**9
+"""More tokens than any text has."""
+
 WINDOW_CHARACTERS = 4_000_000
 """Pairs are encoded in windows of about this many characters."""
 
@@ -62,6 +65,12 @@ class PairEncoder:
         other = copy.copy(self)
         other.max_length = max_length
         other._check_space(self._default_layout)
+        return other
+
+    def uncut(self) -> Self:
+        """The same encoder without any limit."""
+        other = copy.copy(self)
+        other.max_length, other.query_max_length = UNLIMITED, None
         return other
 
     def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:

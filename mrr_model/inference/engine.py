@@ -68,7 +68,7 @@ class InferenceEngine:
         self.model, self.tokenizer, self.compensation, self.name = model, tokenizer, compensation, name
         self.encoder = PairEncoder(tokenizer, model.matryoshka.template, max_length, query_max_length)
         self.budget = BatchBudget(model, batch_tokens)
-        self._warned_of_cut_query = False
+        self._warned: set[str] = set()  # copies share it
 
     @property
     def batch_tokens(self) -> int | None:
@@ -133,12 +133,15 @@ class InferenceEngine:
         ):
             if model.training:
                 model.eval()  # the caller may have trained it: scores must not depend on dropout
+            cut = 0
             for window, encoded in self.encoder.windows(texts, prompt):
                 self._warn_of_cut_query(encoded)
+                cut += sum(pair.passage_cut for pair in encoded)
                 forward = ForwardPass(
                     model, plan, encoded, self.budget, batch_size=batch_size, progress=progress.update
                 )
                 logits[window] = forward.logits()
+        self._warn_of_cut_documents(cut, len(texts))
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
             index, column = (~logits.isfinite()).nonzero()[0].tolist()
@@ -177,19 +180,23 @@ class InferenceEngine:
             logits: Tensor = model(batch.to(self.model.device), plan)
         return logits
 
-    def token_counts(self, pairs: Pairs, prompt: str | None = None) -> list[tuple[int, int]]:
-        """The tokens of each pair's query and passage span, after they are cut.
+    def token_counts(self, pairs: Pairs, prompt: str | None = None, *, cut: bool = True) -> list[tuple[int, int]]:
+        """The tokens of each pair's texts, with what the template writes beside them.
 
         Args:
             pairs: (query, document) pairs.
             prompt: The instruction; None for the template's default.
+            cut: Count what is left after truncation; False counts whole texts.
 
         Returns:
-            (query tokens, passage tokens) per pair, in input order; what the template adds is included.
+            (query tokens, passage tokens) per pair, in input order: those of the span that holds the text.
         """
         counts: dict[int, tuple[int, int]] = {}
-        for window, encoded in self.encoder.windows(pairs, prompt):
-            counts |= {i: (pair.query_length, pair.passage_length) for i, pair in zip(window, encoded, strict=True)}
+        encoder = self.encoder if cut else self.encoder.uncut()
+        for window, encoded in encoder.windows(pairs, prompt):
+            for index, pair in zip(window, encoded, strict=True):
+                query = pair.query_length if encoder.template.query_first else pair.prompt_length
+                counts[index] = query, pair.passage_length
         return [counts[index] for index in range(len(counts))]
 
     def flops(self, pairs: Pairs, plan: Plan, prompt: str | None = None) -> float:
@@ -226,13 +233,27 @@ class InferenceEngine:
 
     def _warn_of_cut_query(self, encoded: Sequence[EncodedPair]) -> None:
         cut = next((pair for pair in encoded if pair.query_cut), None)
-        if cut is None or self._warned_of_cut_query:
-            return
-        self._warned_of_cut_query = True
-        warnings.warn(
-            f"a query was cut to {cut.query_length} tokens, with what the input template adds: max_length="
-            f"{self.encoder.max_length} has no space for more beside the document. Shorten the query, or choose "
-            "max_length or query_max_length.",
-            UserWarning,
-            stacklevel=callers_level(),
-        )
+        if cut is not None:
+            length = cut.query_length if self.encoder.template.query_first else cut.prompt_length
+            self._warn_once(
+                "query",
+                f"a query was cut to {length} tokens, with what the input template adds: max_length="
+                f"{self.encoder.max_length} has no space for more beside the document. Shorten the query, or choose "
+                "max_length or query_max_length.",
+            )
+
+    def _warn_of_cut_documents(self, cut: int, documents: int) -> None:
+        if cut:
+            limit = self.model.backbone.max_tokens
+            longer = "" if self.encoder.max_length == limit else "choose a larger max_length, or "
+            self._warn_once(
+                "document",
+                f"{cut} of {documents} documents ({cut / documents:.0%}) were cut, since query and document exceed "
+                f"max_length={self.encoder.max_length} tokens: {longer}split long documents into passages.",
+            )
+
+    def _warn_once(self, what: str, message: str) -> None:
+        """Warn, once for this engine and its copies."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, UserWarning, stacklevel=callers_level())

@@ -67,9 +67,47 @@ def test_a_long_query_leaves_space_and_is_warned_of_once() -> None:
     query = QUERY + " and what else is there" * 300
     with pytest.warns(UserWarning, match=r"query .*257 tokens") as caught:
         scores = reranker.score(query, [RELEVANT + " So it is." * 300, IRRELEVANT, "", "x"])
-    assert [warning.filename for warning in caught] == [__file__]
+    assert [(warning.filename, str(warning.message)[:7]) for warning in caught] == [
+        (__file__, "a query"),
+        (__file__, "1 of 4 "),
+    ]
     assert len(set(scores)) == 4
     reranker.rank(query, [RELEVANT + " So it is." * 300])  # no second warning
+
+
+def test_cut_documents_are_warned_of_once_with_their_share() -> None:
+    reranker = MatryoshkaReranker(dtype="float32", max_length=64)
+    copies = reranker.copy(max_length=60), reranker.copy(depth=3)
+    documents = [RELEVANT * 9, IRRELEVANT * 9, RELEVANT, RELEVANT, IRRELEVANT * 9]
+    expected = r"^2 of 3 documents \(67%\) were cut.* max_length=64 .* choose a larger max_length, or split"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        reranker.score(QUERY, documents)
+    assert [warning.filename for warning in caught] == [__file__]
+    for again in (reranker, *copies):
+        again.score(QUERY, documents)
+    with pytest.warns(UserWarning, match="2 of 3 documents"):
+        MatryoshkaReranker(dtype="float32", max_length=64).score(QUERY, documents)
+    with pytest.warns(UserWarning, match=r"max_length=512 tokens: split"):  # all positions that mini has
+        MatryoshkaReranker(dtype="float32", max_length=512).score(QUERY, [RELEVANT * 90])
+
+
+def test_documents_that_fit_are_not_warned_of() -> None:
+    reranker = MatryoshkaReranker(dtype="float32")
+    [(query, passage)] = reranker.engine.token_counts([(QUERY, RELEVANT)])
+    exact = reranker.copy(max_length=query + passage + 1)
+    exact.score(QUERY, [RELEVANT, IRRELEVANT[:9], ""])
+    with pytest.warns(UserWarning, match="1 of 1 documents"):
+        exact.copy(max_length=query + passage).score(QUERY, [RELEVANT])
+
+
+def test_token_counts_before_and_after_the_cut() -> None:
+    for reranker in (MatryoshkaReranker(dtype="float32", max_length=64), MatryoshkaReranker(DECODER, max_length=64)):
+        pairs = [(QUERY, RELEVANT * 50), (QUERY * 20, IRRELEVANT)]
+        [(query, passage), _] = reranker.engine.token_counts(pairs)
+        whole = reranker.engine.token_counts(pairs, cut=False)
+        assert whole[0][0] == query
+        assert whole[0][1] > 5 * passage
+        assert whole[1][0] > 64
 
 
 @pytest.mark.parametrize("call", ["score", "rank", "score_pairs", "logits"])
@@ -89,8 +127,8 @@ def test_the_warning_points_at_the_caller(call: str) -> None:
 def test_a_query_that_its_own_length_cuts_is_not_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        MatryoshkaReranker(dtype="float32", query_max_length=32).score("a " * 900, [RELEVANT * 90])
-        MatryoshkaReranker(DECODER, dtype="float32", query_max_length=32).score("a " * 900, [RELEVANT * 90])
+        MatryoshkaReranker(dtype="float32", query_max_length=32).score("a " * 900, [RELEVANT])
+        MatryoshkaReranker(DECODER, dtype="float32", query_max_length=32).score("a " * 900, [RELEVANT])
 
 
 def test_query_max_length_above_max_length_leaves_the_passage_its_share() -> None:
