@@ -29,7 +29,6 @@ from mrr_integrations._multi_exit import MultiExitLoss, ReplayingModule
 from mrr_model import checkpoint
 from mrr_model.calibration.probability import probabilities
 from mrr_model.checkpoint.hub import locate
-from mrr_model.checkpoint.stock import SIGMOID, library_activation
 from mrr_model.compression import KeepRatio
 from mrr_model.files.atomic import write_file
 from mrr_model.inference.device import resolve_device, resolve_dtype
@@ -125,9 +124,11 @@ class MatryoshkaModule(ReplayingModule, Module):
         """
         if prompt is None:
             return pairs, DEFAULT
-        if not prompt or self.reranker.model.matryoshka.template.takes_prompt:
-            return pairs, prompt or None
-        return [(prompt + query, document) for query, document in checked_pairs(pairs)], None
+        template = self.reranker.model.matryoshka.template
+        if template.takes_prompt:
+            of_chat_template = not prompt and template.truncation == "end"  # it writes its own without one
+            return pairs, None if of_chat_template else prompt
+        return [(prompt + query, document) for query, document in checked_pairs(pairs)] if prompt else pairs, None
 
     def forward(
         self,
@@ -315,7 +316,7 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             modules, device = [MatryoshkaModule(shared)], device or str(reranker.device)
             kwargs.setdefault("activation_fn", None if reranker.normalize else nn.Identity())
         model_kwargs = _with_dtype(model_kwargs, device)
-        self._stored_activation = SIGMOID
+        self._stored_activation: str | None = None
         self._asked: dict[str, Any] = {
             "depth": depth,
             "keep_ratio": keep_ratio,
@@ -341,12 +342,13 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         saved = folder / "config_sentence_transformers.json"
         if saved.is_file() and (folder / "modules.json").is_file():
             self._parse_model_config(json.loads(saved.read_text(encoding="utf-8")))
-        self._stored_activation = library_activation(checkpoint.read_config(folder))
+        self._stored_activation = _stored_activation(folder)
         return [MatryoshkaModule(_open(folder, model_kwargs, **self._asked))], {}
 
     def get_default_activation_fn(self) -> Callable[..., Any]:
         """What the library applies to the opened model's logits: the activation that its files name, else a sigmoid."""
-        return self._resolve_activation_fn(self._stored_activation) or nn.Sigmoid()
+        named = self._stored_activation
+        return (self._resolve_activation_fn(named) if named is not None else None) or nn.Sigmoid()
 
     @property
     def reranker(self) -> CoreReranker:
@@ -543,6 +545,15 @@ def _with_dtype(model_kwargs: dict[str, Any] | None, device: str | None) -> dict
         return model_kwargs
     chosen = resolve_dtype("auto", resolve_device(device or "auto"))
     return {**model_kwargs, "torch_dtype": None, "dtype": chosen}
+
+
+def _stored_activation(folder: Path) -> str | None:
+    """The activation that config.json names, under the library's key or its older one."""
+    stored = checkpoint.read_config(folder) if (folder / "config.json").is_file() else {}
+    own = stored.get("sentence_transformers")
+    named = own.get("activation_fn") if isinstance(own, dict) else None
+    named = named or stored.get("sbert_ce_default_activation_function")
+    return named if isinstance(named, str) else None
 
 
 def _loaded(reranker: CoreReranker | None, modules: Any) -> CoreReranker | None:

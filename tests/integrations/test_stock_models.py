@@ -19,7 +19,7 @@ from mrr_model import MatryoshkaReranker
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:its library applies torch.nn.modules.activation.Tanh"),
+    pytest.mark.filterwarnings("ignore:.* applies torch.nn.modules.activation.Tanh"),
 ]
 
 QUERY = "how do plants make food?"
