@@ -18,7 +18,7 @@ class InferenceConfig(Config):
     )  # fmt: skip
 
     prompt: Annotated[str | None, Flag(default="the model's, if it takes one")] = None
-    """Instruction after the passage."""
+    """Instruction, for models that take one; empty for none."""
     max_length: Annotated[int | None, Flag(default="the model's")] = Field(default=None, ge=1, le=MANY)
     """Tokens per pair."""
     query_max_length: Annotated[int | None, Flag(default="the template's rule")] = Field(default=None, ge=1, le=MANY)

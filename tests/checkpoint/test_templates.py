@@ -3,13 +3,15 @@
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers.base.modules.transformer import Transformer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from mrr_model.checkpoint.templates import chat_template, pair_template
 from mrr_model.inference.encode import PairEncoder
@@ -315,6 +317,35 @@ def test_chats_are_written_as_the_chat_template_writes_them(
         prompt = None
     [pair] = PairEncoder(tokenizer, template, 10_000).encode([(query, passage)], prompt)
     assert pair.input_ids == librarys_ids(name, tokenizer, query, passage, prompt)
+
+
+@pytest.mark.parametrize("name", [name for name in CHATS if name != "Qwen3-Reranker with a default"])
+def test_sentence_transformers_writes_and_cuts_pairs_alike(
+    name: str, chat_tokenizers: dict[str, tuple[PreTrainedTokenizerFast, InputTemplate]], tmp_path: Path
+) -> None:
+    """With its own module, in batches of short and long pairs; it pads on the left."""
+    tokenizer, template = chat_tokenizers[name]
+    config = Qwen3Config(
+        vocab_size=500, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.padding_side, tokenizer.pad_token = "left", "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    module = Transformer(
+        str(tmp_path),
+        transformer_task="text-generation",
+        processing_kwargs={"chat_template": CHATS[name][1].get("options", {})},
+    )
+    pairs = [("who?", "Goethe"), ("what is it " * 9, "a panda, " * 400), ("what is it " * 200, "a panda"), ("", "")]
+    for max_length, prompt in itertools.product((240, 241, 600), (None, "Which page helps?")):
+        if prompt and not template.takes_prompt:
+            continue
+        module.max_seq_length = max_length
+        features = module.preprocess(pairs, prompt=prompt)
+        ours = PairEncoder(tokenizer, template, max_length).encode(pairs, prompt)
+        for ids, mask, pair in zip(features["input_ids"], features["attention_mask"], ours, strict=True):
+            assert pair.input_ids == ids[mask.bool()].tolist()
 
 
 def test_what_chat_templates_become(chat_tokenizers: dict[str, tuple[PreTrainedTokenizerFast, InputTemplate]]) -> None:
