@@ -11,6 +11,7 @@ from mrr_model.checkpoint.config import CheckpointConfig, Given
 from mrr_model.checkpoint.library import Library
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.stock import FINETUNE, StockHead, backbone_config, described, stored_prefix
+from mrr_model.checkpoint.weights import Part
 from mrr_model.modeling.families import family_of, is_decoder
 from mrr_model.template import InputTemplate
 
@@ -80,31 +81,38 @@ def classifier_head(source: Source, backbone: PreTrainedConfig, folder: str = ""
         modules[module] = f"layers.{index}.linear" if layer.kind == "dense" else f"layers.{index}"
     if missing := [f"{module}.weight" for module in modules if f"{module}.weight" not in stored]:
         raise ValueError(
-            f"it names a {source.architecture}, but the weights beside it lack its classifier ({', '.join(missing)}). Copy the trained model's own weights there, or train a head: {FINETUNE}."
+            f"it names a {source.architecture}, but the weights beside it lack its classifier ({', '.join(missing)}). "
+            f"Copy the trained model's own weights there, or train a head: {FINETUNE}."
         )
     inside = f"{folder}/" if folder else ""
     labels, width = stored[f"{classifier.linear}.weight"].shape
     if labels != 1:
         raise ValueError(
-            f"it is a classifier of {labels} labels{_label_names(source.config)}, and a re-ranker has one, the relevance. "
-            f"Train fresh heads instead: {FINETUNE} --head linear."
+            f"it is a classifier of {labels} labels{_label_names(source.config)}, and a re-ranker has one, the "
+            f"relevance. Train fresh heads instead: {FINETUNE} --head linear."
         )
     expected = next((layer.size for _, layer in reversed(classifier.layers)), int(backbone.hidden_size))
     if width != expected:
         raise ValueError(
-            f"it describes a classifier of {expected} numbers, but {classifier.linear}.weight beside it is for {width}. "
-            "Copy the weights and the config.json of one model there."
+            f"it describes a classifier of {expected} numbers, but {classifier.linear}.weight beside it is for "
+            f"{width}. Copy the weights and the config.json of one model there."
         )
+    weights = {
+        f"{inside}{module}.{kind}": f"{name}.{kind}"
+        for module, name in modules.items()
+        for kind in ("weight", "bias")
+        if f"{module}.{kind}" in stored
+    }
+    last = [name for name, own in weights.items() if own.startswith("linear.")]
+    parts = {}
+    if classifier.temperature != 1.0:
+        parts = {name: Part(weights.pop(name), slice(None), 1 / classifier.temperature) for name in last}
     return StockHead(
         classifier.pooling,
         tuple(layer for _, layer in classifier.layers),
         bias=f"{classifier.linear}.bias" in stored,
-        weights={
-            f"{inside}{module}.{kind}": f"{name}.{kind}"
-            for module, name in modules.items()
-            for kind in ("weight", "bias")
-            if f"{module}.{kind}" in stored
-        },
+        weights=weights,
+        parts=parts,
     )
 
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fields import check_fields, checked_config
 from mrr_model.checkpoint.gte import gte_fields
-from mrr_model.checkpoint.weights import Layout
+from mrr_model.checkpoint.weights import OWN_NAMES, Layout
 from mrr_model.modeling.config import MatryoshkaConfig
-from mrr_model.modeling.families import is_decoder
+from mrr_model.modeling.families import config_class
 from mrr_model.template import InputTemplate
 
 NOT_STOCK = {
@@ -44,6 +44,10 @@ class Given:
     """The tokens by which a causal model answers: yes and no, or yes alone; None: the model's own."""
 
 
+NOTHING_GIVEN = Given()
+"""The files' own word."""
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """What a checkpoint's files say: enough to build the model and to name its weights."""
@@ -52,7 +56,7 @@ class CheckpointConfig:
     """The stock model's configuration."""
     matryoshka: MatryoshkaConfig
     """Exits, merges, heads and the input template."""
-    layout: Layout = Layout()
+    layout: Layout = OWN_NAMES
     """How the stored tensors become the model's weights."""
     defaults: Defaults = NO_DEFAULTS
     """What the checkpoint runs at unless its user says otherwise."""
@@ -83,12 +87,11 @@ def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTraine
     Raises:
         ValueError: For a family that is not known, and for numbers and names of which no model can be built.
     """
-    is_decoder(stock_type(model_type))  # raises an error that lists the known families
-    check_fields(fields)
+    stock_class = config_class(stock_type(model_type))  # raises an error that lists the known families
     if model_type in ALIASES:
-        model_type, converted = ALIASES[model_type]
-        fields = converted(fields)
+        fields = ALIASES[model_type][1](fields)
+    check_fields(fields)
     known = {key: value for key, value in fields.items() if key not in NOT_STOCK}
     if known.get("pad_token_id") == -1:
         known["pad_token_id"] = None
-    return checked_config(CONFIG_MAPPING[str(model_type)].from_dict(known))
+    return checked_config(stock_class.from_dict(known))

@@ -60,7 +60,8 @@ class StockFields(BaseModel):
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
     vocab_size: Size | None = None
-    type_vocab_size: Size | None = None
+    type_vocab_size: Index | None = None
+    """0 for models without token types."""
     max_position_embeddings: Annotated[int, Field(ge=1, le=MAX_POSITIONS)] | None = None
     pad_token_id: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     """-1 stands for none in configs of early Llama models."""

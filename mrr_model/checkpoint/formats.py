@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from mrr_model.checkpoint.causal import CausalFormat, PublishedInput
 from mrr_model.checkpoint.classifier import ClassifierFormat
-from mrr_model.checkpoint.config import CheckpointConfig, Given
+from mrr_model.checkpoint.config import NOTHING_GIVEN, CheckpointConfig, Given
 from mrr_model.checkpoint.layerwise import MINICPM_PROMPT, LayerwiseFormat, granite_fields
 from mrr_model.checkpoint.modular import ModularFormat
 from mrr_model.checkpoint.native import NATIVE, SECTION
@@ -147,7 +147,7 @@ def is_multi_exit(config: Mapping[str, Any]) -> bool:
     return SECTION in config or config.get("model_type") in (SECTION, *(known.model_type for known in LAYERWISE))
 
 
-def read_format(source: Source, given: Given = Given()) -> CheckpointConfig:
+def read_format(source: Source, given: Given = NOTHING_GIVEN) -> CheckpointConfig:
     """Read a folder in its format.
 
     Args:

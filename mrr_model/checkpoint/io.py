@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint.card import default_card
-from mrr_model.checkpoint.config import CheckpointConfig, Given
+from mrr_model.checkpoint.config import NOTHING_GIVEN, CheckpointConfig, Given
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fingerprint import fingerprint, with_adapters
 from mrr_model.checkpoint.formats import read_format
@@ -75,7 +75,7 @@ def load(
     device: torch.device | str = "cpu",
     adapters: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    given: Given = Given(),
+    given: Given = NOTHING_GIVEN,
     dropout: float | None = None,
 ) -> Checkpoint:
     """Load a checkpoint from its folder.
@@ -128,7 +128,7 @@ def load(
     return replace(loaded, model=model.eval())
 
 
-def load_outline(folder: Path, *, given: Given = Given()) -> Checkpoint:
+def load_outline(folder: Path, *, given: Given = NOTHING_GIVEN) -> Checkpoint:
     """Check a folder as `load` does, without loading the weights: they are checked by their files' headers and sampled.
 
     Args:
@@ -212,7 +212,7 @@ def save(
         (unfinished / "README.md").write_text(model_card or default_card(config), encoding="utf-8")
 
 
-def read_checkpoint_config(folder: Path, given: Given = Given()) -> CheckpointConfig:
+def read_checkpoint_config(folder: Path, given: Given = NOTHING_GIVEN) -> CheckpointConfig:
     """What a folder's files say, in the terms of every format.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How sentence-transformers' CrossEncoder reads a folder: which text it writes of a pair, its lengths, its activation."""
+"""How sentence-transformers' CrossEncoder reads a folder: what it writes of a pair, its lengths, its activation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Library:
     @classmethod
     def plain(cls, source: Source) -> "Library":
         """For a folder without modules.json."""
-        return cls(_activation(source.config, {}))
+        return cls(library_activation(source.config))
 
     @classmethod
     def modular(cls, source: Source, transformer: Source) -> "Library":
@@ -73,7 +73,7 @@ class Library:
         processing = module.get("processing_kwargs", {})
         prompts = settings.get("prompts") or {}
         return cls(
-            _activation(transformer.config, settings),
+            library_activation(transformer.config, settings),
             processing.get("text", {}).get("max_length") or module.get("max_seq_length"),
             message is not None,
             None if message is None or "format" not in message else message["format"] == "structured",
@@ -159,12 +159,18 @@ def with_prompt(template: InputTemplate, prompt: str) -> InputTemplate:
     return InputTemplate.model_validate({**template.model_dump(), **pieces, "default_prompt": prompt})
 
 
-def _activation(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The activation of one label's logit: the first that is torch's own, as others would be remote code."""
+def library_activation(config: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> str:
+    """The class of the activation that CrossEncoder applies to one label's logit.
+
+    Args:
+        config: config.json.
+        settings: config_sentence_transformers.json, which counts only beside a modules.json.
+    """
     own = config.get("sentence_transformers")
     named = (
-        settings.get("activation_fn"),
+        (settings or {}).get("activation_fn"),
         own.get("activation_fn") if isinstance(own, dict) else None,
         config.get("sbert_ce_default_activation_function"),
     )
-    return next((name for name in named if isinstance(name, str) and name.startswith("torch.")), SIGMOID)
+    trusted = (name for name in named if isinstance(name, str) and name.startswith("torch."))  # others are remote code
+    return next(trusted, SIGMOID)

@@ -110,6 +110,10 @@ class Layout:
         return made
 
 
+OWN_NAMES = Layout()
+"""The tensors have the model's own names."""
+
+
 def read_weights(folder: Path, folders: Iterable[str] = ("",)) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files or shards.
 
