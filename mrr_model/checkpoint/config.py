@@ -8,10 +8,10 @@ from transformers import PreTrainedConfig
 
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fields import check_fields, checked_config
-from mrr_model.checkpoint.gte import gte_fields
 from mrr_model.checkpoint.weights import OWN_NAMES, Layout
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.families import config_class
+from mrr_model.modeling.gte import stock_fields as gte_fields
 from mrr_model.template import InputTemplate
 
 NOT_STOCK = {
@@ -72,7 +72,7 @@ class CheckpointConfig:
     """What the user must know, one warning each."""
 
 
-ALIASES: dict[str | None, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {"new": ("gte", gte_fields)}
+ALIASES: dict[str | None, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {"new": ("gte", gte_fields)}
 """By the `model_type` of remote code, the stock one that computes the same, and its fields."""
 
 
@@ -89,7 +89,7 @@ def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTraine
     """
     stock_class = config_class(stock_type(model_type))  # raises an error that lists the known families
     if model_type in ALIASES:
-        fields = ALIASES[model_type][1](fields)
+        fields = ALIASES[model_type][1](dict(fields))
     check_fields(fields)
     known = {key: value for key, value in fields.items() if key not in NOT_STOCK}
     if known.get("pad_token_id") == -1:
