@@ -37,7 +37,7 @@ from models.recipes import (
     QWEN3_PREFIX,
     QWEN3_SUFFIX,
     CtxlCard,
-    GemmaCard,
+    FlagReranker,
     GteCode,
     InCrossEncoder,
     MxbaiLibrary,
@@ -68,8 +68,8 @@ class Row:
         build: Writes a tiny random model to a folder.
         library: Opens it as its users do.
         prompt: An instruction of a call, where the model takes one.
-        cuts: Whether its own library cuts texts and keeps its template.
-        bounds_pair: Whether `max_length` bounds query and document alone, without the template.
+        cuts: Whether its own library cuts texts as here: it must keep its template.
+        bounds_texts: Whether `max_length` bounds the texts alone, without the template.
         known: Whether the names are models of the hub.
     """
 
@@ -78,7 +78,7 @@ class Row:
     library: Callable[[Path], Reference] = InCrossEncoder
     prompt: str | None = None
     cuts: bool = True
-    bounds_pair: bool = False
+    bounds_texts: bool = False
     known: bool = True
 
     @property
@@ -446,14 +446,14 @@ ROWS: tuple[Row, ...] = (
         qwen("qwen2", tie_word_embeddings=True),
         MxbaiLibrary,
         "Prefer recent documents",
-        bounds_pair=True,
+        cuts=False,
     ),
     Row(
         ("BAAI/bge-reranker-v2-gemma",),
         build_gemma,
-        GemmaCard,
+        FlagReranker,
         "Predict whether A and B ask the same.",
-        bounds_pair=True,
+        bounds_texts=True,
     ),
     Row(("zeroentropy/zerank-1", "zeroentropy/zerank-1-small"), qwen("qwen3", **QWEN3), ZerankCode, cuts=False),
     Row(

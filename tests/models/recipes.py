@@ -190,15 +190,16 @@ class MxbaiLibrary(Card):
         return self.logits(pairs)
 
 
-class GemmaCard(Card):
-    """BAAI/bge-reranker-v2-gemma: `max_length` bounds query and passage; the logit of Yes, raw."""
+class FlagReranker(Card):
+    """BAAI/bge-reranker-v2-gemma in FlagEmbedding: `max_length` bounds the passage; the logit of Yes, raw."""
 
     def ids(self, query: str, document: str, max_length: int, prompt: str | None) -> list[int]:
-        first = self.text_ids(f"A: {query}", truncation=True, max_length=max_length * 3 // 4)
-        newline = self.text_ids("\n")
-        first = [self.tokenizer.bos_token_id, *first]
-        second = [*newline, *self.text_ids(f"B: {document}")][: max_length - len(first)]
-        return [*first, *second, *newline, *self.text_ids(prompt or GEMMA_PROMPT)]
+        first = [self.tokenizer.bos_token_id]
+        first += self.text_ids(f"A: {query}", truncation=True, max_length=max_length * 3 // 4)
+        newline, task = self.text_ids("\n"), self.text_ids(prompt or GEMMA_PROMPT)
+        second = [*newline, *self.text_ids(f"B: {document}", truncation=True, max_length=max_length)]
+        limit = max_length + len(newline) + len(task)
+        return [*first, *second[: limit - len(first)], *newline, *task]
 
     def read(self, hidden: Tensor) -> float:
         return float(hidden[self.text_ids("Yes")[0]])
