@@ -346,9 +346,10 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         return [MatryoshkaModule(_open(folder, model_kwargs, **self._asked))], {}
 
     def get_default_activation_fn(self) -> Callable[..., Any]:
-        """What the library applies to the opened model's logits: the activation that its files name, else a sigmoid."""
+        """What the library applies to the opened model's logits: what its files name, else as the core does."""
         named = self._stored_activation
-        return (self._resolve_activation_fn(named) if named is not None else None) or nn.Sigmoid()
+        own = self._resolve_activation_fn(named) if named is not None else None
+        return own or (nn.Sigmoid() if self.reranker.normalize else nn.Identity())
 
     @property
     def reranker(self) -> CoreReranker:
