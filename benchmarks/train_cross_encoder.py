@@ -42,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the collections")
     parser.add_argument("--output", type=Path, default=Path("runs/cross-encoder"))
-    parser.add_argument("--squad", type=int, default=12000, help="questions of SQuAD to train on")
-    parser.add_argument("--steps", type=int, default=1200, help="steps of 64 pairs")
+    parser.add_argument("--squad", type=int, default=8000, help="questions of SQuAD to train on")
+    parser.add_argument("--steps", type=int, default=800, help="steps of 64 pairs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
