@@ -32,7 +32,7 @@ from mrr_model.inference.device import resolve_dtype
 
 NEGATIVES = 3
 DEV_QUESTIONS = 100
-WORDS = 70
+WORDS = 50
 """Words of a passage, at most: a batch is as wide as its longest pair."""
 Row = tuple[str, str, list[str]]
 """A question, its passage and other passages."""
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the collections")
     parser.add_argument("--output", type=Path, default=Path("runs/cross-encoder"))
     parser.add_argument("--squad", type=int, default=8000, help="questions of SQuAD to train on")
-    parser.add_argument("--steps", type=int, default=800, help="steps of 64 pairs")
+    parser.add_argument("--steps", type=int, default=600, help="steps of 64 pairs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -78,7 +78,7 @@ def main() -> None:
             num_train_epochs=1,
             max_steps=arguments.steps,
             per_device_train_batch_size=64,
-            learning_rate=1e-4,
+            learning_rate=2e-4,
             warmup_steps=0.1,
             bf16=resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16,
             use_cpu=True,
