@@ -13,6 +13,7 @@ from typing_extensions import Self
 from mrr_model import checkpoint
 from mrr_model.calibration.probability import probabilities
 from mrr_model.checkpoint import Checkpoint
+from mrr_model.checkpoint.given import given_by
 from mrr_model.checkpoint.hub import locate
 from mrr_model.checkpoint.origin import Origin
 from mrr_model.compression import Compression, KeepRatio, Plan
@@ -26,6 +27,7 @@ from mrr_model.selection.choose import Choice, candidate_settings, choose
 from mrr_model.selection.explain import CHANGED, Explanation, explain
 from mrr_model.selection.latency import Request, TimingFacts, Timings, request_timings
 from mrr_model.selection.target import Target
+from mrr_model.template import InputTemplate
 from mrr_model.validation.arguments import (
     DEFAULT,
     Default,
@@ -78,6 +80,10 @@ class MatryoshkaReranker(LoadedModel):
         model_kwargs: Arguments of the stock model's `from_pretrained`, such as `device_map` or `quantization_config`.
             It changes torch's default dtype for a moment: other threads should not create tensors meanwhile.
         adapters: Folders of published LoRA adapters: `{"vertical": folder, "horizontal": {0.5: folder}}`.
+        template: How the model reads a pair, if its files do not say it: an `InputTemplate`, its JSON file, or the name
+            of a published one.
+        answers: The tokens by which a causal model answers, if its files do not say it: yes and no, whose logits'
+            difference is the score, or yes alone.
 
     Raises:
         FileNotFoundError: If the model is neither shipped, nor a folder, nor on the hub.
@@ -117,6 +123,8 @@ class MatryoshkaReranker(LoadedModel):
         local_files_only: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
         adapters: Mapping[str, Any] | None = None,
+        template: InputTemplate | str | Path | None = None,
+        answers: Sequence[str] | None = None,
     ) -> None:
         given = Compression().override(depth, keep_ratio)
         _check_target(target, given)
@@ -135,7 +143,12 @@ class MatryoshkaReranker(LoadedModel):
                 model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
             )
             loaded = checkpoint.load(
-                folder, dtype=chosen_dtype, device=chosen_device, adapters=adapters, model_kwargs=model_kwargs
+                folder,
+                dtype=chosen_dtype,
+                device=chosen_device,
+                adapters=adapters,
+                model_kwargs=model_kwargs,
+                given=given_by(template, answers),
             )
         defaults = loaded.defaults
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"

@@ -137,7 +137,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer]) ->
     """The ids of answers: of a text, its first token.
 
     Raises:
-        ValueError: If there are more than two, or one has no token.
+        ValueError: If there are more than two, one has no token, or both begin with the same.
     """
     if not 1 <= len(answers) <= 2:
         raise ValueError(f"answers must be one token or two, yes first, got {answers!r}.")
@@ -147,6 +147,10 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer]) ->
         if not found:
             raise ValueError(f"answers must be tokens of the model's vocabulary, got {answer!r}.")
         ids.append(found[0])
+    if len(set(ids)) < len(ids):
+        raise ValueError(
+            f"answers must be different tokens of the model's vocabulary; {answers!r} begin with the same."
+        )
     return tuple(ids)
 
 

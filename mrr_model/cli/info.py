@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from mrr_model.cli.flags import flags_of
 from mrr_model.cli.reporting import need_output
+from mrr_model.inference.config import Answers, Template
 from mrr_model.validation.config import Config, Flag
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class InfoConfig(Config):
     """mini (shipped), a local folder or a hub id."""
     local_files_only: bool = False
     """Never ask the hub for the model."""
+    template: Template = None
+    """Input template of a model whose files hold none: a JSON file, or a published template's name."""
+    answers: Answers = None
+    """Tokens by which a causal model answers, if its files do not say it."""
 
 
 @flags_of(InfoConfig)
@@ -49,10 +54,11 @@ def info(config: InfoConfig) -> None:
     from rich.console import Console
 
     from mrr_model import checkpoint
+    from mrr_model.checkpoint.given import given_by
     from mrr_model.checkpoint.hub import locate
 
     folder = locate(config.model, local_files_only=config.local_files_only)
-    loaded = checkpoint.load_outline(folder)
+    loaded = checkpoint.load_outline(folder, given=given_by(config.template, config.answers))
     console = Console()
     console.print(_table(_facts(config.model, folder, loaded)))
     console.print()

@@ -86,7 +86,7 @@ def rerank(config: RerankConfig) -> None:
         say("warning", f"{source} holds no documents.")
     from mrr_model.reranker import MatryoshkaReranker
 
-    names = ("depth", "keep_ratio", "prompt", "max_length", "query_max_length", "batch_tokens")
+    names = ("depth", "keep_ratio", "prompt", "max_length", "query_max_length", "batch_tokens", "template", "answers")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
     options["target"] = _target(config, len(documents))
     reranker = MatryoshkaReranker(

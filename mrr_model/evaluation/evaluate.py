@@ -110,6 +110,8 @@ def open_reranker(config: EvaluateConfig) -> MatryoshkaReranker:
         prompt=DEFAULT if config.prompt is None else config.prompt,
         batch_tokens=config.batch_tokens,
         local_files_only=config.local_files_only,
+        template=config.template,
+        answers=config.answers,
     )
     if protocol and not config.max_length:
         reranker = reranker.copy(max_length=protocol.max_length_for(reranker.model.backbone.max_tokens))

@@ -6,6 +6,10 @@ from pydantic import Field
 
 from mrr_model.validation.config import Config, Flag
 
+Template = Annotated[str | None, Flag(metavar="FILE|NAME", default="the model's")]
+Answers = Annotated[
+    tuple[str, ...] | None, Flag(metavar="YES[,NO]", default="the model's", split=lambda text: text.split(","))
+]
 MANY = 10_000_000
 """More tokens than any model reads."""
 
@@ -14,7 +18,8 @@ class InferenceConfig(Config):
     """The fields of every command that runs a model."""
 
     help_last: ClassVar[tuple[str, ...]] = (
-        "prompt", "max_length", "query_max_length", "dtype", "device", "batch_tokens", "local_files_only"
+        "prompt", "max_length", "query_max_length", "dtype", "device", "batch_tokens", "local_files_only", "template",
+        "answers",
     )  # fmt: skip
 
     prompt: Annotated[str | None, Flag(default="the model's, if it takes one")] = None
@@ -31,3 +36,7 @@ class InferenceConfig(Config):
     """Tokens per batch, padding included."""
     local_files_only: bool = False
     """Never ask the hub for the model."""
+    template: Template = None
+    """Input template of a model whose files hold none: a JSON file, or a published template's name."""
+    answers: Answers = None
+    """Tokens by which a causal model answers, if its files do not say it."""

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from mrr_model.compression import MAX_DENOMINATOR, MAX_LAYERS
 from mrr_model.data.groups import OnBadRow
+from mrr_model.inference.config import Answers, Template
 from mrr_model.validation.config import Config, Flag
 
 Cascade = Literal["anchors", "next", "final", "none"]
@@ -343,12 +344,10 @@ class SelfDistillConfig(RunConfig):
     """Re-ranker of any form that opens: a local folder or a hub id."""
     texts: tuple[str, ...] = Field(min_length=1)
     """Unlabelled queries and documents: JSON lines of query and documents, or any source of mrr finetune."""
-    template: Path | None = None
-    """JSON file of the model's input template, if its family has no template of its own."""
-    yes: str = "yes"
-    """Token by which a causal model says yes."""
-    no: str | None = "no"
-    """Token by which it says no; empty or null if its score is only the yes token's logit."""
+    template: Template = None
+    """Input template of a model whose files hold none: a JSON file, or a published template's name."""
+    answers: Answers = None
+    """Tokens by which a causal model answers, if its files do not say it."""
     max_length: int = Field(default=512, ge=8, le=MANY)
     """Tokens per pair, without the prompt."""
     vertical: SelfDistillStageConfig = SelfDistillStageConfig()

@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint import Checkpoint, Given
+from mrr_model.checkpoint import Checkpoint
+from mrr_model.checkpoint.given import given_by
 from mrr_model.checkpoint.hub import locate
 from mrr_model.data.groups import Group
 from mrr_model.data.texts import read_texts
-from mrr_model.files.damage import reading
 from mrr_model.inference.device import DTYPES
-from mrr_model.template import InputTemplate
 from mrr_model.training.config import SelfDistillConfig
 from mrr_model.training.dataset import sampled
 from mrr_model.training.initialize import with_exits
@@ -71,11 +70,8 @@ class SelfDistillation(Recipe):
     def base(self) -> Checkpoint:
         """Open the re-ranker that the config names."""
         config = self.config
-        template = None
-        if config.template is not None:
-            with reading(config.template, "See mrr_model.template.InputTemplate for its fields."):
-                template = InputTemplate.model_validate_json(config.template.read_text(encoding="utf-8-sig"))
-        loaded = checkpoint.load(locate(config.model), dtype=DTYPES[config.dtype], given=Given(template), dropout=0.0)
+        given = given_by(config.template, config.answers)
+        loaded = checkpoint.load(locate(config.model), dtype=DTYPES[config.dtype], given=given, dropout=0.0)
         start = with_exits(loaded, exits=config.exits, merge_layer=config.merge_layer)
         model = start.model
         if model.matryoshka.exits[-1] != model.num_layers:

@@ -123,10 +123,10 @@ def test_a_run_comes_from_a_file_and_flags_win(mrr: Mrr, asked: Asked, tmp_path:
     assert asked == [config, other, other]
 
 
-def test_self_distill_takes_texts_a_template_and_words_for_yes_and_no(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
+def test_self_distill_takes_texts_a_template_and_answers(mrr: Mrr, asked: Asked, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("model: m\ntexts: [a, b]\nyes: true\nno: no\nhorizontal:\n  ratios: [2]\n", encoding="utf-8")
-    flags = ("--texts", "c", "--texts", "d", "--template", "template.json", "--yes", "Yes", "--horizontal-max-steps", 5)
+    file.write_text("model: m\ntexts: [a, b]\nanswers: [yes, no]\nhorizontal:\n  ratios: [2]\n", encoding="utf-8")
+    flags = ("--texts", "c", "--texts", "d", "--template", "template.json", "--horizontal-max-steps", 5)
     result = mrr("self-distill", file, "--output", "o", *flags)
     assert (result.exit_code, result.stdout) == (0, "The trained re-ranker is in o\n"), result.output
     assert asked == [
@@ -134,12 +134,13 @@ def test_self_distill_takes_texts_a_template_and_words_for_yes_and_no(mrr: Mrr, 
             model="m",
             texts=("c", "d"),
             output=Path("o"),
-            template=Path("template.json"),
-            yes="Yes",
-            no="no",
+            template="template.json",
+            answers=("yes", "no"),
             horizontal={"ratios": (2,), "max_steps": 5},
         )
     ]
+    assert mrr("self-distill", file, "--output", "o", "--answers", "Yes").exit_code == 0
+    assert asked[-1].answers == ("Yes",)  # type: ignore[union-attr]
 
 
 @COMMANDS
@@ -449,5 +450,5 @@ def test_usage_errors_of_mine_exit_with_2(mrr: Mrr, arguments: tuple[object, ...
 def test_self_distill_takes_the_model_as_its_argument(mrr: Mrr, encoder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     result = mrr("self-distill", encoder, "--texts", tmp_path / "texts.jsonl", "--output", output)
-    assert "is a Matryoshka re-ranker already" in result.error
+    assert "exits 1, 2, 3, 4, 5, 6 already" in result.error
     assert not output.exists()  # what did not begin leaves nothing
