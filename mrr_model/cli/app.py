@@ -70,7 +70,7 @@ def rerank() -> Flags:
 
 @_command
 def info() -> Flags:
-    """Show what a checkpoint holds and what its sizes cost. Its weights are not loaded."""
+    """Show how a model opens, what it holds and what its sizes cost. Its weights are not loaded."""
     from mrr_model.cli import info
 
     return info.info
@@ -126,7 +126,7 @@ def finetune() -> Flags:
 def self_distill() -> Flags:
     """Give an existing re-ranker smaller sizes, taught by its own scores. No labels needed.
 
-    Takes a sequence-classification cross-encoder or a yes/no causal re-ranker. At full size it scores as before.
+    Takes any re-ranker that opens. At full size it scores as before.
     """
     from mrr_model.cli import train
 
