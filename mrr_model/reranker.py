@@ -12,8 +12,7 @@ from typing_extensions import Self
 
 from mrr_model import checkpoint
 from mrr_model.calibration.probability import probabilities
-from mrr_model.checkpoint import Checkpoint
-from mrr_model.checkpoint.given import given_by
+from mrr_model.checkpoint import Checkpoint, Given
 from mrr_model.checkpoint.hub import locate
 from mrr_model.checkpoint.origin import Origin
 from mrr_model.compression import Compression, KeepRatio, Plan
@@ -80,10 +79,10 @@ class MatryoshkaReranker(LoadedModel):
         model_kwargs: Arguments of the stock model's `from_pretrained`, such as `device_map` or `quantization_config`.
             It changes torch's default dtype for a moment: other threads should not create tensors meanwhile.
         adapters: Folders of published LoRA adapters: `{"vertical": folder, "horizontal": {0.5: folder}}`.
-        template: How the model reads a pair, if its files do not say it: an `InputTemplate`, its JSON file, or the name
-            of a published one.
-        answers: The tokens by which a causal model answers, if its files do not say it: yes and no, whose logits'
-            difference is the score, or yes alone.
+        template: How pairs become tokens, for a model whose files do not say it: an `InputTemplate`, its fields, its
+            JSON file, or the name of a published one such as `"qwen3-reranker"`.
+        answers: The tokens by which a causal model answers, for a model whose files do not say it: `("yes", "no")` for
+            the difference of two logits, or `"Yes"` for one.
 
     Raises:
         FileNotFoundError: If the model is neither shipped, nor a folder, nor on the hub.
@@ -123,8 +122,8 @@ class MatryoshkaReranker(LoadedModel):
         local_files_only: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
         adapters: Mapping[str, Any] | None = None,
-        template: InputTemplate | str | Path | None = None,
-        answers: Sequence[str] | None = None,
+        template: InputTemplate | Mapping[str, Any] | str | Path | None = None,
+        answers: str | Sequence[str] | None = None,
     ) -> None:
         given = Compression().override(depth, keep_ratio)
         _check_target(target, given)
@@ -148,7 +147,7 @@ class MatryoshkaReranker(LoadedModel):
                 device=chosen_device,
                 adapters=adapters,
                 model_kwargs=model_kwargs,
-                given=given_by(template, answers),
+                given=Given.of(template, answers),
             )
         defaults = loaded.defaults
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"

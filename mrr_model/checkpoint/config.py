@@ -1,18 +1,24 @@
 """What a checkpoint's files say of its model, in the terms of every format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import PreTrainedConfig
+from typing_extensions import Self
 
 from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.checkpoint.fields import check_fields, checked_config
 from mrr_model.checkpoint.weights import OWN_NAMES, Layout
+from mrr_model.files.damage import faults_of, reading
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.families import config_class
 from mrr_model.modeling.gte import stock_fields as gte_fields
 from mrr_model.template import InputTemplate
+
+FIELDS = "See mrr_model.template for its fields."
 
 NOT_STOCK = {
     "_name_or_path",
@@ -43,6 +49,44 @@ class Given:
     answers: tuple[str, ...] | None = None
     """The tokens by which a causal model answers: yes and no, or yes alone; None: the model's own."""
 
+    @classmethod
+    def of(
+        cls,
+        template: InputTemplate | Mapping[str, Any] | str | Path | None = None,
+        answers: str | Sequence[str] | None = None,
+    ) -> Self:
+        """What a user gives, in any of its forms.
+
+        Args:
+            template: A template, its fields, its JSON file, or the name of a published one.
+            answers: One token or two, yes first.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a template cannot be read, or for more than two answers; names the argument.
+
+        Example:
+            >>> Given.of("qwen3-reranker", ["yes", "no"])
+            Given(template='qwen3-reranker', answers=('yes', 'no'))
+        """
+        given = (answers,) if isinstance(answers, str) else None if answers is None else tuple(answers)
+        if given is not None and not (1 <= len(given) <= 2 and all(isinstance(one, str) and one for one in given)):
+            raise ValueError(f"answers must be one token or two, yes first, such as ('yes', 'no'); got {answers!r}.")
+        if isinstance(template, Mapping):
+            try:
+                template = InputTemplate.model_validate(dict(template))
+            except ValidationError as error:
+                raise ValueError(f"template cannot be read: {faults_of(error)}. {FIELDS}") from None
+        elif isinstance(template, Path) or (isinstance(template, str) and template.endswith(".json")):
+            file = Path(template).expanduser()
+            with reading(file, FIELDS):
+                template = InputTemplate.model_validate_json(file.read_text(encoding="utf-8-sig"))
+        elif not isinstance(template, InputTemplate | str | None):
+            raise TypeError(
+                f"template must be an InputTemplate, its fields, its JSON file or a published name, got {template!r}."
+            )
+        return cls(template, given)
+
 
 NOTHING_GIVEN = Given()
 """The files' own word."""
@@ -70,6 +114,23 @@ class CheckpointConfig:
     """Whether another library reads the same files, so that the tokenizer is loaded as that library does."""
     notes: tuple[str, ...] = ()
     """What the user must know, one warning each."""
+
+
+def with_given(matryoshka: MatryoshkaConfig, given: Given) -> tuple[MatryoshkaConfig, str | None]:
+    """The config of a model with heads of its own, with the template that the user gives, and where that is from.
+
+    Raises:
+        ValueError: If the user names a published template, or answers, which these models do not have.
+    """
+    if given.answers is not None:
+        raise ValueError(
+            f"answers={given.answers!r} are for causal models, and this one has score heads. Leave them out."
+        )
+    if given.template is None:
+        return matryoshka, None
+    if isinstance(given.template, str):
+        raise ValueError(f"template={given.template!r}: this model needs an InputTemplate or its JSON file.")
+    return matryoshka.model_copy(update={"template": given.template}), "as given"
 
 
 ALIASES: dict[str | None, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {"new": ("gte", gte_fields)}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mrr_model.checkpoint.config import CheckpointConfig, Given, stock_config
+from mrr_model.checkpoint.config import CheckpointConfig, Given, stock_config, with_given
 from mrr_model.checkpoint.fields import check_fields
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.weights import UNUSED, Layout, Rename
@@ -61,12 +61,13 @@ class LayerwiseFormat:
             logit_softcap=config.get(self.softcap) if self.softcap else None,
             template=RELEASE_TEMPLATE.model_copy(update=prompt),
         )
+        matryoshka, changed = with_given(matryoshka, given)
         return CheckpointConfig(
             stock_config(self.backbone, self.stock_fields(config)),
             matryoshka,
             Layout(rename_heads(exits)),
             source=f"the published {self.model_type} format",
-            template_source="the published release",
+            template_source=changed or "the published release",
         )
 
 

@@ -96,6 +96,8 @@ class Library:
         """
         if isinstance(given.template, InputTemplate):
             return given.template, "as given"
+        if given.template is not None:
+            raise ValueError(f"template={given.template!r} is no file, and published templates are for causal models.")
         chat = self.chat
         if chat is None:
             chat = writes_pairs(tokenizer, self.structured)
@@ -138,7 +140,7 @@ def writes_pairs(tokenizer: PreTrainedTokenizerBase, structured: bool | None = N
         structured = not isinstance(text, str) or any(pattern in text for pattern in STRUCTURED)
 
     def written(query: str, document: str) -> object:
-        messages = [
+        messages: list[Any] = [
             {"role": role, "content": [{"type": "text", "text": content}] if structured else content}
             for role, content in (("query", query), ("document", document))
         ]

@@ -74,6 +74,8 @@ class ModularFormat:
             with reading(source.folder / MODULES):
                 head, folders = self.head(source, transformer, backbone, first, rest)
             pad_token_id = backbone.pad_token_id if not rest and is_decoder(backbone.model_type) else None
+            if given.answers is not None:
+                raise ValueError(f"answers={given.answers!r} are for models whose files do not say them.")
             template, template_source = library.template(tokenizer, given, pad_token_id=pad_token_id)
         modules = " + ".join(module.kind for module in (first, *rest))
         return described(
@@ -122,7 +124,7 @@ def read_modules(source: Source) -> list[Module]:
     entries = json.loads((source.folder / MODULES).read_text(encoding="utf-8-sig"))
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"it must be a list of modules, got {type(entries).__name__}. {AGAIN}")
-    modules = []
+    modules: list[Module] = []
     for entry in entries:
         kind, path = str(entry.get("type")), entry.get("path")
         if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mrr_model.checkpoint.config import CheckpointConfig, Given, stock_config
+from mrr_model.checkpoint.config import CheckpointConfig, Given, stock_config, with_given
 from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.source import Source
 from mrr_model.files.damage import faults_of
@@ -56,7 +56,15 @@ class NativeFormat:
             raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {faults_of(error)}") from None
         except TypeError as error:
             raise ValueError(f"the {SECTION!r} section of config.json cannot be read: {error}") from None
-        return CheckpointConfig(stock_config(backbone, config), matryoshka, defaults=defaults, adapters=adapters)
+        matryoshka, changed = with_given(matryoshka, given)
+        template_source = changed or "config.json"
+        return CheckpointConfig(
+            stock_config(backbone, config),
+            matryoshka,
+            defaults=defaults,
+            adapters=adapters,
+            template_source=template_source,
+        )
 
     def write(self, config: CheckpointConfig) -> dict[str, Any]:
         """The config.json of a model."""

@@ -63,17 +63,18 @@ def load_stock_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a stock model's tokenizer as transformers does, by the class that its files name.
 
     From a tokenizer.json transformers takes the vocabulary alone for many classes, and rebuilds the rest. If the class
-    is remote code or is not known, the file is read as it is.
+    is remote code, the file is read as it is.
 
     Raises:
         FileNotFoundError: As `load_tokenizer`.
         ValueError: As `load_tokenizer`.
     """
     _check_files(folder)
-    try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-    except Exception:  # whatever a class of transformers makes of files that are not its own
+    config = folder / JSON_FILES[0]
+    if config.is_file() and "auto_map" in read_json(config):
         return load_tokenizer(folder)
+    with reading(f"the tokenizer in {folder}"):
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: MatryoshkaModel, folder: Path) -> None:

@@ -54,11 +54,11 @@ def info(config: InfoConfig) -> None:
     from rich.console import Console
 
     from mrr_model import checkpoint
-    from mrr_model.checkpoint.given import given_by
+    from mrr_model.checkpoint import Given
     from mrr_model.checkpoint.hub import locate
 
     folder = locate(config.model, local_files_only=config.local_files_only)
-    loaded = checkpoint.load_outline(folder, given=given_by(config.template, config.answers))
+    loaded = checkpoint.load_outline(folder, given=Given.of(config.template, config.answers))
     console = Console()
     console.print(_table(_facts(config.model, folder, loaded)))
     console.print()

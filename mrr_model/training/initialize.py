@@ -103,7 +103,11 @@ def with_exits(
         )
     fields = own.model_dump(exclude={"exits", "merge_layers", "default_merge_layer"})
     matryoshka = _matryoshka(
-        loaded.model.config, exits=exits, merge_layer=merge_layer, merge_layers=own.merge_layers, **fields
+        loaded.model.config,
+        exits=exits,
+        merge_layer=merge_layer or own.default_merge_layer,
+        merge_layers=own.merge_layers,
+        **fields,
     )
     model = MatryoshkaModel(loaded.model.model, matryoshka)
     for head in model.heads.values():

@@ -18,6 +18,7 @@ from transformers import TrainingArguments, set_seed
 
 from mrr_model import checkpoint
 from mrr_model.checkpoint import Checkpoint, lora
+from mrr_model.checkpoint.defaults import NO_DEFAULTS, Defaults
 from mrr_model.compression import VERTICAL, horizontal_name
 from mrr_model.data.groups import Group
 from mrr_model.data.sources import read_source
@@ -111,6 +112,10 @@ class Recipe(ABC):
     def groups(self) -> Iterator[Group]:
         """Read the training rows."""
 
+    def defaults(self, start: Checkpoint) -> Defaults:
+        """What the trained model runs at unless its user says otherwise; the start's settings are not its own."""
+        return NO_DEFAULTS
+
     def distill(self) -> None:
         """Train the whole model and write it to `self.folder.distilled`; for recipes that have this stage."""
         raise NotImplementedError
@@ -182,8 +187,11 @@ class Recipe(ABC):
         if processes.is_main_process:
             if not self.folder.has_checkpoint():
                 start = self.start()
-                # Calibration, profile and defaults are left out: they belong to other weights or adapters.
-                checkpoint.save(Checkpoint(start.model, start.tokenizer, self._all_adapters(start)), self.config.output)
+                # Calibration and profile are left out: they belong to other weights or adapters.
+                made = Checkpoint(
+                    start.model, start.tokenizer, self._all_adapters(start), defaults=self.defaults(start)
+                )
+                checkpoint.save(made, self.config.output)
             self.folder.remove_steps()
         processes.wait_for_everyone()  # no process may still ask whether the run has finished
         if processes.is_main_process:

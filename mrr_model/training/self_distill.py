@@ -8,11 +8,12 @@ unlabelled passages.
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from mrr_model import checkpoint
-from mrr_model.checkpoint import Checkpoint
-from mrr_model.checkpoint.given import given_by
+from mrr_model.checkpoint import Checkpoint, Given
+from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.hub import locate
 from mrr_model.data.groups import Group
 from mrr_model.data.texts import read_texts
@@ -20,7 +21,12 @@ from mrr_model.inference.device import DTYPES
 from mrr_model.training.config import SelfDistillConfig
 from mrr_model.training.dataset import sampled
 from mrr_model.training.initialize import with_exits
+from mrr_model.training.original import compare_with_original
+from mrr_model.training.progress import is_main_process, tell
 from mrr_model.training.recipe import Recipe
+
+CHECKED = 4
+"""Pairs to compare with the original."""
 
 FILLERS = 1000
 """Documents of earlier rows to remember, to fill up rows with too few."""
@@ -66,12 +72,16 @@ class SelfDistillation(Recipe):
     def __init__(self, config: SelfDistillConfig) -> None:
         super().__init__(config)
         self.config: SelfDistillConfig = config
+        self._announced = False
 
     def base(self) -> Checkpoint:
-        """Open the re-ranker that the config names."""
-        config = self.config
-        given = given_by(config.template, config.answers)
-        loaded = checkpoint.load(locate(config.model), dtype=DTYPES[config.dtype], given=given, dropout=0.0)
+        """Open the re-ranker that the config names, and give it exits.
+
+        The first time, say what was opened, and compare it with the original.
+        """
+        config, folder = self.config, locate(self.config.model)
+        given = Given.of(config.template, config.answers)
+        loaded = checkpoint.load(folder, dtype=DTYPES[config.dtype], given=given, dropout=0.0)
         start = with_exits(loaded, exits=config.exits, merge_layer=config.merge_layer)
         model = start.model
         if model.matryoshka.exits[-1] != model.num_layers:
@@ -79,7 +89,16 @@ class SelfDistillation(Recipe):
                 f"exits must end with the model's last layer, {model.num_layers}, whose scores teach the other exits; "
                 f"got {model.matryoshka.exits}."
             )
-        return Checkpoint(model, start.tokenizer, {})
+        if not self._announced and is_main_process():
+            self._announced = True
+            tell(f"opened as {loaded.source}; input template from {loaded.template_source}")
+            pairs = [(group.query, text) for group in islice(self.groups(), CHECKED) for text in group.negatives]
+            tell(compare_with_original(folder, loaded, pairs[:CHECKED]))
+        return Checkpoint(model, start.tokenizer, {}, defaults=loaded.defaults)
+
+    def defaults(self, start: Checkpoint) -> Defaults:
+        """Full size scores as before, so what the model's own library does stays, too."""
+        return start.defaults
 
     def groups(self) -> Iterator[Group]:
         """Read the unlabelled rows of all sources; rows with too few documents are filled up."""

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from mrr_model import MatryoshkaReranker
-from mrr_model.checkpoint.given import given_by
+from mrr_model.checkpoint import Given
 from mrr_model.template import RELEASE_TEMPLATE, InputTemplate
 
 PAIR = ("what is a panda?", "the panda is eating")
@@ -69,14 +69,15 @@ def test_without_either_a_causal_model_is_an_error_that_names_both(causal: Path)
     ("template", "answers", "error", "named"),
     [
         (3, None, TypeError, "template"),
-        (None, "yes", TypeError, "answers"),
-        (None, [1.5], TypeError, "answers"),
+        (None, ["yes", "no", "maybe"], ValueError, "answers"),
+        (None, [1.5], ValueError, "answers"),
+        ({"query": ["{query}"]}, None, ValueError, "template"),
         ("missing.json", None, FileNotFoundError, r"missing\.json"),
     ],
 )
 def test_a_wrong_argument_is_named(template: Any, answers: Any, error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
-        given_by(template, answers)
+        Given.of(template, answers)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"query": ["{query}"]}'])
@@ -84,4 +85,4 @@ def test_a_file_that_holds_no_template_is_named(tmp_path: Path, content: str) ->
     file = tmp_path / "template.json"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"template\.json"):
-        given_by(file, None)
+        Given.of(file, None)
