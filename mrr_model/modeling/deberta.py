@@ -21,6 +21,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 from mrr_model.modeling.attention import AttentionRow, attention, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.config import Pooling
+from mrr_model.modeling.construction import NamedTensors
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
 
@@ -273,5 +274,6 @@ def _embedding_rows(encoder: Any) -> Tensor:
     distance = torch.arange(-farthest, farthest + 1, device="cpu")
     span = buckets if buckets > 0 else farthest
     if buckets > 0:
-        distance = make_log_bucket_position(distance, buckets, farthest).long()
+        with NamedTensors(torch.float32):  # in the process's default dtype, a distance may fall into another bucket
+            distance = make_log_bucket_position(distance.float(), buckets, farthest).long()
     return (distance + span).clamp(0, 2 * span - 1)

@@ -355,12 +355,6 @@ class SelfDistillConfig(RunConfig):
     horizontal: HorizontalSelfDistillConfig = HorizontalSelfDistillConfig()
     """Horizontal compensation, for width."""
 
-    @model_validator(mode="after")
-    def _check_answers(self) -> Self:
-        if self.no and not self.yes:
-            raise ValueError(f"no={self.no!r} needs yes too: the token by which the model says yes")
-        return self
-
     @property
     def run_stages(self) -> tuple[Stage, ...]:
         return STAGES[1:]

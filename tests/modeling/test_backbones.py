@@ -167,12 +167,13 @@ def test_activation_checkpointing_changes_no_gradient(
     runs: list[int] = []
     # Keys are projected inside the block, so that running it again for its gradients shows.
     model.backbone.key_value_projections(3)[0].register_forward_hook(lambda *_: runs.append(3))
-    grads = []
-    for expected_runs in (1, 2):
+    grads, once = [], 0
+    for factor in (1, 2):
         runs.clear()
         model.zero_grad()
         model(batch, plan).sum().backward()
-        assert len(runs) == expected_runs
+        once = once or len(runs)  # DeBERTa projects its relative positions by the same module
+        assert len(runs) == factor * once > 0
         grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
         model.activation_checkpointing_enable()
     for name, grad in grads[0].items():

@@ -330,7 +330,7 @@ def test_attention_weights_matter(make_model: ModelFactory, make_pairs: PairFact
         weighted, plain = (
             logits_of(make_model(family, own={"merge_weights": kind}), pairs, plan) for kind in ("attention", "mean")
         )
-        assert (weighted - plain).abs().max() > 1e-3
+        assert (weighted - plain).abs().max() > 1e-4, family
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
