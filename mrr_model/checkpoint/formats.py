@@ -158,8 +158,10 @@ def read_format(source: Source, given: Given = NOTHING_GIVEN) -> CheckpointConfi
         FileNotFoundError: If a file is missing.
         ValueError: If the format is not known, or no model can be built of the configuration; names the file.
     """
+    known = next((known for known in FORMATS if known.matches(source)), None)
+    if isinstance(known, ModularFormat):
+        return known.read(source, given)  # of several files, each named in its errors
     with reading(source.folder / CONFIG):
-        known = next((known for known in FORMATS if known.matches(source)), None)
         if known is None:
             raise ValueError(_advice(source))
         try:

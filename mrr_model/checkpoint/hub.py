@@ -1,9 +1,19 @@
 """Find a checkpoint's files: the shipped model, a local folder, or a snapshot of a hub repository."""
 
+import glob
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from huggingface_hub.errors import HTTPError as HTTPError  # type: ignore[attr-defined]  # of whatever client it uses
+
+from mrr_model.checkpoint.weights import CONVERT
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The installed package: nothing is written there."""
@@ -11,8 +21,22 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = {"mini": PACKAGE / "mini"}
 """Models that come with the package, by name."""
 
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.md")
-"""What is downloaded from a hub repository: never code, never pickles."""
+WEIGHTS = r"(model(-\d+-of-\d+)?|embeddings)\.safetensors"
+BESIDE = r"[^/]+\.(json|txt|model|jinja|md)"
+MODULE = r"\d+_[A-Za-z]+/"
+"""The sub-folder of a module of sentence-transformers."""
+ADAPTER = r"(.+/)?adapter_(config\.json|model\.safetensors)"
+COMPENSATION = r"compensation/[^/]+\.safetensors"
+WANTED = re.compile(rf"({MODULE})?({WEIGHTS}|{BESIDE})|{ADAPTER}|{COMPENSATION}")
+"""What is read of a checkpoint: weights as safetensors, configurations and tokenizers, of the folder itself and of its
+modules; adapters. No code, no pickles, no copies for other runtimes (`onnx/`, `openvino/`, `original/`, `*.gguf`).
+"""
+UNLISTED, COPIES = (
+    ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md"),
+    ("onnx/*", "openvino/*", "original/*"),
+)
+"""What is downloaded, and what of that is not, if the hub does not list its files."""
+PICKLES = re.compile(rf"({MODULE})?(pytorch_model|model)[^/]*\.(bin|pt|pth)")
 
 
 def locate(
@@ -48,6 +72,14 @@ def locate(
         return folder
     known = ", ".join(repr(shipped) for shipped in SHIPPED)
     try:
+        files = [] if local_files_only else listed(str(name), revision, token)
+        patterns = [glob.escape(file) for file in wanted(files)]
+        if files and not any(file.endswith(".safetensors") for file in patterns):
+            pickles = [file for file in files if PICKLES.fullmatch(file)]
+            raise FileNotFoundError(
+                f"the repository {str(name)!r} holds no safetensors"
+                + (f", but {', '.join(pickles[:3])}. {CONVERT}" if pickles else ": it is not a model that opens.")
+            )
         return Path(
             snapshot_download(
                 str(name),
@@ -55,7 +87,8 @@ def locate(
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
-                allow_patterns=list(FILES),
+                allow_patterns=patterns or list(UNLISTED),
+                ignore_patterns=None if patterns else list(COPIES),
             )
         )
     except HFValidationError:
@@ -71,3 +104,24 @@ def locate(
         ) from error
     except HfHubHTTPError as error:
         raise FileNotFoundError(f"model {str(name)!r} could not be fetched from the hub: {error}") from error
+
+
+def wanted(files: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's files that are read.
+
+    Args:
+        files: Their paths inside the folder or repository, with `/`.
+
+    Example:
+        >>> wanted(["config.json", "model.safetensors", "onnx/model.onnx", "1_Pooling/config.json", "modeling.py"])
+        ['config.json', 'model.safetensors', '1_Pooling/config.json']
+    """
+    return [file for file in files if WANTED.fullmatch(file)]
+
+
+def listed(name: str, revision: str | None, token: str | bool | None) -> list[str]:
+    """The files of a hub repository; empty if the hub does not say them, as without a connection."""
+    try:
+        return HfApi(token=token).list_repo_files(name, revision=revision)
+    except (OSError, HTTPError):
+        return []

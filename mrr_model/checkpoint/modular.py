@@ -70,9 +70,9 @@ class ModularFormat:
         transformer = Source(source.folder / first.path) if first.path else source
         with reading(transformer.folder / CONFIG):
             backbone = backbone_config(transformer)
-            library, tokenizer = Library.modular(source, transformer), transformer.stock_tokenizer
-            with reading(source.folder / MODULES):
-                head, folders = self.head(source, transformer, backbone, first, rest)
+        library, tokenizer = Library.modular(source, transformer), transformer.stock_tokenizer
+        head, folders = self.head(source, transformer, backbone, first, rest)
+        with reading(transformer.folder / CONFIG):
             pad_token_id = backbone.pad_token_id if not rest and is_decoder(backbone.model_type) else None
             if given.answers is not None:
                 raise ValueError(f"answers={given.answers!r} are for models whose files do not say them.")
@@ -99,14 +99,17 @@ class ModularFormat:
         task = settings.get("transformer_task", "feature-extraction")
         kinds = [module.kind for module in rest]
         if task == "sequence-classification" and not rest:
-            return classifier_head(transformer, backbone, first.path), (first.path,)
+            with reading(transformer.folder / CONFIG):
+                return classifier_head(transformer, backbone, first.path), (first.path,)
         if task == "text-generation" and kinds == ["LogitScore"]:
-            ids = answers_of(source, rest[0])
-            return answer_head(transformer, backbone, ids, folder=first.path), (first.path,)
+            with reading(transformer.folder / CONFIG):
+                return answer_head(transformer, backbone, answers_of(source, rest[0]), folder=first.path), (first.path,)
         if task == "feature-extraction" and kinds[:1] == ["Pooling"] and kinds[-1:] == ["Dense"]:
-            return layers_head(source, rest, backbone), (first.path, *(m.path for m in rest if m.kind in WEIGHTED))
+            with reading(source.folder / MODULES):
+                return layers_head(source, rest, backbone), (first.path, *(m.path for m in rest if m.kind in WEIGHTED))
+        after = " + ".join(kinds) or "nothing"
         raise ValueError(
-            f"a Transformer for {task} with {' + '.join(kinds) or 'nothing'} after it gives no score that can be read. "
+            f"{source.folder / MODULES}: a Transformer for {task} with {after} after it gives no score that can be read. "
             "Known are sequence-classification alone, text-generation + LogitScore, and feature-extraction + Pooling "
             "+ … + Dense."
         )
@@ -146,7 +149,8 @@ def answers_of(source: Source, module: Module) -> tuple[int, ...]:
     ids = [config.get("true_token_id"), config.get("false_token_id")]
     found = [id_ for id_ in ids if id_ is not None]
     if ids[0] is None or not all(isinstance(id_, int) and id_ >= 0 for id_ in found):
-        raise ValueError(f"{module.path}/config.json must hold true_token_id and, if any, false_token_id; got {ids}.")
+        file = source.folder / module.path / CONFIG
+        raise ValueError(f"{file} must hold true_token_id and, if any, false_token_id; got {ids}.")
     return tuple(found)
 
 

@@ -34,6 +34,12 @@ QUANTIZED = (
     "and quantize it as it loads: model_kwargs={'quantization_config': …}."
 )
 
+CONVERT = (
+    "Pickles are not read. Convert them once, if you trust them: from transformers import "
+    "AutoModelForSequenceClassification as Model; Model.from_pretrained(NAME).save_pretrained(FOLDER), and copy the "
+    "tokenizer's files there (AutoModelForCausalLM for a causal model)."
+)
+
 INLINE_ELEMENTS = 16384
 """torch spreads element-wise work over its threads from 32768 elements on."""
 
@@ -172,8 +178,8 @@ def weight_files(folder: Path) -> list[Path]:
         files = [_shard(folder, name) for name in sorted(set(names.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        pickles = sorted(file.name for file in folder.glob("*.bin"))
-        hint = f" It holds {', '.join(pickles)}; convert it to safetensors, pickles are not read." if pickles else ""
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        hint = f" It holds {', '.join(pickles)}. {CONVERT}" if pickles else ""
         raise FileNotFoundError(f"{folder} lacks the weights {', '.join(missing)}.{hint}")
     return files
 

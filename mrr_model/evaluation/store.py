@@ -9,7 +9,7 @@ from pathlib import Path
 from mrr_model.calibration.maps import Calibration
 from mrr_model.checkpoint import journal, load_outline
 from mrr_model.checkpoint.card import SECTIONS, with_section
-from mrr_model.checkpoint.hub import FILES, PACKAGE, SHIPPED, locate
+from mrr_model.checkpoint.hub import PACKAGE, SHIPPED, locate, wanted
 from mrr_model.checkpoint.measured import write_measurement
 from mrr_model.files.atomic import write_file
 from mrr_model.files.locks import SAVE, locked
@@ -114,11 +114,9 @@ def _copied(source: Path, folder: Path) -> Path:
 
 
 def _copy_files(source: Path, folder: Path) -> None:
-    for file in {file for pattern in FILES for file in source.rglob(pattern)}:
-        inside = file.relative_to(source)
-        if file.is_file() and not any(part.startswith(".") for part in inside.parts):
-            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / inside)
+    for inside in wanted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()):
+        (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / inside, folder / inside)
 
 
 def _installed(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from mrr_model.compression import Plan
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.modeling.families import FAMILIES
+from mrr_model.modeling.heads import HeadLayer
 from mrr_model.modeling.model import MatryoshkaModel
 
 CheckpointFactory = Callable[..., Checkpoint]
@@ -108,11 +109,16 @@ def test_sliding_windows_and_layer_kinds_survive(
         assert_same(score(checkpoint.load(tmp_path / family), pairs), score(saved, pairs))
 
 
-@pytest.mark.parametrize("head", ["classifier", "yes_no"])
+@pytest.mark.parametrize("head", ["linear", "yes_no"])
 def test_head_kinds_survive(
     make_checkpoint: CheckpointFactory, pairs: list[EncodedPair], tmp_path: Path, head: str
 ) -> None:
-    saved = make_checkpoint("bert", own={"head": head, "head_bias": True, "logit_softcap": 4.0, "exits": (2, 5)})
+    layers = (
+        HeadLayer(kind="dense", size=24, activation="gelu", bias=False),
+        HeadLayer(kind="norm", size=24, eps=1e-5),
+    )
+    own = {"head": head, "head_bias": True, "logit_softcap": 4.0, "exits": (2, 5), "head_layers": layers}
+    saved = make_checkpoint("bert", own={**own, "pooling": "mean", "merge_weights": "mean"})
     checkpoint.save(saved, tmp_path)
     assert_same(score(checkpoint.load(tmp_path), pairs), score(saved, pairs))
 
@@ -284,7 +290,10 @@ def test_folder_without_weights(folder: Path) -> None:
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"It holds pytorch_model\.bin; convert it to safetensors, pickles"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"It holds pytorch_model\.bin\. Pickles.*save_pretrained",
+    ):
         checkpoint.load(folder)
 
 
@@ -298,6 +307,7 @@ def test_shard_that_is_missing(make_checkpoint: CheckpointFactory, tmp_path: Pat
 @pytest.mark.parametrize("model_type", ["llama", "t5", None])
 def test_plain_model_is_no_reranker(folder: Path, model_type: str | None) -> None:
     change_json(folder / "config.json", lambda config: [config.pop("matryoshka"), config.update(model_type=model_type)])
+    (folder / "modules.json").unlink()
     with pytest.raises(ValueError, match=rf"model_type {model_type!r} and no 'matryoshka' section.*mrr finetune"):
         checkpoint.load(folder)
 

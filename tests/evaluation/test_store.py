@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(folder: Path) -> 
 def test_a_copy_of_a_checkpoint_with_deep_sub_folders(saved_encoder: Path, tmp_path: Path) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
     shutil.copytree(saved_encoder, source)
-    deep = Path("exports", "onnx", "config.json")
+    deep = Path("loras", "vertical", "adapter_config.json")
     (source / deep).parent.mkdir(parents=True)
     (source / deep).write_text("{}", encoding="utf-8")
     assert checkpoint_folder(str(source), copy) == copy
