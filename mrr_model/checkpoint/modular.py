@@ -109,8 +109,8 @@ class ModularFormat:
                 return layers_head(source, rest, backbone), (first.path, *(m.path for m in rest if m.kind in WEIGHTED))
         after = " + ".join(kinds) or "nothing"
         raise ValueError(
-            f"{source.folder / MODULES}: a Transformer for {task} with {after} after it gives no score that can be read. "
-            "Known are sequence-classification alone, text-generation + LogitScore, and feature-extraction + Pooling "
+            f"{source.folder / MODULES}: a Transformer for {task} with {after} after it gives no score that can be "
+            "read. Known are sequence-classification alone, text-generation + LogitScore, and feature-extraction + Pooling "
             "+ … + Dense."
         )
 

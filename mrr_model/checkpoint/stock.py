@@ -12,7 +12,7 @@ from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.weights import UNUSED, Layout, Part
 from mrr_model.modeling.config import MatryoshkaConfig, Pooling, default_merge_layer
-from mrr_model.modeling.families import FAMILIES, family_of
+from mrr_model.modeling.families import FAMILIES, family_of, is_decoder
 from mrr_model.modeling.heads import HeadKind, HeadLayer
 from mrr_model.template import InputTemplate
 
@@ -90,6 +90,9 @@ def described(
 ) -> CheckpointConfig:
     """A stock model with one exit, its last layer.
 
+    It was trained without merging: a causal model's merged tokens keep the middle of their tokens' positions (see
+    `Decoder`).
+
     Args:
         backbone: Its configuration.
         head: What reads its score.
@@ -104,7 +107,8 @@ def described(
     matryoshka = MatryoshkaConfig(
         exits=(layers,),
         merge_layers=tuple(range(1, layers)),
-        default_merge_layer=default_merge_layer(layers),
+        default_merge_layer=default_merge_layer(layers, getattr(backbone, "layer_types", None) or ()),
+        merged_positions="middle" if is_decoder(backbone.model_type) else None,
         pooling=head.pooling,
         head=head.kind,
         head_layers=head.layers,

@@ -1,5 +1,6 @@
 """What this project adds to a stock model's configuration: exits, merges, heads and the input template."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -108,6 +109,20 @@ def _ascends(layers: tuple[int, ...]) -> bool:
     return list(layers) == sorted(set(layers)) and min(layers, default=1) >= 1
 
 
-def default_merge_layer(num_layers: int) -> int:
-    """The merge layer of models that name none: a quarter of the layers, at least one."""
-    return max(1, num_layers // 4)
+def default_merge_layer(num_layers: int, layer_types: Sequence[str] = ()) -> int:
+    """The merge layer of models that name none: a quarter of the layers, at least one.
+
+    Of a model with local layers, the last global one up to there, or the first: a local layer's pooled token has no
+    attention to weigh far tokens by.
+
+    Args:
+        num_layers: The model's layers.
+        layer_types: Each layer's kind of attention, by transformers' names; empty if all are alike.
+
+    Example:
+        >>> default_merge_layer(12), default_merge_layer(6, ["full_attention", *["sliding_attention"] * 2] * 2)
+        (3, 1)
+    """
+    quarter = max(1, num_layers // 4)
+    globals_ = [layer for layer, kind in enumerate(layer_types, 1) if kind == "full_attention" and layer < num_layers]
+    return max((layer for layer in globals_ if layer <= quarter), default=min(globals_, default=quarter))
