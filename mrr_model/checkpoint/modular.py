@@ -110,8 +110,8 @@ class ModularFormat:
         after = " + ".join(kinds) or "nothing"
         raise ValueError(
             f"{source.folder / MODULES}: a Transformer for {task} with {after} after it gives no score that can be "
-            "read. Known are sequence-classification alone, text-generation + LogitScore, and feature-extraction + Pooling "
-            "+ … + Dense."
+            "read. Known are sequence-classification alone, text-generation + LogitScore, and feature-extraction + "
+            "Pooling + … + Dense."
         )
 
 
