@@ -43,15 +43,13 @@ def opened(arguments: argparse.Namespace) -> dict[str, Collection]:
 def evaluate_config(
     arguments: argparse.Namespace, collections: list[str], work: Path, **more: object
 ) -> EvaluateConfig:
-    """`mrr evaluate`'s config for the grid of DEPTHS and RATIOS."""
+    """`mrr evaluate`'s config for the grid of DEPTHS and RATIOS, or of those in `more`."""
     return EvaluateConfig(
         collections=tuple(f"{arguments.data}/{name}" for name in collections),
         output=work,
-        depths=DEPTHS,
-        keep_ratios=RATIOS,
         metrics=(METRIC,),
         limit_queries=arguments.limit_queries,
-        **more,
+        **{"depths": DEPTHS, "keep_ratios": RATIOS, **more},
     )
 
 

@@ -3,11 +3,11 @@
     python benchmarks/train_cross_encoder.py --data ../shared/data --output runs/cross-encoder
     python benchmarks/elastic.py --model runs/cross-encoder/model --data ../shared/data
 
-First the model as it is: nDCG@10 through sentence-transformers' CrossEncoder and through this package, and at smaller
-widths, which need no training. Then `mrr self-distill` on unlabelled pairs, and the grid of depths and widths with its
-adapters and without them: the same model cut, its one head read after fewer layers, or narrowed. nDCG@10 by ir_measures
-over a sample of four development collections. Prints the tables and writes benchmarks/results/elastic.json; a stopped
-run resumes from --work.
+First the model as it is: nDCG@10 through sentence-transformers' CrossEncoder and through this package, both in
+float32, and at smaller widths, which need no training. Then `mrr self-distill` on unlabelled pairs, and the grid of
+depths and widths with its adapters and without them: the same model cut, its one head read after fewer layers, or
+narrowed. nDCG@10 by ir_measures over a sample of four development collections. Prints the tables and writes
+benchmarks/results/elastic.json; a stopped run resumes from --work.
 """
 
 import argparse
@@ -17,11 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from development import METRIC, add_data_arguments, evaluated, ndcg, opened, scored
+import torch
+from development import DEPTHS, METRIC, add_data_arguments, evaluated, ndcg, opened, scored
 from result_files import add_output_argument, write_result
 from result_tables import elastic as table
 from train_cross_encoder import shortened
 
+from mrr_model import MatryoshkaReranker
 from mrr_model.data.beir import read_corpus
 from mrr_model.data.jsonl import read_json_lines
 from mrr_model.evaluation.report import Evaluation
@@ -36,7 +38,8 @@ TARGETS = {(4, 0.5): 0.97, (3, 0.5): 0.94}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/cross-encoder/model", help="folder of the trained cross-encoder")
-    add_data_arguments(parser, "runs/elastic", limit_queries=150)
+    add_data_arguments(parser, "runs/elastic", limit_queries=60)
+    parser.add_argument("--equal-queries", type=int, default=25, help="queries per collection for both libraries")
     parser.add_argument("--rows", type=int, default=3200, help="unlabelled questions, eight passages each")
     parser.add_argument("--vertical-steps", type=int, default=400)
     parser.add_argument("--horizontal-steps", type=int, default=200, help="for each of the merge ratios 2 and 4")
@@ -46,14 +49,14 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
 
-    stock = through_cross_encoder(arguments)
-    narrow = grid(arguments, "narrow", arguments.model, keep_ratios=WIDTHS, depths=None)
     folder, seconds = distilled(arguments)
+    both = in_both_libraries(arguments)
+    narrow = grid(arguments, "narrow", arguments.model, depths=None, keep_ratios=WIDTHS)
     adapted = grid(arguments, "adapted", str(folder))
-    plain = grid(arguments, "plain", str(folder), without_compensation=True)
+    plain = grid(arguments, "plain", str(folder), depths=DEPTHS[1:], without_compensation=True)
 
-    full = adapted.profile.full.quality
-    before = {(each.depth, each.keep_ratio): each.quality for each in plain.profile.points}
+    full = narrow.profile.full.quality
+    before = {(each.depth, each.keep_ratio): each.quality for each in (*narrow.profile.points, *plain.profile.points)}
     rows = [
         {
             "depth": each.depth,
@@ -68,13 +71,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "metric": METRIC,
         "collections": {each.name: {"queries": each.queries} for each in adapted.collections},
-        "full": {
-            "cross_encoder": stock,
-            "this_package": {
-                each.name: round(each.settings[narrow.profile.full.setting].mean[METRIC], 4)
-                for each in narrow.collections
-            },
-        },
+        "full": both,
         "widths": [
             {"keep_ratio": each.keep_ratio, "quality": round(each.quality, 4), "kept": round(each.quality / full, 4)}
             for each in narrow.profile.points
@@ -104,18 +101,33 @@ def main() -> None:
     print(table(write_result(arguments.output, "elastic", what, results, seeds=(arguments.seed,))))
 
 
-def through_cross_encoder(arguments: argparse.Namespace) -> dict[str, float]:
-    """nDCG@10 of each collection by sentence-transformers' CrossEncoder, in float32."""
+def in_both_libraries(arguments: argparse.Namespace) -> dict[str, Any]:
+    """nDCG@10 of each collection by either library, in float32, and the largest difference of two logits."""
     from sentence_transformers import CrossEncoder
 
-    file = arguments.work / "cross-encoder.json"
-    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    model = CrossEncoder(str(arguments.model), device="cpu")
-    for name, collection in opened(arguments).items():
-        if name not in found:
-            run = scored(collection, lambda pairs: model.predict(pairs, batch_size=32).tolist())
-            found[name] = round(ndcg(collection, run), 4)
-            file.write_text(json.dumps(found), encoding="utf-8")
+    file = arguments.work / "both.json"
+    if file.exists():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    theirs = CrossEncoder(str(arguments.model), device="cpu")
+    ours = MatryoshkaReranker(str(arguments.model), dtype="float32", device="cpu")
+    found: dict[str, Any] = {"queries": arguments.equal_queries, "largest_difference": 0.0}
+    sample = argparse.Namespace(**{**vars(arguments), "limit_queries": arguments.equal_queries})
+    for name, collection in opened(sample).items():
+        runs = {
+            "cross_encoder": scored(
+                collection, lambda pairs: theirs.predict(pairs, activation_fn=torch.nn.Identity()).tolist()
+            ),
+            "this_package": scored(collection, lambda pairs: ours.score_pairs(pairs, normalize=False)),
+        }
+        for library, run in runs.items():
+            found.setdefault(library, {})[name] = round(ndcg(collection, run), 4)
+        differences = [
+            abs(score - runs["this_package"][query][document])
+            for query, scores in runs["cross_encoder"].items()
+            for document, score in scores.items()
+        ]
+        found["largest_difference"] = float(f"{max(found['largest_difference'], *differences):.1e}")
+    file.write_text(json.dumps(found), encoding="utf-8")
     return found
 
 
@@ -125,7 +137,7 @@ def grid(arguments: argparse.Namespace, name: str, model: str, **more: Any) -> E
         arguments,
         arguments.collections,
         arguments.work / name,
-        **{"model": model, "dtype": "float32", "timing_pairs": 1, "timing_repeats": 1, **more},
+        **{"model": model, "timing_pairs": 1, "timing_repeats": 1, **more},
     )
 
 

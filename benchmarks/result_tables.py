@@ -137,7 +137,7 @@ def elastic(result: BenchmarkResult) -> str:
     found = result.results
     names, full = list(found["collections"]), found["full"]
     same = _markdown(
-        [found["metric"], *names],
+        [f"{found['metric']}, {full['queries']} queries each", *names],
         [
             [label, *(_decimals(full[key][name], 4) for name in names)]
             for key, label in (("cross_encoder", "CrossEncoder"), ("this_package", "this package, full size"))
@@ -162,8 +162,9 @@ def elastic(result: BenchmarkResult) -> str:
     queries = ", ".join(f"{name} ({facts['queries']} queries)" for name, facts in found["collections"].items())
     training = found["training"]
     return (
-        f"{same}\n\n{widths}\n\n{sizes}\n\nSelf-distilled on {training['rows']:,} unlabelled questions with eight "
-        f"passages each, in {training['seconds'] / 60:.0f} minutes. Collections: {queries}."
+        f"{same}\n\nThe largest difference of two logits is {full['largest_difference']:.0e}.\n\n{widths}\n\n{sizes}\n\n"
+        f"Self-distilled on {training['rows']:,} unlabelled questions with eight passages each, in "
+        f"{training['seconds'] / 60:.0f} minutes. Collections: {queries}."
     )
 
 
@@ -324,6 +325,7 @@ TABLES: dict[str, Table] = {
     "adapters": Table(("adapters",), adapters),
     "targets": Table(("targets",), targets),
     "speed": Table(("speed",), speed),
+    "elastic": Table(("elastic",), elastic),
     "speed-models": Table(("speed-models",), speed_models),
     "time-share": Table(("time-share",), time_share),
     "memory": Table(("memory",), memory),
