@@ -162,7 +162,8 @@ def elastic(result: BenchmarkResult) -> str:
     queries = ", ".join(f"{name} ({facts['queries']} queries)" for name, facts in found["collections"].items())
     training = found["training"]
     return (
-        f"{same}\n\nThe largest difference of two logits is {full['largest_difference']:.0e}.\n\n{widths}\n\n{sizes}\n\n"
+        f"{same}\n\nThe largest difference of two logits is {full['largest_difference']:.0e}.\n\n"
+        f"{widths}\n\n{sizes}\n\n"
         f"Self-distilled on {training['rows']:,} unlabelled questions with eight passages each, in "
         f"{training['seconds'] / 60:.0f} minutes. Collections: {queries}."
     )

@@ -195,9 +195,13 @@ def word_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "Yes", "No", *WORDS])}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
+    inputs = ["input_ids", "attention_mask"]
     if "cls_token" in tokens:
         backend.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", **tokens)
+        inputs.append("token_type_ids")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", model_input_names=inputs, **tokens
+    )
 
 
 def toy_groups() -> Iterator[Group]:

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models.folders import qwen_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -15,14 +17,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mrr_model import MatryoshkaReranker
-from mrr_model.checkpoint import Checkpoint
+from mrr_model import MatryoshkaReranker, checkpoint
+from mrr_model.checkpoint import Given
 from mrr_model.data.groups import Group
 from mrr_model.inference.encode import PairEncoder
-from mrr_model.template import QWEN3_TEMPLATE, RELEASE_TEMPLATE
+from mrr_model.template import QWEN3_TEMPLATE, RELEASE_TEMPLATE, InputTemplate
 from mrr_model.training.config import SelfDistillConfig
-from mrr_model.training.initialize import from_reranker
+from mrr_model.training.initialize import with_exits
 from mrr_model.training.losses import distillation_loss
+from mrr_model.training.original import compare_with_original
 from mrr_model.training.self_distill import filled, self_distill
 
 QUERIES = ["the panda is eating what?", "is it 42", "a small bird", "what is the panda?"]
@@ -52,11 +55,11 @@ def save_classifier(make_config: StockConfig, tokenizers: Mapping[str, Any], tmp
 
 
 @pytest.fixture
-def causal(make_config: StockConfig, tokenizers: Mapping[str, Any], tmp_path: Path) -> Path:
+def causal(make_config: StockConfig, tmp_path: Path) -> Path:
     """The folder of a random Qwen3 that answers "yes" or "no"."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(make_config("qwen3", num_hidden_layers=4)).save_pretrained(tmp_path / "causal")
-    tokenizers["decoder"].save_pretrained(tmp_path / "causal")
+    qwen_tokenizer().save_pretrained(tmp_path / "causal")
     return tmp_path / "causal"
 
 
@@ -95,20 +98,12 @@ def test_a_bert_cross_encoder_gets_smaller_sizes(
     full = logits(reranker)
     for row, query in enumerate(QUERIES):
         for column, document in enumerate(DOCUMENTS):
-            ids = (
-                tokenizer.encode(query, add_special_tokens=False),
-                tokenizer.encode(document, add_special_tokens=False),
-            )
-            cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-            first, second = [cls, *ids[0], sep], [*ids[1], sep]
-            inputs = torch.tensor([first + second]), torch.tensor([[0] * len(first) + [1] * len(second)])
             with torch.no_grad():
-                expected = stock(input_ids=inputs[0], token_type_ids=inputs[1]).logits[0, 0]
+                expected = stock(**tokenizer(query, document, return_tensors="pt")).logits[0, 0]
             assert full[row, column, 0].item() == pytest.approx(expected.item(), abs=1e-5)
 
     # What compensation gains: each smaller size against the same size without it.
-    untaught = from_reranker(folder)
-    plain = MatryoshkaReranker(Checkpoint(*untaught, {}), max_length=100)
+    plain = MatryoshkaReranker(with_exits(checkpoint.load(folder)), max_length=100)
     for setting in ({"depth": 2}, {"depth": 3}, {"keep_ratio": 0.5}, {"depth": 3, "keep_ratio": 0.5}):
         taught, before = (distillation_loss(logits(one, **setting), full) for one in (reranker, plain))
         best = distillation_loss(full, full)  # the teacher's own entropy
@@ -117,9 +112,9 @@ def test_a_bert_cross_encoder_gets_smaller_sizes(
 
 def test_an_xlm_roberta_cross_encoder_keeps_its_scores(save_classifier: Callable[..., Path]) -> None:
     folder = save_classifier("xlm-roberta")
-    model, tokenizer = from_reranker(folder)
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    reranker = MatryoshkaReranker(Checkpoint(model, tokenizer, {}), max_length=100, normalize=False)
+    reranker = MatryoshkaReranker(with_exits(checkpoint.load(folder)), max_length=100, normalize=False)
+    assert reranker.exits == (1, 2, 3, 4)
     [pair] = reranker.engine.encoder.encode([(QUERIES[0], DOCUMENTS[0])])
     with torch.no_grad():
         expected = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, 0]
@@ -128,22 +123,28 @@ def test_an_xlm_roberta_cross_encoder_keeps_its_scores(save_classifier: Callable
 
 def test_a_causal_classifier_keeps_its_scores(save_classifier: Callable[..., Path], tmp_path: Path) -> None:
     folder = save_classifier("llama")
-    with pytest.raises(ValueError, match="give the template"):
-        from_reranker(folder)
-    model, tokenizer = from_reranker(folder, template=RELEASE_TEMPLATE)
+    start = with_exits(checkpoint.load(folder, given=Given(RELEASE_TEMPLATE)), exits=(2, 4), merge_layer=2)
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    [pair] = PairEncoder(tokenizer, RELEASE_TEMPLATE, 100).encode([(QUERIES[0], DOCUMENTS[0])])
+    [pair] = PairEncoder(start.tokenizer, RELEASE_TEMPLATE, 100).encode([(QUERIES[0], DOCUMENTS[0])])
     with torch.no_grad():
         expected = stock(input_ids=torch.tensor([pair.input_ids])).logits[0, 0]
-    reranker = MatryoshkaReranker(Checkpoint(model, tokenizer, {}), max_length=100, normalize=False)
+    reranker = MatryoshkaReranker(start, max_length=100, normalize=False)
+    assert (reranker.exits, reranker.model.matryoshka.default_merge_layer) == ((2, 4), 2)
     assert reranker.score(QUERIES[0], DOCUMENTS[:1])[0] == pytest.approx(expected.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("no", ["no", None])
-def test_a_yes_no_reranker_keeps_its_scores(no: str | None, causal: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_yes_no_reranker_keeps_its_scores(
+    no: str | None, causal: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     few = {**STAGE, "epochs": 1.0}
-    changes: dict[str, Any] = {"no": no, "vertical": few, "horizontal": {**few, "ratios": (2,)}, "max_length": 400}
+    asked = {"template": "qwen3-reranker", "answers": ["yes", no] if no else ["yes"]}
+    changes: dict[str, Any] = {**asked, "vertical": few, "horizontal": {**few, "ratios": (2,)}, "max_length": 400}
     folder = self_distill(run_config(causal, texts, tmp_path / "out", **changes))
+    said = capsys.readouterr().err
+    assert "opened as Qwen3ForCausalLM" in said
+    assert "input template from the table of published re-rankers: qwen3-reranker" in said
+    assert "4 pairs score as in transformers, on the same tokens" in said
     reranker = MatryoshkaReranker(folder, dtype="float32", max_length=400, normalize=False)
     stock = AutoModelForCausalLM.from_pretrained(causal).eval()
     ids = [reranker.tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no")]
@@ -190,15 +191,47 @@ def test_the_qwen3_template_gives_the_ids_of_the_whole_text() -> None:
 def test_models_that_cannot_be_distilled_are_refused(
     save_classifier: Callable[..., Path], causal: Path, stock_encoder: Path, texts: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="has 3 labels"):
-        from_reranker(save_classifier("bert", num_labels=3))
-    with pytest.raises(ValueError, match="A model to self-distill is"):
-        from_reranker(stock_encoder)
+    with pytest.raises(ValueError, match="3 labels"):
+        checkpoint.load(save_classifier("bert", num_labels=3))
+    with pytest.raises(ValueError, match="it is a plain model"):
+        self_distill(run_config(stock_encoder, texts, tmp_path / "out"))
+    with pytest.raises(ValueError, match="hold no input template"):
+        self_distill(run_config(causal, texts, tmp_path / "out"))
     with pytest.raises(ValueError, match="exits must end with the model's last layer, 4"):
-        self_distill(run_config(causal, texts, tmp_path / "out", exits=(2, 3)))
-    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}', "utf-8")
-    with pytest.raises(ValueError, match="'deberta-v2' is not a known backbone"):
-        from_reranker(tmp_path)
+        self_distill(run_config(causal, texts, tmp_path / "out", exits=(2, 3), template="qwen3-reranker"))
+    with pytest.raises(ValueError, match="has the exits 1, 2, 3, 4 already"):
+        with_exits(with_exits(checkpoint.load(causal, given=Given("qwen3-reranker"))))
+
+
+def test_what_differs_from_the_original_is_an_error_before_training(
+    save_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = save_classifier("bert")
+    loaded = checkpoint.load(folder)
+    pairs = [(QUERIES[0], document) for document in DOCUMENTS[:4]]
+    assert compare_with_original(folder, loaded, pairs) == "4 pairs score as in sentence-transformers' CrossEncoder"
+    template = InputTemplate(
+        query=("{cls}", "{query}"), passage=("{passage}",), prompt=("{sep}",), truncation="longest_first"
+    )
+    wrong = checkpoint.load(folder, given=Given(template))
+    with pytest.raises(ValueError, match=r"for the pair .*Check its input template, which is from the tokenizer's"):
+        compare_with_original(folder, replace(wrong, template_source="the tokenizer's pair template"), pairs)
+
+
+def test_full_size_keeps_the_librarys_length_and_kind_of_score(
+    save_classifier: Callable[..., Path], texts: Path, tmp_path: Path
+) -> None:
+    folder = save_classifier("xlm-roberta")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    few = {**STAGE, "epochs": 1.0}
+    distilled = self_distill(
+        run_config(folder, texts, tmp_path / "out", vertical=few, horizontal={**few, "ratios": (2,)})
+    )
+    own, made = (MatryoshkaReranker(path, dtype="float32") for path in (folder, distilled))
+    assert (made.max_length, made.normalize) == (own.max_length, own.normalize) == (own.max_length, False)
+    assert made.score(QUERIES[0], DOCUMENTS) == pytest.approx(own.score(QUERIES[0], DOCUMENTS), abs=1e-5)
 
 
 def test_labels_and_teacher_scores_have_no_weight() -> None:
