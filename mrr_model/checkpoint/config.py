@@ -112,6 +112,8 @@ class CheckpointConfig:
     """Where the input template comes from, in words."""
     stock: bool = False
     """Whether another library reads the same files, so that the tokenizer is loaded as that library does."""
+    folder: str = ""
+    """The sub-folder of a stock model and its tokenizer."""
     notes: tuple[str, ...] = ()
     """What the user must know, one warning each."""
 

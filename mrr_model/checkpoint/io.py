@@ -281,8 +281,9 @@ def _with_companions(
 ) -> tuple[Checkpoint, list[str]]:
     """A model with what lies beside its `stored` weights, each part checked, and a note for each that is left out."""
     folder, notes = source.folder, list(config.notes)
-    tokenizer = source.stock_tokenizer if config.stock else source.tokenizer
-    check_tokenizer(tokenizer, model, folder)
+    home = Source(folder / config.folder) if config.folder else source
+    tokenizer = home.stock_tokenizer if config.stock else home.tokenizer
+    check_tokenizer(tokenizer, model, home.folder)
     base = fingerprint(_parameters(model, config.layout.weights(stored)))
     adapters = _bound(read_own(folder / COMPENSATION, model), config, base, folder, notes)
     if published:

@@ -125,7 +125,7 @@ def described(
     for name, part in head.parts.items():
         parts[name] = (*parts.get(name, ()), Part(f"heads.{layers}.{part.name}", part.rows, part.factor))
     return CheckpointConfig(
-        backbone, matryoshka, Layout(rename, parts, folders), defaults=defaults, stock=True, **facts
+        backbone, matryoshka, Layout(rename, parts, folders), defaults=defaults, stock=True, folder=folder, **facts
     )
 
 
@@ -143,7 +143,7 @@ def backbone_layout(backbone: PreTrainedConfig, stored: Iterable[str], folder: s
     def rename(name: str) -> str | None:
         bare = name.removeprefix(inside)
         known = bare.removeprefix(prefix)
-        if not name.startswith(inside) or not bare.startswith(prefix):
+        if not name.startswith(inside) or "/" in bare or not bare.startswith(prefix):
             return None if bare.startswith(UNUSED) else name
         if known.startswith(UNUSED) or bare.endswith(BUFFERS) or name in parts:
             return None
