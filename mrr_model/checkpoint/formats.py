@@ -6,7 +6,7 @@ A published layer-wise format is an entry of `LAYERWISE`: which stock model it i
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mrr_model.checkpoint.causal import CausalFormat, PublishedInput
+from mrr_model.checkpoint.causal import CausalFormat, PublishedInput, names_pair_roles, published_entry
 from mrr_model.checkpoint.classifier import ClassifierFormat
 from mrr_model.checkpoint.config import NOTHING_GIVEN, CheckpointConfig, Given
 from mrr_model.checkpoint.layerwise import MINICPM_PROMPT, LayerwiseFormat, granite_fields
@@ -145,6 +145,14 @@ FORMATS: tuple[Format, ...] = (
 def is_multi_exit(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of a format with a head for each exit: this project's own, or a layer-wise one."""
     return SECTION in config or config.get("model_type") in (SECTION, *(known.model_type for known in LAYERWISE))
+
+
+def is_reranker(source: Source) -> bool:
+    """Whether a folder is of a format that opens, so that its heads are its own: not a plain model to train."""
+    known = next((known for known in FORMATS if known.matches(source)), None)
+    if isinstance(known, CausalFormat):
+        return published_entry(source, CAUSAL) is not None or names_pair_roles(source.stock_tokenizer)
+    return known is not None
 
 
 def read_format(source: Source, given: Given = NOTHING_GIVEN) -> CheckpointConfig:

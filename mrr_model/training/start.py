@@ -4,7 +4,9 @@ from typing import Any
 
 from mrr_model import checkpoint
 from mrr_model.checkpoint import Checkpoint, is_classifier, is_multi_exit
+from mrr_model.checkpoint.formats import is_reranker
 from mrr_model.checkpoint.hub import locate
+from mrr_model.checkpoint.source import Source
 from mrr_model.inference.device import DTYPES
 from mrr_model.modeling.families import is_decoder
 from mrr_model.modeling.model import MatryoshkaModel
@@ -28,18 +30,19 @@ def starting_model(config: FinetuneConfig) -> tuple[Checkpoint, str | None]:
         ValueError: If the config's exits, merge layer, head or stages do not fit the model.
     """
     folder, dtype = locate(config.model), DTYPES[config.dtype]
-    stored = checkpoint.read_config(folder)
+    source = Source(folder)
+    stored = source.config
     if is_multi_exit(stored):
         if any(given is not None for given in (config.exits, config.merge_layer, config.head)):
             raise ValueError(
                 f"exits, merge_layer and head are fixed in the checkpoint {config.model!r}; leave them out."
             )
         return checkpoint.load(folder, dtype=dtype), None
-    if is_classifier(stored) and config.head is None:
-        # It is a re-ranker already, and each exit starts from its classifier.
+    if config.head is None and is_reranker(source):  # each exit starts from its head
         loaded = checkpoint.load(folder, dtype=dtype, dropout=config.dropout)
         start = with_exits(loaded, exits=config.exits, merge_layer=config.merge_layer)
-        return Checkpoint(start.model, start.tokenizer, {}), "the model's own classifier"
+        own = "the model's own classifier" if is_classifier(stored) else "the model's own head"
+        return Checkpoint(start.model, start.tokenizer, {}), own
     if "distill" not in config.stages:
         raise ValueError(
             f"{config.model!r} is not a re-ranker yet: the stages {', '.join(config.stages)} need one. Add the stage "

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from models.folders import (
+    CORPUS,
     DECODER,
     bert_tokenizer,
     change_json,
+    deberta_tokenizer,
     qwen_tokenizer,
     save_causal,
     save_classifier,
@@ -111,6 +113,34 @@ def test_names_of_old_checkpoints_are_read(classifier: Path) -> None:
 
     change_weights(classifier, rename)
     assert logits(classifier) == expected
+
+
+def test_a_vocabulary_alone_is_a_tokenizer(classifier: Path) -> None:
+    expected = logits(classifier)
+    vocabulary = bert_tokenizer().get_vocab()
+    (classifier / "vocab.txt").write_text(
+        "".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.get)), "utf-8"
+    )
+    (classifier / "tokenizer.json").unlink()
+    assert logits(classifier) == expected
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path: Path) -> None:
+    """As microsoft/deberta-v3-base has it."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path / "deberta"
+    tokenizer = deberta_tokenizer(model_max_length=60)
+    torch.manual_seed(0)
+    config = stock_config("deberta-v2", tokenizer, relative_attention=True, position_buckets=16, vocab_size=300)
+    save_classifier(folder, config, tokenizer)
+    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "spm"), vocab_size=150, pad_id=0, bos_id=1,
+        eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.json").unlink()
+    expected = CrossEncoder(str(folder), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
+    assert logits(folder) == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

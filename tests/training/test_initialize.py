@@ -1,6 +1,7 @@
 """Fine-tuning a trained cross-encoder starts from its classifier, and every error about one names the next command."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.cli.app import app
+from mrr_model.template import RELEASE_TEMPLATE
 from mrr_model.training.config import FinetuneConfig
 from mrr_model.training.recipe import Finetuning, finetune
 
@@ -84,6 +86,19 @@ def test_its_last_layers_can_be_left_out_and_its_compensation_trained_alone(
     assert logits(checkpoint.load(alone)) == pytest.approx(
         logits(Finetuning(run_config(cross_encoder, toy_file, tmp_path / "out")).base()), abs=1e-6
     )
+
+
+def test_a_yes_no_reranker_keeps_its_template_and_answers(
+    stock_decoder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plain causal model gets this project's template; one that re-ranks already keeps its own."""
+    folder = tmp_path / "bge-reranker-v2-gemma"  # by this name its authors' template is known
+    shutil.copytree(stock_decoder, folder)
+    start = Finetuning(run_config(folder, toy_file, tmp_path / "out")).base()
+    assert capsys.readouterr().err == "exits start from the model's own head\n"
+    assert str(start.model.matryoshka.template.default_prompt).startswith("Given a query A and a passage B")
+    plain = Finetuning(run_config(stock_decoder, toy_file, tmp_path / "out")).base()
+    assert plain.model.matryoshka.template == RELEASE_TEMPLATE
 
 
 @pytest.fixture
