@@ -6,6 +6,7 @@ from typing import cast
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.import_utils import is_sentencepiece_available
 
 from mrr_model.files.damage import read_json, reading
 from mrr_model.modeling.model import MatryoshkaModel
@@ -22,6 +23,7 @@ VOCABULARIES = (
     "tekken.json",
 )
 """Vocabularies of tokenizers without a tokenizer.json. If all are missing, transformers makes an empty one."""
+SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model")
 COPY = "Copy the model's own tokenizer there."
 JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -56,6 +58,12 @@ def _check_files(folder: Path) -> None:
         raise FileNotFoundError(
             f"{folder} holds no tokenizer: neither {FAST} nor a vocabulary ({', '.join(VOCABULARIES)}). Copy the "
             "tokenizer's files there."
+        )
+    pieces = [name for name in SENTENCEPIECE if (folder / name).is_file()]
+    if pieces and not (folder / FAST).is_file() and not is_sentencepiece_available():
+        raise ValueError(
+            f"{folder / pieces[0]} is read by the package sentencepiece, which is not installed: pip install "
+            f"sentencepiece. A {FAST} beside it needs no package."
         )
 
 

@@ -143,6 +143,15 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path: Path) -> None:
     assert logits(folder) == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+def test_a_sentencepiece_model_without_its_package(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrr_model.checkpoint.tokenizer.is_sentencepiece_available", lambda: False)
+    (classifier / "spm.model").write_bytes(b"")
+    checkpoint.load(classifier)
+    (classifier / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"spm\.model is read by the package sentencepiece.*pip install sentencepiece"):
+        checkpoint.load(classifier)
+
+
 def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     return lambda weights: {key: weight for key, weight in weights.items() if not key.startswith(name)}
 
