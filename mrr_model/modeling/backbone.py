@@ -1,4 +1,4 @@
-"""What the layer loop needs of an architecture: the interface that decoder.py and encoder.py implement.
+"""What the layer loop needs of an architecture: the interface that every family implements.
 
 Shapes: B pairs, T tokens (at the current width), D hidden size, H heads, d head size, Q tokens of a shared prefix.
 """
@@ -111,7 +111,7 @@ class Backbone(ABC):
         Args:
             hidden: The states, (B, T, D).
             spans: Lengths in tokens.
-            prefix: A query span that the rows continue and share; for models that share one (`shares_prefix`).
+            prefix: A query span that the rows continue and share; None unless the model shares one (`shares_prefix`).
             positions: For a model that keeps positions, each token's position before any merge, int64 (B, T), counted
                 from the row's first token after the prefix; None before the first merge, when they are 0 … T−1.
         """
@@ -194,6 +194,10 @@ class Backbone(ABC):
             positions < spans.query[:, None], query, torch.where(positions < end[:, None], passage, prompt)
         )
         return types.to(input_ids.device)
+
+    def token_positions(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The positions of the tokens of `hidden` (B, T, D): those given, int64 (B, T), else 0 … T−1, (1, T)."""
+        return torch.arange(hidden.shape[1], device=hidden.device)[None] if positions is None else positions
 
     def valid_positions(self, spans: Spans, hidden: Tensor, before: int = 0) -> Tensor | None:
         """Which positions of `hidden` (B, T, D) hold tokens, bool (B, T); None if all do.

@@ -179,8 +179,6 @@ class Deberta(Backbone):
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
     ) -> LayerInputs:
-        if prefix is not None:
-            raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
         valid = self.valid_positions(spans, hidden)
         index, embeddings = self._relative(hidden, positions)
         inputs = {

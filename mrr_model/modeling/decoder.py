@@ -101,7 +101,10 @@ class Decoder(Backbone):
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
     ) -> LayerInputs:
-        """Positions are renumbered 0 … T'−1 at every width (arXiv 2501.16302, width compression), or the given ones."""
+        """What all blocks at a width share; see `Backbone`.
+
+        Renumbered positions, 0 … T'−1, are the published ones (arXiv 2501.16302, width compression).
+        """
         before = 0
         if prefix is not None:
             before = prefix.length
@@ -110,13 +113,13 @@ class Decoder(Backbone):
                 states = self.embed(ids[None], spans)
                 # Set when all of it is there: if memory runs out before, the next batch starts the prefix again.
                 prefix.rotary, prefix.hidden = (
-                    self.rotary.angles(states, _numbers(states), torch.tensor([before])),
+                    self.rotary.angles(states, self.token_positions(states), torch.tensor([before])),
                     states,
                 )
         lengths = spans.total + before
         if positions is not None and self.rotary.fixed_length is not None:
             lengths = positions.amax(1).cpu() + 1 + before
-        position_ids = (_numbers(hidden) if positions is None else positions) + before
+        position_ids = self.token_positions(hidden, positions) + before
         angles = self.rotary.angles(hidden, position_ids, lengths)
         valid = self.valid_positions(spans, hidden, before)
         inputs: dict[str, Any] = {
@@ -235,8 +238,3 @@ class Decoder(Backbone):
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         attention = cast(Any, self.layers[layer - 1]).self_attn
         return (attention.qkv_proj,) if self.family.fused else (attention.k_proj, attention.v_proj)
-
-
-def _numbers(hidden: Tensor) -> Tensor:
-    """0 … T−1, int64 (1, T)."""
-    return torch.arange(hidden.shape[1], device=hidden.device)[None, :]

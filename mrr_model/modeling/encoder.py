@@ -34,8 +34,6 @@ class Encoder(Backbone):
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
     ) -> LayerInputs:
-        if prefix is not None:
-            raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
         valid = self.valid_positions(spans, hidden)
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
         return LayerInputs(self.pooled_index(spans, hidden.device), valid, {"attention_mask": mask})

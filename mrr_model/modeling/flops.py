@@ -1,9 +1,9 @@
 """How many FLOPs a forward pass takes under a Plan: the arithmetic that this implementation executes.
 
 Counted: matrix products (2 FLOPs per multiply-add), attention over the positions that a token sees, the attention rows
-that weigh merges, and weighted sums of states. Not counted: norms, activations, look-ups, and the zeros with which a
-merge's row is computed for all heads at once, and projections of relative positions, which the pairs of a batch share.
-They are a few percent at most.
+that weigh merges, and weighted sums of states. Not counted: norms, activations, look-ups, the zeros with which a
+merge's row is computed for all heads at once, and the projections of relative positions, which the pairs of a batch
+share. They are a few percent at most.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

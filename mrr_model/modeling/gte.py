@@ -15,7 +15,7 @@ from mrr_model.modeling.attention import row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
-from mrr_model.modeling.rotary import rotated, token_positions
+from mrr_model.modeling.rotary import rotated
 
 ONLY = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False}
 """What the stock model computes, where the hub's own code has other ways too."""
@@ -40,12 +40,11 @@ class Gte(Backbone):
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
     ) -> LayerInputs:
-        if prefix is not None:
-            raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
         valid = self.valid_positions(spans, hidden)
+        positions = self.token_positions(hidden, positions)
         inputs = {
             "attention_mask": None if valid is None else valid[:, None, None, :],  # (B, 1, 1, T)
-            "position_embeddings": cast(nn.Module, self.model.rotary_emb)(hidden, token_positions(hidden, positions)),
+            "position_embeddings": cast(nn.Module, self.model.rotary_emb)(hidden, positions),
         }
         return LayerInputs(self.pooled_index(spans, hidden.device), valid, inputs)
 

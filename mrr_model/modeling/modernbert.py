@@ -18,7 +18,7 @@ from mrr_model.modeling.attention import AttentionRow, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
-from mrr_model.modeling.rotary import rotated, token_positions
+from mrr_model.modeling.rotary import rotated
 
 
 class ModernBert(Backbone):
@@ -41,12 +41,10 @@ class ModernBert(Backbone):
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
     ) -> LayerInputs:
-        if prefix is not None:
-            raise ValueError("an encoder takes no prefix: its query sees the passage, so pairs cannot share it.")
         index, valid = self.pooled_index(spans, hidden.device), self.valid_positions(spans, hidden)
         full = LayerInputs(index, valid, {"attention_mask": None if valid is None else valid[:, None, None, :]})
         inputs = {"full_attention": full, "sliding_attention": full}
-        position = token_positions(hidden, positions)
+        position = self.token_positions(hidden, positions)
         half = int(self.model.config.sliding_window)
         if positions is not None or hidden.shape[1] > half + 1:
             inputs["sliding_attention"] = _windowed(full, position, half)

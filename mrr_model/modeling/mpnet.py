@@ -10,7 +10,6 @@ Shapes: B pairs, T tokens, D hidden size, H heads, d head size.
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
@@ -71,9 +70,7 @@ class MPNet(Encoder):
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
     ) -> LayerInputs:
         inputs = super().layer_inputs(hidden, spans, prefix)
-        if positions is None:
-            positions = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
-        mask = self._position_bias(positions).to(hidden.dtype)  # (B or 1, H, T, T)
+        mask = self._position_bias(self.token_positions(hidden, positions)).to(hidden.dtype)  # (B or 1, H, T, T)
         if inputs.valid is not None:
             mask = mask.masked_fill(~inputs.valid[:, None, None, :], float("-inf"))  # (B, H, T, T)
         return LayerInputs(inputs.pooled_index, inputs.valid, {"attention_mask": mask})

@@ -1,16 +1,10 @@
-"""Rotary positions of bidirectional encoders.
+"""Rotary positions of bidirectional encoders, which transformers computes in float32.
 
 Shapes: B pairs, H heads, T tokens, d head size.
 """
 
-import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import rotate_half
-
-
-def token_positions(hidden: Tensor, positions: Tensor | None) -> Tensor:
-    """The positions of the tokens: those given, int64 (B, T), else 0 … T−1, (1, T)."""
-    return torch.arange(hidden.shape[1], device=hidden.device)[None] if positions is None else positions
 
 
 def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -25,6 +19,7 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         (B, H, T, d) in the dtype of `states`.
 
     Example:
+        >>> import torch
         >>> states = torch.tensor([[[[1.0, 0.0]]]])
         >>> rotated(states, torch.zeros(1, 1, 2), torch.ones(1, 1, 2)).flatten().tolist()  # by a quarter turn
         [0.0, 1.0]
