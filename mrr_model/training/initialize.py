@@ -1,6 +1,5 @@
 """Build models to train: over stock weights with fresh heads, or over a re-ranker with copies of its own head."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from mrr_model import checkpoint
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.config import CheckpointConfig, stock_config
+from mrr_model.checkpoint.io import with_dropout
 from mrr_model.checkpoint.native import SECTION
 from mrr_model.checkpoint.stock import backbone_layout
 from mrr_model.checkpoint.templates import pair_template
@@ -52,7 +52,7 @@ def from_pretrained_backbone(
         folder: The stock model's folder.
         exits: Layers that get a head; by default the deeper three quarters (from layer ceil(L / 4)).
         merge_layers: Layers after which tokens may merge; by default all but the last.
-        merge_layer: Layer after which a plain keep ratio merges; by default at a quarter of the model.
+        merge_layer: Layer after which a plain keep ratio merges; see `default_merge_layer`.
         head: Kind of the fresh heads.
         dropout: Dropout of the backbone; None keeps its own.
         dtype: Data type of the weights.
@@ -64,7 +64,7 @@ def from_pretrained_backbone(
         FileNotFoundError: If the folder is not a model.
         ValueError: For an architecture, exits or merge layers that cannot be used.
     """
-    backbone = _backbone_config(folder, dropout)
+    backbone = _backbone_config(folder)
     decoder, tokenizer = is_decoder(backbone.model_type), load_tokenizer(folder)
     matryoshka = _matryoshka(
         backbone,
@@ -75,11 +75,12 @@ def from_pretrained_backbone(
         head=head,
     )
     stored = read_weights(folder)
-    model = _over_stock_weights(folder, backbone, matryoshka, stored, dtype)
+    described = with_dropout(CheckpointConfig(backbone, matryoshka, _without_heads(backbone, stored)), dropout)
+    model = _over_stock_weights(folder, described, stored, dtype)
     check_tokenizer(tokenizer, model, folder)
-    rows = _language_model_rows(stored, tokenizer, ["Yes"]) if decoder else None
+    row = _language_model_row(stored, tokenizer, "Yes") if decoder else None
     for module in model.heads.values():
-        cast(ScoreHead, module).initialize(rows)
+        cast(ScoreHead, module).initialize(row)
     return model, tokenizer
 
 
@@ -92,6 +93,9 @@ def with_exits(
         loaded: The re-ranker; the new one shares its weights.
         exits: Layers that get a head; by default the deeper three quarters (from layer ceil(L / 4)).
         merge_layer: Layer after which a plain keep ratio merges; None keeps its own.
+
+    Returns:
+        The re-ranker with all its exits, in evaluation mode.
 
     Raises:
         ValueError: If the re-ranker has several exits, or for exits or a merge layer that cannot be used.
@@ -115,13 +119,11 @@ def with_exits(
     return replace(loaded, model=model.eval(), fingerprint=None)
 
 
-def _backbone_config(folder: Path, dropout: float | None) -> PreTrainedConfig:
+def _backbone_config(folder: Path) -> PreTrainedConfig:
     config = checkpoint.read_config(folder)
     if SECTION in config:
         raise ValueError(f"{folder} is a Matryoshka re-ranker already; to train it further use `mrr finetune`.")
     fields = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
-    if dropout is not None:
-        fields |= {key: dropout for key in fields if key.endswith("dropout") or key.endswith("dropout_prob")}
     with reading(folder / "config.json"):
         backbone = stock_config(config.get("model_type"), fields)
         check_layers(read_headers(folder), backbone.num_hidden_layers)
@@ -138,11 +140,12 @@ def _matryoshka(
 ) -> MatryoshkaConfig:
     layers = backbone.num_hidden_layers
     default_exits, default_merges = tuple(range(max(1, -(-layers // 4)), layers + 1)), tuple(range(1, layers))
+    quarter = default_merge_layer(layers, getattr(backbone, "layer_types", None) or ())
     try:
         matryoshka = MatryoshkaConfig(
             exits=default_exits if exits is None else exits,
             merge_layers=default_merges if merge_layers is None else merge_layers,
-            default_merge_layer=default_merge_layer(layers) if merge_layer is None else merge_layer,
+            default_merge_layer=quarter if merge_layer is None else merge_layer,
             **fields,
         )
         matryoshka.check_layers(layers)
@@ -155,14 +158,9 @@ def _matryoshka(
 
 
 def _over_stock_weights(
-    folder: Path,
-    backbone: PreTrainedConfig,
-    matryoshka: MatryoshkaConfig,
-    stored: dict[str, Tensor],
-    dtype: torch.dtype,
+    folder: Path, described: CheckpointConfig, stored: dict[str, Tensor], dtype: torch.dtype
 ) -> MatryoshkaModel:
     """The model with the stock part of `stored`; its heads are not initialised yet."""
-    described = CheckpointConfig(backbone, matryoshka, _without_heads(backbone, stored))
     headers = {name: Stored.of(tensor) for name, tensor in stored.items()}
     checkpoint.outline(described, headers, folder, allow_missing=("heads.",))
     model = checkpoint.build(described, dtype)
@@ -181,10 +179,8 @@ def _without_heads(backbone: PreTrainedConfig, stored: dict[str, Tensor]) -> Lay
     return Layout(rename, layout.parts)
 
 
-def _language_model_rows(
-    stored: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]
-) -> Tensor | None:
-    """The language-model head's rows of the answers' first tokens, float32 (answers, D)."""
+def _language_model_row(stored: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, answer: str) -> Tensor | None:
+    """The language-model head's row of an answer's first token, float32 (1, D); None if there is none."""
     rows = stored.get("lm_head.weight", stored.get("model.embed_tokens.weight"))
-    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    return None if rows is None or not all(ids) else torch.stack([rows[found[0]].float() for found in ids])
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return None if rows is None or not ids else rows[ids[0]].float()[None]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from tiny import stock_config
+from transformers import AutoModel, LlamaForCausalLM
 
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.data.groups import Group
@@ -293,6 +294,16 @@ def test_heads_of_a_causal_model_start_as_its_row_for_yes(stock_decoder: Path) -
     model, tokenizer = from_pretrained_backbone(stock_decoder)
     yes = LlamaForCausalLM.from_pretrained(stock_decoder).lm_head.weight[tokenizer.convert_tokens_to_ids("Yes")]
     assert all(torch.equal(head.linear.weight[0], yes) for head in model.heads.values())  # type: ignore[union-attr,index]
+
+
+def test_a_model_with_local_layers_merges_after_a_global_one(stock_encoder: Path, tmp_path: Path) -> None:
+    config = stock_config("modernbert", vocab_size=20, num_hidden_layers=8, pad_token_id=0)
+    assert config.layer_types[1] == "sliding_attention"
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    for file in stock_encoder.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model, _ = from_pretrained_backbone(tmp_path)
+    assert model.matryoshka.default_merge_layer == 1  # a quarter of the layers would be 2
 
 
 def test_dropout_is_what_the_caller_says(stock_encoder: Path) -> None:
