@@ -7,43 +7,13 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mrr_model.checkpoint.config import CheckpointConfig, Given
-from mrr_model.checkpoint.library import Library, writes_pairs
+from mrr_model.checkpoint.library import Library
+from mrr_model.checkpoint.published import Answer, PublishedInput, published_input
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.stock import FINETUNE, StockHead, backbone_config, described
+from mrr_model.checkpoint.templates import writes_pairs
 from mrr_model.checkpoint.weights import Part
-from mrr_model.template import SPECIAL_TOKENS, InputTemplate
-
-Answer = str | int
-"""A token by its text, or by its id."""
-
-
-@dataclass(frozen=True)
-class PublishedInput:
-    """How a published re-ranker reads a pair, if its files do not say it. Models are known by their names.
-
-    Args:
-        name: What `template=` calls it.
-        models: A pattern of the models' names on the hub, without the owner.
-        template: The input template.
-        answers: The tokens whose logits are the score: yes and no, or yes alone; empty for classifiers.
-        scale: What the logit is multiplied by.
-        max_length: The tokens of an input that its authors use; None: the tokenizer's and the model's.
-        normalize: Whether its authors return probabilities.
-        whole_text: Whether the tokenizer writes its special tokens around the whole.
-    """
-
-    name: str
-    models: str
-    template: InputTemplate
-    answers: tuple[Answer, ...] = ()
-    scale: float = 1.0
-    max_length: int | None = None
-    normalize: bool = True
-    whole_text: bool = False
-
-    def of(self, tokenizer: PreTrainedTokenizerBase) -> InputTemplate:
-        """The template, with a tokenizer's special tokens."""
-        return in_special_tokens(self.template, tokenizer) if self.whole_text else self.template
+from mrr_model.template import InputTemplate
 
 
 @dataclass(frozen=True)
@@ -65,7 +35,14 @@ class CausalFormat:
         own = isinstance(given.template, InputTemplate)
         known = None
         if not own and (isinstance(given.template, str) or not names_pair_roles(tokenizer)):
-            known = self.known(source, given)
+            known = published_input(source, self.published, given.template)
+            if known is None:
+                raise ValueError(
+                    f"it is a causal model ({source.architecture}), and its files hold no input template of a "
+                    "re-ranker. Give one and the tokens by which it answers: template=InputTemplate(…), its JSON file, "
+                    f"or a published one ({', '.join(repr(entry.name) for entry in self.published)}), and "
+                    f"answers=('yes', 'no'). If it is no re-ranker yet, train one: {FINETUNE}."
+                )
         if known is not None:
             template, answers = known.of(tokenizer), given.answers or known.answers
             template_source = f"the table of published re-rankers: {known.name}"
@@ -97,35 +74,6 @@ class CausalFormat:
             notes=() if known else library.notes,
         )
 
-    def known(self, source: Source, given: Given) -> PublishedInput:
-        """The entry of a model: the one that the user names, else the one whose models have its name.
-
-        Raises:
-            ValueError: If there is none; says how to give a template.
-        """
-        listed = ", ".join(repr(entry.name) for entry in self.published)
-        if isinstance(given.template, str):
-            if given.template not in {entry.name for entry in self.published}:
-                raise ValueError(
-                    f"template={given.template!r} is neither a file nor a published template; those are {listed}."
-                )
-            return next(entry for entry in self.published if entry.name == given.template)
-        if (entry := published_entry(source, self.published)) is not None:
-            return entry
-        raise ValueError(
-            f"it is a causal model ({source.architecture}), and its files hold no input template of a re-ranker. Give "
-            "one and the tokens by which it answers: template=InputTemplate(…), its JSON file, or a published one "
-            f"({listed}), and answers=('yes', 'no'). If it is no re-ranker yet, train one: {FINETUNE}."
-        )
-
-
-def published_entry(source: Source, published: Sequence[PublishedInput]) -> PublishedInput | None:
-    """The entry of the table whose models have one of a folder's names."""
-    names = [name.rpartition("/")[2] for name in source.names]
-    return next(
-        (entry for entry in published for name in names if re.fullmatch(entry.models, name, re.IGNORECASE)), None
-    )
-
 
 def names_pair_roles(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a chat template names the roles query and document: one that copies any role is not a re-ranker's."""
@@ -134,13 +82,11 @@ def names_pair_roles(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer]) -> tuple[int, ...]:
-    """The ids of answers: of a text, its first token.
+    """The ids of one or two answers: of a text, its first token.
 
     Raises:
-        ValueError: If there are more than two, one has no token, or both begin with the same.
+        ValueError: If one has no token, or both begin with the same.
     """
-    if not 1 <= len(answers) <= 2:
-        raise ValueError(f"answers must be one token or two, yes first, got {answers!r}.")
     ids: list[int] = []
     for answer in answers:
         found = [answer] if isinstance(answer, int) else tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -187,20 +133,10 @@ def answer_head(
     softcap = getattr(backbone, "final_logit_softcapping", None)
     factor = scale / getattr(backbone, "logits_scaling", 1.0)
     if softcap is not None and factor != 1.0:
-        raise ValueError("a model that caps its logits cannot be scaled.")
+        raise ValueError(
+            f"its logits are capped (final_logit_softcapping {softcap}), so they cannot be multiplied by {factor:g}. "
+            "Give a template of its own instead of a published one that scales."
+        )
     part = Part("linear.weight", ids, factor)
     stored = f"{folder}/{name}" if folder else name
     return StockHead("last", kind="yes_no" if len(ids) == 2 else "linear", softcap=softcap, parts={stored: part})
-
-
-def in_special_tokens(template: InputTemplate, tokenizer: PreTrainedTokenizerBase) -> InputTemplate:
-    """A template with the special tokens that a tokenizer writes around one text."""
-    ids: list[int] = tokenizer("a")["input_ids"]
-    own: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = next(start for start in range(len(ids) + 1) if ids[start : start + len(own)] == own)
-    names = {getattr(tokenizer, f"{piece[1:-1]}_token_id", None): piece for piece in reversed(SPECIAL_TOKENS)}
-    before, after = (
-        tuple(names.get(id_) or str(tokenizer.convert_ids_to_tokens(id_)) for id_ in part)
-        for part in (ids[:start], ids[start + len(own) :])
-    )
-    return template.model_copy(update={"query": (*before, *template.query), "prompt": (*template.prompt, *after)})

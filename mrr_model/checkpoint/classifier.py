@@ -6,14 +6,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mrr_model.checkpoint.causal import PublishedInput, published_entry
 from mrr_model.checkpoint.config import CheckpointConfig, Given
 from mrr_model.checkpoint.library import Library
+from mrr_model.checkpoint.published import PublishedInput, published_input
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.stock import FINETUNE, StockHead, backbone_config, described, stored_prefix
 from mrr_model.checkpoint.weights import Part
 from mrr_model.modeling.families import family_of, is_decoder
-from mrr_model.template import InputTemplate
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ClassifierFormat:
         if given.answers is not None:
             raise ValueError(f"answers={given.answers!r} are for causal models, and this is a {source.architecture}.")
         head = classifier_head(source, backbone)
-        known = None if isinstance(given.template, InputTemplate) else published_entry(source, self.published)
+        known = published_input(source, self.published, given.template)
         defaults = library.defaults(tokenizer, backbone)
         if known is not None:
             template, template_source = known.of(tokenizer), f"the table of published re-rankers: {known.name}"

@@ -6,12 +6,13 @@ A published layer-wise format is an entry of `LAYERWISE`: which stock model it i
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mrr_model.checkpoint.causal import CausalFormat, PublishedInput, names_pair_roles, published_entry
+from mrr_model.checkpoint.causal import CausalFormat, names_pair_roles
 from mrr_model.checkpoint.classifier import ClassifierFormat
 from mrr_model.checkpoint.config import NOTHING_GIVEN, CheckpointConfig, Given
 from mrr_model.checkpoint.layerwise import MINICPM_PROMPT, LayerwiseFormat, granite_fields
 from mrr_model.checkpoint.modular import ModularFormat
 from mrr_model.checkpoint.native import NATIVE, SECTION
+from mrr_model.checkpoint.published import PublishedInput, published_input
 from mrr_model.checkpoint.source import CONFIG, Source
 from mrr_model.checkpoint.stock import FINETUNE, check_family
 from mrr_model.files.damage import reading
@@ -151,7 +152,7 @@ def is_reranker(source: Source) -> bool:
     """Whether a folder is of a format that opens, so that its heads are its own: not a plain model to train."""
     known = next((known for known in FORMATS if known.matches(source)), None)
     if isinstance(known, CausalFormat):
-        return published_entry(source, CAUSAL) is not None or names_pair_roles(source.stock_tokenizer)
+        return published_input(source, CAUSAL, None) is not None or names_pair_roles(source.stock_tokenizer)
     return known is not None
 
 

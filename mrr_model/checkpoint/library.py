@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mrr_model.checkpoint.config import Given
 from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.source import Source
-from mrr_model.checkpoint.templates import STRUCTURED, chat_template, pair_template
+from mrr_model.checkpoint.templates import chat_template, pair_template, writes_pairs
 from mrr_model.template import InputTemplate
 
 SETTINGS = "config_sentence_transformers.json"
@@ -97,7 +96,10 @@ class Library:
         if isinstance(given.template, InputTemplate):
             return given.template, "as given"
         if given.template is not None:
-            raise ValueError(f"template={given.template!r} is no file, and published templates are for causal models.")
+            raise ValueError(
+                f"template={given.template!r} is no file, and published templates are for models that carry none. Give "
+                "an InputTemplate or its JSON file, or leave template out."
+            )
         chat = self.chat
         if chat is None:
             chat = writes_pairs(tokenizer, self.structured)
@@ -129,27 +131,6 @@ class Library:
             f"CrossEncoder applies {self.activation} to this model's logits; here its scores are the logits, or their "
             "sigmoid with normalize=True.",
         )
-
-
-def writes_pairs(tokenizer: PreTrainedTokenizerBase, structured: bool | None = None) -> bool:
-    """Whether a tokenizer has a chat template that writes messages of the roles query and document."""
-    text = tokenizer.chat_template
-    if not text:
-        return False
-    if structured is None:
-        structured = not isinstance(text, str) or any(pattern in text for pattern in STRUCTURED)
-
-    def written(query: str, document: str) -> object:
-        messages: list[Any] = [
-            {"role": role, "content": [{"type": "text", "text": content}] if structured else content}
-            for role, content in (("query", query), ("document", document))
-        ]
-        return tokenizer.apply_chat_template(messages, tokenize=False)
-
-    try:
-        return len({str(written("a", "a")), str(written("b", "a")), str(written("a", "b"))}) == 3
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return False
 
 
 def with_prompt(template: InputTemplate, prompt: str) -> InputTemplate:

@@ -16,7 +16,7 @@ from mrr_model.inference.encode import UNLIMITED, PairEncoder
 from mrr_model.inference.tokenize import TextTokenizer
 from mrr_model.template import SPECIAL_TOKENS, InputTemplate
 
-GIVE_ONE = "Give the model's input template (mrr_model.template says how it is written)."
+GIVE_ONE = "Give the model's input template: template=InputTemplate(…), or its JSON file."
 """What to do if none can be had."""
 
 SAMPLE_QUERIES = ("what is a panda?", " who\n", "2", "", "don't (…)", "熊猫 é", "\n\n'Quoted'", "x ")
@@ -118,6 +118,25 @@ def chat_template(
         template = _with_optional_prompt(tokenizer, without, prompted, name)
     _check_chats(tokenizer, template, chat, system, name)
     return template
+
+
+def writes_pairs(tokenizer: PreTrainedTokenizerBase, structured: bool | None = None) -> bool:
+    """Whether a tokenizer has a chat template that writes messages of the roles query and document.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        structured: As for `chat_template`.
+
+    Returns:
+        False, too, if the template fails on such messages.
+    """
+    if not tokenizer.chat_template:
+        return False
+    chat = _Chat(tokenizer, {}, structured, "the chat template")
+    try:
+        return len({chat.text(*pair, None) for pair in (("a", "a"), ("b", "a"), ("a", "b"))}) == 3
+    except ValueError:
+        return False
 
 
 # Pairs
@@ -266,10 +285,10 @@ def _default_prompt(without: str, prompted: str) -> str:
 
 def _with_optional_prompt(tokenizer: PreTrainedTokenizerBase, without: str, prompted: str, name: str) -> InputTemplate:
     """A template that writes some text with the prompt and nothing without one."""
-    added, place = len(prompted) - len(without), prompted.index(PROMPT)
+    added, position = len(prompted) - len(without), prompted.index(PROMPT)
     starts = [
         start
-        for start in range(place, max(0, place + len(PROMPT) - added) - 1, -1)
+        for start in range(position, max(0, position + len(PROMPT) - added) - 1, -1)
         if prompted[:start] + prompted[start + added :] == without
     ]
     inside = [start for start in starts if prompted[start : start + added] in (PROMPT, " " + PROMPT)]
@@ -295,9 +314,9 @@ def _in_pieces(
     optional: tuple[int, int] | None = None,
 ) -> InputTemplate:
     """Split what a chat template writes where the tokenizer splits it anyway. `optional`: what becomes one piece."""
-    places = {slot: (written.find(text), written.find(text) + len(text)) for text, slot in SLOTS.items()}
-    places = {slot: place for slot, place in places.items() if place[0] >= 0}
-    stops = sorted([0, *(edge for place in places.values() for edge in place), len(written)])
+    spans = {slot: (written.find(text), written.find(text) + len(text)) for text, slot in SLOTS.items()}
+    spans = {slot: span for slot, span in spans.items() if span[0] >= 0}
+    stops = sorted([0, *(edge for span in spans.values() for edge in span), len(written)])
     literals = [(start, written[start:stop]) for start, stop in zip(stops[::2], stops[1::2], strict=True)]
     texts = TextTokenizer(tokenizer, [text for _, text in literals])
     splits = sorted({start + split for start, text in literals for split in texts.splits(text)})
@@ -314,7 +333,7 @@ def _in_pieces(
         found = [split for split in splits if position <= split <= stop]
         return found[0] if found else (stop if stop == len(written) else None)
 
-    passage = before(places["{passage}"][0]), after(places["{passage}"][1])
+    passage = before(spans["{passage}"][0]), after(spans["{passage}"][1])
     if not _all_found(passage):
         raise ValueError(f"{name} writes the passage so that the tokenizer joins it with other text. {GIVE_ONE}")
     edges = {0, *passage, len(written)}
@@ -322,19 +341,19 @@ def _in_pieces(
         if not {*optional} <= {0, *splits, len(written)}:
             raise ValueError(f"{name} writes the prompt so that the tokenizer joins it with other text. {GIVE_ONE}")
         edges |= {*optional}
-        held = [places["{query}"]]
+        held = [spans["{query}"]]
     else:
-        same = {slot: place for slot, place in places.items() if slot != "{passage}"}
-        together = len({place[0] < passage[0] for place in same.values()}) == 1
-        held = [(min(p[0] for p in same.values()), max(p[1] for p in same.values()))] if together else [*same.values()]
+        others = [span for slot, span in spans.items() if slot != "{passage}"]
+        together = len({start < passage[0] for start, _ in others}) == 1
+        held = [(min(start for start, _ in others), max(stop for _, stop in others))] if together else others
     edges |= {edge for start, stop in held for edge in (before(start), after(stop)) if edge is not None}
     ordered = sorted(edges)
-    spans: dict[str, list[str]] = {"query": [], "passage": [], "prompt": []}
+    pieces: dict[str, list[str]] = {"query": [], "passage": [], "prompt": []}
     for start, stop in pairwise(ordered):
-        span = "query" if stop <= passage[0] else "passage" if stop <= passage[1] else "prompt"
-        spans[span].append(_slotted(written[start:stop]))
+        name_of_span = "query" if stop <= passage[0] else "passage" if stop <= passage[1] else "prompt"
+        pieces[name_of_span].append(_slotted(written[start:stop]))
     try:
-        return InputTemplate.model_validate({**spans, "truncation": "end", "default_prompt": default_prompt})
+        return InputTemplate.model_validate({**pieces, "truncation": "end", "default_prompt": default_prompt})
     except ValidationError as error:
         raise ValueError(f"{name} writes a pair in a way that no template expresses. {GIVE_ONE}") from error
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from mrr_model import MatryoshkaReranker
-from mrr_model.checkpoint import Given
-from mrr_model.template import RELEASE_TEMPLATE, InputTemplate
+from mrr_model.checkpoint import Given, read_checkpoint_config
+from mrr_model.template import QWEN3_TEMPLATE, RELEASE_TEMPLATE, InputTemplate
 
 PAIR = ("what is a panda?", "the panda is eating")
 
@@ -86,3 +86,18 @@ def test_a_file_that_holds_no_template_is_named(tmp_path: Path, content: str) ->
     file.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"template\.json"):
         Given.of(file, None)
+
+
+def test_a_renamed_classifier_is_read_by_the_published_template_that_the_user_names(
+    tmp_path: Path, tokenizers: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vocabulary = {"vocab_size": len(tokenizers["decoder"]), "pad_token_id": 0}
+    config = Qwen3Config(num_key_value_heads=2, head_dim=8, num_labels=1, **vocabulary, **sizes)
+    Qwen3ForSequenceClassification(config).save_pretrained(tmp_path / "mine")
+    tokenizers["decoder"].save_pretrained(tmp_path / "mine")
+    given = Given.of("qwen3-reranker-seq-cls")
+    assert read_checkpoint_config(tmp_path / "mine", given).matryoshka.template == QWEN3_TEMPLATE
+    with pytest.raises(ValueError, match=r"template='zerank'.*'qwen3-reranker-seq-cls'"):
+        read_checkpoint_config(tmp_path / "mine", Given.of("zerank"))
