@@ -32,7 +32,9 @@ class ClassifierFormat:
     def read(self, source: Source, given: Given) -> CheckpointConfig:
         backbone, tokenizer, library = backbone_config(source), source.stock_tokenizer, Library.plain(source)
         if given.answers is not None:
-            raise ValueError(f"answers={given.answers!r} are for causal models, and this is a {source.architecture}.")
+            raise ValueError(
+                f"answers={given.answers!r} are for causal models, and this is a {source.architecture}. Leave them out."
+            )
         head = classifier_head(source, backbone)
         known = published_input(source, self.published, given.template)
         defaults = library.defaults(tokenizer, backbone)

@@ -61,6 +61,9 @@ class Given:
             template: A template, its fields, its JSON file, or the name of a published one.
             answers: One token or two, yes first.
 
+        Returns:
+            The same, checked; a file is read.
+
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If a template cannot be read, or for more than two answers; names the argument.

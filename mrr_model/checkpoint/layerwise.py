@@ -1,4 +1,4 @@
-"""The published layer-wise formats: a stock decoder with a head for every so many layers."""
+"""The published layer-wise formats: a stock decoder with a head for every nth layer."""
 
 import math
 from collections.abc import Callable

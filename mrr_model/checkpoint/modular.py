@@ -44,6 +44,9 @@ ACTIVATIONS: dict[str, str | None] = {
 NORM_EPS = 1e-5
 """Of torch's LayerNorm."""
 HEADS = ("Pooling", "Dense", "LayerNorm", "Dropout", "LogitScore")
+"""Modules that may follow the Transformer."""
+WEIGHTED = ("Dense", "LayerNorm")
+"""Those of them with weights of their own."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ class ModularFormat:
         with reading(transformer.folder / CONFIG):
             pad_token_id = backbone.pad_token_id if not rest and is_decoder(backbone.model_type) else None
             if given.answers is not None:
-                raise ValueError(f"answers={given.answers!r} are for models whose files do not say them.")
+                raise ValueError(
+                    f"answers={given.answers!r} are for models whose files do not say them, and modules.json does. "
+                    "Leave them out."
+                )
             template, template_source = library.template(tokenizer, given, pad_token_id=pad_token_id)
         modules = " + ".join(module.kind for module in (first, *rest))
         return described(
@@ -113,9 +119,6 @@ class ModularFormat:
             "read. Known are sequence-classification alone, text-generation + LogitScore, and feature-extraction + "
             "Pooling + … + Dense."
         )
-
-
-WEIGHTED = ("Dense", "LayerNorm")
 
 
 def read_modules(source: Source) -> list[Module]:
@@ -173,15 +176,15 @@ def layers_head(source: Source, modules: list[Module], backbone: PreTrainedConfi
                 f"{module.path}/config.json takes {inputs} numbers, but the module before it gives {size}."
             )
         if module.kind == "LayerNorm":
-            place = f"layers.{len(layers)}"
-            weights |= {f"{module.path}/norm.{kind}": f"{place}.{kind}" for kind in ("weight", "bias")}
+            target = f"layers.{len(layers)}"
+            weights |= {f"{module.path}/norm.{kind}": f"{target}.{kind}" for kind in ("weight", "bias")}
             layers.append(HeadLayer(kind="norm", size=size, eps=NORM_EPS))
             continue
         activation = _dense_activation(config, module)
         size, bias = int(config["out_features"]), bool(config.get("bias", True))
-        place = "linear" if last else f"layers.{len(layers)}.linear"
+        target = "linear" if last else f"layers.{len(layers)}.linear"
         kinds = ("weight", "bias") if bias else ("weight",)
-        weights |= {f"{module.path}/linear.{kind}": f"{place}.{kind}" for kind in kinds}
+        weights |= {f"{module.path}/linear.{kind}": f"{target}.{kind}" for kind in kinds}
         if not last:
             layers.append(HeadLayer(kind="dense", size=size, bias=bias, activation=activation))
         elif size != 1:

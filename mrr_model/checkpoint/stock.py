@@ -102,6 +102,9 @@ def described(
         folder: The sub-folder of the backbone's weights.
         folders: The sub-folders of all weights.
         facts: The other fields of `CheckpointConfig`.
+
+    Returns:
+        The config, which merges after any layer but the last.
     """
     layers = int(backbone.num_hidden_layers)
     matryoshka = MatryoshkaConfig(

@@ -103,7 +103,9 @@ class Layout:
     parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
     """By stored name, the weights that are parts of it, besides what `rename` makes of it."""
     folders: tuple[str, ...] = ("",)
-    """The sub-folders that hold weights. Stored names begin with theirs: `2_Dense/linear.weight`."""
+    """The sub-folders that hold weights, the backbone's first. Stored names begin with theirs, as in
+    `2_Dense/linear.weight`.
+    """
 
     def weights(self, stored: Mapping[str, Entry]) -> dict[str, Entry]:
         """The model's weights, or their headers, by its own names."""

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from mrr_model.checkpoint import Checkpoint
     from mrr_model.modeling.config import MatryoshkaConfig
+    from mrr_model.reranker import MatryoshkaReranker
 
-MAX_LENGTH = 512
-"""Tokens of the longest pair, if the model reads that many and does not say otherwise."""
 POOLINGS = {
     "first": "the first token",
     "last": "the last token",
@@ -56,16 +55,18 @@ def info(config: InfoConfig) -> None:
     from mrr_model import checkpoint
     from mrr_model.checkpoint import Given
     from mrr_model.checkpoint.hub import locate
+    from mrr_model.reranker import MatryoshkaReranker
 
     folder = locate(config.model, local_files_only=config.local_files_only)
     loaded = checkpoint.load_outline(folder, given=Given.of(config.template, config.answers))
+    reranker = MatryoshkaReranker(loaded)
     console = Console()
-    console.print(_table(_facts(config.model, folder, loaded)))
+    console.print(_table(_facts(config.model, folder, loaded, reranker.max_length)))
     console.print()
-    console.print(_flops_table(loaded))
+    console.print(_flops_table(reranker))
 
 
-def _facts(name: str, folder: Path, loaded: "Checkpoint") -> dict[str, str]:
+def _facts(name: str, folder: Path, loaded: "Checkpoint", max_length: int) -> dict[str, str]:
     """What one line of docs/models.md says of a model, and what its files add."""
     model, matryoshka, template = loaded.model, loaded.model.matryoshka, loaded.model.matryoshka.template
     prompt = loaded.defaults.prompt or template.default_prompt
@@ -78,8 +79,8 @@ def _facts(name: str, folder: Path, loaded: "Checkpoint") -> dict[str, str]:
         "licence": _licence(folder) or "not named in README.md",
         "family": f"{model.config.model_type}, {model.num_layers} layers × {model.config.hidden_size}",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:,.1f} M",
-        "weights": _stored_weights(folder),
-        "max length": f"{loaded.defaults.max_length or _max_length(loaded)} tokens",
+        "weights": _stored_weights(folder, loaded.folders),
+        "max length": f"{max_length} tokens",
         "exits": _exits_fact(name, loaded),
         "merge layers": _listed(matryoshka.merge_layers),
         "default merge layer": str(matryoshka.default_merge_layer) if matryoshka.merge_layers else "none",
@@ -147,12 +148,12 @@ def _calibration_fact(name: str, loaded: "Checkpoint") -> str:
     return f"{len(calibration.settings)} settings on {calibration.data}"
 
 
-def _stored_weights(folder: Path) -> str:
+def _stored_weights(folder: Path, folders: Sequence[str]) -> str:
     """How many numbers of each format the checkpoint's files hold, by their headers."""
     from mrr_model.checkpoint.weights import read_headers
 
     counts: dict[str, int] = {}
-    for stored in read_headers(folder).values():
+    for stored in read_headers(folder, folders).values():
         counts[stored.format] = counts.get(stored.format, 0) + prod(stored.shape)
     return ", ".join(f"{count:,} in {dtype}" for dtype, count in counts.items())
 
@@ -161,19 +162,13 @@ def _listed(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers)) or "none"
 
 
-def _max_length(loaded: "Checkpoint") -> int:
-    return min(MAX_LENGTH, loaded.model.backbone.max_tokens or MAX_LENGTH)
-
-
-def _flops_table(loaded: "Checkpoint") -> "Table":
+def _flops_table(reranker: "MatryoshkaReranker") -> "Table":
     """The share of full size's FLOPs at each setting of a default grid."""
     from rich.table import Table
 
     from mrr_model.compression import DEFAULT_KEEP_RATIOS, evenly_spread
     from mrr_model.evaluation.config import DEPTHS
-    from mrr_model.reranker import MatryoshkaReranker
 
-    reranker = MatryoshkaReranker(loaded, max_length=_max_length(loaded))
     ratios = DEFAULT_KEEP_RATIOS if reranker.merge_layers else DEFAULT_KEEP_RATIOS[:1]
     full = reranker.flops(depth=None, keep_ratio=1.0)
     table = Table(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from mrr_model import MatryoshkaReranker
@@ -126,3 +127,20 @@ def test_a_model_that_does_not_open_is_one_line(mrr: Mrr, tokenizer: Any, tmp_pa
 
 def test_info_of_what_is_no_checkpoint(mrr: Mrr, tmp_path: Path) -> None:
     assert "holds no config.json" in mrr("info", tmp_path).error
+
+
+def test_the_weights_of_sub_folders_are_counted(mrr: Mrr, tokenizer: Any, tmp_path: Path) -> None:
+    """As older versions of sentence-transformers saved a classifier: all of it in the folder of one module."""
+    stock_bert(tmp_path / "0_Transformer", tokenizer)
+    settings = {"transformer_task": "sequence-classification"}
+    module = {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.base.modules.Transformer"}
+    for name, content in (
+        ("modules.json", [module]),
+        ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}),
+        ("0_Transformer/sentence_bert_config.json", settings),
+    ):
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    result = mrr("info", tmp_path, columns=300)
+    assert result.exit_code == 0, result.output
+    count = sum(weight.numel() for weight in load_file(tmp_path / "0_Transformer" / "model.safetensors").values())
+    assert f"weights {count:,} in F32" in " ".join(result.stdout.split())
