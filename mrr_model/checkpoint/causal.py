@@ -84,6 +84,13 @@ def names_pair_roles(tokenizer: PreTrainedTokenizerBase) -> bool:
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer]) -> tuple[int, ...]:
     """The ids of one or two answers: of a text, its first token.
 
+    Args:
+        tokenizer: The model's tokenizer.
+        answers: Yes first.
+
+    Returns:
+        An id per answer.
+
     Raises:
         ValueError: If one has no token, or both begin with the same.
     """
@@ -111,6 +118,9 @@ def answer_head(
         ids: The tokens, yes first.
         scale: What the logits are multiplied by.
         folder: The sub-folder of its weights.
+
+    Returns:
+        The head: `yes_no` of two answers, `linear` of one, over the last token.
 
     Raises:
         ValueError: If the weights hold no language-model head, or one for another width.

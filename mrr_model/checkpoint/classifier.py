@@ -71,6 +71,9 @@ def classifier_head(source: Source, backbone: PreTrainedConfig, folder: str = ""
         backbone: Its configuration.
         folder: The sub-folder of its weights.
 
+    Returns:
+        The head, with the stored names of its weights.
+
     Raises:
         ValueError: If its weights are missing, have several labels or are made for another width.
     """

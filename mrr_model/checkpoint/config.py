@@ -122,7 +122,14 @@ class CheckpointConfig:
 
 
 def with_given(matryoshka: MatryoshkaConfig, given: Given) -> tuple[MatryoshkaConfig, str | None]:
-    """The config of a model with heads of its own, with the template that the user gives, and where that is from.
+    """Apply what the user gives to a model with score heads.
+
+    Args:
+        matryoshka: The model's config.
+        given: What the user gives.
+
+    Returns:
+        The config with the given template, and where that is from, in words; None if the template is the model's own.
 
     Raises:
         ValueError: If the user names a published template, or answers, which these models do not have.
@@ -149,6 +156,13 @@ def stock_type(model_type: str | None) -> str | None:
 
 def stock_config(model_type: str | None, fields: Mapping[str, Any]) -> PreTrainedConfig:
     """A stock configuration from the fields of a config.json.
+
+    Args:
+        model_type: The architecture, of transformers or of `ALIASES`.
+        fields: config.json; fields that a stock base model does not use are left out.
+
+    Returns:
+        The configuration, checked.
 
     Raises:
         ValueError: For a family that is not known, and for numbers and names of which no model can be built.

@@ -163,6 +163,9 @@ def read_format(source: Source, given: Given = NOTHING_GIVEN) -> CheckpointConfi
         source: The folder.
         given: What the user says of the model in place of its files.
 
+    Returns:
+        Enough to build the model and to name its weights.
+
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If the format is not known, or no model can be built of the configuration; names the file.

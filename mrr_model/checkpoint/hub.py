@@ -112,6 +112,9 @@ def wanted(files: Iterable[str]) -> list[str]:
     Args:
         files: Their paths inside the folder or repository, with `/`.
 
+    Returns:
+        Their paths, in the same order.
+
     Example:
         >>> wanted(["config.json", "model.safetensors", "onnx/model.onnx", "1_Pooling/config.json", "modeling.py"])
         ['config.json', 'model.safetensors', '1_Pooling/config.json']
@@ -120,7 +123,16 @@ def wanted(files: Iterable[str]) -> list[str]:
 
 
 def listed(name: str, revision: str | None, token: str | bool | None) -> list[str]:
-    """The files of a hub repository; empty if the hub does not say them, as without a connection."""
+    """The files of a hub repository.
+
+    Args:
+        name: The hub id.
+        revision: Branch, tag or commit.
+        token: The hub's access token.
+
+    Returns:
+        Their paths; empty if the hub does not say them, as without a connection.
+    """
     try:
         return HfApi(token=token).list_repo_files(name, revision=revision)
     except (OSError, HTTPError):

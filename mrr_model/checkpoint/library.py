@@ -57,6 +57,9 @@ class Library:
             source: The folder.
             transformer: The folder of its Transformer module.
 
+        Returns:
+            What the folder's files say.
+
         Raises:
             ValueError: If a file asks for what is not supported here; names it.
         """
@@ -89,6 +92,9 @@ class Library:
             tokenizer: The model's tokenizer.
             given: What the user says instead.
             pad_token_id: For causal classifiers; see `pair_template`.
+
+        Returns:
+            The template, and its source in words.
 
         Raises:
             ValueError: If no template expresses it.
@@ -148,6 +154,9 @@ def library_activation(config: Mapping[str, Any], settings: Mapping[str, Any] | 
     Args:
         config: config.json.
         settings: config_sentence_transformers.json, which counts only beside a modules.json.
+
+    Returns:
+        The class's full name: the one that the files name if it is torch's own, else the sigmoid's.
     """
     own = config.get("sentence_transformers")
     named = (

@@ -100,7 +100,21 @@ class ModularFormat:
     def head(
         self, source: Source, transformer: Source, backbone: PreTrainedConfig, first: Module, rest: list[Module]
     ) -> tuple[StockHead, tuple[str, ...]]:
-        """What reads the score, and the sub-folders of all weights."""
+        """What reads the score.
+
+        Args:
+            source: The folder.
+            transformer: The folder of its Transformer module.
+            backbone: That module's configuration.
+            first: That module.
+            rest: The modules after it.
+
+        Returns:
+            The head, and the sub-folders of all weights, the Transformer's first.
+
+        Raises:
+            ValueError: If the modules give no score that can be read; names the file.
+        """
         settings = next((transformer.json(name) for name in TRANSFORMER_SETTINGS if transformer.has(name)), {})
         task = settings.get("transformer_task", "feature-extraction")
         kinds = [module.kind for module in rest]
@@ -122,7 +136,7 @@ class ModularFormat:
 
 
 def read_modules(source: Source) -> list[Module]:
-    """The modules of a modules.json.
+    """The modules of a modules.json, without those that are active in training only.
 
     Raises:
         ValueError: If it is damaged, or lists a module that is not known.
@@ -147,7 +161,11 @@ def read_modules(source: Source) -> list[Module]:
 
 
 def answers_of(source: Source, module: Module) -> tuple[int, ...]:
-    """The answers' ids of a LogitScore module, yes first."""
+    """The answers' ids of a LogitScore module, yes first.
+
+    Raises:
+        ValueError: If its config.json does not hold them; names the file.
+    """
     config = _config(source, module)
     ids = [config.get("true_token_id"), config.get("false_token_id")]
     found = [id_ for id_ in ids if id_ is not None]
@@ -159,6 +177,14 @@ def answers_of(source: Source, module: Module) -> tuple[int, ...]:
 
 def layers_head(source: Source, modules: list[Module], backbone: PreTrainedConfig) -> StockHead:
     """The head of Pooling, Dense and LayerNorm modules, the last of which gives the score.
+
+    Args:
+        source: The folder.
+        modules: The modules after the Transformer.
+        backbone: The Transformer's configuration.
+
+    Returns:
+        The head, with the stored names of its weights.
 
     Raises:
         ValueError: For modules that no head expresses.

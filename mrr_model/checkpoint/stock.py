@@ -139,6 +139,9 @@ def backbone_layout(backbone: PreTrainedConfig, stored: Iterable[str], folder: s
         backbone: Its configuration.
         stored: Its stored names.
         folder: The sub-folder that holds it, with which its names begin.
+
+    Returns:
+        The layout, by the names of the model in `mrr_model.modeling.model`.
     """
     inside, names = f"{folder}/" if folder else "", list(stored)
     prefix = stored_prefix(backbone, [name.removeprefix(inside) for name in names])

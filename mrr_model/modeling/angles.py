@@ -58,6 +58,9 @@ class Rotary:
             hidden: Any tensor of the states' device and dtype.
             positions: Int64 (B or 1, T).
             lengths: Tokens of each row, int64 (B,), on the CPU.
+
+        Returns:
+            Cosines and sines by type of layer; under `""` if all layers share theirs.
         """
         if self.kind is not None:
             return {"": self._scaled(hidden, positions, lengths)}

@@ -152,6 +152,9 @@ class Backbone(ABC):
             tokens: The states of a pair.
             whole: Those that have a query: all, or the pooled one.
             merged: Whether a merge came before.
+
+        Returns:
+            FLOPs per pair; 0 for families without such products.
         """
         return 0.0
 

@@ -113,7 +113,18 @@ class DisentangledAttention(DisentangledSelfAttention):
     def bias(
         self, query: Tensor, key: Tensor, keys: Tensor | None, queries: Tensor | None, index: Tensor
     ) -> Tensor | None:
-        """The scaled products with relative positions, (B, H, T, T): of (B, H, T, d) with (H, P, d)."""
+        """The scaled products with relative positions.
+
+        Args:
+            query: (B, H, T, d).
+            key: (B, H, T, d).
+            keys: The keys of relative positions, (H, P, d); None if the model has none.
+            queries: Their queries, (H, P, d), likewise.
+            index: The relative position of each two tokens, int64 (1 or B, T, T).
+
+        Returns:
+            (B, H, T, T), to be added to the products of contents; None if the model has neither.
+        """
         shape = (*query.shape[:3], key.shape[2])
         index = index[:, None]
         bias = None
@@ -127,7 +138,18 @@ class DisentangledAttention(DisentangledSelfAttention):
     def row_bias(
         self, query: Tensor, key: Tensor, keys: Tensor | None, queries: Tensor | None, index: Tensor
     ) -> Tensor | None:
-        """The same for one query of each pair, (B, H, 1, d), with relative positions `index` (1 or B, T): (B, H, T)."""
+        """The same for one query of each pair.
+
+        Args:
+            query: (B, H, 1, d).
+            key: (B, H, T, d).
+            keys: As for `bias`.
+            queries: As for `bias`.
+            index: The relative position of the query's token and each other, int64 (1 or B, T).
+
+        Returns:
+            (B, H, T), or None.
+        """
         bias = None
         if keys is not None:
             products = (query * self.scaling @ keys.transpose(1, 2))[:, :, 0]  # (B, H, P)

@@ -173,6 +173,10 @@ def backbone_of(model: PreTrainedModel, pooling: Pooling, token_types: tuple[int
 def default_pooling(model_type: str | None, head: str) -> Pooling:
     """What an exit reads if a model's configuration does not say.
 
+    Args:
+        model_type: The architecture.
+        head: The kind of score head; see `mrr_model.modeling.heads.HeadKind`.
+
     Raises:
         ValueError: If the family is unknown.
     """
