@@ -66,6 +66,8 @@ class Checkpoint:
     """What was opened, in words; None for a model that was not loaded."""
     template_source: str | None = None
     """Where its input template comes from, in words."""
+    folders: tuple[str, ...] = ("",)
+    """The sub-folders that hold its weights."""
 
 
 def load(
@@ -295,8 +297,9 @@ def _with_companions(
     defaults, most = config.defaults, model.backbone.max_tokens
     if config.stock and most is not None:
         defaults = defaults.model_copy(update={"max_length": min(defaults.max_length or most, most)})
+    words = config.source, config.template_source
     return Checkpoint(
-        model, tokenizer, adapters, calibration, profile, defaults, whole, config.source, config.template_source
+        model, tokenizer, adapters, calibration, profile, defaults, whole, *words, config.layout.folders
     ), notes
 
 
