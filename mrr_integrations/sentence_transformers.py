@@ -29,6 +29,7 @@ from mrr_integrations._multi_exit import MultiExitLoss, ReplayingModule
 from mrr_model import checkpoint
 from mrr_model.calibration.probability import probabilities
 from mrr_model.checkpoint.hub import locate
+from mrr_model.checkpoint.library import stored_activation
 from mrr_model.compression import KeepRatio
 from mrr_model.files.atomic import write_file
 from mrr_model.inference.device import resolve_device, resolve_dtype
@@ -342,7 +343,8 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         saved = folder / "config_sentence_transformers.json"
         if saved.is_file() and (folder / "modules.json").is_file():
             self._parse_model_config(json.loads(saved.read_text(encoding="utf-8")))
-        self._stored_activation = _stored_activation(folder)
+        if (folder / "config.json").is_file():
+            self._stored_activation = stored_activation(checkpoint.read_config(folder))
         return [MatryoshkaModule(_open(folder, model_kwargs, **self._asked))], {}
 
     def get_default_activation_fn(self) -> Callable[..., Any]:
@@ -546,15 +548,6 @@ def _with_dtype(model_kwargs: dict[str, Any] | None, device: str | None) -> dict
         return model_kwargs
     chosen = resolve_dtype("auto", resolve_device(device or "auto"))
     return {**model_kwargs, "torch_dtype": None, "dtype": chosen}
-
-
-def _stored_activation(folder: Path) -> str | None:
-    """The activation that config.json names, under the library's key or its older one."""
-    stored = checkpoint.read_config(folder) if (folder / "config.json").is_file() else {}
-    own = stored.get("sentence_transformers")
-    named = own.get("activation_fn") if isinstance(own, dict) else None
-    named = named or stored.get("sbert_ce_default_activation_function")
-    return named if isinstance(named, str) else None
 
 
 def _loaded(reranker: CoreReranker | None, modules: Any) -> CoreReranker | None:

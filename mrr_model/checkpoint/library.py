@@ -23,6 +23,8 @@ TRANSFORMER_SETTINGS = (
 """Names of a Transformer module's own file; the later ones are of old versions."""
 
 SIGMOID = "torch.nn.modules.activation.Sigmoid"
+CHAT_TEMPLATE, PAIR_TEMPLATE = "the tokenizer's chat template", "the tokenizer's pair template"
+"""Where a template comes from that CrossEncoder finds by itself."""
 LONGEST = 10**9
 """Tokenizers without a limit say a number above this."""
 
@@ -111,11 +113,11 @@ class Library:
             chat = writes_pairs(tokenizer, self.structured)
         if chat:
             template = chat_template(tokenizer, system=self.prompt, options=self.options, structured=self.structured)
-            return template, "the tokenizer's chat template"
+            return template, CHAT_TEMPLATE
         template = pair_template(tokenizer, pad_token_id=pad_token_id)
         if self.prompt:
             template = with_prompt(template, self.prompt)
-        return template, "the tokenizer's pair template"
+        return template, PAIR_TEMPLATE
 
     def defaults(self, tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedConfig) -> Defaults:
         """Its lengths, and whether its scores are probabilities."""
@@ -158,11 +160,14 @@ def library_activation(config: Mapping[str, Any], settings: Mapping[str, Any] | 
     Returns:
         The class's full name: the one that the files name if it is torch's own, else the sigmoid's.
     """
-    own = config.get("sentence_transformers")
-    named = (
-        (settings or {}).get("activation_fn"),
-        own.get("activation_fn") if isinstance(own, dict) else None,
-        config.get("sbert_ce_default_activation_function"),
-    )
+    named = ((settings or {}).get("activation_fn"), stored_activation(config))
     trusted = (name for name in named if isinstance(name, str) and name.startswith("torch."))  # others are remote code
     return next(trusted, SIGMOID)
+
+
+def stored_activation(config: Mapping[str, Any]) -> str | None:
+    """The class of an activation that config.json names, under the library's key or its older one."""
+    own = config.get("sentence_transformers")
+    named = own.get("activation_fn") if isinstance(own, dict) else None
+    named = named or config.get("sbert_ce_default_activation_function")
+    return named if isinstance(named, str) else None

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from mrr_model.checkpoint import Checkpoint
+from mrr_model.checkpoint.library import CHAT_TEMPLATE, PAIR_TEMPLATE
 from mrr_model.checkpoint.source import Source
 from mrr_model.reranker import MatryoshkaReranker
 
@@ -37,7 +38,7 @@ def compare_with_original(folder: Path, loaded: Checkpoint, pairs: Sequence[tupl
     """
     reranker = MatryoshkaReranker(loaded, depth=None, keep_ratio=1.0, normalize=False)
     own = reranker.score_pairs(pairs, show_progress=False)
-    with_template = str(loaded.template_source).startswith("the tokenizer's")
+    with_template = loaded.template_source in (CHAT_TEMPLATE, PAIR_TEMPLATE)
     try:
         theirs = (
             _by_cross_encoder(folder, reranker, pairs) if with_template else _by_transformers(folder, reranker, pairs)
@@ -52,7 +53,7 @@ def compare_with_original(folder: Path, loaded: Checkpoint, pairs: Sequence[tupl
             raise ValueError(
                 f"{folder} scores {score:.4f} here and {expected:.4f} in {library} for the pair {query[:40]!r}, "
                 f"{document[:40]!r}. Check its input template, which is from {loaded.template_source}, and give the "
-                "right one with template."
+                "right one: template=… or --template."
             )
     return f"{len(pairs)} pairs score as in {library}"
 

@@ -14,7 +14,7 @@ from mrr_model.compression import Plan
 from mrr_model.modeling import attention
 from mrr_model.modeling.attention import UNFUSED_ROWS, AttentionRow, row_attention, row_weights, visible_positions
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
-from mrr_model.modeling.families import FAMILIES, backbone_of
+from mrr_model.modeling.families import FAMILIES
 from mrr_model.modeling.model import MatryoshkaModel
 
 ModelFactory = Callable[..., MatryoshkaModel]
@@ -282,13 +282,6 @@ def test_longest_input_runs(make_model: ModelFactory, make_pairs: PairFactory, f
         full = make_pairs([(8, longest - 9, 1)])
         expected = stock_logits(model, collate(full, model.config.pad_token_id))
         close(logits_of(model, full, Plan(exits=(6,))), expected[:, -1:])
-
-
-def test_unknown_backbone(make_model: ModelFactory) -> None:
-    model: Any = make_model("bert").model
-    model.config.model_type = "gpt2"
-    with pytest.raises(ValueError, match="'gpt2' is not a known backbone"):
-        backbone_of(model, "first")
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])

@@ -1,4 +1,4 @@
-"""Decoders' own classifiers: the logits of stock `*ForSequenceClassification` models, from their own weights."""
+"""Classifiers of decoders that transformers has no `*ForSequenceClassification` of: their recipes, written out."""
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import stock_config
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mrr_model.compression import Plan
 from mrr_model.modeling.batch import EncodedPair, collate
@@ -20,19 +20,6 @@ from mrr_model.template import RELEASE_TEMPLATE
 PairFactory = Callable[..., list[EncodedPair]]
 
 SPANS = [(5, 21, 4), (3, 60, 4), (4, 0, 4)]
-WINDOW = {"sliding_window": 7}
-"""Shorter than the first two inputs."""
-CASES: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {}),
-    ("mistral", WINDOW),
-    ("qwen2", {}),
-    ("qwen3", {}),
-    ("gemma", {}),
-    ("gemma2", WINDOW),
-    ("gemma3_text", WINDOW),
-    ("phi3", WINDOW),
-]
-"""The families that transformers has a sequence classifier of."""
 
 
 def opened(config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> MatryoshkaModel:
@@ -69,28 +56,6 @@ def logits_of(model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan | Non
     with torch.inference_mode():
         logits: Tensor = model(collate(pairs, 0), plan or Plan((model.num_layers,)))
     return logits[:, 0]
-
-
-def stock_batch(pairs: list[EncodedPair]) -> tuple[Tensor, Tensor]:
-    """Ids, padded on the right, and the attention mask."""
-    batch = collate(pairs, 0)
-    return batch.input_ids, (torch.arange(batch.input_ids.shape[1]) < batch.spans.total[:, None]).long()
-
-
-@pytest.mark.parametrize(("family", "changes"), CASES, ids=str)
-def test_logits_are_those_of_the_stock_classifier(
-    make_pairs: PairFactory, family: str, changes: dict[str, Any]
-) -> None:
-    config = stock_config(family, num_labels=1, **changes)
-    stock = randomized(AutoModelForSequenceClassification.from_config, config, attn_implementation="eager")
-    model, pairs = opened(stock_config(family, **changes), stock.state_dict()), make_pairs(SPANS)
-    ids, mask = stock_batch(pairs)
-    with torch.inference_mode():
-        expected = stock(input_ids=ids, attention_mask=mask).logits[:, 0]
-    assert expected.std() > 0.1
-    torch.testing.assert_close(logits_of(model, pairs), expected, atol=1e-5, rtol=1e-5)
-    alone = torch.cat([logits_of(model, [pair]) for pair in pairs])
-    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_granite_reads_the_last_token_by_a_linear_layer(make_pairs: PairFactory) -> None:
