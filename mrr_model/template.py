@@ -1,4 +1,4 @@
-r"""How texts become the spans of an input: templates as data, and those of the known families.
+r"""How texts become the spans of an input: templates as data, and those that formats share.
 
 An input has three spans: what precedes the passage (the query span), the passage, and what follows it (the prompt
 span). Only passage tokens merge. A template lists the pieces of each span; it is stored in a checkpoint's config.json,
@@ -135,11 +135,6 @@ BERT_TEMPLATE = InputTemplate(
     token_types=(0, 1, 1),
 )
 """`[CLS] query [SEP] passage [SEP]`."""
-
-XLM_ROBERTA_TEMPLATE = InputTemplate(
-    query=("{cls}", "{query}", "{sep}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="longest_first"
-)
-"""`<s> query </s></s> passage </s>`."""
 
 QWEN3_TEMPLATE = InputTemplate(
     query=(

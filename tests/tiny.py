@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from mrr_model.modeling.families import config_class, model_class, without_pooler
-from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
+from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE, InputTemplate
 
 LAYERS = 6
 
@@ -235,6 +235,10 @@ ENCODER: dict[str, Any] = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+XLM_ROBERTA_TEMPLATE = InputTemplate(
+    query=("{cls}", "{query}", "{sep}", "{sep}"), passage=("{passage}",), prompt=("{sep}",), truncation="longest_first"
+)
+"""`<s> query </s></s> passage </s>`."""
 ROBERTA = Tiny({**ENCODER, "type_vocab_size": 1}, template=XLM_ROBERTA_TEMPLATE, max_tokens=128)
 NO_TOKEN_TYPES = BERT_TEMPLATE.model_copy(update={"token_types": None})
 DEBERTA: dict[str, Any] = {

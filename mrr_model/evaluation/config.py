@@ -68,7 +68,7 @@ class GridConfig(InferenceConfig):
     seed: int = 0
     """Seed of the random draws."""
     prompt: Annotated[str | None, Flag(default="the preset's or the model's")] = None
-    """Instruction after the passage, for every collection."""
+    """Instruction for every collection, for models that take one; empty for none."""
     max_length: Annotated[int | None, Flag(default="the preset's, else 512")] = Field(default=None, ge=1, le=MANY)
     """Tokens per pair."""
 

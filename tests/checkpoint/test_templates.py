@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.base.modules.transformer import Transformer
+from tiny import XLM_ROBERTA_TEMPLATE
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from mrr_model.checkpoint.templates import chat_template, pair_template
 from mrr_model.inference.encode import PairEncoder
-from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
+from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, InputTemplate
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

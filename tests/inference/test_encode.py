@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tiny import XLM_ROBERTA_TEMPLATE
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import BertProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -20,7 +21,7 @@ from mrr_model.inference import tokenize as tokenizing
 from mrr_model.inference.batching import length_sorted_batches
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.modeling.batch import EncodedPair, collate
-from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, RELEASE_TEMPLATE, XLM_ROBERTA_TEMPLATE, InputTemplate
+from mrr_model.template import BERT_TEMPLATE, QWEN3_TEMPLATE, RELEASE_TEMPLATE, InputTemplate
 
 Tokenizers = Mapping[str, PreTrainedTokenizerBase]
 
