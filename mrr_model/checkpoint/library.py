@@ -121,7 +121,7 @@ class Library:
 
     def defaults(self, tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedConfig) -> Defaults:
         """Its lengths, and whether its scores are probabilities."""
-        return Defaults(max_length=self.length(tokenizer, backbone), normalize=self.activation == SIGMOID)
+        return Defaults(max_length=self.length(tokenizer, backbone), normalize=self._activation_name == "Sigmoid")
 
     def length(self, tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedConfig) -> int | None:
         """The tokens of an input that it allows; None if nothing limits them."""
@@ -131,9 +131,14 @@ class Library:
         return min((int(limit) for limit in limits if limit is not None and 0 < limit < LONGEST), default=None)
 
     @property
+    def _activation_name(self) -> str:
+        """Without its module: torch.nn exports classes of torch.nn.modules.activation."""
+        return self.activation.rpartition(".")[2]
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """A note if its activation is neither the sigmoid nor the identity."""
-        if self.activation.rpartition(".")[2] in ("Sigmoid", "Identity"):
+        if self._activation_name in ("Sigmoid", "Identity"):
             return ()
         return (
             f"CrossEncoder applies {self.activation} to this model's logits; here its scores are the logits, or their "

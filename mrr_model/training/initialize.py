@@ -109,7 +109,7 @@ def with_exits(
     matryoshka = _matryoshka(
         loaded.model.config,
         exits=exits,
-        merge_layer=merge_layer or own.default_merge_layer,
+        merge_layer=own.default_merge_layer if merge_layer is None else merge_layer,
         merge_layers=own.merge_layers,
         **fields,
     )
