@@ -275,8 +275,8 @@ class FinetuneConfig(RunConfig):
     """
 
     model: str
-    """Model to start from: a checkpoint of this project, a trained cross-encoder with one label, or a stock encoder or
-    causal model; a local folder or a hub id."""
+    """Model to start from: a checkpoint of this project, another re-ranker that opens, or a stock encoder or causal
+    model; a local folder or a hub id."""
     train: tuple[str, ...] = Field(min_length=1)
     """Training data: JSON lines, a BEIR or MS MARCO folder, or a Hugging Face dataset; #SPLIT chooses a split."""
     stages: tuple[Stage, ...] = STAGES
@@ -285,8 +285,8 @@ class FinetuneConfig(RunConfig):
     """Dropout of a stock model's layers."""
     head: Literal["linear", "similarity"] | None = None
     """Kind of fresh heads: linear reads the first or last token; similarity, for encoders, reads the separator after
-    the query and adds a cosine of mean states, which suits bi-encoders. By default, exits start from a cross-encoder's
-    own classifier, else from fresh linear heads. Only for a stock model."""
+    the query and adds a cosine of mean states, which suits bi-encoders. By default, exits start from a re-ranker's
+    own head, else from fresh linear heads. Only for a stock model."""
     freeze_embeddings: bool = True
     """Keep the word embeddings as they are."""
     distill: DistillConfig = DistillConfig()

@@ -1,4 +1,4 @@
-"""The model that a fine-tuning run starts from: this project's checkpoint, a cross-encoder or a stock model."""
+"""The model that a fine-tuning run starts from: this project's checkpoint, another re-ranker or a plain model."""
 
 from typing import Any
 
