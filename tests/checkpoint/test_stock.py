@@ -255,7 +255,7 @@ def test_a_causal_model_without_its_head(causal: Path) -> None:
 def test_what_is_given_must_fit_the_model(classifier: Path, causal: Path) -> None:
     with pytest.raises(ValueError, match=r"answers.*are for causal models"):
         checkpoint.load(classifier, given=Given(answers=("yes", "no")))
-    with pytest.raises(ValueError, match="template='zerank' is no file"):
+    with pytest.raises(ValueError, match="template='zerank' is neither a file nor a published template"):
         checkpoint.load(classifier, given=Given("zerank"))
     with pytest.raises(ValueError, match="template='nobody' is neither a file nor a published template"):
         checkpoint.load(causal, given=Given("nobody"))
