@@ -51,6 +51,7 @@ def pair_template(tokenizer: PreTrainedTokenizerBase, *, pad_token_id: int | Non
         ValueError: If the tokenizer writes pairs in a way that no template expresses.
     """
     name = f"the tokenizer of {tokenizer.name_or_path!r}"
+    _check_side(tokenizer)
     ids, sources, types = _sentinel_pair(tokenizer, name)
     first, second = (0, 1) if sources.index(0) < sources.index(1) else (1, 0)
     runs = re.fullmatch(
@@ -104,6 +105,7 @@ def chat_template(
     name = f"the chat template of {tokenizer.name_or_path!r}"
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. {GIVE_ONE}")
+    _check_side(tokenizer)
     chat = _Chat(tokenizer, {**(options or {})}, structured, name)
     without = chat.text(QUERY, PASSAGE, None)
     _check_written(without, (QUERY, PASSAGE), name)
@@ -137,6 +139,16 @@ def writes_pairs(tokenizer: PreTrainedTokenizerBase, structured: bool | None = N
         return len({chat.text(*pair, None) for pair in (("a", "a"), ("b", "a"), ("a", "b"))}) == 3
     except ValueError:
         return False
+
+
+def _check_side(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that long texts are cut at their end, the only side that a template knows."""
+    if tokenizer.truncation_side != "right":
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path!r} cuts long texts at their beginning (truncation_side "
+            f"{tokenizer.truncation_side!r}), which is not supported. Set truncation_side to 'right' in "
+            "tokenizer_config.json: short texts then score as before, and long ones are cut at their end."
+        )
 
 
 # Pairs

@@ -444,3 +444,12 @@ def test_a_template_is_stored_as_json(
 ) -> None:
     for _, template in chat_tokenizers.values():
         assert InputTemplate.model_validate(json.loads(template.model_dump_json())) == template
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_tokenizer_that_cuts_the_beginning_is_refused(chat: bool) -> None:
+    tokenizer = word_pieces(truncation_side="left")
+    if chat:
+        tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ValueError, match=r"truncation_side.*tokenizer_config\.json"):
+        (chat_template if chat else pair_template)(tokenizer)
