@@ -89,7 +89,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: MatryoshkaModel, 
     """Check that a tokenizer can be this model's.
 
     Raises:
-        ValueError: If it has no words, ids beyond the embeddings, or lacks a special token of the input template.
+        ValueError: If it has no words, ids or token types beyond the embeddings, or lacks a special token of the input
+            template.
     """
     file = folder / FAST if (folder / FAST).is_file() else folder
     vocabulary = tokenizer.get_vocab()
@@ -100,6 +101,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: MatryoshkaModel, 
     if last >= rows:
         raise ValueError(f"{file} gives ids up to {last}, but the model's embeddings have {rows} rows. {COPY}")
     template = model.matryoshka.template
+    types, last_type = getattr(model.config, "type_vocab_size", 0), max(template.token_types or (0,))
+    if types and last_type >= types:  # 0: the model uses none
+        raise ValueError(
+            f"{folder / 'config.json'}: type_vocab_size is {types}, but the input template has the token type "
+            f"{last_type}. Copy the model's own config.json and tokenizer there, or give a template with others."
+        )
     for piece in (*template.query, *template.passage, *template.prompt):
         if piece in SPECIAL_TOKENS and getattr(tokenizer, f"{piece[1:-1]}_token_id", None) is None:
             raise ValueError(
