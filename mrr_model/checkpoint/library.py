@@ -10,6 +10,7 @@ from mrr_model.checkpoint.config import Given
 from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.templates import chat_template, pair_template, writes_pairs
+from mrr_model.files.damage import AGAIN, reading
 from mrr_model.template import InputTemplate
 
 SETTINGS = "config_sentence_transformers.json"
@@ -73,17 +74,17 @@ class Library:
                 f"{transformer.folder / name}: do_lower_case is not supported. Set it to false and save the folder "
                 "with a tokenizer that lowers case itself."
             )
-        message = module.get("modality_config", {}).get("message")
-        processing = module.get("processing_kwargs", {})
-        prompts = settings.get("prompts") or {}
-        return cls(
-            library_activation(transformer.config, settings),
-            processing.get("text", {}).get("max_length") or module.get("max_seq_length"),
-            message is not None,
-            None if message is None or "format" not in message else message["format"] == "structured",
-            processing.get("chat_template", {}),
-            prompts.get(settings.get("default_prompt_name")) or None,
-        )
+        with reading(transformer.folder / name):
+            message = module.get("modality_config", {}).get("message")
+            processing = module.get("processing_kwargs", {})
+            max_length = processing.get("text", {}).get("max_length") or module.get("max_seq_length")
+            if max_length is not None and (type(max_length) is not int or max_length < 1):
+                raise ValueError(f"max_seq_length must be a whole number of at least 1, got {max_length!r}. {AGAIN}")
+            structured = None if message is None or "format" not in message else message["format"] == "structured"
+        with reading(source.folder / SETTINGS):
+            prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or None
+        activation, options = library_activation(transformer.config, settings), processing.get("chat_template", {})
+        return cls(activation, max_length, message is not None, structured, options, prompt)
 
     def template(
         self, tokenizer: PreTrainedTokenizerBase, given: Given, *, pad_token_id: int | None = None

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_sentencepiece_available
 
-from mrr_model.files.damage import read_json, reading
+from mrr_model.files.damage import AGAIN, read_json, reading
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.template import SPECIAL_TOKENS
 
@@ -52,8 +52,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _check_files(folder: Path) -> None:
     """Check that a folder holds a tokenizer, and that its JSON files can be read."""
     for name in JSON_FILES:
-        if (folder / name).is_file():
-            read_json(folder / name)
+        fields = read_json(folder / name) if (folder / name).is_file() else {}
+        longest = fields.get("model_max_length", 0)
+        if isinstance(longest, bool) or not isinstance(longest, int | float | None):
+            raise ValueError(f"{folder / name}: model_max_length must be a number, got {longest!r}. {AGAIN}")
     if not any((folder / name).is_file() for name in (FAST, *VOCABULARIES)):
         raise FileNotFoundError(
             f"{folder} holds no tokenizer: neither {FAST} nor a vocabulary ({', '.join(VOCABULARIES)}). Copy the "
