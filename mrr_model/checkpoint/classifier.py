@@ -93,7 +93,7 @@ def classifier_head(source: Source, backbone: PreTrainedConfig, folder: str = ""
     if labels != 1:
         raise ValueError(
             f"it is a classifier of {labels} labels{_label_names(source.config)}, and a re-ranker has one, the "
-            f"relevance. Train fresh heads instead: {FINETUNE} --head linear."
+            f"relevance. Train fresh heads instead, with --head linear: {FINETUNE}."
         )
     expected = next((layer.size for _, layer in reversed(classifier.layers)), int(backbone.hidden_size))
     if width != expected:
