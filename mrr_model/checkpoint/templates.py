@@ -114,10 +114,16 @@ def chat_template(
         raise ValueError(f"{name} does not write its prompt {system!r}. {GIVE_ONE}")
     if prompted is None:
         template = _in_pieces(tokenizer, without, name)
-    elif system is not None or (default := _default_prompt(without, prompted)):
+    elif default := _default_prompt(without, prompted):
         template = _in_pieces(tokenizer, prompted, name, default_prompt=system if system is not None else default)
     else:
-        template = _with_optional_prompt(tokenizer, without, prompted, name)
+        try:
+            template = _with_optional_prompt(tokenizer, without, prompted, name)
+            template = template.model_copy(update={"default_prompt": system})
+        except ValueError:
+            if system is None:
+                raise
+            template = _in_pieces(tokenizer, prompted, name, default_prompt=system)
     _check_chats(tokenizer, template, chat, system, name)
     return template
 

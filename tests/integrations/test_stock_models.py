@@ -8,6 +8,7 @@ import pytest
 import torch
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
+from models.folders import DECODER, qwen_tokenizer, save_causal, save_logit_score, stock_config
 from sentence_transformers import CrossEncoder
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -93,6 +94,27 @@ def test_a_prompt_goes_where_crossencoder_puts_it(tmp_path: Path, given: dict[st
     model = MatryoshkaCrossEncoder(str(folder), device="cpu")
     assert model.predict(PAIRS, **given) == pytest.approx(theirs, abs=1e-4)
     assert model.predict(PAIRS) != pytest.approx(theirs, abs=1e-4)
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.parametrize("prompt", [None, "", "bees make"])
+def test_a_stored_prompt_of_a_chat_template_can_be_replaced_and_left_out(prompt: str | None, tmp_path: Path) -> None:
+    tokenizer = qwen_tokenizer(model_max_length=400)
+    save_causal(tmp_path, stock_config("qwen2", tokenizer, DECODER), tokenizer)
+    save_logit_score(tmp_path, (300, 301), CHAT, prompts={"web": "Find what helps."}, default_prompt_name="web")
+    library = CrossEncoder(str(tmp_path), device="cpu")
+    expected = library.predict(PAIRS, prompt=prompt)
+    assert prompt is None or expected != pytest.approx(library.predict(PAIRS), abs=1e-3)
+    assert MatryoshkaCrossEncoder(tmp_path, device="cpu").predict(PAIRS, prompt=prompt) == pytest.approx(
+        expected, abs=1e-4
+    )
+    core = MatryoshkaReranker(tmp_path, dtype="float32", device="cpu")
+    assert core.score_pairs(PAIRS, prompt=prompt) == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_is_saved_opens_in_plain_crossencoder_with_the_same_scores(folder: Path, tmp_path: Path) -> None:
