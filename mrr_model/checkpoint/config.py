@@ -82,6 +82,8 @@ class Given:
                 raise ValueError(f"template cannot be read: {faults_of(error)}. {FIELDS}") from None
         elif isinstance(template, Path) or (isinstance(template, str) and template.endswith(".json")):
             file = Path(template).expanduser()
+            if not file.is_file():
+                raise FileNotFoundError(f"template={str(file)!r} is no file. Give a JSON file. {FIELDS}")
             with reading(file, FIELDS):
                 template = InputTemplate.model_validate_json(file.read_text(encoding="utf-8-sig"))
         elif not isinstance(template, InputTemplate | str | None):

@@ -60,15 +60,18 @@ def locate(
 
     Raises:
         FileNotFoundError: If there is no such model; says what was looked for.
+        TypeError: If the name is neither a string nor a path.
 
     Example:
         >>> locate("mini").name
         'mini'
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(f"model must be a name or a folder, got {name!r}.")
     if name in SHIPPED:
         return SHIPPED[str(name)]
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if str(name) and folder.is_dir():  # the path "" is the current folder
         return folder
     known = ", ".join(repr(shipped) for shipped in SHIPPED)
     try:

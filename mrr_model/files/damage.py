@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,7 @@ class FileErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        if error is None or (str(self.path) in str(error) and isinstance(error, ValueError | FileNotFoundError)):
+        if error is None or (isinstance(error, ValueError | FileNotFoundError) and self._named_by(str(error))):
             return False
         fault = described(error)
         if fault is not None:
@@ -46,12 +47,18 @@ class FileErrors:
             raise ValueError(f"{self.path}: {short(error, 1000)}") from error
         return False
 
+    def _named_by(self, message: str) -> bool:
+        """Whether a message already names this file, or begins with the name of one beside it."""
+        folder = Path(self.path).parent
+        return str(self.path) in message or (bool(folder.name) and message.startswith(f"{folder}{os.sep}"))
+
 
 def reading(path: str | Path, advice: str = AGAIN) -> FileErrors:
     """Wrap the block that parses one file, in a `with` statement.
 
     What a library raises about the file's content becomes one `ValueError` that names the file, what is wrong with it
-    and what to do. `FileNotFoundError` and errors that already name the file stay as they are.
+    and what to do. `FileNotFoundError` and errors that name the file already, or begin with the name of one beside it,
+    stay as they are.
 
     Args:
         path: The file.

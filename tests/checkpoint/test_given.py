@@ -72,7 +72,7 @@ def test_without_either_a_causal_model_is_an_error_that_names_both(causal: Path)
         (None, ["yes", "no", "maybe"], ValueError, "answers"),
         (None, [1.5], ValueError, "answers"),
         ({"query": ["{query}"]}, None, ValueError, "template"),
-        ("missing.json", None, FileNotFoundError, r"missing\.json"),
+        ("missing.json", None, FileNotFoundError, r"template=.*missing\.json"),
     ],
 )
 def test_a_wrong_argument_is_named(template: Any, answers: Any, error: type[Exception], named: str) -> None:
