@@ -12,7 +12,7 @@ from mrr_model.checkpoint.published import Answer, PublishedInput, published_inp
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.stock import FINETUNE, StockHead, backbone_config, described
 from mrr_model.checkpoint.templates import writes_pairs
-from mrr_model.checkpoint.weights import Part
+from mrr_model.checkpoint.weights import TOGETHER, Part
 from mrr_model.template import InputTemplate
 
 
@@ -137,8 +137,7 @@ def answer_head(
     if width != backbone.hidden_size or max(ids) >= rows:
         raise ValueError(
             f"it describes a model of hidden size {backbone.hidden_size} that answers by the tokens "
-            f"{', '.join(map(str, ids))}, but {name} beside it is {rows} × {width}. Copy the weights and the "
-            "config.json of one model there."
+            f"{', '.join(map(str, ids))}, but {name} beside it is {rows} × {width}. {TOGETHER}"
         )
     softcap = getattr(backbone, "final_logit_softcapping", None)
     factor = scale / getattr(backbone, "logits_scaling", 1.0)

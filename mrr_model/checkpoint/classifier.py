@@ -11,7 +11,7 @@ from mrr_model.checkpoint.library import Library
 from mrr_model.checkpoint.published import PublishedInput, published_input
 from mrr_model.checkpoint.source import Source
 from mrr_model.checkpoint.stock import FINETUNE, StockHead, backbone_config, described, stored_prefix
-from mrr_model.checkpoint.weights import Part
+from mrr_model.checkpoint.weights import TOGETHER, Part
 from mrr_model.modeling.families import family_of, is_decoder
 
 
@@ -99,7 +99,7 @@ def classifier_head(source: Source, backbone: PreTrainedConfig, folder: str = ""
     if width != expected:
         raise ValueError(
             f"it describes a classifier of {expected} numbers, but {classifier.linear}.weight beside it is for "
-            f"{width}. Copy the weights and the config.json of one model there."
+            f"{width}. {TOGETHER}"
         )
     weights = {
         f"{inside}{module}.{kind}": f"{name}.{kind}"

@@ -29,6 +29,9 @@ FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "
 numbers alone do not say what they stand for. float64 is rounded as it loads, as float32 is to a narrower format.
 """
 
+TOGETHER = "Copy the weights and the config.json of one model there."
+"""What to do if they do not fit each other."""
+
 QUANTIZED = (
     f"Weights are read as {', '.join(FORMATS)}. Instead of a quantized checkpoint, give the one that it was made from, "
     "and quantize it as it loads: model_kwargs={'quantization_config': …}."
@@ -277,8 +280,8 @@ def check_weights(
     }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
-        quantized = f" {QUANTIZED}" if problems["of a number format that is not read"] else ""
-        raise ValueError(f"the weights in {source} do not fit its config.json. {listed}.{quantized}")
+        advice = QUANTIZED if problems["of a number format that is not read"] else TOGETHER
+        raise ValueError(f"the weights in {source} do not fit its config.json. {listed}. {advice}")
 
 
 def assign_weights(
