@@ -128,7 +128,8 @@ class MatryoshkaModule(ReplayingModule, Module):
         template = self.reranker.model.matryoshka.template
         if template.takes_prompt:
             # A chat template writes its own without one, if it has one, in a piece with the query.
-            optional = any("{prompt}" in piece and "{query}" not in piece for piece in (*template.query, *template.prompt))
+            pieces = (*template.query, *template.prompt)
+            optional = any("{prompt}" in piece and "{query}" not in piece for piece in pieces)
             of_chat_template = not prompt and template.truncation == "end" and not optional
             return pairs, None if of_chat_template else prompt
         return [(prompt + query, document) for query, document in checked_pairs(pairs)] if prompt else pairs, None

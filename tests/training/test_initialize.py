@@ -135,7 +135,7 @@ def test_errors_about_plain_and_foreign_models_name_the_next_step(
 ) -> None:
     with pytest.raises(ValueError, match=r"it is a plain model\. Train a re-ranker from it: `mrr finetune --model"):
         MatryoshkaReranker(stock_encoder)
-    with pytest.raises(ValueError, match=r"3 labels \(contradiction, entailment, neutral\).*--head linear: `mrr finetune"):
+    with pytest.raises(ValueError, match=r"3 labels \(contradiction, entailment, neutral\).*--head linear: `mrr"):
         MatryoshkaReranker(three_labels)
     config = {"model_type": "funnel", "architectures": ["FunnelForSequenceClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
