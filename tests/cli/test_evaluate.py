@@ -145,7 +145,7 @@ def test_what_comes_next_is_said_in_a_terminal(evaluate: Mrr) -> None:
 def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: Path, tmp_path: Path) -> None:
     collection, common = f"{facts_beir}#test", (*FAST, *SMALL, "--output", tmp_path / "out")
     before = mrr("info", own_mini).stdout
-    assert "mrr evaluate MODEL COLLECTION --save-profile" in before
+    assert "none; to measure one: mrr evaluate" in before
     rerank = ("rerank", "--query", "who wrote Faust?", "--model", own_mini, "--dtype", "float32")
     lines = "Bees make honey.\nGoethe is the author of Faust.\n"
     line = mrr(*rerank, "--keep-quality", 0.9, stdin=lines).error
