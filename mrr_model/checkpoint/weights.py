@@ -233,7 +233,7 @@ def check_layers(stored: Mapping[str, Stored], num_layers: int) -> None:
     Raises:
         ValueError: If they hold fewer.
     """
-    numbers = [int(found[1]) for name in stored if (found := re.search(r"(?:^|\.)layers?\.(\d+)\.", name))]
+    numbers = [int(found[1]) for name in stored if (found := re.search(r"(?:^|[./])layers?\.(\d+)\.", name))]
     if num_layers > max(numbers, default=-1) + 1:
         raise ValueError(
             f"num_hidden_layers is {num_layers}, but the weights hold {max(numbers, default=-1) + 1} layers. {AGAIN}"

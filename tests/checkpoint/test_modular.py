@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models.folders import bert_tokenizer, change_json, randomized, save_classifier, stock_config
+from models.published import build_ettin
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
@@ -84,10 +85,8 @@ def test_a_prompt_of_the_library_precedes_the_query(tmp_path: Path) -> None:
     assert reranker.score_pairs(PAIRS) == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_a_transformer_in_a_sub_folder_and_old_fields(tmp_path: Path) -> None:
-    """As earlier versions of the library laid folders out."""
-    folder = save(tmp_path / "saved", Pooling(SIZE, "mean"), scorer())
-    expected = MatryoshkaReranker(folder, dtype="float32").score_pairs(PAIRS)
+def move_transformer(folder: Path) -> None:
+    """Into a sub-folder of its own, as earlier versions of the library laid folders out."""
     inside = folder / "0_Transformer"
     inside.mkdir()
     kept = {"modules.json", "config_sentence_transformers.json"}
@@ -96,6 +95,22 @@ def test_a_transformer_in_a_sub_folder_and_old_fields(tmp_path: Path) -> None:
     modules = json.loads((folder / "modules.json").read_text("utf-8"))
     modules[0] |= {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
     (folder / "modules.json").write_text(json.dumps(modules), "utf-8")
+
+
+def test_a_modernbert_in_a_sub_folder(tmp_path: Path) -> None:
+    """Its layers' names have no prefix."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    build_ettin(folder)
+    expected = MatryoshkaReranker(folder, dtype="float32").score_pairs(PAIRS)
+    move_transformer(folder)
+    assert MatryoshkaReranker(folder, dtype="float32").score_pairs(PAIRS) == expected
+
+
+def test_a_transformer_in_a_sub_folder_and_old_fields(tmp_path: Path) -> None:
+    folder = save(tmp_path / "saved", Pooling(SIZE, "mean"), scorer())
+    expected = MatryoshkaReranker(folder, dtype="float32").score_pairs(PAIRS)
+    move_transformer(folder)
     change_json(folder / "1_Pooling" / "config.json", pooling_mode=None, pooling_mode_mean_tokens=True)
     assert MatryoshkaReranker(folder, dtype="float32").score_pairs(PAIRS) == expected
 
