@@ -248,7 +248,7 @@ class InferenceEngine:
             longer = "" if self.encoder.max_length == limit else "choose a larger max_length, or "
             self._warn_once(
                 "document",
-                f"{cut} of {documents} documents ({cut / documents:.0%}) were cut, since query and document exceed "
+                f"{cut} of {documents} documents ({cut / documents:.1%}) were cut, since query and document exceed "
                 f"max_length={self.encoder.max_length} tokens: {longer}split long documents into passages.",
             )
 

@@ -100,6 +100,23 @@ INVENTED: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "elastic": {
+        "metric": "nDCG@10",
+        "collections": {"birds": {"queries": 7}},
+        "full": {
+            "queries": 3,
+            "largest_difference": 6e-06,
+            "cross_encoder": {"birds": 0.8},
+            "this_package": {"birds": 0.8},
+        },
+        "widths": [{"keep_ratio": 1.0, "quality": 0.8, "kept": 1.0}, {"keep_ratio": 0.5, "quality": 0.72, "kept": 0.9}],
+        "training": {"rows": 1600, "vertical_steps": 2, "horizontal_steps": 1, "rank": 32, "seconds": 600},
+        "settings": [
+            {"depth": 6, "keep_ratio": 1.0, "quality": 0.8, "kept": 1.0, "without": 0.8, "kept_without": 1.0},
+            {"depth": 4, "keep_ratio": 0.5, "quality": 0.76, "kept": 0.95, "without": 0.4, "kept_without": 0.5},
+        ],
+        "targets": [{"depth": 4, "keep_ratio": 0.5, "least": 0.97, "kept": 0.95}],
+    },
     "calibration": {
         "fitted_on": {"collection": "birds", "queries": 7, "pairs": 7000, "relevant": 0.01},
         "collections": ["birds"],
@@ -179,6 +196,12 @@ EXPECTED = {
     "targets": ["| `keep_quality` = 0.98, 0.9 | 4 | 3 | trees: 0.98 asked, 0.95 got |"],
     "speed": ["| CrossEncoder | float32 | 32 | 50 | 2.0 × | 4.0 × |"],
     "speed-models": ["| bert (86M) | float32 | 1.25 × | 1.50 × | 2.00 × | 12.5 | 10.0 (8) |"],
+    "elastic": [
+        "| this package, full size | 0.8000 |",
+        "| keep ratio 0.5 | 0.720 | 90.0% |",
+        "| `depth=4, keep_ratio=0.5` | 0.760 | 0.400 | 95.0% | 50.0% |",
+        "`depth=4, keep_ratio=0.5` was to keep 97% and keeps 95.0%.",
+    ],
     "time-share": ["| `depth=4, keep_ratio=0.5` | 300 | 33% | 30% | 27% | 1.12 |"],
     "memory": ["| full size | float32 | 500 MiB | 570 MiB |"],
     "cold-start": ["| import torch | 2.50 |", "| from the start to the ranking | 4.90 |"],
