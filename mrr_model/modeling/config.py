@@ -110,7 +110,7 @@ def _ascends(layers: tuple[int, ...]) -> bool:
 
 
 def default_merge_layer(num_layers: int, layer_types: Sequence[str] = ()) -> int:
-    """The merge layer of models that name none: a quarter of the layers, at least one.
+    """The merge layer of models that name none: a quarter of the layers, rounded up.
 
     Of a model with local layers, the last global one up to there, or the first: a local layer's pooled token has no
     attention to weigh far tokens by.
@@ -120,9 +120,9 @@ def default_merge_layer(num_layers: int, layer_types: Sequence[str] = ()) -> int
         layer_types: Each layer's kind of attention, by transformers' names; empty if all are alike.
 
     Example:
-        >>> default_merge_layer(12), default_merge_layer(6, ["full_attention", *["sliding_attention"] * 2] * 2)
-        (3, 1)
+        >>> default_merge_layer(6), default_merge_layer(6, ["full_attention", *["sliding_attention"] * 2] * 2)
+        (2, 1)
     """
-    quarter = max(1, num_layers // 4)
+    quarter = min(-(-num_layers // 4), max(1, num_layers - 1))
     globals_ = [layer for layer, kind in enumerate(layer_types, 1) if kind == "full_attention" and layer < num_layers]
     return max((layer for layer in globals_ if layer <= quarter), default=min(globals_, default=quarter))
