@@ -450,7 +450,7 @@ def test_unknown_backbone(make_config: Callable[..., PreTrainedConfig]) -> None:
         MatryoshkaModel.from_config(config, own)
 
 
-@pytest.mark.parametrize(("layers", "merge_layer"), [(1, 1), (4, 1), (8, 2), (32, 8), (42, 10)])
+@pytest.mark.parametrize(("layers", "merge_layer"), [(1, 1), (4, 1), (6, 2), (8, 2), (32, 8), (42, 11)])
 def test_default_merge_layer_is_a_quarter(layers: int, merge_layer: int) -> None:
     assert default_merge_layer(layers) == merge_layer
 
