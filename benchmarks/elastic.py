@@ -30,7 +30,8 @@ from mrr_model.evaluation.report import Evaluation
 from mrr_model.training.config import HorizontalSelfDistillConfig, SelfDistillConfig, SelfDistillStageConfig
 from mrr_model.training.self_distill import self_distill
 
-WIDTHS = (0.75, 0.5, 0.25)
+WIDTHS = (0.75, 0.5, 0.25, {3: 0.5}, {4: 0.5})
+"""Of all layers without training: at the default merge layer, and with later merges."""
 TARGETS = {(4, 0.5): 0.97, (3, 0.5): 0.94}
 """(depth, keep_ratio) -> the share of full size's nDCG@10 that it should keep."""
 
@@ -38,7 +39,7 @@ TARGETS = {(4, 0.5): 0.97, (3, 0.5): 0.94}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/cross-encoder/model", help="folder of the trained cross-encoder")
-    add_data_arguments(parser, "runs/elastic", limit_queries=40)
+    add_data_arguments(parser, "runs/elastic", limit_queries=20)
     parser.add_argument("--equal-queries", type=int, default=20, help="queries per collection for both libraries")
     parser.add_argument("--rows", type=int, default=1600, help="unlabelled questions, eight passages each")
     parser.add_argument("--vertical-steps", type=int, default=200)
@@ -56,15 +57,15 @@ def main() -> None:
     plain = grid(arguments, "plain", str(folder), depths=DEPTHS[1:], without_compensation=True)
 
     full = narrow.profile.full.quality
-    before = {(each.depth, each.keep_ratio): each.quality for each in (*narrow.profile.points, *plain.profile.points)}
+    before = {each.setting: each.quality for each in (*narrow.profile.points, *plain.profile.points)}
     rows = [
         {
             "depth": each.depth,
             "keep_ratio": each.keep_ratio,
             "quality": round(each.quality, 4),
             "kept": round(each.quality / full, 4),
-            "without": round(before[each.depth, each.keep_ratio], 4),
-            "kept_without": round(before[each.depth, each.keep_ratio] / full, 4),
+            "without": round(before[each.setting], 4),
+            "kept_without": round(before[each.setting] / full, 4),
         }
         for each in adapted.profile.points
     ]
@@ -73,7 +74,12 @@ def main() -> None:
         "collections": {each.name: {"queries": each.queries} for each in adapted.collections},
         "full": both,
         "widths": [
-            {"keep_ratio": each.keep_ratio, "quality": round(each.quality, 4), "kept": round(each.quality / full, 4)}
+            {
+                "keep_ratio": each.setting.keep_ratio_text,
+                "quality": round(each.quality, 4),
+                "kept": round(each.quality / full, 4),
+                "flops": round(each.flops / narrow.profile.full.flops, 4),
+            }
             for each in narrow.profile.points
         ],
         "training": {

@@ -144,9 +144,14 @@ def elastic(result: BenchmarkResult) -> str:
         ],
     )
     widths = _markdown(
-        ["without training, all layers", found["metric"], "of full size"],
+        ["without training, all layers", found["metric"], "of full size", "FLOPs"],
         [
-            [f"keep ratio {row['keep_ratio']:g}", _decimals(row["quality"]), f"{row['kept']:.1%}"]
+            [
+                f"keep ratio {row['keep_ratio']}",
+                _decimals(row["quality"]),
+                f"{row['kept']:.1%}",
+                f"{row['flops']:.0%}",
+            ]
             for row in found["widths"]
         ],
     )

@@ -109,7 +109,10 @@ INVENTED: dict[str, dict[str, Any]] = {
             "cross_encoder": {"birds": 0.8},
             "this_package": {"birds": 0.8},
         },
-        "widths": [{"keep_ratio": 1.0, "quality": 0.8, "kept": 1.0}, {"keep_ratio": 0.5, "quality": 0.72, "kept": 0.9}],
+        "widths": [
+            {"keep_ratio": "1", "quality": 0.8, "kept": 1.0, "flops": 1.0},
+            {"keep_ratio": "3:0.5", "quality": 0.72, "kept": 0.9, "flops": 0.75},
+        ],
         "training": {"rows": 1600, "vertical_steps": 2, "horizontal_steps": 1, "rank": 32, "seconds": 600},
         "settings": [
             {"depth": 6, "keep_ratio": 1.0, "quality": 0.8, "kept": 1.0, "without": 0.8, "kept_without": 1.0},
@@ -198,7 +201,7 @@ EXPECTED = {
     "speed-models": ["| bert (86M) | float32 | 1.25 × | 1.50 × | 2.00 × | 12.5 | 10.0 (8) |"],
     "elastic": [
         "| this package, full size | 0.8000 |",
-        "| keep ratio 0.5 | 0.720 | 90.0% |",
+        "| keep ratio 3:0.5 | 0.720 | 90.0% | 75% |",
         "| `depth=4, keep_ratio=0.5` | 0.760 | 0.400 | 95.0% | 50.0% |",
         "`depth=4, keep_ratio=0.5` was to keep 97% and keeps 95.0%.",
     ],
