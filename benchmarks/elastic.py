@@ -30,8 +30,8 @@ from mrr_model.evaluation.report import Evaluation
 from mrr_model.training.config import HorizontalSelfDistillConfig, SelfDistillConfig, SelfDistillStageConfig
 from mrr_model.training.self_distill import self_distill
 
-WIDTHS = (0.75, 0.5, 0.25, {3: 0.5}, {4: 0.5})
-"""Of all layers without training: at the default merge layer, and with later merges."""
+WIDTHS = (0.75, 0.5, 0.25, {1: 0.5}, {3: 0.5}, {4: 0.5})
+"""Of all layers without training: at the default merge layer, 2, and with earlier and later merges."""
 TARGETS = {(4, 0.5): 0.97, (3, 0.5): 0.94}
 """(depth, keep_ratio) -> the share of full size's nDCG@10 that it should keep."""
 
