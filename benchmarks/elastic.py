@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from development import DEPTHS, METRIC, add_data_arguments, evaluated, ndcg, opened, scored
+from development import DEPTHS, METRIC, RATIOS, add_data_arguments, evaluated, ndcg, opened, scored
 from result_files import add_output_argument, write_result
 from result_tables import elastic as table
 from train_cross_encoder import shortened
@@ -32,6 +32,8 @@ from mrr_model.training.self_distill import self_distill
 
 WIDTHS = (0.75, 0.5, 0.25, {1: 0.5}, {3: 0.5}, {4: 0.5})
 """Of all layers without training: at the default merge layer, 2, and with earlier and later merges."""
+THIRD = 2
+"""A third of the depth."""
 TARGETS = {(4, 0.5): 0.97, (3, 0.5): 0.94}
 """(depth, keep_ratio) -> the share of full size's nDCG@10 that it should keep."""
 
@@ -50,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
 
-    folder, seconds = distilled(arguments)
+    folder, seconds = distilled(arguments, "distilled")
     both = in_both_libraries(arguments)
     narrow = grid(arguments, "narrow", arguments.model, depths=None, keep_ratios=WIDTHS)
     adapted = grid(arguments, "adapted", str(folder))
@@ -90,6 +92,7 @@ def main() -> None:
             "seconds": round(seconds),
         },
         "settings": rows,
+        "shallow": {"depth": THIRD, "variants": shallow(arguments, folder, full)},
         "targets": [
             {
                 "depth": depth,
@@ -147,26 +150,55 @@ def grid(arguments: argparse.Namespace, name: str, model: str, **more: Any) -> E
     )
 
 
-def distilled(arguments: argparse.Namespace) -> tuple[Path, float]:
-    """The folder of the self-distilled model, and the seconds that it took to make."""
-    texts, folder, clock = (arguments.work / name for name in ("texts.jsonl", "distilled", "seconds.txt"))
+def shallow(arguments: argparse.Namespace, folder: Path, full: float) -> list[dict[str, Any]]:
+    """What a third of the depth keeps at full width: of all exits' adapter, and of one for this exit alone."""
+    hidden = MatryoshkaReranker(str(arguments.model), device="cpu").model.config.hidden_size
+    found = [{"exits": "all", "rank": arguments.rank, "kept": at_depth(arguments, "adapted", folder, full)}]
+    for rank in (arguments.rank, hidden):
+        name = f"exit-{THIRD}-rank-{rank}"
+        alone, _ = distilled(arguments, name, exits=(THIRD, DEPTHS[0]), rank=rank, horizontal_steps=1)
+        kept = at_depth(arguments, f"{name}-grid", alone, full)
+        found.append({"exits": str(THIRD), "rank": rank, "kept": kept})
+    return found
+
+
+def at_depth(arguments: argparse.Namespace, name: str, folder: Path, full: float) -> float:
+    """The share of full size's quality at a third of the depth."""
+    depths = DEPTHS if name == "adapted" else (THIRD,)
+    points = grid(arguments, name, str(folder), depths=depths, keep_ratios=RATIOS if name == "adapted" else (1.0,))
+    [point] = [each for each in points.profile.points if (each.depth, each.keep_ratio) == (THIRD, 1.0)]
+    return round(point.quality / full, 4)
+
+
+def distilled(
+    arguments: argparse.Namespace,
+    name: str,
+    *,
+    exits: tuple[int, ...] | None = None,
+    rank: int | None = None,
+    horizontal_steps: int | None = None,
+) -> tuple[Path, float]:
+    """The folder of a self-distilled model, and the seconds that it took to make."""
+    texts, folder, clock = (arguments.work / file for file in ("texts.jsonl", name, f"{name}-seconds.txt"))
     if not texts.exists():
         write_texts(texts, arguments)
     if not (folder / "config.json").exists():
         started = time.perf_counter()
-        vertical = {"rank": arguments.rank, "alpha": 2.0 * arguments.rank, "dropout": 0.0}
+        rank = rank or arguments.rank
+        lora = {"rank": rank, "alpha": 2.0 * rank, "dropout": 0.0}
         self_distill(
             SelfDistillConfig(
                 model=str(arguments.model),
                 texts=(str(texts),),
                 output=folder,
+                exits=exits,
                 max_length=192,
                 bf16=True,
                 seed=arguments.seed,
                 length_parts=2,
-                vertical=SelfDistillStageConfig(lora=vertical, max_steps=arguments.vertical_steps),
+                vertical=SelfDistillStageConfig(lora=lora, max_steps=arguments.vertical_steps),
                 horizontal=HorizontalSelfDistillConfig(
-                    lora=vertical, max_steps=arguments.horizontal_steps, ratios=(2, 4)
+                    lora=lora, max_steps=horizontal_steps or arguments.horizontal_steps, ratios=(2, 4)
                 ),
             )
         )

@@ -165,6 +165,11 @@ def elastic(result: BenchmarkResult) -> str:
     ]
     sizes = _markdown(["size", "self-distilled", "cut or narrowed", "of full size", "of full size, cut"], rows)
     queries = ", ".join(f"{name} ({facts['queries']} queries)" for name, facts in found["collections"].items())
+    shallow = found["shallow"]
+    variants = _markdown(
+        [f"`depth={shallow['depth']}`: exits trained together", "LoRA rank", "of full size"],
+        [[row["exits"], str(row["rank"]), f"{row['kept']:.1%}"] for row in shallow["variants"]],
+    )
     targets = "\n\n".join(
         f"{_setting(row, found['settings'][0])} was to keep {row['least']:.0%} and keeps {row['kept']:.1%}."
         for row in found["targets"]
@@ -174,7 +179,7 @@ def elastic(result: BenchmarkResult) -> str:
         f"{same}\n\nThe largest difference of two logits is {full['largest_difference']:.0e}.\n\n"
         f"{widths}\n\n{sizes}\n\n"
         f"Self-distilled on {training['rows']:,} unlabelled questions with eight passages each, in "
-        f"{training['seconds'] / 60:.0f} minutes. Collections: {queries}.\n\n{targets}"
+        f"{training['seconds'] / 60:.0f} minutes. Collections: {queries}.\n\n{targets}\n\n{variants}"
     )
 
 

@@ -119,6 +119,7 @@ INVENTED: dict[str, dict[str, Any]] = {
             {"depth": 4, "keep_ratio": 0.5, "quality": 0.76, "kept": 0.95, "without": 0.4, "kept_without": 0.5},
         ],
         "targets": [{"depth": 4, "keep_ratio": 0.5, "least": 0.97, "kept": 0.95}],
+        "shallow": {"depth": 2, "variants": [{"exits": "all", "rank": 32, "kept": 0.456}]},
     },
     "calibration": {
         "fitted_on": {"collection": "birds", "queries": 7, "pairs": 7000, "relevant": 0.01},
@@ -203,6 +204,7 @@ EXPECTED = {
         "| this package, full size | 0.8000 |",
         "| keep ratio 3:0.5 | 0.720 | 90.0% | 75% |",
         "| `depth=4, keep_ratio=0.5` | 0.760 | 0.400 | 95.0% | 50.0% |",
+        "| all | 32 | 45.6% |",
         "`depth=4, keep_ratio=0.5` was to keep 97% and keeps 95.0%.",
     ],
     "time-share": ["| `depth=4, keep_ratio=0.5` | 300 | 33% | 30% | 27% | 1.12 |"],
