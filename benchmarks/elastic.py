@@ -47,6 +47,12 @@ def main() -> None:
     parser.add_argument("--vertical-steps", type=int, default=200)
     parser.add_argument("--horizontal-steps", type=int, default=80, help="for each of the merge ratios 2 and 4")
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument(
+        "--third-ranks",
+        type=int,
+        nargs="+",
+        help="ranks of the LoRA that trains a third of the depth alone (default: the same, and the full one)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     add_output_argument(parser, "elastic")
     arguments = parser.parse_args()
@@ -154,7 +160,7 @@ def shallow(arguments: argparse.Namespace, folder: Path, full: float) -> list[di
     """What a third of the depth keeps at full width: of all exits' adapter, and of one for this exit alone."""
     hidden = MatryoshkaReranker(str(arguments.model), device="cpu").model.config.hidden_size
     found = [{"exits": "all", "rank": arguments.rank, "kept": at_depth(arguments, "adapted", folder, full)}]
-    for rank in (arguments.rank, hidden):
+    for rank in arguments.third_ranks or (arguments.rank, hidden):
         name = f"exit-{THIRD}-rank-{rank}"
         alone, _ = distilled(arguments, name, exits=(THIRD, DEPTHS[0]), rank=rank, horizontal_steps=1)
         kept = at_depth(arguments, f"{name}-grid", alone, full)
