@@ -1,10 +1,11 @@
 """Scores of the published formats' reference checkpoints, as the authors' released models give them.
 
-Every expected number comes from `fixtures/reference/*/golden.json` (see fixtures/README.md) and holds within 1e-4 in
+Every expected number comes from `fixtures/reference/*/golden.json.gz` (see fixtures/README.md) and holds within 1e-4 in
 float32.
 """
 
 import itertools
+import gzip
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ class Row:
 
 @lru_cache
 def rows(name: str) -> tuple[Row, ...]:
-    golden = json.loads((REFERENCE / name / "golden.json").read_text(encoding="utf-8"))
+    golden = json.loads(gzip.decompress((REFERENCE / name / "golden.json.gz").read_bytes()))
     return tuple(
         Row(
             key,
