@@ -4,8 +4,8 @@ Every expected number comes from `fixtures/reference/*/golden.json.gz` (see fixt
 float32.
 """
 
-import itertools
 import gzip
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
