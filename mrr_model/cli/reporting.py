@@ -153,9 +153,10 @@ def _lines(error: Exception) -> list[str]:
 
 
 def _drop_output() -> None:
-    """Discard what a closed or full stdout did not take: Python would write it again as it exits."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Discard what a closed or full stream did not take: Python would write it again as it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
