@@ -4,33 +4,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mrr_model.cascade import Cascade
     from mrr_model.compression import Compression, Plan
     from mrr_model.modeling.config import MatryoshkaConfig
     from mrr_model.modeling.model import MatryoshkaModel
-    from mrr_model.ranking import RankedDocument
+    from mrr_model.ranking import RankedDocument, Ranking
     from mrr_model.reranker import MatryoshkaReranker
     from mrr_model.selection.target import Target
 
     __version__: str
 
 __all__ = [
+    "Cascade",
     "Compression",
     "MatryoshkaConfig",
     "MatryoshkaModel",
     "MatryoshkaReranker",
     "Plan",
     "RankedDocument",
+    "Ranking",
     "Target",
     "__version__",
 ]
 
 _HOMES = {
+    "Cascade": "cascade",
     "Compression": "compression",
     "Plan": "compression",
     "MatryoshkaConfig": "modeling.config",
     "MatryoshkaModel": "modeling.model",
     "MatryoshkaReranker": "reranker",
     "RankedDocument": "ranking",
+    "Ranking": "ranking",
     "Target": "selection.target",
 }
 

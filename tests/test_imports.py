@@ -14,13 +14,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("mrr_model", "mrr_integrations")
 
 BASE = {"files", "validation", "cache"}
-MODEL = BASE | {"compression", "template", "modeling"}
+MODEL = BASE | {"cascade", "compression", "template", "modeling"}
 RERANKER = MODEL | {"calibration", "selection", "checkpoint", "inference"}
 ABOVE = RERANKER | {"reranker", "ranking", "mrr_model"}
 LAYERS: Mapping[str, set[str]] = {
     "validation": set(),
     "files": {"validation"},
     "cache": {"files", "validation"},
+    "cascade": {"validation"},
     "compression": {"validation"},
     "template": {"validation"},
     "data": BASE,
@@ -29,14 +30,14 @@ LAYERS: Mapping[str, set[str]] = {
     "selection": MODEL | {"calibration"},
     "checkpoint": MODEL | {"calibration", "selection", "inference"},
     "inference": MODEL | {"calibration", "selection"},
-    "ranking": set(),
+    "ranking": MODEL | {"calibration"},
     "loaded": RERANKER,
     "reranker": RERANKER | {"loaded", "ranking"},
     "training": ABOVE | {"data"},
     "evaluation": ABOVE | {"data"},
     "cli": ABOVE | {"data", "training", "evaluation"},
     "mrr_integrations": ABOVE,
-    "mrr_model": {"compression", "modeling", "ranking", "reranker", "selection"},
+    "mrr_model": {"cascade", "compression", "modeling", "ranking", "reranker", "selection"},
     "__main__": {"cli"},
 }
 """Layer -> the layers that it may import. A layer is a module or a folder of `mrr_model`; `mrr_model` itself is what

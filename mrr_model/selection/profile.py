@@ -6,6 +6,7 @@
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from mrr_model.cascade import By, Cascade
 from mrr_model.compression import Compression
 from mrr_model.selection.stopwatch import Noise
 
@@ -17,8 +18,39 @@ FEW_RELEVANT = 100
 """With fewer relevant documents, each one decides more than a hundredth of the mean."""
 
 
+class ProfileCascade(BaseModel):
+    """A cascade that was fitted on collections.
+
+    >>> ProfileCascade(stages={2: 3.0, 4: 1.0}, top_n=10, lost=0.01).cascade
+    Cascade(stages=((2, 3.0), (4, 1.0)), by='margin', top_n=10)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    stages: dict[int, float] = Field(min_length=1)
+    """As in `Cascade`."""
+    by: By = "margin"
+    """As in `Cascade`."""
+    top_n: int | None = Field(default=None, ge=1)
+    """As in `Cascade`."""
+    lost: float = Field(ge=0, le=1)
+    """The share of queries that may lose a document of full size's `top_n`, for which it was fitted."""
+    held_out: float | None = Field(default=None, ge=0, le=1)
+    """The share that did, on queries that it was not fitted on; None if that was not measured."""
+
+    @model_validator(mode="after")
+    def _check_cascade(self) -> Self:
+        _ = self.cascade
+        return self
+
+    @property
+    def cascade(self) -> Cascade:
+        """For a call."""
+        return Cascade(self.stages, self.by, self.top_n)
+
+
 class ProfilePoint(BaseModel):
-    """One setting, as measured."""
+    """One setting, alone or with a cascade, as measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -26,6 +58,8 @@ class ProfilePoint(BaseModel):
     """The exit whose scores were measured."""
     keep_ratio: float | dict[int, float] = 1.0
     """As in `Compression`."""
+    cascade: ProfileCascade | None = None
+    """The cascade that ran to this setting; None if all documents ran to it."""
     quality: float = Field(ge=0)
     """The metric's mean over the collections."""
     kept: float = Field(ge=0)
