@@ -3,18 +3,22 @@
 Shapes: N documents.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
 from mrr_model.validation.arguments import optional_whole_number, whole_number
+
+if TYPE_CHECKING:  # the help of commands is made from `By`: it must not wait for numpy
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 By = Literal["margin", "count"]
 """What a stage's number is: a `margin` of logits below the best documents, or the `count` of documents that survive."""
@@ -140,6 +144,8 @@ class Cascade:
         Returns:
             −∞ if all survive, because there are no more documents than the rank or the count.
         """
+        import numpy as np
+
         values = np.asarray(logits, dtype=np.float64)
         number = dict(self.stages)[exit_layer]
         rank = int(number) if self.by == "count" else self.rank(top_n)
@@ -159,6 +165,8 @@ class Cascade:
         Returns:
             Bool (N,).
         """
+        import numpy as np
+
         values = np.asarray(logits, dtype=np.float64)
         kept: NDArray[np.bool_] = values >= self.threshold(exit_layer, values, top_n)
         if self.by == "count":
