@@ -21,8 +21,8 @@ count as equally long.
 UNLIMITED = 10**9
 """More tokens than any text has."""
 
-WINDOW_CHARACTERS = 4_000_000
-"""Pairs are encoded in windows of about this many characters."""
+CHUNK_CHARACTERS = 4_000_000
+"""Pairs are encoded in chunks of about this many characters."""
 
 
 class PairEncoder:
@@ -93,16 +93,16 @@ class PairEncoder:
         passages = self._text_ids(layout.passage, {passage for _, passage in pairs}, most)
         return [self._cut(layout, queries[query], passages[passage]) for query, passage in pairs]
 
-    def windows(
+    def chunks(
         self, pairs: Sequence[tuple[str, str]], prompt: str | None = None
     ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
-        """Encode pairs window by window, so that memory stays bounded. A query's pairs share a window if they fit.
+        """Encode pairs chunk by chunk, so that memory stays bounded. A query's pairs share a chunk if they fit.
 
         Yields:
-            The indices of a window's pairs, and their encodings.
+            The indices of a chunk's pairs, and their encodings.
         """
-        for window in self._windows(pairs):
-            yield window, self.encode([pairs[index] for index in window], prompt)
+        for chunk in self._chunks(pairs):
+            yield chunk, self.encode([pairs[index] for index in chunk], prompt)
 
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose texts have this many tokens; its ids are zeros."""
@@ -180,26 +180,26 @@ class PairEncoder:
         ids = self._tokenizer.ids(ordered, slot.before, slot.after, most)
         return {text: tokens[: most + 1] for text, tokens in zip(ordered, ids, strict=True)}
 
-    def _windows(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
+    def _chunks(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
         longest = CHARACTERS_PER_TOKEN * self.max_length
         sizes = [min(len(query), longest) + min(len(passage), longest) for query, passage in pairs]
         by_query: dict[str, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(index)
-        window: list[int] = []
+        chunk: list[int] = []
         taken = 0
         for indices in by_query.values():
-            if window and taken + sum(sizes[index] for index in indices) > WINDOW_CHARACTERS:
-                yield sorted(window)
-                window, taken = [], 0
+            if chunk and taken + sum(sizes[index] for index in indices) > CHUNK_CHARACTERS:
+                yield sorted(chunk)
+                chunk, taken = [], 0
             for index in indices:
-                if window and taken + sizes[index] > WINDOW_CHARACTERS:
-                    yield sorted(window)
-                    window, taken = [], 0
-                window.append(index)
+                if chunk and taken + sizes[index] > CHUNK_CHARACTERS:
+                    yield sorted(chunk)
+                    chunk, taken = [], 0
+                chunk.append(index)
                 taken += sizes[index]
-        if window:
-            yield sorted(window)
+        if chunk:
+            yield sorted(chunk)
 
     def _slot(self, piece: str, name: str, prompt: str) -> "_Slot":
         before, after = (self._written(part, prompt) for part in piece.split(name))

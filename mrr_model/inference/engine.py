@@ -134,13 +134,13 @@ class InferenceEngine:
             if model.training:
                 model.eval()  # the caller may have trained it: scores must not depend on dropout
             cut = 0
-            for window, encoded in self.encoder.windows(texts, prompt):
+            for chunk, encoded in self.encoder.chunks(texts, prompt):
                 self._warn_of_cut_query(encoded)
                 cut += sum(pair.passage_cut for pair in encoded)
                 forward = ForwardPass(
                     model, plan, encoded, self.budget, batch_size=batch_size, progress=progress.update
                 )
-                logits[window] = forward.logits()
+                logits[chunk] = forward.logits()
         self._warn_of_cut_documents(cut, len(texts))
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
@@ -193,8 +193,8 @@ class InferenceEngine:
         """
         counts: dict[int, tuple[int, int]] = {}
         encoder = self.encoder if cut else self.encoder.uncut()
-        for window, encoded in encoder.windows(pairs, prompt):
-            for index, pair in zip(window, encoded, strict=True):
+        for chunk, encoded in encoder.chunks(pairs, prompt):
+            for index, pair in zip(chunk, encoded, strict=True):
                 query = pair.query_length if encoder.template.query_first else pair.prompt_length
                 counts[index] = query, pair.passage_length
         return [counts[index] for index in range(len(counts))]
@@ -211,7 +211,7 @@ class InferenceEngine:
             Floating-point operations, 2 per multiply-add.
         """
         ranks, total = self.compensation.running_ranks(plan.adapters), 0.0
-        for _, encoded in self.encoder.windows(pairs, prompt):
+        for _, encoded in self.encoder.chunks(pairs, prompt):
             groups = query_groups(encoded, share=self.model.backbone.shares_prefix)
             shared = [(len(group.shared_ids), len(group.indices)) for group in groups if group.shared_ids]
             total += call_flops(self.model, plan, encoded, shared, ranks)

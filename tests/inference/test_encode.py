@@ -616,7 +616,7 @@ def test_lone_surrogates_are_the_replacement_character(text: str, scored: str, q
         assert encoder.encode([(text, text)], text) == encoder.encode([(scored, scored)], scored)
 
 
-# Windows
+# Chunks
 
 
 @given(
@@ -624,20 +624,20 @@ def test_lone_surrogates_are_the_replacement_character(text: str, scored: str, q
     most=st.integers(1, 60),
 )
 @settings(deadline=None)
-def test_windows_hold_every_pair_once_and_queries_together(pairs: list[tuple[str, str]], most: int) -> None:
+def test_chunks_hold_every_pair_once_and_queries_together(pairs: list[tuple[str, str]], most: int) -> None:
     encoder = PairEncoder(Characters(), BERT_TEMPLATE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "WINDOW_CHARACTERS", most)
-        windows = list(encoder.windows(pairs))
-    assert sorted(index for window, _ in windows for index in window) == list(range(len(pairs)))
+        patch.setattr(inputs, "CHUNK_CHARACTERS", most)
+        chunks = list(encoder.chunks(pairs))
+    assert sorted(index for chunk, _ in chunks for index in chunk) == list(range(len(pairs)))
     whole = encoder.encode(pairs)
-    assert all(encoded == [whole[index] for index in window] for window, encoded in windows)
-    for window, _ in windows:
-        size = sum(len(text) for index in window for text in pairs[index])
-        assert len(window) == 1 or size <= most
+    assert all(encoded == [whole[index] for index in chunk] for chunk, encoded in chunks)
+    for chunk, _ in chunks:
+        size = sum(len(text) for index in chunk for text in pairs[index])
+        assert len(chunk) == 1 or size <= most
     for query in {query for query, _ in pairs}:
         size = sum(len(query) + len(passage) for other, passage in pairs if other == query)
-        inside = [window for window, _ in windows if any(pairs[index][0] == query for index in window)]
+        inside = [chunk for chunk, _ in chunks if any(pairs[index][0] == query for index in chunk)]
         assert size > most or len(inside) == 1
 
 

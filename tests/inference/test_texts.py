@@ -140,7 +140,7 @@ def test_query_max_length_above_max_length_leaves_the_passage_its_share() -> Non
     assert first != second
 
 
-# Windows
+# Chunks
 
 
 def pairs_of_three_queries() -> list[tuple[str, str]]:
@@ -148,22 +148,22 @@ def pairs_of_three_queries() -> list[tuple[str, str]]:
     return [(query, text) for text in [*texts, texts[0]] for query in (QUERY, "what do bees make?", "why?")]
 
 
-def test_windows_change_no_score(reranker: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_no_score(reranker: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = pairs_of_three_queries()
     whole = reranker.engine.logits(pairs, reranker.plan())
     counts, flops = reranker.engine.token_counts(pairs), reranker.engine.flops(pairs, reranker.plan())
     for characters in (1, 500, 1500):
-        monkeypatch.setattr(inputs, "WINDOW_CHARACTERS", characters)
+        monkeypatch.setattr(inputs, "CHUNK_CHARACTERS", characters)
         torch.testing.assert_close(reranker.engine.logits(pairs, reranker.plan()), whole, rtol=1e-5, atol=1e-5)
         assert reranker.engine.token_counts(pairs) == counts
         assert reranker.engine.flops(pairs, reranker.plan()) >= flops
     assert reranker.score_pairs(pairs, batch_size=2) == pytest.approx(reranker.score_pairs(pairs), abs=1e-5)
 
 
-def test_a_window_is_scored_before_the_next_is_tokenized(
+def test_a_chunk_is_scored_before_the_next_is_tokenized(
     reranker: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "WINDOW_CHARACTERS", 1000)
+    monkeypatch.setattr(inputs, "CHUNK_CHARACTERS", 1000)
     events: list[str] = []
     encode, logits = PairEncoder.encode, ForwardPass.logits
 
@@ -181,12 +181,12 @@ def test_a_window_is_scored_before_the_next_is_tokenized(
         reranker.score_pairs(pairs_of_three_queries(), show_progress=True)
     distinct = len(set(pairs_of_three_queries()))
     assert events[0] == f"progress of {distinct}"
-    windows = [event.split() for event in events if event.split()[0] in ("encode", "score")]
-    assert len(windows) > 2
-    assert [kind for kind, _ in windows] == ["encode", "score"] * (len(windows) // 2)
+    chunks = [event.split() for event in events if event.split()[0] in ("encode", "score")]
+    assert len(chunks) > 2
+    assert [kind for kind, _ in chunks] == ["encode", "score"] * (len(chunks) // 2)
     advanced = [int(event.split()[1]) for event in events if event.startswith("advance")]
     assert sum(advanced) == distinct
-    assert events.index(f"advance {advanced[0]}") < events.index(" ".join(windows[2]), 4)
+    assert events.index(f"advance {advanced[0]}") < events.index(" ".join(chunks[2]), 4)
 
 
 class _Bar:
