@@ -3,10 +3,13 @@
 import copy
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Self
 
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN, TextTokenizer, without_surrogates
@@ -23,6 +26,9 @@ UNLIMITED = 10**9
 
 CHUNK_CHARACTERS = 4_000_000
 """Pairs are encoded in chunks of about this many characters."""
+
+PASSAGES_TOGETHER = 1000
+"""Passages that are tokenized together to count their tokens."""
 
 
 class PairEncoder:
@@ -107,6 +113,44 @@ class PairEncoder:
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose texts have this many tokens; its ids are zeros."""
         return self._cut(self._default_layout, [0] * query_tokens, [0] * passage_tokens)
+
+    @property
+    def passage_frame(self) -> int:
+        """Tokens that the template writes beside a passage's text, in the passage's span."""
+        return self._default_layout.passage.size
+
+    def passage_space(self, query: str, prompt: str | None = None) -> int:
+        """The most tokens of a passage's span that is not cut beside a query.
+
+        Args:
+            query: The query.
+            prompt: The instruction; None for the template's own, `""` for none.
+
+        Returns:
+            Tokens, those of `passage_frame` included. A long query may leave space for no text at all.
+
+        Raises:
+            ValueError: If the prompt leaves no space for texts.
+        """
+        layout = self._layout(prompt)
+        most = max(self.max_length, self.query_max_length or 0)
+        ids = self._text_ids(layout.query, {query}, most)[query]
+        endless = [0] * (max(self.max_length, len(ids)) + 1)
+        space = self._cut(layout, ids, endless).passage_length
+        while space and self._cut(layout, ids, endless[:space]).passage_cut:
+            space -= 1
+        return space
+
+    def passage_lengths(self, passages: Iterable[str], most: int) -> Iterator[int]:
+        """Tokens of passages' spans. Of a passage of more than `most`, some number above `most`."""
+        slot, together = self._default_layout.passage, iter(passages)
+        while portion := [*islice(together, PASSAGES_TOGETHER)]:
+            ids = self._tokenizer.ids(portion, slot.before, slot.after, most)
+            yield from map(len, ids)
+
+    def text_offsets(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See `TextTokenizer.offsets`."""
+        return self._tokenizer.offsets(text)
 
     def _cut(self, layout: "_Layout", query: list[int], passage: list[int]) -> EncodedPair:
         """Join two texts, written as the layout's slots write them, to at most as many ids as are allowed."""

@@ -9,9 +9,13 @@ import copy
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mrr_model.files.damage import short
@@ -19,6 +23,9 @@ from mrr_model.inference.cutting import Cuts, components
 
 CHARACTERS_PER_TOKEN = 8
 """A text with more characters than this per token of the bound is cut before it is tokenized."""
+
+SEGMENTS = re.compile(r"(?s).{1,100000}(?!\S)|.{1,100000}")
+"""Parts of a text that are tokenized one by one to find its tokens: they end with a word if they can."""
 
 CHARACTERS_TOGETHER = 1_000_000
 """Texts go to the tokenizer in lists of about this many characters: its results are large."""
@@ -46,6 +53,10 @@ def without_surrogates(text: str) -> str:
     return text
 
 
+WORD_PARTS = re.compile(r"\s*\S{1,16}|\s+")
+"""Parts of a text whose tokens a slow tokenizer counts one by one."""
+
+
 class TextTokenizer:
     """Texts to ids, without added special tokens, truncation or padding. The tokenizer itself is not changed.
 
@@ -64,7 +75,7 @@ class TextTokenizer:
             names = _names(specials | _spelled(tokenizer, literals))
             self._literals = {text: _renamed_in(text, names) for text in literals}
             self._splits: dict[str, list[int]] = {text: [] for text in literals}
-            self._encode: Callable[[list[str]], list[list[int]]] = _Slow(tokenizer, names)
+            self._encode: _Fast | _Slow = _Slow(tokenizer, names)
             return
         state = json.loads(backend.to_str()) | {"truncation": None, "padding": None, "post_processor": None}
         state["added_tokens"] = [token for token in state["added_tokens"] if not _stands_for_a_byte(token, state)]
@@ -129,6 +140,26 @@ class TextTokenizer:
             limit *= 2
         return ids
 
+    def offsets(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the tokens of a text begin and end, about: a long text is tokenized in segments.
+
+        Args:
+            text: A text without surrogates.
+
+        Returns:
+            The index of each token's first character and of one past its last, both (K,). A slow tokenizer does not
+            say: each word's tokens are spread over it.
+
+        Raises:
+            ValueError: If the tokenizer gives up on the text.
+        """
+        offsets = [np.empty((0, 2), dtype=np.int64)]
+        for segment in SEGMENTS.finditer(text):
+            found = self._encode.offsets(segment[0])
+            offsets.append(np.array(found, dtype=np.int64).reshape(-1, 2) + segment.start())
+        starts, ends = np.concatenate(offsets).T
+        return starts, ends
+
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = []
         together: list[str] = []
@@ -149,21 +180,33 @@ class _Fast:
         self._backend = backend
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
-        try:
+        with _panics_named(texts):
             return self._ids(texts)
-        except BaseException as error:
-            if type(error).__module__ != PANICS:
-                raise
-            longest = max(texts, key=len)
-            raise ValueError(
-                f"the tokenizer failed ({short(error, 80)}). The longest text, {short(longest[:60])!r}, has "
-                f"{len(longest)} characters; shorten it."
-            ) from error
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The span of each token."""
+        with _panics_named([text]):
+            return self._backend.encode(text, add_special_tokens=False).offsets
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if len(texts) == 1:  # in this thread: processes that are forked later cannot use a pool of threads
             return [self._backend.encode(texts[0], add_special_tokens=False).ids]
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@contextmanager
+def _panics_named(texts: list[str]) -> Iterator[None]:
+    """Turns a panic of the tokenizers library into a `ValueError` that shows the longest text."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != PANICS:
+            raise
+        longest = max(texts, key=len)
+        raise ValueError(
+            f"the tokenizer failed ({short(error, 80)}). The longest text, {short(longest[:60])!r}, has "
+            f"{len(longest)} characters; shorten it."
+        ) from error
 
 
 class _Slow:
@@ -180,6 +223,17 @@ class _Slow:
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
         return [[id_ for part in self._named.split(text) for id_ in self._part(part)] if text else [] for text in texts]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Spans of as many tokens as the parts of the text's words have, spread over each part."""
+        parts = [found.span() for found in WORD_PARTS.finditer(text)]
+        counts = {part: len(self._part(part)) for part in {text[start:end] for start, end in parts}}
+        spans = list[tuple[int, int]]()
+        for start, end in parts:
+            count = counts[text[start:end]]
+            bounds = [start + (end - start) * index // max(1, count) for index in range(count + 1)]
+            spans += pairwise(bounds)
+        return spans
 
     def _part(self, text: str) -> list[int]:
         if text in self._ids:
