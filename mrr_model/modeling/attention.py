@@ -3,19 +3,18 @@
 The weights are the pooled token's own row, or the mean over all tokens' rows if the mean over tokens is pooled. The
 function is registered in transformers' attention interface, so that stock blocks call it. No (T, T) matrix is stored.
 
-Shapes: B pairs, H heads, K key/value heads (H is a multiple of K), T tokens, d head size.
+Shapes: B pairs, H heads, K key/value heads (H is a multiple of K), T tokens, d head size, Q tokens of a shared prefix.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
-
-from mrr_model.modeling.prefix import KeyValue
 
 NAME = "matryoshka"
 """The name of this function in transformers' attention interface."""
@@ -25,6 +24,48 @@ UNFUSED_ROWS = 64
 
 In training, soft-capped attention takes all rows at once.
 """
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """One layer's keys and values of a batch's own tokens, or of a span that all rows of a batch continue.
+
+    Attributes:
+        key: With its positions, (B, K, T, d).
+        value: (B, K, T, d).
+        query: (B, H, T, d), before its norm and positions: if one product makes it together with the keys and values
+            (`mrr_model.modeling.packed`). Else None, and it is computed where it is needed.
+    """
+
+    key: Tensor
+    value: Tensor
+    query: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "KeysValues":
+        """These tensors, changed."""
+        return KeysValues(change(self.key), change(self.value), None if self.query is None else change(self.query))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[KeysValues]", size: int) -> "KeysValues":
+        """The rows of several batches, in order, padded to `size` tokens."""
+
+        def padded(tensors: Iterable[Tensor]) -> Tensor:
+            return torch.cat([pad(each, (0, 0, 0, size - each.shape[2])) for each in tensors])
+
+        queries = [part.query for part in parts if part.query is not None]
+        return cls(
+            padded(part.key for part in parts),
+            padded(part.value for part in parts),
+            padded(queries) if queries else None,
+        )
+
+    def after(self, span: "KeysValues") -> "KeysValues":
+        """Keys and values with a span, (1, K, Q, d), before every row: (B, K, Q + T, d)."""
+        batch = len(self.key)
+        return KeysValues(
+            torch.cat([span.key.expand(batch, -1, -1, -1), self.key], 2),
+            torch.cat([span.value.expand(batch, -1, -1, -1), self.value], 2),
+        )
 
 
 @dataclass
@@ -62,7 +103,7 @@ def attention(
     softcap: float | None = None,
     sliding_window: int | None = None,
     attention_row: AttentionRow | None = None,
-    prefix: KeyValue | None = None,
+    prefix: KeysValues | None = None,
     bands: dict[int, Tensor] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -80,19 +121,21 @@ def attention(
         softcap: Bound c of the products: c · tanh(x / c).
         sliding_window: How many tokens back a causal module sees, itself included.
         attention_row: Where to write a merge's weights.
-        prefix: Keys and values of a span before every row. If it is empty, this call fills it in; else every row sees
-            it, and `attention_row` counts its tokens in its index and leaves them out of its weights.
+        prefix: Keys and values of a span before every row, which every row sees. `attention_row` counts its tokens in
+            its index and leaves them out of its weights.
         bands: Sliding-window masks by window: the first layer that needs one makes it, later layers use it.
 
     Returns:
         (B, T, H, d), and None for the weights.
     """
     before = 0
-    if prefix is not None and prefix.key is None:
-        prefix.key, prefix.value = key, value
-    elif prefix is not None and prefix.key is not None:
+    if prefix is not None:
+        # The span's queries are zeros, and their attention is thrown away: the attention stays square, so that the
+        # fused causal kernels serve it.
         before = prefix.key.shape[2]
-        query, key, value = prefix.prepended(query, key, value)
+        query = torch.cat([query.new_zeros(*query.shape[:2], before, query.shape[3]), query], 2)  # (B, H, Q + T, d)
+        whole = KeysValues(key, value).after(prefix)
+        key, value = whole.key, whole.value
     if attention_row is not None and attention_row.index is not None:
         bias = pooled_bias(attention_mask, attention_row)
         weights = row_weights(query, key, attention_row, scaling, softcap, sliding_window, bias)

@@ -1,6 +1,7 @@
 """What the layer loop needs of an architecture: the interface that every family implements.
 
-Shapes: B pairs, T tokens (at the current width), D hidden size, H heads, d head size, Q tokens of a shared prefix.
+Shapes: B pairs, T tokens (at the current width), D hidden size, H heads, K key/value heads, d head size, Q tokens of a
+shared prefix.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mrr_model.modeling.attention import AttentionRow
+from mrr_model.modeling.angles import Angles
+from mrr_model.modeling.attention import AttentionRow, KeysValues
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
@@ -49,10 +51,23 @@ class LayerInputs:
         assert self.pooled_index is not None
         return hidden[torch.arange(len(hidden), device=hidden.device), self.pooled_index]
 
+    def pooled_angles(self, angles: Angles) -> Angles:
+        """The pooled tokens' rotary angles: (1 or B, T, d) to (B, 1, d) each."""
+        assert self.pooled_index is not None
+        cos, sin = (self.pooled(part.expand(len(self.pooled_index), -1, -1))[:, None] for part in angles)
+        return cos, sin
+
+    def pooled_query(self, keys_values: KeysValues) -> Tensor | None:
+        """The pooled tokens' queries among those made together with the keys: (B, H, 1, d); None if there are none."""
+        query = keys_values.query
+        return None if query is None else self.pooled(query.transpose(1, 2))[:, :, None]
+
 
 @dataclass(frozen=True)
 class PooledState:
-    """The pooled tokens in the middle of their last block: what is left runs once per pair and not once per token.
+    """The pooled tokens in the middle of a block: what is left runs once per pair and not once per token.
+
+    `Backbone.finish_block` uses it for all tokens: the shapes then have (B, T) for B.
 
     Attributes:
         attended: Their attention before its output projection, (B, H · d).
@@ -75,13 +90,10 @@ class Backbone(ABC):
         causal: Whether a token sees only those before it.
         keeps_positions: Whether a merged token keeps the middle position of its tokens; else the tokens are renumbered
             0 … T'−1 at every width.
-        key_value_share: The share of the outputs of `key_value_projections` that are keys and values: packed
-            projections hold queries too.
     """
 
     causal: bool
     keeps_positions: bool = False
-    key_value_share: float = 1.0
 
     def __init__(
         self, model: PreTrainedModel, pooling: Pooling, token_types: tuple[int, int, int] | None = None
@@ -117,17 +129,38 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+    def keys_values(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> KeysValues:
+        """The keys and values of all tokens in block `layer`; `hidden` (B, T, D).
+
+        `pooled_attention` and `finish_block` run the rest of the block from them.
+        """
+
+    @abstractmethod
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs, keys_values: KeysValues) -> PooledState:
         """Run the attention of block `layer` for the pooled tokens alone; `hidden` (B, T, D).
 
-        Keys and values are computed for all tokens, the query for one token of each pair.
+        The query is computed for one token of each pair.
+        """
+
+    @abstractmethod
+    def attended(
+        self,
+        layer: int,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        keys_values: KeysValues,
+        attention_row: AttentionRow | None = None,
+    ) -> Tensor:
+        """Run the attention of block `layer` for all tokens, before its output projection: (B, T, D) to (B, T, H · d).
+
+        Fills in `attention_row`, if given.
         """
 
     @abstractmethod
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         """Run the rest of block `layer`, output projection and MLP, for the pooled tokens: (B, D).
 
-        The pairs may come from several batches.
+        The pairs may come from several batches. It works token by token, and so for all tokens too: (B, T, D).
         """
 
     @abstractmethod
@@ -140,6 +173,10 @@ class Backbone(ABC):
     @abstractmethod
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         """The modules of block `layer` that every token needs even at the last exit."""
+
+    def key_value_share(self, layer: int) -> float:
+        """The share of what `key_value_projections` compute that every token needs: packed ones hold queries too."""
+        return 1.0
 
     def token_modules(self, layer: int) -> Iterable[nn.Module]:
         """The modules of block `layer` that run for tokens; others run for positions, once per batch."""
@@ -174,6 +211,31 @@ class Backbone(ABC):
         """Run block `layer` whole: (B, T, D) to (B, T, D). Fills in `attention_row`, if given."""
         output = self.layers[layer - 1](hidden, **inputs.block_inputs, attention_row=attention_row)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+    def finish_block(
+        self,
+        layer: int,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        keys_values: KeysValues,
+        attention_row: AttentionRow | None = None,
+    ) -> Tensor:
+        """Run block `layer` whole, in evaluation mode, from keys and values that are known.
+
+        It computes what `block` computes, and calls the block's parts as `pooled_output` does, not the block.
+
+        Args:
+            layer: The block.
+            hidden: The states before it, (B, T, D).
+            inputs: See `layer_inputs`.
+            keys_values: What `keys_values` returned for these states.
+            attention_row: A request for a merge's weights, to fill in.
+
+        Returns:
+            (B, T, D).
+        """
+        attended = self.attended(layer, hidden, inputs, keys_values, attention_row)
+        return self.pooled_output(layer, PooledState(attended, hidden))
 
     def pooled_index(self, spans: Spans, device: torch.device) -> Tensor | None:
         """The pooled tokens' positions, int64 (B,) on `device`; None if the mean over tokens is pooled."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
 
-from mrr_model.modeling.attention import AttentionRow, attention, row_attention
+from mrr_model.modeling.attention import AttentionRow, KeysValues, attention, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.construction import NamedTensors
@@ -64,6 +64,18 @@ class DisentangledAttention(DisentangledSelfAttention):
         query, key, value = (
             self.heads(part(hidden_states)) for part in (self.query_proj, self.key_proj, self.value_proj)
         )  # (B, H, T, d)
+        return self.attended(query, KeysValues(key, value), attention_mask, relative_pos, rel_embeddings), None
+
+    def attended(
+        self,
+        query: Tensor,
+        keys_values: KeysValues,
+        attention_mask: Tensor | None,
+        relative_pos: RelativePositions,
+        rel_embeddings: Tensor | None,
+    ) -> Tensor:
+        """The attention of queries (B, H, T, d), before its output projection: (B, T, H · d)."""
+        key, value = keys_values.key, keys_values.value
         keys, queries = self.relative_projections(rel_embeddings)
         batch, heads, tokens, _ = query.shape
         positions = 0 if keys is None and queries is None else len(cast(Tensor, rel_embeddings))
@@ -85,7 +97,7 @@ class DisentangledAttention(DisentangledSelfAttention):
             rows.append(row)
         if relative_pos.row is not None:
             relative_pos.row.weights = torch.cat([cast(Tensor, row.weights) for row in rows if row is not None])
-        return torch.cat(outputs).flatten(2), None
+        return torch.cat(outputs).flatten(2)
 
     @property
     def scaling(self) -> float:
@@ -239,15 +251,35 @@ class Deberta(Backbone):
         output = self.layers[layer - 1](hidden, **{**inputs.block_inputs, "relative_pos": relative})
         return cast(Tensor, output[0])
 
-    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
-        own = cast(DisentangledAttention, cast(Any, self.layers[layer - 1]).attention.self)
+    def _self_attention(self, layer: int) -> DisentangledAttention:
+        return cast(DisentangledAttention, cast(Any, self.layers[layer - 1]).attention.self)
+
+    def keys_values(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> KeysValues:
+        own = self._self_attention(layer)
+        return KeysValues(own.heads(own.key_proj(hidden)), own.heads(own.value_proj(hidden)))
+
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs, keys_values: KeysValues) -> PooledState:
+        own, key = self._self_attention(layer), keys_values.key
         residual = inputs.pooled(hidden)  # (B, D)
         query = own.heads(own.query_proj(residual)[:, None])  # (B, H, 1, d)
-        key, value = own.heads(own.key_proj(hidden)), own.heads(own.value_proj(hidden))
         keys, queries = own.relative_projections(inputs.block_inputs["rel_embeddings"])
         index = inputs.pooled(inputs.block_inputs["relative_pos"].index.expand(len(hidden), -1, -1))  # (B, T)
         bias = own.row_bias(query, key, keys, queries, index)
-        return PooledState(row_attention(query, key, value, inputs.attention_row(), own.scaling, bias=bias), residual)
+        attended = row_attention(query, key, keys_values.value, inputs.attention_row(), own.scaling, bias=bias)
+        return PooledState(attended, residual)
+
+    def attended(
+        self,
+        layer: int,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        keys_values: KeysValues,
+        attention_row: AttentionRow | None = None,
+    ) -> Tensor:
+        own, given = self._self_attention(layer), inputs.block_inputs
+        relative = replace(given["relative_pos"], row=attention_row)
+        query = own.heads(own.query_proj(hidden))  # (B, H, T, d)
+        return own.attended(query, keys_values, given["attention_mask"], relative, given["rel_embeddings"])
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mrr_model.modeling import packed
 from mrr_model.modeling.angles import Angles, Rotary, rotated
-from mrr_model.modeling.attention import AttentionRow, row_attention
+from mrr_model.modeling.attention import AttentionRow, KeysValues, attention, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
-from mrr_model.modeling.prefix import KeyValue, SharedPrefix
+from mrr_model.modeling.prefix import SharedPrefix
 
 
 @dataclass(frozen=True)
@@ -133,93 +134,110 @@ class Decoder(Backbone):
     def block(
         self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
     ) -> Tensor:
-        angles = self.rotary.of_layer(layer, inputs.block_inputs["position_embeddings"])
-        block_inputs = {**inputs.block_inputs, "position_embeddings": angles}
+        block_inputs = {**inputs.block_inputs, "position_embeddings": self._angles(layer, inputs)}
         if inputs.prefix is not None:
-            self._run_prefix(inputs.prefix, layer)
-            block_inputs["prefix"] = inputs.prefix.layers[layer - 1]
+            block_inputs["prefix"] = self._prefix_keys_values(inputs.prefix, layer)
         return super().block(layer, hidden, replace(inputs, block_inputs=block_inputs, prefix=None), attention_row)
 
-    def _run_prefix(self, prefix: SharedPrefix, layer: int) -> None:
-        """Run a shared prefix through the blocks up to `layer` that it has not been through yet."""
+    def _prefix_keys_values(self, prefix: SharedPrefix, layer: int) -> KeysValues:
+        """A shared prefix's keys and values in block `layer`, after the blocks before it that have yet to run."""
+        inputs = {"attention_mask": None, "position_embeddings": prefix.rotary, "bands": prefix.bands}
+        shared = LayerInputs(None, None, inputs)
         while (done := len(prefix.layers)) < layer:
             assert prefix.hidden is not None
-            filled = KeyValue()
-            inputs = {
-                "attention_mask": None,
-                "position_embeddings": self.rotary.of_layer(done + 1, prefix.rotary),
-                "prefix": filled,
-                "bands": prefix.bands,
-            }
-            output = self.layers[done](prefix.hidden, **inputs)
-            prefix.layers.append(filled)  # with the states that belong to it: nothing that can fail comes in between
-            prefix.hidden = output[0] if isinstance(output, tuple) else output
+            hidden = prefix.hidden
+            if done:
+                hidden = self.finish_block(done, hidden, shared, prefix.layers[-1])
+            keys_values = self.keys_values(done + 1, hidden, shared)
+            prefix.layers.append(
+                keys_values
+            )  # with the states that belong to it: nothing that can fail comes in between
+            prefix.hidden = hidden
+        return prefix.layers[layer - 1]
 
-    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+    def keys_values(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> KeysValues:
         block = cast(Any, self.layers[layer - 1])
-        attention = block.self_attn
-        residual = inputs.pooled(hidden)  # (B, D)
+        own, normed = block.self_attn, block.input_layernorm(hidden)
+        query = None
+        if self.family.fused:
+            key, value, query = packed.keys_values(own.qkv_proj, normed, self.attention_size)
+        else:
+            key, value = own.k_proj(normed), own.v_proj(normed)
+        key, value = self._heads(key), self._heads(value)
+        if self.family.query_key_norm:
+            key = own.k_norm(key)
+        return KeysValues(
+            rotated(key, *self._angles(layer, inputs)), value, None if query is None else self._heads(query)
+        )
 
-        angles = self.rotary.of_layer(layer, inputs.block_inputs["position_embeddings"])
-        normed = block.input_layernorm(hidden)
-        query, key, value = self._pooled_query_keys_values(attention, normed, angles, inputs)
+    def _queries(self, layer: int, hidden: Tensor, angles: Angles, known: Tensor | None) -> Tensor:
+        """Rotated queries, (B, T, D) to (B, H, T, d).
+
+        `known`: the same before their norm and rotation, if they have been made.
+        """
+        block = cast(Any, self.layers[layer - 1])
+        own = block.self_attn
+        if known is None:
+            normed = block.input_layernorm(hidden)
+            fused = self.family.fused
+            known = packed.queries(own.qkv_proj, normed, self.attention_size) if fused else own.q_proj(normed)
+            known = self._heads(known)
+        return rotated(own.q_norm(known) if self.family.query_key_norm else known, *angles)
+
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs, keys_values: KeysValues) -> PooledState:
+        residual, known = inputs.pooled(hidden), inputs.pooled_query(keys_values)  # (B, D)
+        angles = inputs.pooled_angles(self._angles(layer, inputs))
+        query = self._queries(layer, residual[:, None], angles, known)  # (B, H, 1, d)
         if inputs.prefix is not None:
-            self._run_prefix(inputs.prefix, layer - 1)
-            shared = self._keys_and_values(
-                attention,
-                block.input_layernorm(inputs.prefix.hidden),
-                self.rotary.of_layer(layer, inputs.prefix.rotary),
-            )
-            key, value = (
-                torch.cat([span.expand(len(hidden), -1, -1, -1), own], 2)
-                for span, own in zip(shared, (key, value), strict=True)
-            )
-
-        softcap = attention.attn_logit_softcapping if self.family.soft_capped else None
-        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-        attended = row_attention(query, key, value, inputs.attention_row(), attention.scaling, softcap, window)
+            keys_values = keys_values.after(self._prefix_keys_values(inputs.prefix, layer))
+        row = inputs.attention_row()
+        attended = row_attention(query, keys_values.key, keys_values.value, row, **self._attention_options(layer))
         return PooledState(attended, residual)
+
+    def attended(
+        self,
+        layer: int,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        keys_values: KeysValues,
+        attention_row: AttentionRow | None = None,
+    ) -> Tensor:
+        out, _ = attention(
+            cast(Any, self.layers[layer - 1]).self_attn,
+            self._queries(layer, hidden, self._angles(layer, inputs), keys_values.query),
+            keys_values.key,
+            keys_values.value,
+            inputs.block_inputs["attention_mask"],
+            **self._attention_options(layer),
+            attention_row=attention_row,
+            prefix=None if inputs.prefix is None else self._prefix_keys_values(inputs.prefix, layer),
+            bands=inputs.block_inputs["bands"],
+        )
+        return out.flatten(2)
+
+    def _angles(self, layer: int, inputs: LayerInputs) -> Angles:
+        """The rotary angles of a layer, (1 or B, T, d) each."""
+        return self.rotary.of_layer(layer, inputs.block_inputs["position_embeddings"])
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """Queries, keys or values, (B, T, heads · d) to (B, heads, T, d)."""
+        return states.view(*states.shape[:2], -1, cast(Any, self.layers[0]).self_attn.head_dim).transpose(1, 2)
+
+    def _attention_options(self, layer: int) -> dict[str, Any]:
+        """How the attention of a block scales, caps and limits its products."""
+        own = cast(Any, self.layers[layer - 1]).self_attn
+        return {
+            "scaling": own.scaling,
+            "softcap": own.attn_logit_softcapping if self.family.soft_capped else None,
+            "sliding_window": getattr(own, "sliding_window", getattr(own.config, "sliding_window", None)),
+        }
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])
         return self._residual_branches(block, pooled.residual, block.self_attn.o_proj(pooled.attended))
 
-    def _pooled_query_keys_values(
-        self, attention: Any, normed: Tensor, angles: Angles, inputs: LayerInputs
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The pooled tokens' queries, (B, H, 1, d), and all tokens' keys and values, (B, K, T, d), rotated."""
-        if self.family.fused:
-            fused = attention.qkv_proj(normed)  # the whole product: its weight may be quantized or under a LoRA
-            query = inputs.pooled(fused)[..., : self.attention_size]
-            key, value = self._fused_keys_and_values(attention, fused, angles)
-        else:
-            query = attention.q_proj(inputs.pooled(normed))
-            key, value = self._keys_and_values(attention, normed, angles)
-        query = query.view(len(normed), -1, 1, attention.head_dim)
-        if self.family.query_key_norm:
-            query = attention.q_norm(query)
-        cos, sin = (inputs.pooled(part.expand(len(normed), -1, -1))[:, None] for part in angles)  # (B, 1, d)
-        return rotated(query, cos, sin), key, value
-
-    def _keys_and_values(self, attention: Any, normed: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
-        """One layer's keys, rotated, and values: (B, T, D) to (B, K, T, d) each."""
-        if self.family.fused:
-            return self._fused_keys_and_values(attention, attention.qkv_proj(normed), angles)
-        heads = (*normed.shape[:-1], -1, attention.head_dim)
-        key, value = (part(normed).view(heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
-        if self.family.query_key_norm:
-            key = attention.k_norm(key)
-        return rotated(key, *angles), value
-
-    def _fused_keys_and_values(self, attention: Any, fused: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
-        """The keys, rotated, and values in a fused projection's output: (B, T, (H + 2K) d) to (B, K, T, d) each."""
-        heads = (*fused.shape[:-1], -1, attention.head_dim)
-        parts = fused[..., self.attention_size :].chunk(2, -1)
-        key, value = (part.reshape(heads).transpose(1, 2) for part in parts)
-        return rotated(key, *angles), value
-
     def _residual_branches(self, block: Any, residual: Tensor, attended: Tensor) -> Tensor:
-        """The part of a block after its attention, (B, D) to (B, D)."""
+        """The part of a block after its attention, (…, D) to (…, D)."""
         if self.family.sandwich_norm:
             hidden = residual + block.post_attention_layernorm(attended)
             branch = block.post_feedforward_layernorm(block.mlp(block.pre_feedforward_layernorm(hidden)))
@@ -238,3 +256,8 @@ class Decoder(Backbone):
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         attention = cast(Any, self.layers[layer - 1]).self_attn
         return (attention.qkv_proj,) if self.family.fused else (attention.k_proj, attention.v_proj)
+
+    def key_value_share(self, layer: int) -> float:
+        [first, *_] = self.key_value_projections(layer)
+        split = self.family.fused and packed.has_parts(first)
+        return 1 - self.attention_size / cast(int, first.out_features) if split else 1.0

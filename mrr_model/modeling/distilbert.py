@@ -24,9 +24,12 @@ class DistilBert(Encoder):
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
         return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids))
 
+    def self_attention(self, layer: int) -> nn.Module:
+        return cast(nn.Module, cast(Any, self.layers[layer - 1]).attention)
+
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        attention = cast(Any, self.layers[layer - 1]).attention
-        return attention.q_lin, attention.k_lin, attention.v_lin
+        own = cast(Any, self.self_attention(layer))
+        return own.q_lin, own.k_lin, own.v_lin
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mrr_model.modeling.attention import pooled_bias, row_attention
+from mrr_model.modeling.attention import AttentionRow, KeysValues, attention, pooled_bias, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
@@ -38,23 +38,43 @@ class Encoder(Backbone):
         mask = None if valid is None else valid[:, None, None, :]  # (B, 1, 1, T)
         return LayerInputs(self.pooled_index(spans, hidden.device), valid, {"attention_mask": mask})
 
+    def self_attention(self, layer: int) -> nn.Module:
+        """The module of block `layer` that holds its projections."""
+        return cast(nn.Module, cast(Any, self.layers[layer - 1]).attention.self)
+
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         """The modules of block `layer` that make queries, keys and values: (…, D) to (…, H · d)."""
-        attention = cast(Any, self.layers[layer - 1]).attention.self
-        return attention.query, attention.key, attention.value
+        own = cast(Any, self.self_attention(layer))
+        return own.query, own.key, own.value
 
-    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
-        to_query, to_key, to_value = self.projections(layer)
+    def _heads(self, states: Tensor) -> Tensor:
+        """(B, T, H · d) to (B, H, T, d)."""
+        return states.view(*states.shape[:2], self.model.config.num_attention_heads, -1).transpose(1, 2)
+
+    def keys_values(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> KeysValues:
+        _, to_key, to_value = self.projections(layer)
+        return KeysValues(self._heads(to_key(hidden)), self._heads(to_value(hidden)))
+
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs, keys_values: KeysValues) -> PooledState:
         residual = inputs.pooled(hidden)  # (B, D), a copy: a view would keep all tokens' states alive
-
-        heads = self.model.config.num_attention_heads
-        query = to_query(residual).unflatten(-1, (heads, 1, -1))  # (B, H, 1, d)
-        key = to_key(hidden).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, T, d)
-        value = to_value(hidden).unflatten(-1, (heads, -1)).transpose(1, 2)
+        query = self._heads(self.projections(layer)[0](residual[:, None]))  # (B, H, 1, d)
         row = inputs.attention_row()
         bias = pooled_bias(inputs.block_inputs["attention_mask"], row)  # (B, H, T)
-        attended = row_attention(query, key, value, row, scaling=None, bias=bias)  # (B, H · d)
+        attended = row_attention(query, keys_values.key, keys_values.value, row, scaling=None, bias=bias)  # (B, H · d)
         return PooledState(attended, residual)
+
+    def attended(
+        self,
+        layer: int,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        keys_values: KeysValues,
+        attention_row: AttentionRow | None = None,
+    ) -> Tensor:
+        own, mask = self.self_attention(layer), inputs.block_inputs["attention_mask"]
+        query = self._heads(self.projections(layer)[0](hidden))  # (B, H, T, d)
+        out, _ = attention(own, query, keys_values.key, keys_values.value, mask, attention_row=attention_row)
+        return out.flatten(2)
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])

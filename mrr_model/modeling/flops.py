@@ -117,7 +117,7 @@ class _PlanFlops:
         backbone = self.model.backbone
         projections = backbone.key_value_projections(layer)
         packed = sum(self._linear(module) for projection in projections for module in projection.modules())
-        keys_and_values = packed * backbone.key_value_share
+        keys_and_values = packed * backbone.key_value_share(layer)
         return keys_and_values, sum(map(self._linear, backbone.token_modules(layer))) - keys_and_values
 
     def _linear(self, module: nn.Module) -> float:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mrr_model.modeling.attention import row_attention
+from mrr_model.modeling.attention import AttentionRow, KeysValues, attention, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
@@ -48,18 +48,36 @@ class Gte(Backbone):
         }
         return LayerInputs(self.pooled_index(spans, hidden.device), valid, inputs)
 
-    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
-        attention = cast(Any, self.layers[layer - 1]).self_attn
-        residual = inputs.pooled(hidden)  # (B, D)
+    def _self_attention(self, layer: int) -> Any:
+        return cast(Any, self.layers[layer - 1]).self_attn
 
-        heads = (*hidden.shape[:-1], -1, attention.head_dim)
-        query = attention.q_proj(residual).view(len(hidden), -1, 1, attention.head_dim)  # (B, H, 1, d)
-        key, value = (part(hidden).view(heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
-        cos, sin = inputs.block_inputs["position_embeddings"]  # (1 or B, T, d)
-        own = [inputs.pooled(part.expand(len(hidden), -1, -1))[:, None] for part in (cos, sin)]  # (B, 1, d)
-        row = inputs.attention_row()
-        attended = row_attention(rotated(query, *own), rotated(key, cos, sin), value, row, attention.scaling)
+    def _heads(self, states: Tensor) -> Tensor:
+        """(B, T, H · d) to (B, H, T, d)."""
+        return states.view(*states.shape[:2], -1, self._self_attention(1).head_dim).transpose(1, 2)
+
+    def keys_values(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> KeysValues:
+        own, angles = self._self_attention(layer), inputs.block_inputs["position_embeddings"]
+        return KeysValues(rotated(self._heads(own.k_proj(hidden)), *angles), self._heads(own.v_proj(hidden)))
+
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs, keys_values: KeysValues) -> PooledState:
+        own, angles = self._self_attention(layer), inputs.block_inputs["position_embeddings"]
+        residual = inputs.pooled(hidden)  # (B, D)
+        query = rotated(self._heads(own.q_proj(residual[:, None])), *inputs.pooled_angles(angles))  # (B, H, 1, d)
+        attended = row_attention(query, keys_values.key, keys_values.value, inputs.attention_row(), own.scaling)
         return PooledState(attended, residual)
+
+    def attended(
+        self,
+        layer: int,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        keys_values: KeysValues,
+        attention_row: AttentionRow | None = None,
+    ) -> Tensor:
+        own, given = self._self_attention(layer), inputs.block_inputs
+        query = rotated(self._heads(own.q_proj(hidden)), *given["position_embeddings"])  # (B, H, T, d)
+        key, value, mask = keys_values.key, keys_values.value, given["attention_mask"]
+        return attention(own, query, key, value, mask, scaling=own.scaling, attention_row=attention_row)[0].flatten(2)
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mrr_model.compression import Compression, Plan, resolve
 from mrr_model.modeling import attention
+from mrr_model.modeling.attention import AttentionRow
 from mrr_model.modeling.backbone import Backbone, LayerInputs
 from mrr_model.modeling.batch import Batch
 from mrr_model.modeling.config import MatryoshkaConfig
@@ -192,11 +193,12 @@ class MatryoshkaModel(nn.Module):
             ValueError: If there is a prefix that the model cannot share.
         """
         hidden = self.embed(batch, prefix)
-        for _ in range(len(plan.merges) + 1):  # once per width
-            hidden = self.run_to_next_merge(hidden, plan)
+        last = plan.last_layer - (0 if self.training else 1)
+        while hidden.layer < last:  # once per width
+            hidden = self.run_layers(hidden, plan, last)
         if self.training:
             return torch.stack(hidden.logits, 1)
-        return self.score_last_exit(self.pool_last_exit(hidden, plan), plan)
+        return self.score_pooled(self.pool_last_exit(hidden, plan), plan.last_layer)
 
     def embed(self, batch: Batch, prefix: SharedPrefix | None = None) -> HiddenBatch:
         """The batch before the first layer."""
@@ -205,52 +207,92 @@ class MatryoshkaModel(nn.Module):
         states = self._backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
         return HiddenBatch(0, states, batch.spans, [], batch.rounded, prefix)
 
-    def run_to_next_merge(self, hidden: HiddenBatch, plan: Plan) -> HiddenBatch:
-        """Run layers up to and including the next merge.
+    def run_layers(self, hidden: HiddenBatch, plan: Plan, last: int) -> HiddenBatch:
+        """Run layers up to and including the next merge, or layer `last` if that comes first.
 
-        After the last merge, run all layers but the last exit's, which `pool_last_exit` runs; in training, run that one
-        too.
+        The plan's exits among them are scored. If an exit has been read from `hidden`, the first layer continues from
+        its keys and values.
+
+        Args:
+            hidden: A batch after some of the layers.
+            plan: What to run.
+            last: The layer to stop after. It is the one before the last exit's, which `pool_last_exit` runs, or before
+                that of an exit to read; in training, the last exit's own.
         """
-        merge = min((layer for layer in plan.merges if layer > hidden.layer), default=None)
-        last = merge or plan.last_layer - (0 if self.training else 1)
         inputs = self._layer_inputs(hidden)
-        row = None
-        for layer in range(hidden.layer + 1, last + 1):
-            if layer == merge and self.matryoshka.merge_weights == "attention":
-                row = inputs.attention_row(hidden.counts)
-            means = self._means(hidden) if layer in plan.exits else None
-            states = self._backbone.block(layer, hidden.states, inputs, row)
-            hidden = replace(hidden, layer=layer, states=states)
-            if layer in plan.exits:
-                logits = self.heads[str(layer)](self._pooled(hidden, inputs), means)
+        while hidden.layer < last:
+            means = self._means(hidden) if hidden.layer + 1 in plan.exits else None
+            hidden, row = self._run_layer(hidden, plan, inputs)
+            if hidden.layer in plan.exits:
+                logits = self.heads[str(hidden.layer)](self._pooled(hidden, inputs), means)
                 hidden = replace(hidden, logits=[*hidden.logits, logits])
-        if merge is None:
-            return replace(hidden, inputs=inputs)
-        return self._merged(hidden, plan.merges[merge], None if row is None else row.weights)
+            if hidden.layer in plan.merges:
+                return self._merged(hidden, plan.merges[hidden.layer], row)
+        return replace(hidden, inputs=inputs)
+
+    def read_exit(self, hidden: HiddenBatch, plan: Plan, exit_layer: int) -> tuple[PooledBatch, HiddenBatch]:
+        """Run an exit's layer until one state of each pair is left, in a way that lets the layer continue.
+
+        That is its attention, for the pooled tokens alone; the rest of the layer then continues from the same keys and
+        values. If the mean over tokens is pooled, it is the whole layer, with the merge after it.
+
+        Args:
+            hidden: A batch that has run through all layers before the exit's.
+            plan: What to run. If the exit is one of its own and not the last, `run_layers` scores it.
+            exit_layer: The exit's layer.
+
+        Returns:
+            What the exit reads, for `score_pooled`, without the logits of other exits; and the batch to continue from.
+            Its pairs can be selected, and joined with those of other batches that the exit has been read from.
+        """
+        inputs = self._layer_inputs(hidden)
+        if self._backbone.pooling == "mean":
+            after, row = self._run_layer(hidden, plan, inputs)
+            pooled = PooledBatch([], self._pooled(after, inputs))
+            step = plan.merges.get(exit_layer)
+            return pooled, replace(after, inputs=inputs) if step is None else self._merged(after, step, row)
+        keys_values = hidden.keys_values or self._backbone.keys_values(exit_layer, hidden.states, inputs)
+        state = self._backbone.pooled_attention(exit_layer, hidden.states, inputs, keys_values)
+        return PooledBatch([], state, self._means(hidden)), replace(hidden, inputs=inputs, keys_values=keys_values)
 
     def pool_last_exit(self, hidden: HiddenBatch, plan: Plan) -> PooledBatch:
-        """Run the last exit's layer until one state of each pair is left.
+        """Run the last exit's layer until one state of each pair is left: nothing continues after it.
 
-        That is its attention, for the pooled tokens alone. If the mean over tokens is pooled, it is the whole layer.
         `hidden` has run through all layers before it.
         """
-        inputs = self._layer_inputs(hidden)
-        if self._backbone.pooling != "mean":
-            state = self._backbone.pooled_attention(plan.last_layer, hidden.states, inputs)
-            return PooledBatch(hidden.logits, state, self._means(hidden))
-        states = self._backbone.block(plan.last_layer, hidden.states, inputs)
-        return PooledBatch(hidden.logits, self._pooled(replace(hidden, states=states), inputs))
+        pooled, _ = self.read_exit(hidden, plan, plan.last_layer)
+        return replace(pooled, logits=hidden.logits)
 
-    def score_last_exit(self, pooled: PooledBatch, plan: Plan) -> Tensor:
-        """Logits of every exit, float32 (B, E), from the rest of the last exit's layer and its head.
+    def score_pooled(self, pooled: PooledBatch, exit_layer: int) -> Tensor:
+        """Logits of the pairs' exits, float32 (B, E), from the rest of the exit's layer and its head.
 
         The pooled tokens of one batch are few, and small products are slow: copy those of several batches into one
         `PooledBatch` and score them together.
+
+        Args:
+            pooled: What the exit reads.
+            exit_layer: The exit's layer.
+
+        Returns:
+            The logits in `pooled`, then the exit's own.
         """
         normed = pooled.state
         if not isinstance(normed, Tensor):
-            normed = self._normed(self._backbone.pooled_output(plan.last_layer, normed))  # (B, D)
-        return torch.stack([*pooled.logits, self.heads[str(plan.last_layer)](normed, pooled.means)], 1)
+            normed = self._normed(self._backbone.pooled_output(exit_layer, normed))  # (B, D)
+        return torch.stack([*pooled.logits, self.heads[str(exit_layer)](normed, pooled.means)], 1)
+
+    def _run_layer(
+        self, hidden: HiddenBatch, plan: Plan, inputs: LayerInputs
+    ) -> tuple[HiddenBatch, AttentionRow | None]:
+        """The batch after the next layer, and the weights of the merge after that if attention weighs it."""
+        layer, row = hidden.layer + 1, None
+        if layer in plan.merges and self.matryoshka.merge_weights == "attention":
+            row = inputs.attention_row(hidden.counts)
+        if hidden.keys_values is None:
+            states = self._backbone.block(layer, hidden.states, inputs, row)
+        else:
+            states = self._backbone.finish_block(layer, hidden.states, inputs, hidden.keys_values, row)
+        return replace(hidden, layer=layer, states=states, keys_values=None), row
 
     def _layer_inputs(self, hidden: HiddenBatch) -> LayerInputs:
         if hidden.inputs is not None:
@@ -284,8 +326,9 @@ class MatryoshkaModel(nn.Module):
         """
         return span_means(hidden.states, hidden.spans) if self.matryoshka.head == "similarity" else None
 
-    def _merged(self, hidden: HiddenBatch, step: Fraction, weights: Tensor | None) -> HiddenBatch:
-        """The batch after one merge, weighted by attention (B, T) if given."""
+    def _merged(self, hidden: HiddenBatch, step: Fraction, row: AttentionRow | None) -> HiddenBatch:
+        """The batch after one merge, weighted by attention if given."""
+        weights = None if row is None else row.weights  # (B, T)
         target = destinations(hidden.spans, step, hidden.width).to(hidden.states.device, non_blocking=True)
         spans = hidden.spans.merged(step)
         longest = int(spans.total.max())

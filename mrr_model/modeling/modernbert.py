@@ -12,9 +12,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm
 
-from mrr_model.modeling.attention import AttentionRow, row_attention
+from mrr_model.modeling import packed
+from mrr_model.modeling.angles import Angles
+from mrr_model.modeling.attention import AttentionRow, KeysValues, attention, row_attention
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
@@ -29,7 +31,6 @@ class ModernBert(Backbone):
 
     causal = False
     keeps_positions = True
-    key_value_share = 2 / 3
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -62,34 +63,52 @@ class ModernBert(Backbone):
         self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
     ) -> Tensor:
         own = self._inputs(layer, inputs)
-        row = None if attention_row is None else replace(attention_row, valid=own.valid)
-        output = super().block(layer, hidden, own, row)
-        if attention_row is not None and row is not None:
-            attention_row.weights = row.weights
-        return output
+        if attention_row is not None:
+            attention_row.valid = own.valid
+        return super().block(layer, hidden, own, attention_row)
 
-    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> PooledState:
+    def _heads(self, states: Tensor) -> Tensor:
+        """(B, T, H · d) to (B, H, T, d)."""
+        return states.view(*states.shape[:2], self.model.config.num_attention_heads, -1).transpose(1, 2)
+
+    def _queries(self, layer: int, hidden: Tensor, angles: Angles, known: Tensor | None) -> Tensor:
+        """Rotated queries, (B, T, D) to (B, H, T, d); `known`: the same before their rotation, if they are known."""
+        if known is None:
+            block = cast(Any, self.layers[layer - 1])
+            known = self._heads(packed.queries(block.attn.Wqkv, block.attn_norm(hidden), self.attention_size))
+        return rotated(known, *angles)
+
+    def keys_values(self, layer: int, hidden: Tensor, inputs: LayerInputs) -> KeysValues:
         block = cast(Any, self.layers[layer - 1])
-        attention, inputs = block.attn, self._inputs(layer, inputs)
-        residual = inputs.pooled(hidden)  # (B, D)
+        angles = self._inputs(layer, inputs).block_inputs["position_embeddings"]  # (1 or B, T, d)
+        key, value, query = packed.keys_values(block.attn.Wqkv, block.attn_norm(hidden), self.attention_size)
+        query = None if query is None else self._heads(query)
+        return KeysValues(rotated(self._heads(key), *angles), self._heads(value), query)
 
-        normed = block.attn_norm(hidden)
-        packed, size = attention.Wqkv, attention.Wqkv.out_features // 3
-        if type(packed) is nn.Linear and not packed._forward_hooks:
-            query = _rows(packed, inputs.pooled(normed), 0, size)
-            key, value = _rows(packed, normed, size).chunk(2, -1)
-        else:  # quantized, or adapted as it runs: only the module itself knows its outputs
-            query, key, value = packed(normed).chunk(3, -1)
-            query = inputs.pooled(query)
-        query = query.view(len(hidden), -1, 1, attention.head_dim)  # (B, H, 1, d)
-        heads = (*hidden.shape[:-1], -1, attention.head_dim)
-        key, value = (part.view(heads).transpose(1, 2) for part in (key, value))
-
-        cos, sin = inputs.block_inputs["position_embeddings"]  # (1 or B, T, d)
-        own = [inputs.pooled(part.expand(len(hidden), -1, -1))[:, None] for part in (cos, sin)]  # (B, 1, d)
-        row = inputs.attention_row()
-        attended = row_attention(rotated(query, *own), rotated(key, cos, sin), value, row, attention.head_dim**-0.5)
+    def pooled_attention(self, layer: int, hidden: Tensor, inputs: LayerInputs, keys_values: KeysValues) -> PooledState:
+        inputs = self._inputs(layer, inputs)
+        residual, known = inputs.pooled(hidden), inputs.pooled_query(keys_values)  # (B, D)
+        angles = inputs.pooled_angles(inputs.block_inputs["position_embeddings"])
+        query = self._queries(layer, residual[:, None], angles, known)  # (B, H, 1, d)
+        attended = row_attention(query, keys_values.key, keys_values.value, inputs.attention_row(), scaling=None)
         return PooledState(attended, residual)
+
+    def attended(
+        self,
+        layer: int,
+        hidden: Tensor,
+        inputs: LayerInputs,
+        keys_values: KeysValues,
+        attention_row: AttentionRow | None = None,
+    ) -> Tensor:
+        own, inputs = cast(Any, self.layers[layer - 1]).attn, self._inputs(layer, inputs)
+        if attention_row is not None:
+            attention_row.valid = inputs.valid
+        query = self._queries(layer, hidden, inputs.block_inputs["position_embeddings"], keys_values.query)
+        mask = inputs.block_inputs["attention_mask"]
+        return attention(own, query, keys_values.key, keys_values.value, mask, attention_row=attention_row)[0].flatten(
+            2
+        )
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])
@@ -110,6 +129,9 @@ class ModernBert(Backbone):
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         return (cast(Any, self.layers[layer - 1]).attn.Wqkv,)
 
+    def key_value_share(self, layer: int) -> float:
+        return 2 / 3 if packed.has_parts(cast(Any, self.layers[layer - 1]).attn.Wqkv) else 1.0
+
 
 def _windowed(inputs: LayerInputs, position: Tensor, half: int) -> LayerInputs:
     """The inputs of layers in which a token sees those at most `half` positions away; `position`: (1 or B, T)."""
@@ -124,8 +146,3 @@ def _windowed(inputs: LayerInputs, position: Tensor, half: int) -> LayerInputs:
         near = (position - own).abs() <= half  # (B, T)
         valid = near if valid is None else near & valid
     return LayerInputs(inputs.pooled_index, valid, {"attention_mask": mask[:, None]})
-
-
-def _rows(module: nn.Linear, states: Tensor, start: int, stop: int | None = None) -> Tensor:
-    """Some of a linear module's outputs."""
-    return linear(states, module.weight[start:stop], None if module.bias is None else module.bias[start:stop])

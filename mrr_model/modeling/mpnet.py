@@ -87,9 +87,12 @@ class MPNet(Encoder):
         [output] = self.layers[layer - 1](hidden, **inputs.block_inputs, output_attentions=attention_row)
         return cast(Tensor, output)
 
+    def self_attention(self, layer: int) -> nn.Module:
+        return cast(nn.Module, cast(Any, self.layers[layer - 1]).attention.attn)
+
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        attention = cast(Any, self.layers[layer - 1]).attention.attn
-        return attention.q, attention.k, attention.v
+        own = cast(Any, self.self_attention(layer))
+        return own.q, own.k, own.v
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])

@@ -158,7 +158,7 @@ def test_kept_positions_equal_a_slow_walk(make_model: ModelFactory, make_pairs: 
 
 def run_to_the_end(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> PooledBatch:
     while hidden.layer < plan.last_layer - 1:
-        hidden = model.run_to_next_merge(hidden, plan)
+        hidden = model.run_layers(hidden, plan, plan.last_layer - 1)
     return model.pool_last_exit(hidden, plan)
 
 
@@ -173,8 +173,8 @@ def test_pooled_batches_of_similarity_heads_can_be_copied_together_and_parted(
         both.part(slice(1)).copy_(first)
         both.part(slice(1, None)).copy_(others)
         expected = logits_of(model, pairs, plan)
-        torch.testing.assert_close(model.score_last_exit(both, plan), expected, atol=1e-5, rtol=1e-5)
-        part = model.score_last_exit(both.part(slice(1, 3)), plan)
+        torch.testing.assert_close(model.score_pooled(both, plan.last_layer), expected, atol=1e-5, rtol=1e-5)
+        part = model.score_pooled(both.part(slice(1, 3)), plan.last_layer)
         torch.testing.assert_close(part, expected[1:3], atol=1e-5, rtol=1e-5)
 
 
@@ -186,14 +186,19 @@ def test_batches_between_merges_can_be_joined_and_parted(
     plan = Plan((2, 4, 6), {1: Fraction(1, 2), 3: Fraction(1, 2)})
     with torch.inference_mode():
         expected = logits_of(model, pairs, plan)
-        merged = [model.run_to_next_merge(model.embed(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:])]
+        merged = [
+            model.run_layers(model.embed(collate(part, 0)), plan, plan.last_layer - 1)
+            for part in (pairs[:1], pairs[1:])
+        ]
         both = HiddenBatch.joined(merged)
         longest = max(int(each.spans.total.max()) for each in merged)
         assert (both.layer, len(both), both.width) == (1, len(pairs), longest)
         for part in (slice(None), slice(1, 3)):
             for _ in range(2):  # a batch can run twice
                 pooled = run_to_the_end(model, both.part(part), plan)
-            torch.testing.assert_close(model.score_last_exit(pooled, plan), expected[part], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                model.score_pooled(pooled, plan.last_layer), expected[part], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_a_batch_that_was_split_after_its_last_layer_has_inputs_of_its_own(
@@ -202,9 +207,9 @@ def test_a_batch_that_was_split_after_its_last_layer_has_inputs_of_its_own(
     model, pairs, plan = make_model("bert"), make_pairs(SPANS), Plan((6,))
     with torch.inference_mode():
         expected = logits_of(model, pairs, plan)
-        hidden = model.run_to_next_merge(model.embed(collate(pairs, 0)), plan)
+        hidden = model.run_layers(model.embed(collate(pairs, 0)), plan, plan.last_layer - 1)
         for part in (slice(1), slice(1, None)):
-            logits = model.score_last_exit(model.pool_last_exit(hidden.part(part), plan), plan)
+            logits = model.score_pooled(model.pool_last_exit(hidden.part(part), plan), plan.last_layer)
             torch.testing.assert_close(logits, expected[part], atol=1e-5, rtol=1e-5)
 
 
@@ -250,7 +255,10 @@ def test_mean_pooled_batches_can_be_joined_and_parted(
     plan = Plan((2, 6), {1: Fraction(1, 2), 3: Fraction(1, 2)})
     with torch.inference_mode():
         expected = logits_of(model, pairs, plan)
-        merged = [model.run_to_next_merge(model.embed(collate(part, 0)), plan) for part in (pairs[:1], pairs[1:])]
+        merged = [
+            model.run_layers(model.embed(collate(part, 0)), plan, plan.last_layer - 1)
+            for part in (pairs[:1], pairs[1:])
+        ]
         both = HiddenBatch.joined(merged)
         assert both.counts is not None
         assert both.counts.sum(1).tolist() == [sum(spans) for spans in SPANS]
@@ -259,7 +267,7 @@ def test_mean_pooled_batches_can_be_joined_and_parted(
         buffer.part(slice(3)).copy_(parts[0])
         buffer.part(slice(3, None)).copy_(parts[1])
         assert len(buffer) == len(pairs)
-        torch.testing.assert_close(model.score_last_exit(buffer, plan), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.score_pooled(buffer, plan.last_layer), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_mean_pooled_bfloat16_model_averages_in_float32(make_model: ModelFactory, make_pairs: PairFactory) -> None:

@@ -41,7 +41,8 @@ def test_tokens_at_given_positions_attend_as_the_stock_model_s_there(
     with torch.inference_mode():
         inputs = model.backbone.layer_inputs(hidden, spans, positions=positions)
         whole = model.backbone.block(2, hidden, inputs)
-        pooled = model.backbone.pooled_output(2, model.backbone.pooled_attention(2, hidden, inputs))
+        keys_values = model.backbone.keys_values(2, hidden, inputs)
+        pooled = model.backbone.pooled_output(2, model.backbone.pooled_attention(2, hidden, inputs, keys_values))
         for index in range(len(rows)):
             one = hidden[index : index + 1]
             expected = twin.block(2)(one, **twin.inputs(2, one, positions[index : index + 1]))[0]

@@ -61,7 +61,7 @@ def test_logits_are_those_without_sharing(
         batches = [collate(part, 0, rounded=True, prefix_length=QUERY) for part in (pairs[:3], pairs[3:])]
         parts = [model(batch, plan, prefix) for batch in batches]
     assert torch.allclose(torch.cat(parts), wanted, atol=1e-5, rtol=1e-5)
-    assert len(prefix.layers) == plan.last_layer - 1
+    assert len(prefix.layers) == plan.last_layer
 
 
 def test_groups_are_the_queries_with_enough_pairs() -> None:
