@@ -452,14 +452,14 @@ OUT_OF_MEMORY = [
 
 def failing_above(pairs: int, error: Exception) -> Any:
     """Patch a model's layers to raise `error` for every batch of more pairs."""
-    run_to_next_merge = MatryoshkaModel.run_to_next_merge
+    run_layers = MatryoshkaModel.run_layers
 
-    def limited(self: MatryoshkaModel, hidden: Any, plan: Any) -> Any:
+    def limited(self: MatryoshkaModel, hidden: Any, plan: Any, last: int) -> Any:
         if len(hidden) > pairs:
             raise error
-        return run_to_next_merge(self, hidden, plan)
+        return run_layers(self, hidden, plan, last)
 
-    return patch.object(MatryoshkaModel, "run_to_next_merge", limited)
+    return patch.object(MatryoshkaModel, "run_layers", limited)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
@@ -514,15 +514,15 @@ def test_out_of_memory_at_the_last_exit_scores_fewer_pairs_at_a_time(model: Any)
     reranker = MatryoshkaReranker(model, dtype="float32", max_length=128)
     texts = [f"{text} {number}" for number, text in enumerate(DOCUMENTS * 3)]
     wanted = reranker.score(QUERY, texts)
-    score_last_exit = MatryoshkaModel.score_last_exit
+    score_pooled = MatryoshkaModel.score_pooled
 
     def limited(most: int) -> Any:
-        def run(self: MatryoshkaModel, pooled: Any, plan: Any) -> torch.Tensor:
+        def run(self: MatryoshkaModel, pooled: Any, exit_layer: int) -> torch.Tensor:
             if len(pooled) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return score_last_exit(self, pooled, plan)
+            return score_pooled(self, pooled, exit_layer)
 
-        return patch.object(MatryoshkaModel, "score_last_exit", run)
+        return patch.object(MatryoshkaModel, "score_pooled", run)
 
     with limited(1):
         assert reranker.score(QUERY, texts) == pytest.approx(wanted, abs=1e-5)

@@ -123,7 +123,9 @@ class ForwardPass:
         Returns whether it fitted in memory.
         """
         if any(merge > layer for merge in self.plan.merges):
-            merged = _unless_out_of_memory(lambda: self.model.run_to_next_merge(hidden(), self.plan), len(rows))
+            merged = _unless_out_of_memory(
+                lambda: self.model.run_layers(hidden(), self.plan, self.plan.last_layer - 1), len(rows)
+            )
             if merged is not None:
                 self._waiting[merged.layer].append(_MergedBatch(rows, merged))
             return merged is not None
@@ -133,7 +135,8 @@ class ForwardPass:
         return pooled is not None
 
     def _pool(self, hidden: HiddenBatch) -> PooledBatch:
-        return self.model.pool_last_exit(self.model.run_to_next_merge(hidden, self.plan), self.plan)
+        hidden = self.model.run_layers(hidden, self.plan, self.plan.last_layer - 1)
+        return self.model.pool_last_exit(hidden, self.plan)
 
     def _run_waiting(self, no_more: bool = False) -> None:
         """Join the batches that wait at each merge, and run those that cannot be joined with more of them.
@@ -198,7 +201,7 @@ class ForwardPass:
 
     def _score(self, pooled: PooledBatch) -> Tensor:
         """Logits of pooled tokens, (pairs, E); if memory runs out, half of the pairs at a time."""
-        logits = _unless_out_of_memory(lambda: self.model.score_last_exit(pooled, self.plan), len(pooled))
+        logits = _unless_out_of_memory(lambda: self.model.score_pooled(pooled, self.plan.last_layer), len(pooled))
         if logits is not None:
             return logits
         return torch.cat([self._score(pooled.part(half)) for half in _halves(pooled)])

@@ -74,16 +74,16 @@ class Watched:
         self.done += pairs
 
     def logits(self) -> Tensor:
-        run_to_next_merge = MatryoshkaModel.run_to_next_merge
+        run_layers = MatryoshkaModel.run_layers
 
-        def watched(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> HiddenBatch:
-            made = run_to_next_merge(model, hidden, plan)
+        def watched(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan, last: int) -> HiddenBatch:
+            made = run_layers(model, hidden, plan, last)
             if self.most is not None and hidden.layer and len(hidden) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             self.steps.append((hidden.layer, len(hidden), len(hidden) * hidden.width))
             return made
 
-        with patch.object(MatryoshkaModel, "run_to_next_merge", watched):
+        with patch.object(MatryoshkaModel, "run_layers", watched):
             found = self.forward.logits()
         assert self.done == len(found)
         return found
@@ -204,7 +204,7 @@ def test_states_of_earlier_batches_are_gone_before_the_next_starts(
 ) -> None:
     """Only what waits at a merge is kept: no batch is kept at the width that it had before."""
     before_merging: list[weakref.ref[Tensor]] = []
-    embed, run_to_next_merge = MatryoshkaModel.embed, MatryoshkaModel.run_to_next_merge
+    embed, run_layers = MatryoshkaModel.embed, MatryoshkaModel.run_layers
 
     def watched_embed(model: MatryoshkaModel, *arguments: Any) -> HiddenBatch:
         assert not [reference for reference in before_merging if reference() is not None]
@@ -212,14 +212,14 @@ def test_states_of_earlier_batches_are_gone_before_the_next_starts(
         before_merging.append(weakref.ref(hidden.states))
         return hidden
 
-    def watched_run(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan) -> HiddenBatch:
+    def watched_run(model: MatryoshkaModel, hidden: HiddenBatch, plan: Plan, last: int) -> HiddenBatch:
         before_merging.append(weakref.ref(hidden.states))
-        return run_to_next_merge(model, hidden, plan)
+        return run_layers(model, hidden, plan, last)
 
     run = Watched(model, plan, pairs, budget=BUDGET)
     with (
         patch.object(MatryoshkaModel, "embed", watched_embed),
-        patch.object(MatryoshkaModel, "run_to_next_merge", watched_run),
+        patch.object(MatryoshkaModel, "run_layers", watched_run),
     ):
         torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
     assert len(before_merging) > 10
