@@ -170,6 +170,16 @@ class Plan:
         """The share of the original passage tokens that layer `layer`, counted from 1, works on."""
         return math.prod((step for at, step in self.merges.items() if at < layer), start=Fraction(1))
 
+    def up_to(self, exit_layer: int) -> "Plan":
+        """The same pass, read at one of its earlier layers.
+
+        Example:
+            >>> str(Plan(exits=(6,), merges={1: Fraction(1, 2), 4: Fraction(1, 2)}).up_to(4))
+            'exit 4, merges 1:1/2'
+        """
+        merges = {layer: step for layer, step in self.merges.items() if layer < exit_layer}
+        return Plan((exit_layer,), merges, self.adapters)
+
     @property
     def mean_width(self) -> float:
         """The share of the original passage tokens that the layers work on, on average.

@@ -12,6 +12,9 @@ from mrr_model.modeling.model import MatryoshkaModel
 
 logger = logging.getLogger(__name__)
 
+WAITING_BYTES = 1 << 30
+"""Bytes of the states that wait at the exits of a cascade, at most, with their keys and values."""
+
 MIN_SHARING_PAIRS = 4
 """Fewer pairs of one query are not worth batches of their own."""
 
@@ -26,7 +29,13 @@ class BatchBudget:
 
     def __init__(self, model: MatryoshkaModel, limit: int | None = None) -> None:
         self.model, self.limit = model, limit
-        self._warned = False
+        self._warned = self._warned_of_waiting = False
+
+    @property
+    def waiting(self) -> int:
+        """How many tokens may wait at the exits of a cascade, padding counted."""
+        config, dtype = self.model.config, self.model.model.dtype
+        return max(1, WAITING_BYTES // (3 * config.hidden_size * dtype.itemsize))
 
     @property
     def tokens(self) -> int:
@@ -49,6 +58,16 @@ class BatchBudget:
             )
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def warn_of_waiting(self) -> None:
+        """Log, once, that more tokens wait at a cascade's exit than may."""
+        if not self._warned_of_waiting:
+            self._warned_of_waiting = True
+            logger.warning(
+                "More than %d tokens wait at an exit of a cascade: documents whose states were forgotten are computed "
+                "again if they go on. Rank fewer documents at a time.",
+                self.waiting,
+            )
 
 
 @dataclass(frozen=True)

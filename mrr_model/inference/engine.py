@@ -4,8 +4,11 @@ Shapes: B pairs, T tokens, E exits.
 """
 
 import copy
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,11 +16,15 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
+from mrr_model.cascade import Cascade
 from mrr_model.compression import Plan
 from mrr_model.inference.batching import BatchBudget, query_groups
+from mrr_model.inference.candidates import Candidates, Reached
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.forking import POOL
 from mrr_model.inference.forward import ForwardPass
+from mrr_model.inference.staged import Deadline, StagedPass
+from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.modeling.flops import call_flops, pair_flops
@@ -27,8 +34,27 @@ from mrr_model.validation.arguments import callers_level
 PROGRESS_DELAY = 3.0
 """Seconds before a progress bar shows."""
 
+DEADLINE_PAIRS = 16
+"""Pairs to tokenize at a time under a deadline."""
+
+LEAST_CHARACTERS_PER_TOKEN = 3
+"""A rough lower estimate for most languages, of how many pairs' states fit in memory together."""
+
 Pairs = Sequence[tuple[str, str]]
 """(query, document) pairs."""
+
+
+@dataclass(frozen=True)
+class StagedLogits:
+    """What a pass exit by exit gives.
+
+    Attributes:
+        requests: How far each document of each request went.
+        complete: Whether it ran to the end, and was not ended by a deadline.
+    """
+
+    requests: list[list[Reached]]
+    complete: bool
 
 
 class InferenceEngine:
@@ -116,14 +142,81 @@ class InferenceEngine:
         distinct = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
         if not distinct:
             return torch.empty(0, len(plan.exits), dtype=torch.float32, device="cpu")
-        POOL.use()
         texts = list(distinct)
         logits = torch.empty(len(texts), len(plan.exits), dtype=torch.float32, device="cpu")
+        with self._scoring(plan, len(texts), show_progress) as (model, progress):
+            for chunk, encoded in self._encoded(texts, prompt):
+                forward = ForwardPass(model, plan, encoded, self.budget, batch_size=batch_size, progress=progress)
+                logits[chunk] = forward.logits()
+        logits = logits[[distinct[pair] for pair in pairs]]
+        if not logits.isfinite().all():
+            index, column = (~logits.isfinite()).nonzero()[0].tolist()
+            raise self._broken(logits[index, column].item(), index)
+        return logits
+
+    def staged(
+        self,
+        requests: Sequence[Sequence[Sequence[tuple[str, str]]]],
+        plan: Plan,
+        exits: Sequence[int],
+        *,
+        cascade: Cascade | None = None,
+        top_n: int | None = None,
+        deadline: Deadline | None = None,
+        prompt: str | None = None,
+        show_progress: bool | None = None,
+    ) -> StagedLogits:
+        """Logits of documents, exit by exit: those that stop at an exit keep its logit.
+
+        Survivors of all requests share batches. Requests are run together as far as their states may wait in memory.
+
+        Args:
+            requests: For each request, for each of its documents, its (query, text) pairs: one, or one per window.
+            plan: The setting, with one exit.
+            exits: The exits to read before it, ascending.
+            cascade: Where documents stop; None: nowhere.
+            top_n: How many documents each request returns; None for all.
+            deadline: When to end; None to run to the end. Give one request with it.
+            prompt: The instruction; None for the template's default.
+            show_progress: Whether to show a progress bar; None shows one on long work in a terminal.
+
+        Returns:
+            How far each document went, in input order.
+
+        Raises:
+            ValueError: If a logit is not finite.
+        """
+        found, complete = list[list[Reached]](), True
+        pairs = sum(len(document) for request in requests for document in request)
+        with self._scoring(plan, pairs, show_progress) as (model, progress):
+            for portion in self._portions(requests):
+                numbers: dict[tuple[str, str], int] = {}
+                rows = [
+                    [[numbers.setdefault(pair, len(numbers)) for pair in document] for document in request]
+                    for request in portion
+                ]
+                candidates = Candidates(rows, len(numbers), cascade, top_n)
+                forward = StagedPass(model, plan, exits, candidates, self.budget, deadline=deadline, progress=progress)
+                size = None if deadline is None else DEADLINE_PAIRS
+                complete &= forward.run(self._encoded(list(numbers), prompt, size))
+                found += candidates.reached()
+        for documents in found:
+            for index, document in enumerate(documents):
+                if not math.isfinite(document.logit):
+                    raise self._broken(document.logit, index)
+        return StagedLogits(found, complete)
+
+    @contextmanager
+    def _scoring(
+        self, plan: Plan, pairs: int, show_progress: bool | None
+    ) -> Iterator[tuple[MatryoshkaModel, Callable[[int], object]]]:
+        """The model with the plan's adapters, and a function that moves a progress bar over `pairs` pairs."""
+        POOL.use()
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
             self.compensation.applied(plan.adapters) as model,
             tqdm(
-                total=len(texts),
+                total=pairs,
                 desc="Re-ranking",
                 unit="pair",
                 delay=PROGRESS_DELAY if show_progress is None else 0,
@@ -133,24 +226,45 @@ class InferenceEngine:
         ):
             if model.training:
                 model.eval()  # the caller may have trained it: scores must not depend on dropout
-            cut = 0
-            for chunk, encoded in self.encoder.chunks(texts, prompt):
-                self._warn_of_cut_query(encoded)
-                cut += sum(pair.passage_cut for pair in encoded)
-                forward = ForwardPass(
-                    model, plan, encoded, self.budget, batch_size=batch_size, progress=progress.update
-                )
-                logits[chunk] = forward.logits()
-        self._warn_of_cut_documents(cut, len(texts))
-        logits = logits[[distinct[pair] for pair in pairs]]
-        if not logits.isfinite().all():
-            index, column = (~logits.isfinite()).nonzero()[0].tolist()
-            dtype = self.model.model.dtype
-            raise ValueError(
-                f"the model gave the score {logits[index, column].item()} for document {index}: its checkpoint "
-                f"{self.name!r} is broken, or {dtype} is too narrow for it (try dtype='float32')."
-            )
-        return logits
+            yield model, progress.update
+
+    def _encoded(
+        self, pairs: Pairs, prompt: str | None, size: int | None = None
+    ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
+        """Encode pairs chunk by chunk, or `size` pairs at a time, and warn of texts that were cut."""
+        chunks: Iterator[tuple[list[int], list[EncodedPair]]] = self.encoder.chunks(pairs, prompt)
+        if size is not None:
+            parts = (range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size))
+            chunks = (([*part], self.encoder.encode([pairs[index] for index in part], prompt)) for part in parts)
+        cut = encoded_pairs = 0
+        for chunk, encoded in chunks:
+            self._warn_of_cut_query(encoded)
+            cut += sum(pair.passage_cut for pair in encoded)
+            encoded_pairs += len(encoded)
+            yield chunk, encoded
+        self._warn_of_cut_documents(cut, encoded_pairs)
+
+    def _portions(
+        self, requests: Sequence[Sequence[Sequence[tuple[str, str]]]]
+    ) -> Iterator[Sequence[Sequence[Sequence[tuple[str, str]]]]]:
+        """Requests that are run together: about as many tokens as may wait."""
+        limit, start, taken = self.budget.waiting, 0, 0
+        longest = CHARACTERS_PER_TOKEN * self.encoder.max_length
+        for index, request in enumerate(requests):
+            characters = sum(min(longest, len(query) + len(text)) for document in request for query, text in document)
+            tokens = characters // LEAST_CHARACTERS_PER_TOKEN
+            if taken and taken + tokens > limit:
+                yield requests[start:index]
+                start, taken = index, 0
+            taken += tokens
+        if start < len(requests):
+            yield requests[start:]
+
+    def _broken(self, logit: float, index: int) -> ValueError:
+        return ValueError(
+            f"the model gave the score {logit} for document {index}: its checkpoint {self.name!r} is broken, or "
+            f"{self.model.model.dtype} is too narrow for it (try dtype='float32')."
+        )
 
     def batch(self, pairs: Pairs, prompt: str | None = None) -> Batch:
         """Pairs as one padded batch of token ids.
@@ -199,22 +313,33 @@ class InferenceEngine:
                 counts[index] = query, pair.passage_length
         return [counts[index] for index in range(len(counts))]
 
-    def flops(self, pairs: Pairs, plan: Plan, prompt: str | None = None) -> float:
+    def flops(
+        self,
+        pairs: Pairs,
+        plan: Plan,
+        prompt: str | None = None,
+        *,
+        exits: Sequence[int] = (),
+        reached: Sequence[int] | None = None,
+    ) -> float:
         """FLOPs of scoring pairs in one call. A query span that a causal model's pairs share counts once.
 
         Args:
             pairs: (query, document) pairs.
             plan: What to run.
             prompt: The instruction; None for the template's default.
+            exits: Those that a cascade reads before the last.
+            reached: The exit at which each pair stops; None if all run to the last.
 
         Returns:
             Floating-point operations, 2 per multiply-add.
         """
         ranks, total = self.compensation.running_ranks(plan.adapters), 0.0
-        for _, encoded in self.encoder.chunks(pairs, prompt):
+        for chunk, encoded in self.encoder.chunks(pairs, prompt):
             groups = query_groups(encoded, share=self.model.backbone.shares_prefix)
             shared = [(len(group.shared_ids), len(group.indices)) for group in groups if group.shared_ids]
-            total += call_flops(self.model, plan, encoded, shared, ranks)
+            stopped = None if reached is None else [reached[index] for index in chunk]
+            total += call_flops(self.model, plan, encoded, shared, ranks, exits=exits, reached=stopped)
         return total
 
     def pair_flops(self, plan: Plan, query_tokens: int, passage_tokens: int) -> float:

@@ -40,6 +40,9 @@ def call_flops(
     pairs: Sequence[EncodedPair],
     shared_queries: Iterable[tuple[int, int]] = (),
     low_ranks: Mapping[str, int] | None = None,
+    *,
+    exits=(),
+    reached=None,
 ) -> float:
     """FLOPs of all pairs of a call.
 

@@ -1,0 +1,140 @@
+"""The documents of a call's requests, and which of them are still in the running.
+
+A document is one text or several windows of one; each distinct (query, text) pair is a row, which requests may share.
+A *candidate* is a row as one request sees it: two requests with the same query drop its documents independently.
+
+Shapes: C candidates, R rows.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrr_model.cascade import Cascade
+
+Requests = Sequence[Sequence[Sequence[int]]]
+"""For each request, for each of its documents, the rows of its windows."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a document went.
+
+    Attributes:
+        depth: The deepest exit that one of its windows reached; 0 if none was read.
+        logit: The highest logit of its windows at that exit.
+        window: The window that has it.
+    """
+
+    depth: int
+    logit: float
+    window: int
+
+
+NOT_READ = Reached(0, 0.0, 0)
+
+
+class Candidates:
+    """Which rows still run, and what each exit has said so far.
+
+    Args:
+        requests: The rows of each request's documents; each document has at least one.
+        rows: R.
+        cascade: Where documents stop; None: nowhere.
+        top_n: How many documents each request returns; None for all.
+    """
+
+    def __init__(self, requests: Requests, rows: int, cascade: Cascade | None = None, top_n: int | None = None) -> None:
+        self.requests, self.cascade, self.top_n = requests, cascade, top_n
+        documents = [document for request in requests for document in request]
+        windows = [len(document) for document in documents]
+        self._row = np.array([row for document in documents for row in document], dtype=np.int64)  # (C,)
+        self._document = np.repeat(np.arange(len(documents)), windows)  # (C,), ascending
+        starts = np.concatenate([[0], np.cumsum(windows, dtype=np.int64)])
+        bounds = starts[np.concatenate([[0], np.cumsum([len(request) for request in requests], dtype=np.int64)])]
+        self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+        self._alive = np.ones(len(self._row), dtype=bool)
+        self._depth = np.zeros(len(self._row), dtype=np.int64)
+        self._logit = np.zeros(len(self._row))
+        self._row_depth = np.zeros(rows, dtype=np.int64)
+        self._row_logit = np.zeros(rows)
+
+    def read(self, exit_layer: int, rows: Sequence[int], logits: Sequence[float]) -> None:
+        """Take the logits of rows at an exit."""
+        self._row_depth[rows] = exit_layer
+        self._row_logit[rows] = logits
+
+    def drop(self, exit_layer: int) -> None:
+        """Drop the documents that stop at an exit, once all rows that reached it have been read."""
+        self.settle()
+        if self.cascade is not None and exit_layer in self.cascade.exits:
+            self._alive &= self._staying(exit_layer, self._alive)
+
+    def settle(self) -> None:
+        """Take what was read as the last word, as far as nothing deeper comes."""
+        rows = self._row[self._alive]
+        self._depth[self._alive], self._logit[self._alive] = self._row_depth[rows], self._row_logit[rows]
+
+    def running(self, exit_layer: int) -> NDArray[np.bool_]:
+        """The rows that may run on after an exit, judged by those that have been read there, bool (R,).
+
+        More rows can only raise the bar, so a row that has been read and may not run on will be dropped.
+        """
+        staying = self._alive.copy()
+        if self.cascade is not None and exit_layer in self.cascade.exits:
+            read = self._alive & (self._row_depth[self._row] == exit_layer)
+            staying &= ~read | self._staying(exit_layer, read)
+        return self._rows(staying)
+
+    def alive(self) -> NDArray[np.bool_]:
+        """The rows that run on, bool (R,)."""
+        return self._rows(self._alive)
+
+    def promise(self, rows: Sequence[int]) -> list[int]:
+        """Rows by their last logit, highest first."""
+        logits = self._row_logit[rows]
+        return [rows[index] for index in np.argsort(-logits, kind="stable")]
+
+    def reached(self) -> list[list[Reached]]:
+        """How far each document of each request went."""
+        found, start = [], 0
+        for request in self.requests:
+            own = []
+            for document in request:
+                own.append(self._document_reached(start, start + len(document)))
+                start += len(document)
+            found.append(own)
+        return found
+
+    def _document_reached(self, start: int, stop: int) -> Reached:
+        depth = int(self._depth[start:stop].max())
+        if not depth:
+            return NOT_READ
+        logits = np.where(self._depth[start:stop] == depth, self._logit[start:stop], -np.inf)
+        window = int(logits.argmax())
+        return Reached(depth, float(logits[window]), window)
+
+    def _staying(self, exit_layer: int, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The candidates among some that stay in their request's running, bool (C,)."""
+        assert self.cascade is not None
+        staying = np.zeros(len(self._row), dtype=bool)
+        for request in self._slices:
+            index = np.flatnonzero(among[request]) + request.start
+            if not len(index):
+                continue
+            logits, documents = self._row_logit[self._row[index]], self._document[index]
+            first = np.flatnonzero(np.diff(documents, prepend=-1))  # of each document
+            best = np.maximum.reduceat(logits, first)
+            survivors = self.cascade.survivors(exit_layer, best, self.top_n)
+            bar = self.cascade.threshold(exit_layer, best, self.top_n)
+            of_survivor = np.repeat(survivors, np.diff(np.append(first, len(index))))
+            staying[index] = of_survivor & (logits >= bar)
+        return staying
+
+    def _rows(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        rows = np.zeros(len(self._row_depth), dtype=bool)
+        rows[self._row[chosen]] = True
+        return rows
