@@ -1,9 +1,11 @@
 """`MatryoshkaReranker`: texts in, scores or a ranking out, at a depth and width chosen per call."""
 
 import copy
+import math
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,20 @@ from typing_extensions import Self
 
 from mrr_model import checkpoint
 from mrr_model.calibration.probability import probabilities
+from mrr_model.cascade import Cascade, CascadeOption, checked_cascade
 from mrr_model.checkpoint import Checkpoint, Given
 from mrr_model.checkpoint.hub import locate
 from mrr_model.checkpoint.origin import Origin
 from mrr_model.compression import Compression, KeepRatio, Plan
 from mrr_model.inference.cancelling import in_thread
+from mrr_model.inference.candidates import Reached
 from mrr_model.inference.device import device_name, resolve_device, resolve_dtype
 from mrr_model.inference.engine import InferenceEngine
+from mrr_model.inference.staged import Deadline
+from mrr_model.inference.windows import DocumentSplitter, LongDocuments, Span, Windows, checked_windows
 from mrr_model.loaded import LoadedModel
 from mrr_model.modeling.compensation import Compensation
-from mrr_model.ranking import RankedDocument, ranked
+from mrr_model.ranking import RankedDocument, Ranking, Scored, ranked
 from mrr_model.selection.choose import Choice, candidate_settings, choose
 from mrr_model.selection.explain import CHANGED, Explanation, explain
 from mrr_model.selection.latency import Request, TimingFacts, Timings, request_timings
@@ -34,6 +40,7 @@ from mrr_model.validation.arguments import (
     checked_documents,
     checked_pairs,
     checked_query,
+    checked_requests,
     optional_number,
     optional_text,
     optional_whole_number,
@@ -41,7 +48,7 @@ from mrr_model.validation.arguments import (
     whole_number,
 )
 
-__all__ = ["DEFAULT", "Default", "MatryoshkaReranker", "RankedDocument"]
+__all__ = ["DEFAULT", "Default", "MatryoshkaReranker", "RankedDocument", "Ranking"]
 
 MAX_LENGTH = 512
 """Tokens of an input if neither the user nor the checkpoint says otherwise."""
@@ -62,6 +69,8 @@ class MatryoshkaReranker(LoadedModel):
         keep_ratio: The share of the passage tokens to keep, in (0, 1], or `{merge layer: ratio}`; see `Compression`.
             Without it, the ratio that the checkpoint was saved with, else 1.0.
         target: A need instead of a depth and a keep ratio, such as `Target(speedup=3)`; `explain()` says what it chose.
+        cascade: Exits at which unpromising documents stop in `rank`: a `Cascade`, or `"auto"` for the one in the
+            checkpoint's profile. `None` runs all documents to the same exit, as `score` always does.
         device: `"auto"` (CUDA, then Apple's MPS, then the CPU) or a torch device.
         dtype: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`: bfloat16 if the processor computes it natively, else
             float32.
@@ -69,6 +78,10 @@ class MatryoshkaReranker(LoadedModel):
             512. Longer documents are cut; a warning says so once.
         query_max_length: Tokens of a query. Without it, the checkpoint's own, else the rule of its input template.
         prompt: The instruction, for models whose input template has one. `None` is the template's own, `""` is none.
+        long_documents: What happens to documents that exceed `max_length`: `"truncate"` cuts them, `"max"` splits them
+            into overlapping windows, and the best window's score is the document's (MaxP; Dai & Callan, 2019).
+        window: Tokens of a window, at most; shorter documents are not split. `None`: as many as fit. With `"max"` only.
+        stride: Tokens after which the next window starts; `None` for half a window. With `"max"` only.
         normalize: Return probabilities; `False` returns raw logits. Without it, as the checkpoint was saved, else
             `True`.
         batch_tokens: Tokens of a batch at most, padding included. `None` chooses by device and model.
@@ -109,6 +122,10 @@ class MatryoshkaReranker(LoadedModel):
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
         target: Target | None = None,
+        cascade: CascadeOption = None,
+        long_documents: LongDocuments = "truncate",
+        window: int | None = None,
+        stride: int | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         max_length: int | None = None,
@@ -126,7 +143,9 @@ class MatryoshkaReranker(LoadedModel):
         answers: str | Sequence[str] | None = None,
     ) -> None:
         given = Compression().override(depth, keep_ratio)
-        _check_target(target, given)
+        _check_target(target, given, cascade)
+        cascade = checked_cascade(cascade)
+        checked_windows(long_documents, window, stride)
         max_length = optional_whole_number("max_length", max_length)
         query_max_length = optional_whole_number("query_max_length", query_max_length)
         batch_tokens = optional_whole_number("batch_tokens", batch_tokens)
@@ -153,6 +172,8 @@ class MatryoshkaReranker(LoadedModel):
         self.name = model if isinstance(model, str | Path) else "a loaded checkpoint"
         self.model = loaded.model
         self.compression = defaults.setting.override(depth, keep_ratio) if target is None else given
+        self.cascade = cascade
+        self.long_documents, self.window, self.stride = long_documents, window, stride
         self.normalize = self._normalizes(defaults.normalize if isinstance(normalize, Default) else normalize)
         self.prompt = self._checked_prompt(defaults.prompt if isinstance(prompt, Default) else prompt)
         max_length = max_length or defaults.max_length or min(MAX_LENGTH, self.model.backbone.max_tokens or MAX_LENGTH)
@@ -172,7 +193,7 @@ class MatryoshkaReranker(LoadedModel):
         self._choice: Choice | None = None
         if target is not None:
             self._choose(target)
-        self.plan()
+        self._resolved(self.cascade, self.plan())
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **kwargs: Any) -> Self:
@@ -188,6 +209,9 @@ class MatryoshkaReranker(LoadedModel):
         keep_ratio: KeepRatio | Default = DEFAULT,
         normalize: bool | Default = DEFAULT,
         prompt: str | Default | None = DEFAULT,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
         show_progress: bool | None = None,
     ) -> list[float]:
         """Score documents for a query.
@@ -199,6 +223,9 @@ class MatryoshkaReranker(LoadedModel):
             keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
             normalize: Return probabilities, or raw logits with `False`.
             prompt: The instruction; `None` is the template's own.
+            long_documents: `"truncate"` or `"max"`; see the class.
+            window: Tokens of a window, at most; with `"max"` only.
+            stride: Tokens after which the next window starts; with `"max"` only.
             show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
         Returns:
@@ -216,9 +243,9 @@ class MatryoshkaReranker(LoadedModel):
         """
         texts = checked_documents(documents)
         query = checked_query("query", query)
-        plan = self.plan(depth, keep_ratio)
-        logits = self._logits([(query, text) for text in texts], plan, prompt, show_progress=show_progress)
-        return self._scores(logits, plan, normalize)
+        plan, windows = self.plan(depth, keep_ratio), self._windows(long_documents, window, stride)
+        pairs = [(query, text) for text in texts]
+        return self._scores(pairs, plan, windows, normalize, prompt, show_progress=show_progress)
 
     def score_pairs(
         self,
@@ -228,6 +255,9 @@ class MatryoshkaReranker(LoadedModel):
         keep_ratio: KeepRatio | Default = DEFAULT,
         normalize: bool | Default = DEFAULT,
         prompt: str | Default | None = DEFAULT,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
         batch_size: int | None = None,
         show_progress: bool | None = None,
     ) -> list[float]:
@@ -239,6 +269,9 @@ class MatryoshkaReranker(LoadedModel):
             keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
             normalize: Return probabilities, or raw logits with `False`.
             prompt: The instruction; `None` is the template's own.
+            long_documents: `"truncate"` or `"max"`; see the class.
+            window: Tokens of a window, at most; with `"max"` only.
+            stride: Tokens after which the next window starts; with `"max"` only.
             batch_size: Pairs of a batch at most, within `batch_tokens`.
             show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
@@ -250,9 +283,9 @@ class MatryoshkaReranker(LoadedModel):
             ValueError: If an argument is out of its range, or the model lacks the setting.
         """
         batch_size = optional_whole_number("batch_size", batch_size)
-        plan = self.plan(depth, keep_ratio)
-        logits = self._logits(checked_pairs(pairs), plan, prompt, batch_size=batch_size, show_progress=show_progress)
-        return self._scores(logits, plan, normalize)
+        plan, windows = self.plan(depth, keep_ratio), self._windows(long_documents, window, stride)
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress": show_progress}
+        return self._scores(checked_pairs(pairs), plan, windows, normalize, prompt, **options)
 
     def rank(
         self,
@@ -263,11 +296,23 @@ class MatryoshkaReranker(LoadedModel):
         min_score: float | None = None,
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
+        cascade: CascadeOption | Default = DEFAULT,
+        deadline_ms: float | None = None,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
         normalize: bool | Default = DEFAULT,
         prompt: str | Default | None = DEFAULT,
         show_progress: bool | None = None,
-    ) -> list[RankedDocument]:
+    ) -> Ranking:
         """Rank documents for a query.
+
+        With a cascade, a document's score is read at the exit where it stopped. Those that went deeper come first.
+        Scores never increase along the ranking.
+
+        With a deadline, all documents are read at one exit after the other, the most promising first after the first
+        exit, until the time is up. Each counts as deep as it was read by then. Documents that were not read at all
+        come last, in input order. The call returns late by one batch, at most.
 
         Args:
             query: The query.
@@ -276,16 +321,23 @@ class MatryoshkaReranker(LoadedModel):
             min_score: The lowest score to return, on the scale of the returned scores; `None` returns all.
             depth: Run at most this many layers in this call; `None` runs all of them.
             keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
+            cascade: Exits at which unpromising documents stop: a `Cascade`, `"auto"` for the one in the checkpoint's
+                profile, or `None` for none.
+            deadline_ms: Milliseconds after which the best ranking known by then is returned; `None` for no deadline.
+            long_documents: `"truncate"` or `"max"`; see the class.
+            window: Tokens of a window, at most; with `"max"` only.
+            stride: Tokens after which the next window starts; with `"max"` only.
             normalize: Return probabilities, or raw logits with `False`.
             prompt: The instruction; `None` is the template's own.
             show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
 
         Returns:
-            The documents, best first; equal logits keep their input order.
+            The documents, best first; equal logits keep their input order. It is a list, with `complete` and `shares`
+            beside the documents (`Ranking`).
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If an argument is out of its range, or the model lacks the setting.
+            ValueError: If an argument is out of its range, or the model lacks the setting or the cascade's exits.
 
         Example:
             >>> reranker = MatryoshkaReranker()
@@ -293,14 +345,81 @@ class MatryoshkaReranker(LoadedModel):
             >>> [best] = reranker.rank("who wrote Faust?", documents, top_n=1, depth=3, keep_ratio=0.5)
             >>> best.index, best.text
             (1, 'Goethe is the author of Faust.')
+            >>> ranking = reranker.rank("who wrote Faust?", documents, cascade=Cascade({2: 1}, by="count"))
+            >>> [(document.index, document.depth) for document in ranking]
+            [(1, 6), (0, 2)]
         """
-        top_n = optional_whole_number("top_n", top_n)
-        min_score = optional_number("min_score", min_score)
-        texts = checked_documents(documents)
-        query = checked_query("query", query)
-        plan = self.plan(depth, keep_ratio)
-        logits = self._logits([(query, text) for text in texts], plan, prompt, show_progress=show_progress)
-        return ranked(texts, logits, self._scores(logits, plan, normalize), top_n, min_score)
+        deadline = _deadline(deadline_ms)
+        requests = [(checked_query("query", query), checked_documents(documents))]
+        options: dict[str, Any] = {"normalize": normalize, "prompt": prompt, "show_progress": show_progress}
+        [ranking] = self._rankings(
+            requests,
+            self.plan(depth, keep_ratio),
+            cascade,
+            self._windows(long_documents, window, stride),
+            top_n,
+            min_score,
+            deadline=deadline,
+            **options,
+        )
+        return ranking
+
+    def rank_many(
+        self,
+        requests: Mapping[str, Iterable[str]] | Iterable[tuple[str, Iterable[str]]],
+        *,
+        top_n: int | None = None,
+        min_score: float | None = None,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        cascade: CascadeOption | Default = DEFAULT,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
+        normalize: bool | Default = DEFAULT,
+        prompt: str | Default | None = DEFAULT,
+        show_progress: bool | None = None,
+    ) -> list[Ranking]:
+        """Rank the documents of many queries together: each as `rank` does, faster than one by one.
+
+        Args:
+            requests: `{query: documents}`, or (query, documents) pairs.
+            top_n: Documents to return per query at most; `None` returns all.
+            min_score: The lowest score to return, on the scale of the returned scores; `None` returns all.
+            depth: Run at most this many layers in this call; `None` runs all of them.
+            keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
+            cascade: Exits at which unpromising documents stop; see `rank`.
+            long_documents: `"truncate"` or `"max"`; see the class.
+            window: Tokens of a window, at most; with `"max"` only.
+            stride: Tokens after which the next window starts; with `"max"` only.
+            normalize: Return probabilities, or raw logits with `False`.
+            prompt: The instruction; `None` is the template's own.
+            show_progress: Show a progress bar or not; `None` shows one on long work in a terminal.
+
+        Returns:
+            One ranking per query, in input order.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of its range, or the model lacks the setting or the cascade's exits.
+
+        Example:
+            >>> reranker = MatryoshkaReranker()
+            >>> documents = ["Bees make honey.", "Goethe is the author of Faust."]
+            >>> rankings = reranker.rank_many({"who wrote Faust?": documents, "what do bees make?": documents}, top_n=1)
+            >>> [ranking[0].index for ranking in rankings]
+            [1, 0]
+        """
+        options: dict[str, Any] = {"normalize": normalize, "prompt": prompt, "show_progress": show_progress}
+        return self._rankings(
+            checked_requests(requests),
+            self.plan(depth, keep_ratio),
+            cascade,
+            self._windows(long_documents, window, stride),
+            top_n,
+            min_score,
+            **options,
+        )
 
     async def ascore(self, query: str, documents: Iterable[str], **options: Any) -> list[float]:
         """Run `score`, with its options, in a worker thread.
@@ -310,13 +429,30 @@ class MatryoshkaReranker(LoadedModel):
         self._warn_of_depth(options.get("depth", DEFAULT))  # here, while the caller's line is on the stack
         return await in_thread(self.score, query, documents, **options)
 
-    async def arank(self, query: str, documents: Iterable[str], **options: Any) -> list[RankedDocument]:
+    async def arank(self, query: str, documents: Iterable[str], **options: Any) -> Ranking:
         """Run `rank`, with its options, in a worker thread.
 
         If the waiting task is cancelled or times out, the work stops before its next batch.
         """
         self._warn_of_depth(options.get("depth", DEFAULT))
-        return await in_thread(self.rank, query, documents, **options)
+        begin = time.monotonic()
+
+        def rank(deadline_ms: float | None = None, **options: Any) -> Ranking:
+            if _deadline(deadline_ms) is not None and deadline_ms is not None:  # the wait for a thread counts
+                deadline_ms = max(0.0, deadline_ms - 1000 * (time.monotonic() - begin))
+            return self.rank(query, documents, deadline_ms=deadline_ms, **options)
+
+        return await in_thread(rank, **options)
+
+    async def arank_many(
+        self, requests: Mapping[str, Iterable[str]] | Iterable[tuple[str, Iterable[str]]], **options: Any
+    ) -> list[Ranking]:
+        """Run `rank_many`, with its options, in a worker thread.
+
+        If the waiting task is cancelled or times out, the work stops before its next batch.
+        """
+        self._warn_of_depth(options.get("depth", DEFAULT))
+        return await in_thread(self.rank_many, requests, **options)
 
     def flops(
         self,
@@ -363,7 +499,11 @@ class MatryoshkaReranker(LoadedModel):
         return self.model.plan(setting, vertical=adapters.vertical, horizontal=adapters.horizontal)
 
     def explain(
-        self, *, depth: int | Default | None = DEFAULT, keep_ratio: KeepRatio | Default = DEFAULT
+        self,
+        *,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        cascade: CascadeOption | Default = DEFAULT,
     ) -> Explanation:
         """Explain a setting: why it is used, what it computes, what it costs and keeps of full size's quality.
 
@@ -390,6 +530,7 @@ class MatryoshkaReranker(LoadedModel):
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
         target: Target | None = None,
+        cascade: CascadeOption | Default = DEFAULT,
         max_length: int | None = None,
         compensated: bool = True,
     ) -> Self:
@@ -400,6 +541,7 @@ class MatryoshkaReranker(LoadedModel):
             keep_ratio: The share of the passage tokens to keep, or `{merge layer: ratio}`.
             target: A need instead of a depth and a keep ratio. With `refresh=True` it measures this device again, so
                 that a running service can choose again.
+            cascade: Exits at which unpromising documents stop in `rank`; see the class.
             max_length: Tokens of an input.
             compensated: Use the compensation adapters.
 
@@ -415,7 +557,9 @@ class MatryoshkaReranker(LoadedModel):
         """
         other = copy.copy(self)
         other.compression = self.compression.override(depth, keep_ratio)
-        if other.compression != self.compression:
+        if not isinstance(cascade, Default):
+            other.cascade = checked_cascade(cascade)
+        if other.compression != self.compression or other.cascade != self.cascade:
             other._choice = None
         if max_length is not None:
             max_length = whole_number("max_length", max_length)
@@ -426,21 +570,148 @@ class MatryoshkaReranker(LoadedModel):
             other._origin = self._origin.unmeasured()
         if target is not None:
             given = [value for value in (depth, keep_ratio) if not isinstance(value, Default)]
-            _check_target(target, other.compression if given else Compression())
+            given_cascade = None if isinstance(cascade, Default) else cascade
+            _check_target(target, other.compression if given else Compression(), given_cascade)
             other._choose(target)
-        other.plan()
+        other._resolved(other.cascade, other.plan())
         return other
 
-    def _logits(
-        self, pairs: Sequence[tuple[str, str]], plan: Plan, prompt: str | Default | None, **options: Any
+    def _scores(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        plan: Plan,
+        windows: Windows | None,
+        normalize: bool | Default,
+        prompt: str | Default | None,
+        **options: Any,
     ) -> list[float]:
-        """The logits of a Plan's last exit."""
+        """The scores of pairs, each read at the Plan's last exit."""
         prompt = self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
-        logits: list[float] = self.engine.logits(pairs, plan, prompt=prompt, **options)[:, -1].tolist()
-        return logits
-
-    def _scores(self, logits: list[float], plan: Plan, normalize: bool | Default) -> list[float]:
+        spans = self._spans(pairs, prompt, windows)
+        documents = self._reached(_window_pairs(pairs, spans), plan, prompt, **options)
+        logits = [document.logit for document in documents]
         return probabilities(logits, plan, self.calibration) if self._normalizes(normalize) else logits
+
+    def _rankings(
+        self,
+        requests: Sequence[tuple[str, list[str]]],
+        plan: Plan,
+        cascade: CascadeOption | Default,
+        windows: Windows | None,
+        top_n: int | None,
+        min_score: float | None,
+        *,
+        normalize: bool | Default,
+        prompt: str | Default | None,
+        show_progress: bool | None,
+        deadline: Deadline | None = None,
+    ) -> list[Ranking]:
+        """The rankings of requests."""
+        top_n, min_score = optional_whole_number("top_n", top_n), optional_number("min_score", min_score)
+        cascade = self._resolved(self.cascade if isinstance(cascade, Default) else cascade, plan)
+        normalize = self._normalizes(normalize)
+        prompt = self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
+        pairs = [(query, text) for query, texts in requests for text in texts]
+        spans = self._spans(pairs, prompt, windows)
+        split, complete = _window_pairs(pairs, spans), True
+        if cascade is None and deadline is None:
+            found = self._reached(split, plan, prompt, show_progress=show_progress)
+        else:
+            exits = [exit_layer for exit_layer in self.exits if exit_layer < plan.last_layer]
+            parts = iter(split)
+            staged = self.engine.staged(
+                [[next(parts) for _ in texts] for _, texts in requests],
+                plan,
+                exits if cascade is None else cascade.exits,
+                cascade=cascade,
+                top_n=top_n,
+                deadline=deadline,
+                prompt=prompt,
+                show_progress=show_progress,
+            )
+            found, complete = [document for request in staged.requests for document in request], staged.complete
+        scored = iter(self._scored(found, spans, plan, normalize))
+        return [
+            ranked(texts, [next(scored) for _ in texts], top_n, min_score, complete=complete) for _, texts in requests
+        ]
+
+    def _reached(
+        self, documents: Sequence[Sequence[tuple[str, str]]], plan: Plan, prompt: str | None, **options: Any
+    ) -> list[Reached]:
+        """Each document's best window at the Plan's last exit."""
+        pairs = [pair for document in documents for pair in document]
+        logits = iter(self.engine.logits(pairs, plan, prompt=prompt, **options)[:, -1].tolist())
+        found = []
+        for document in documents:
+            own = [next(logits) for _ in document]
+            best = max(range(len(own)), key=own.__getitem__)
+            found.append(Reached(plan.last_layer, own[best], best))
+        return found
+
+    def _scored(
+        self, documents: Sequence[Reached], spans: Sequence[Sequence[Span]], plan: Plan, normalize: bool
+    ) -> list[Scored]:
+        """What is known of each document, calibrated at the exit that it reached."""
+        scores = [document.logit for document in documents]
+        if normalize:
+            for depth in {document.depth for document in documents} - {0}:
+                own = [index for index, document in enumerate(documents) if document.depth == depth]
+                logits = [documents[index].logit for index in own]
+                for index, score in zip(own, probabilities(logits, plan.up_to(depth), self.calibration), strict=True):
+                    scores[index] = score
+        return [
+            Scored(document.logit, score, document.depth, own[document.window] if len(own) > 1 else None)
+            for document, score, own in zip(documents, scores, spans, strict=True)
+        ]
+
+    def _spans(self, pairs: Sequence[tuple[str, str]], prompt: str | None, windows: Windows | None) -> list[list[Span]]:
+        """The windows of each pair's document, one for a document that is not split."""
+        if windows is None:
+            return [[(0, len(text))] for _, text in pairs]
+        return DocumentSplitter(self.engine.encoder).spans(pairs, prompt, windows)
+
+    def _windows(
+        self, long_documents: LongDocuments | Default, window: int | Default | None, stride: int | Default | None
+    ) -> Windows | None:
+        """How a call splits documents; None if it cuts them. The object's window and stride belong to its own way."""
+        chosen = self.long_documents if isinstance(long_documents, Default) else long_documents
+        own = (self.window, self.stride) if chosen == self.long_documents else (None, None)
+        return checked_windows(
+            chosen,
+            own[0] if isinstance(window, Default) else window,
+            own[1] if isinstance(stride, Default) else stride,
+        )
+
+    def _resolved(self, cascade: CascadeOption, plan: Plan) -> Cascade | None:
+        """A cascade for a Plan.
+
+        Raises:
+            ValueError: If it does not fit, or is `"auto"` and the checkpoint's profile has none for the Plan.
+        """
+        cascade = checked_cascade(cascade)
+        if cascade == "auto":
+            return self._own_cascade(plan)
+        if cascade is not None:
+            cascade.check(self.exits, plan.last_layer)
+        return cascade
+
+    def _own_cascade(self, plan: Plan) -> Cascade:
+        """The cascade that the checkpoint's profile has for a Plan."""
+        advice = (
+            f"Measure one with `mrr evaluate {self.name} COLLECTION --cascade --save-profile`, or give margins: "
+            "Cascade({exit: margin})."
+        )
+        if self.profile is not None and self.weights_changed:
+            raise ValueError(f"cascade='auto' cannot choose: {CHANGED}. {advice}")
+        points = [point for point in (self.profile.points if self.profile else ()) if point.cascade is not None]
+        for point in points:
+            if point.cascade is not None and self.plan(**point.setting.to_kwargs()) == plan:
+                return point.cascade.cascade
+        settings = "; ".join(str(point.setting) for point in points)
+        raise ValueError(
+            f"cascade='auto' needs a cascade in the checkpoint's profile for the setting that runs, and "
+            f"{str(self.name)!r} has {f'cascades for {settings} only' if points else 'none'}. {advice}"
+        )
 
     def _choose(self, target: Target) -> None:
         """Run at the setting that a target asks for. Raises `ValueError` if nothing reaches it."""
@@ -455,7 +726,7 @@ class MatryoshkaReranker(LoadedModel):
             time_settings=self._request_timings,
             model=str(self.name),
         )
-        self.compression = self._choice.setting
+        self.compression, self.cascade = self._choice.setting, self._choice.cascade
 
     def _flops_share(self, setting: Compression) -> float:
         """A setting's share of full size's FLOPs."""
@@ -519,10 +790,39 @@ def timing_facts(reranker: MatryoshkaReranker) -> TimingFacts:
     )
 
 
-def _check_target(target: object, compression: Compression) -> None:
+def _window_pairs(pairs: Sequence[tuple[str, str]], spans: Sequence[Sequence[Span]]) -> list[list[tuple[str, str]]]:
+    """For each pair the pairs of its query and its document's windows."""
+    return [
+        [(query, text if len(own) == 1 else text[slice(*span)]) for span in own]
+        for (query, text), own in zip(pairs, spans, strict=True)
+    ]
+
+
+def _deadline(milliseconds: object) -> Deadline | None:
+    """So many milliseconds from now.
+
+    Raises:
+        TypeError: If it is neither a number nor None.
+        ValueError: If it is negative or NaN.
+    """
+    if milliseconds is None:
+        return None
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, Real):
+        raise TypeError(
+            f"deadline_ms must be a number of milliseconds or None, got {milliseconds!r} "
+            f"({type(milliseconds).__name__})."
+        )
+    if math.isnan(milliseconds) or milliseconds < 0:
+        raise ValueError(f"deadline_ms must be at least 0, got {milliseconds!r}. None is no deadline.")
+    return Deadline(time.monotonic() + float(milliseconds) / 1000)
+
+
+def _check_target(target: object, compression: Compression, cascade: CascadeOption = None) -> None:
     if target is None:
         return
     if not isinstance(target, Target):
         raise TypeError(f"target must be a Target, got {target!r}. Write target=Target(speedup=3), for example.")
     if compression != Compression():
         raise ValueError(f"target={target!r} chooses depth and keep_ratio: give it or them, not both ({compression}).")
+    if cascade is not None:
+        raise ValueError(f"target={target!r} chooses the cascade too: give it or cascade, not both ({cascade}).")

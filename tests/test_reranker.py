@@ -73,7 +73,8 @@ def test_rank_sorts_by_logit_and_ties_keep_input_order(reranker: MatryoshkaReran
     scores = reranker.score(QUERY, DOCUMENTS)
     assert [document.index for document in ranking] == sorted(range(6), key=lambda index: -scores[index])
     assert all(
-        document == RankedDocument(document.index, scores[document.index], DOCUMENTS[document.index])
+        document
+        == RankedDocument(document.index, scores[document.index], DOCUMENTS[document.index], reranker.exits[-1])
         for document in ranking
     )
     order = [document.index for document in ranking]

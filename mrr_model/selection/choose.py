@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mrr_model.cascade import Cascade
 from mrr_model.compression import Compression
 from mrr_model.selection.latency import Request, Timings
 from mrr_model.selection.profile import Profile
@@ -22,6 +23,8 @@ class Choice:
     setting: Compression
     reason: str
     """Why it was chosen, in one sentence."""
+    cascade: Cascade | None = None
+    """The cascade that runs to it; None if all documents run to it."""
 
 
 class TimeSettings(Protocol):

@@ -176,8 +176,12 @@ def checked_query(name: str, query: object) -> str:
     return query
 
 
-def checked_documents(documents: object) -> list[str]:
+def checked_documents(documents: object, name: str = "documents") -> list[str]:
     """Check the documents of a request; any ordered collection of strings is accepted.
+
+    Args:
+        documents: The documents.
+        name: What the error calls them.
 
     Returns:
         The documents as a list.
@@ -185,11 +189,11 @@ def checked_documents(documents: object) -> list[str]:
     Raises:
         TypeError: If `documents` is a single text, a mapping, a table or a set, or one of them is not a string.
     """
-    texts = checked_list("documents", "strings", documents)
+    texts = checked_list(name, "strings", documents)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
-                f"documents[{index}] must be a string, got {text!r} ({type(text).__name__}). "
+                f"{name}[{index}] must be a string, got {text!r} ({type(text).__name__}). "
                 "An empty string is allowed, None is not."
             )
     return texts
@@ -214,6 +218,34 @@ def checked_pairs(pairs: object) -> list[tuple[str, str]]:
         if not isinstance(document, str):
             raise TypeError(f"pairs[{index}][1] must be a string, got {document!r} ({type(document).__name__}).")
         checked.append((checked_query(f"pairs[{index}][0]", query), document))
+    return checked
+
+
+def checked_requests(requests: object) -> list[tuple[str, list[str]]]:
+    """Check the requests of a call: `{query: documents}`, or any ordered collection of (query, documents) pairs.
+
+    Returns:
+        (query, documents) pairs.
+
+    Raises:
+        TypeError: If `requests` is neither, a query is not a string, or documents are not a list of strings.
+        ValueError: If a query is empty.
+
+    Example:
+        >>> checked_requests({"what do bees make?": ["Bees make honey."]})
+        [('what do bees make?', ['Bees make honey.'])]
+    """
+    if isinstance(requests, Mapping):
+        requests = list(requests.items())
+    checked = []
+    for index, request in enumerate(checked_list("requests", "(query, documents) pairs", requests)):
+        parts = [] if isinstance(request, NOT_LISTS) or not isinstance(request, Iterable) else list(request)
+        if len(parts) != 2:
+            raise TypeError(f"requests[{index}] must be a (query, documents) pair, got {request!r:.200}.")
+        query, documents = parts
+        checked.append(
+            (checked_query(f"requests[{index}][0]", query), checked_documents(documents, f"requests[{index}][1]"))
+        )
     return checked
 
 
