@@ -93,6 +93,10 @@ class Candidates:
         """The rows that run on, bool (R,)."""
         return self._rows(self._alive)
 
+    def complete(self, last: int) -> bool:
+        """Whether all that have not stopped have been read at exit `last`."""
+        return bool((self._depth[self._alive] == last).all())
+
     def promise(self, rows: Sequence[int]) -> list[int]:
         """Rows by their last logit, highest first."""
         logits = self._row_logit[rows]

@@ -12,6 +12,7 @@ Shapes: R rows.
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -133,19 +134,16 @@ class StagedPass:
 
         Raises:
             Cancelled: Before the next batch, if the caller has stopped waiting (`mrr_model.inference.cancelling`).
-            ValueError: If a logit is not finite.
+            RuntimeError: If a single pair does not fit in memory.
         """
-        complete = True
         with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
-            try:
+            with suppress(TimeUp):
                 sources, before = self._sources(encoded), 0
                 for exit_layer in self.stages:
                     self._run_stage(exit_layer, exit_layer - before, sources)
                     sources, before = self._continued(), exit_layer
-            except TimeUp:
-                complete = False
             self.candidates.settle()
-        return complete
+        return self.candidates.complete(self.plan.last_layer)
 
     def _check(self) -> None:
         check()
