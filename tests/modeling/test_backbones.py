@@ -10,10 +10,11 @@ import torch
 from tiny import EVERY_CASE, TINY, WINDOWS, stock_twin
 from torch import Tensor
 
-from mrr_model.compression import Plan
+from mrr_model.compression import VERTICAL, Plan
 from mrr_model.modeling import attention
 from mrr_model.modeling.attention import UNFUSED_ROWS, AttentionRow, row_attention, row_weights, visible_positions
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
+from mrr_model.modeling.compensation import Compensation, LowRank
 from mrr_model.modeling.families import FAMILIES
 from mrr_model.modeling.model import MatryoshkaModel
 
@@ -139,6 +140,43 @@ def test_pooled_token_alone_equals_the_whole_block(
         close(model(batch, plan).detach(), expected)  # with gradients: plain matrix products
         with torch.no_grad():
             close(model(batch, plan), expected)  # without: the fused kernel
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("pooling", [None, "mean"])
+@pytest.mark.parametrize("running", [False, True], ids=["plain", "adapters"])
+def test_a_block_finished_from_its_keys_and_values_equals_the_whole_block(
+    make_model: ModelFactory,
+    make_pairs: PairFactory,
+    make_adapter: Callable[..., dict[str, LowRank]],
+    family: str,
+    changes: dict[str, Any],
+    pooling: str | None,
+    running: bool,
+) -> None:
+    """At every width, with padding; with adapters that run as hooks, of which a part of a weight knows nothing."""
+    model = make_model(family, own={"pooling": pooling}, **changes)
+    backbone, plan = model.backbone, Plan((6,), MERGES)
+    compensation = Compensation(model, {VERTICAL: make_adapter(model)} if running else {}, fold_limit=0)
+    with torch.inference_mode(), compensation.applied((VERTICAL,) if running else ()):
+        hidden = model.embed(collate(make_pairs(SPANS), model.config.pad_token_id))
+        for _ in range(len(MERGES) + 1):  # once per width
+            inputs, states = model._layer_inputs(hidden), hidden.states
+            for layer in range(hidden.layer + 1, hidden.layer + 3):
+                row, own_row = (inputs.attention_row(hidden.counts) for _ in range(2))
+                whole = backbone.block(layer, states, inputs, row)
+                keys_values = backbone.keys_values(layer, states, inputs)
+                for request in (None, own_row):
+                    finished = backbone.finish_block(layer, states, inputs, keys_values, request)
+                    torch.testing.assert_close(finished, whole, atol=2e-6, rtol=1e-6)
+                assert row.weights is not None
+                torch.testing.assert_close(own_row.weights, row.weights, atol=1e-6, rtol=1e-5)
+                if backbone.pooling != "mean":
+                    pooled = backbone.pooled_attention(layer, states, inputs, keys_values)
+                    output = backbone.pooled_output(layer, pooled)
+                    torch.testing.assert_close(output, inputs.pooled(whole), atol=2e-6, rtol=1e-6)
+                states = whole
+            hidden = model.run_layers(hidden, plan, 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

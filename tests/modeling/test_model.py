@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from exits import logits_on_the_way
 from pydantic import ValidationError
 from tiny import EVERY_CASE, TINY, DecoderWalk, Walk, stock_twin
 from torch import Tensor
@@ -128,6 +129,48 @@ def test_forward_equals_a_slow_walk(
             assert actual == pytest.approx(logit, abs=1e-5 * max(1.0, abs(logit)))
 
 
+@pytest.mark.parametrize("pooling", [None, "mean"])
+@pytest.mark.parametrize("exits", [(1, 2, 3, 4, 5), (3,)], ids=["every exit", "one exit"])
+@EVERY_CASE
+def test_exits_read_on_the_way_have_the_logits_of_a_plain_pass(
+    make_model: ModelFactory,
+    make_pairs: PairFactory,
+    family: str,
+    changes: dict[str, Any],
+    exits: tuple[int, ...],
+    pooling: str | None,
+) -> None:
+    """Just before merges, at their layers and just after them, and from the states of whichever pairs are left."""
+    model, pairs = make_model(family, own={"pooling": pooling}, **changes), make_pairs([*SPANS, (5, 9, 4), (3, 70, 4)])
+    expected = logits_of(model, pairs, Plan((*exits, 6), MERGES)).clone()
+    whole = logits_on_the_way(model, pairs, Plan((6,), MERGES), exits)
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+    stopping = (5, 0)[: len(exits)]  # the longest first: the others' batches become narrower
+    some = logits_on_the_way(model, pairs, Plan((6,), MERGES), exits, stopping=stopping)
+    for column, row in enumerate(stopping):
+        expected[row, column + 1 :] = math.nan
+    torch.testing.assert_close(some, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_selected_pairs_are_as_wide_as_the_longest_of_them(
+    make_model: ModelFactory, make_pairs: PairFactory, family: str, rounded: bool
+) -> None:
+    model, plan = make_model(family), Plan((6,), MERGES)
+    with torch.inference_mode():
+        batch = collate(make_pairs(SPANS), 0, rounded=rounded)
+        _, hidden = model.read_exit(model.run_layers(model.embed(batch), plan, 2), plan, 3)
+        assert hidden.select(range(len(SPANS))) is hidden
+        shorter = hidden.select([3, 0])
+        assert shorter.spans.total.tolist() == [8, 20]
+        assert (len(shorter), shorter.width) == (2, 20)
+        assert shorter.keys_values is not None
+        assert {shorter.keys_values.key.shape[2], shorter.keys_values.value.shape[2]} == {20}
+        assert shorter.states.data_ptr() != hidden.states.data_ptr()
+        assert hidden.select([2]).width == (12 if rounded else 9)
+
+
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
 def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs: PairFactory, family: str) -> None:
     model, pairs = make_model(family, own={"head": "similarity"}), make_pairs(SPANS)
@@ -138,6 +181,8 @@ def test_similarity_heads_equal_a_slow_walk(make_model: ModelFactory, make_pairs
         for layer in range(1, 7):  # the last exit of a plan runs for the pooled token alone
             alone = logits_of(model, pairs, Plan((layer,), {at: step for at, step in merges.items() if at < layer}))
             torch.testing.assert_close(alone[:, 0], together[:, layer - 1], atol=1e-5, rtol=1e-5)
+        on_the_way = logits_on_the_way(model, pairs, Plan((6,), merges), (1, 2, 3, 4, 5))
+        torch.testing.assert_close(on_the_way, together, atol=1e-5, rtol=1e-5)
         whole = model.train()(collate(pairs, 0), Plan(tuple(range(1, 7)), merges))
         torch.testing.assert_close(whole.detach(), together, atol=1e-5, rtol=1e-5)
         model.eval()
@@ -151,6 +196,8 @@ def test_kept_positions_equal_a_slow_walk(make_model: ModelFactory, make_pairs: 
     with torch.inference_mode():
         expected = torch.tensor([slow_logits(model, pair, MERGES) for pair in pairs])
     torch.testing.assert_close(kept, expected, atol=1e-5, rtol=1e-5)
+    on_the_way = logits_on_the_way(model, pairs, Plan((6,), MERGES), (1, 2, 3, 4, 5))
+    torch.testing.assert_close(on_the_way, expected, atol=1e-5, rtol=1e-5)
     renumbered = logits_of(make_model(family, own={"merged_positions": "renumbered"}), pairs, plan)
     torch.testing.assert_close(kept[:, :2], renumbered[:, :2], atol=1e-5, rtol=1e-5)
     assert (kept - renumbered)[:2, 2:].abs().min() > 1e-4

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exits import logits_on_the_way
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
@@ -18,6 +19,14 @@ from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
 
 DECODERS = [family for family in FAMILIES if is_decoder(family)]
+EVERY_DECODER = pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *((family, {}) for family in DECODERS),
+        *((family, {"sliding_window": 8}) for family in ("mistral", "gemma2", "gemma3_text", "phi3")),
+    ],
+    ids=str,
+)
 QUERY = 9
 SPANS = [(QUERY, 12, 3), (QUERY, 5, 3), (QUERY, 17, 3), (QUERY, 0, 3), (QUERY, 8, 3)]
 PLANS = [
@@ -34,14 +43,7 @@ def same_query(make_pairs: Callable[..., list[EncodedPair]]) -> list[EncodedPair
     return [EncodedPair([*ids, *pair.input_ids[QUERY:]], *spans) for pair, spans in zip(pairs, SPANS, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        *((family, {}) for family in DECODERS),
-        *((family, {"sliding_window": 8}) for family in ("mistral", "gemma2", "gemma3_text", "phi3")),
-    ],
-    ids=str,
-)
+@EVERY_DECODER
 @pytest.mark.parametrize("merged_positions", ["renumbered", "middle"])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_logits_are_those_without_sharing(
@@ -62,6 +64,27 @@ def test_logits_are_those_without_sharing(
         parts = [model(batch, plan, prefix) for batch in batches]
     assert torch.allclose(torch.cat(parts), wanted, atol=1e-5, rtol=1e-5)
     assert len(prefix.layers) == plan.last_layer
+
+
+@EVERY_DECODER
+def test_exits_on_the_way_have_the_logits_of_a_plain_pass_without_sharing(
+    make_model: Callable[..., MatryoshkaModel],
+    make_pairs: Callable[..., list[EncodedPair]],
+    family: str,
+    changes: dict[str, Any],
+) -> None:
+    """Batches find the span at their own layer, or further."""
+    model, pairs = make_model(family, **changes), same_query(make_pairs)
+    exits, merges = (1, 2, 4, 5), {2: Fraction(1, 2), 4: Fraction(1, 3)}
+    with torch.no_grad():
+        wanted = model(collate(pairs, 0), Plan((*exits, 6), merges))
+    prefix = SharedPrefix(torch.tensor(pairs[0].input_ids[:QUERY]))
+    for stopping in ((), (2, 0)):  # a second pass finds the span computed
+        actual = logits_on_the_way(model, pairs, Plan((6,), merges), exits, stopping=stopping, prefix=prefix)
+        for column, row in enumerate(stopping):
+            wanted[row, column + 1 :] = torch.nan
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5, equal_nan=True)
+    assert len(prefix.layers) == 6
 
 
 def test_groups_are_the_queries_with_enough_pairs() -> None:
