@@ -2,11 +2,11 @@
 
 Counted: matrix products (2 FLOPs per multiply-add), attention over the positions that a token sees, the attention rows
 that weigh merges, and weighted sums of states. Not counted: norms, activations, look-ups, the zeros with which a
-merge's row is computed for all heads at once, and the projections of relative positions, which the pairs of a batch
-share. They are a few percent at most.
+merge's row is computed for all heads at once, the projections of relative positions, which the pairs of a batch share,
+and the merge after an exit that reads the mean over tokens, for pairs that stop there. They are a few percent at most.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from torch import nn
@@ -38,41 +38,64 @@ def call_flops(
     model: MatryoshkaModel,
     plan: Plan,
     pairs: Sequence[EncodedPair],
-    shared_queries: Iterable[tuple[int, int]] = (),
+    shared_queries: Iterable[tuple[int, Sequence[int]]] = (),
     low_ranks: Mapping[str, int] | None = None,
     *,
-    exits=(),
-    reached=None,
+    exits: Collection[int] = (),
+    reached: Sequence[int] | None = None,
 ) -> float:
     """FLOPs of all pairs of a call.
+
+    A pair that stops at an exit costs what it costs under the plan with that exit as its last. At each exit that it
+    passes, the pooled token's part of the layer and the head are added: the layer then runs for all tokens.
 
     Args:
         model: The model.
         plan: What to run.
         pairs: The pairs; their span lengths count, their ids do not.
-        shared_queries: The query spans that are computed once for several pairs: the tokens of each, and how many pairs
-            share it.
+        shared_queries: The query spans that are computed once for several pairs: the tokens of each, and the indices of
+            the pairs that share it. A span runs as deep as the deepest of its pairs.
         low_ranks: See `pair_flops`.
+        exits: The exits that a cascade reads before the plan's last.
+        reached: The exit at which each pair stops; 0 for a pair that does not start. None: the plan's last, for all.
 
     Returns:
         Floating-point operations, 2 per multiply-add.
     """
-    flops = _PlanFlops(model, plan, low_ranks or {})
-    by_shape: dict[tuple[int, int, int], float] = {}
+    reached = [plan.last_layer] * len(pairs) if reached is None else reached
+    flops = {
+        last: _PlanFlops(model, _until(plan, last), low_ranks or {}, [each for each in exits if each < last])
+        for last in set(reached) - {0}
+    }
+    by_shape: dict[tuple[int, int, int, int], float] = {}
     total = 0.0
-    for pair in pairs:
-        shape = (pair.query_length, pair.passage_length, pair.prompt_length)
-        if shape not in by_shape:
-            by_shape[shape] = flops.pair(pair)
-        total += by_shape[shape]
-    return total - sum((count - 1) * flops.shared_query(tokens) for tokens, count in shared_queries)
+    for pair, last in zip(pairs, reached, strict=True):
+        shape = (last, pair.query_length, pair.passage_length, pair.prompt_length)
+        if last and shape not in by_shape:
+            by_shape[shape] = flops[last].pair(pair)
+        total += by_shape.get(shape, 0.0)
+    for tokens, sharing in shared_queries:
+        each = sorted(reached[index] for index in sharing)
+        total -= sum(flops[last].shared_query(tokens) for last in each[:-1] if last)  # but once, for the deepest
+    return total
+
+
+def _until(plan: Plan, last: int) -> Plan:
+    """The plan with `last` as its last exit."""
+    exits = (*(exit_layer for exit_layer in plan.exits if exit_layer < last), last)
+    return Plan(exits, {layer: step for layer, step in plan.merges.items() if layer < last}, plan.adapters)
 
 
 class _PlanFlops:
-    """The FLOPs of one model under one plan, for spans of any length."""
+    """The FLOPs of one model under one plan, for spans of any length.
 
-    def __init__(self, model: MatryoshkaModel, plan: Plan, low_ranks: Mapping[str, int]) -> None:
-        self.model, self.plan, self.low_ranks = model, plan, low_ranks
+    `passed`: exits that are read and passed besides the plan's own.
+    """
+
+    def __init__(
+        self, model: MatryoshkaModel, plan: Plan, low_ranks: Mapping[str, int], passed: Sequence[int] = ()
+    ) -> None:
+        self.model, self.plan, self.low_ranks, self.passed = model, plan, low_ranks, passed
         self._names = {module: name for name, module in model.named_modules()}
         self._per_token = {layer: self._linear_per_token(layer) for layer in range(1, plan.last_layer + 1)}
 
@@ -88,7 +111,9 @@ class _PlanFlops:
                 total += self._layer(layer, tokens, whole=1, seen=tokens, merged=merged)  # the pooled token alone
             else:
                 total += self._layer(layer, tokens, whole=tokens, seen=self._seen(tokens), merged=merged)
-            if layer in self.plan.exits:
+            if layer in self.passed and not mean:
+                total += self._rest(layer, tokens, whole=1, seen=tokens, merged=merged)
+            if layer in self.plan.exits or layer in self.passed:
                 total += sum(map(self._linear, model.heads[str(layer)].modules()))
                 total += 4 * tokens * hidden_size if model.matryoshka.head == "similarity" else 0  # both means
                 total += 2 * tokens * hidden_size if mean else 0
@@ -106,10 +131,13 @@ class _PlanFlops:
 
     def _layer(self, layer: int, tokens: int, whole: int, seen: float, merged: bool = False) -> float:
         """One block: keys and values of `tokens` tokens, all else of `whole` tokens, which see `seen` positions."""
+        return tokens * self._per_token[layer][0] + self._rest(layer, tokens, whole, seen, merged)
+
+    def _rest(self, layer: int, tokens: int, whole: int, seen: float, merged: bool) -> float:
+        """The same without keys and values."""
         backbone = self.model.backbone
-        keys_and_values, remaining = self._per_token[layer]
         attention = 4 * backbone.attention_size * seen + backbone.relative_flops(tokens, whole, merged)
-        return tokens * keys_and_values + whole * remaining + attention
+        return whole * self._per_token[layer][1] + attention
 
     def _seen(self, tokens: int) -> float:
         """The positions that all tokens of a span see, added up."""
