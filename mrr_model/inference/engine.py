@@ -337,7 +337,7 @@ class InferenceEngine:
         ranks, total = self.compensation.running_ranks(plan.adapters), 0.0
         for chunk, encoded in self.encoder.chunks(pairs, prompt):
             groups = query_groups(encoded, share=self.model.backbone.shares_prefix)
-            shared = [(len(group.shared_ids), len(group.indices)) for group in groups if group.shared_ids]
+            shared = [(len(group.shared_ids), group.indices) for group in groups if group.shared_ids]
             stopped = None if reached is None else [reached[index] for index in chunk]
             total += call_flops(self.model, plan, encoded, shared, ranks, exits=exits, reached=stopped)
         return total
