@@ -18,7 +18,7 @@ SENTENCES = re.compile(
     r"|\n\s*\n\s*"
 )
 """The end of a sentence or paragraph, with the whitespace after it. An abbreviation before a name counts too: a break
-there does little harm.
+there does little harm. Before a lower-case letter, only a paragraph's end counts.
 """
 WORDS = re.compile(r"\s+")
 
@@ -55,8 +55,11 @@ class BreakableText:
         self._starts, self._ends = np.maximum.accumulate(starts), np.maximum.accumulate(ends)
         spaces = [found.span() for found in WORDS.finditer(text)]
         self._spaces = np.array(spaces, dtype=np.int64).reshape(-1, 2)
-        after = (found.end() for found in SENTENCES.finditer(text))
-        sentences = [end for end in after if not text[end : end + 1].islower()]
+        sentences = [
+            found.end()
+            for found in SENTENCES.finditer(text)
+            if not text[found.end() : found.end() + 1].islower() or found[0].count("\n") > 1
+        ]
         self._kinds = [self._breaks(np.array(places, dtype=np.int64)) for places in (sentences, self._spaces[:, 1])]
         self._tokens = self._breaks(np.unique(starts))
 
@@ -78,23 +81,21 @@ class BreakableText:
         index = max(index, int(np.searchsorted(self._tokens.ends, start, side="right")))
         return int(self._tokens.ends[index]) if index < len(self._tokens.ends) else self.end
 
-    def next_start(self, start: int, end: int, stride: float) -> int:
+    def next_start(self, start: int, end: int, stride: int) -> int:
         """Where the window after that of `start` and `end` starts.
 
         Args:
             start: Where the window starts.
             end: Where it ends, before the text's end.
-            stride: The part of its tokens that the next window leaves out, in (0, 1].
+            stride: Tokens from its start to that of the next window.
 
         Returns:
             The nearest sentence's start, the nearest word's if no sentence starts within half of the stride, or the
             nearest token's: after `start`, and no non-space character is between `end` and it.
         """
-        latest = int(self._after_space(np.array([end]))[0])
-        if stride >= 1:
-            return latest
+        latest = self.after(end)
         first = self._tokens_before(start)
-        step = (self._tokens_begun(end) - first) * stride
+        step = min(stride, self._tokens_begun(end) - first)
         for breaks, within in (*((kind, step / 2) for kind in self._kinds), (self._tokens, np.inf)):
             low = int(np.searchsorted(breaks.starts, start, side="right"))
             high = int(np.searchsorted(breaks.starts, latest, side="right"))
@@ -102,6 +103,10 @@ class BreakableText:
             if len(distances) and distances.min() <= within:
                 return int(breaks.starts[low + int(distances.argmin())])
         return latest
+
+    def after(self, end: int) -> int:
+        """Where the text continues after a window that ends at `end`."""
+        return int(self._after_space(np.array([end]))[0])
 
     def _breaks(self, places: Positions) -> Breaks:
         """The breaks at these positions, without those before the first word and after the last one."""

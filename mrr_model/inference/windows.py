@@ -163,7 +163,7 @@ class _LongText:
     def spans(self, limit: int, stride: int | None) -> list[Span]:
         """Windows of at most `limit` tokens, with what the template writes beside them."""
         tokens = limit - self._encoder.passage_frame
-        share = 0.5 if stride is None else min(1.0, stride / tokens)
+        stride = max(1, tokens // 2) if stride is None else stride
         breakable = self._breakable
         start, spans = breakable.start, list[Span]()
         while True:
@@ -172,7 +172,7 @@ class _LongText:
                 spans.append((start, end))
             if end >= breakable.end:
                 return self._in_document(spans)
-            start = breakable.next_start(start, end, share)
+            start = breakable.next_start(start, end, stride) if stride < tokens else breakable.after(end)
 
     def _end(self, start: int, tokens: int, limit: int) -> int:
         """Where a window ends: earlier if the text between has more tokens alone than within the whole."""
