@@ -61,7 +61,7 @@ class BreakableText:
             if not text[found.end() : found.end() + 1].islower() or found[0].count("\n") > 1
         ]
         self._kinds = [self._breaks(np.array(places, dtype=np.int64)) for places in (sentences, self._spaces[:, 1])]
-        self._tokens = self._breaks(np.unique(starts))
+        self._tokens = self._breaks(self._starts)
 
     def window(self, start: int, tokens: int) -> int:
         """Where a window ends that starts at `start` and has about `tokens` tokens, at most.
@@ -112,8 +112,9 @@ class BreakableText:
         """The breaks at these positions, without those before the first word and after the last one."""
         starts, ends = self._after_space(places), self._before_space(places)
         inside = (ends > self.start) & (starts < self.end)
-        starts, kept = np.unique(starts[inside], return_index=True)
-        ends = ends[inside][kept]
+        starts, ends = starts[inside], ends[inside]
+        first = np.diff(starts, prepend=-1) > 0  # of those in one place
+        starts, ends = starts[first], ends[first]
         ended = np.searchsorted(self._starts, ends, side="left")
         return Breaks(ends, starts, ended, np.searchsorted(self._ends, starts, side="right"))
 
