@@ -14,7 +14,7 @@ from mrr_model.data.texts import read_texts
 from mrr_model.evaluation.collection import Collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import open_collections, open_reranker, score_collections
-from mrr_model.evaluation.grid import Runs
+from mrr_model.evaluation.grid import CollectionLogits, Runs
 from mrr_model.files.locks import locked
 from mrr_model.reranker import MatryoshkaReranker
 
@@ -153,13 +153,13 @@ def scored_pairs(reranker: MatryoshkaReranker, collection: Collection, runs: Run
     )
 
 
-def _pairs(reranker: MatryoshkaReranker, scored: Iterable[tuple[str, Collection, Runs]]) -> ScoredPairs:
+def _pairs(reranker: MatryoshkaReranker, scored: Iterable[CollectionLogits]) -> ScoredPairs:
     """The candidates of all collections."""
     logits: dict[Plan, list[float]] = {}
     targets: list[float] = []
     groups: list[tuple[str, str]] = []
-    for _, collection, runs in scored:
-        part = scored_pairs(reranker, collection, runs)
+    for each in scored:
+        part = scored_pairs(reranker, each.collection, each.runs)
         for plan, values in part.logits.items():
             logits.setdefault(plan, []).extend(values)
         targets += part.targets

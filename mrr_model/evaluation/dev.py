@@ -84,11 +84,11 @@ class HeldOut:
         grid = config.grid(reranker.exits, bool(reranker.merge_layers))
         rows: dict[str, list[float]] = {FIRST_STAGE: []}
         with TemporaryDirectory() as scratch:
-            for _, collection, runs in score_grid(reranker, grid, self.collections, Path(scratch)):
-                rows[FIRST_STAGE].append(_ndcg(collection, first_stage_run(collection.candidates)))
-                for setting, run in runs.items():
+            for scored in score_grid(reranker, grid, self.collections, Path(scratch)):
+                rows[FIRST_STAGE].append(_ndcg(scored.collection, first_stage_run(scored.collection.candidates)))
+                for setting, run in scored.runs.items():
                     name = FULL_SIZE if setting == grid[0] else str(setting)
-                    rows.setdefault(name, []).append(_ndcg(collection, run))
+                    rows.setdefault(name, []).append(_ndcg(scored.collection, run))
         return _markdown([collection.name for collection in self.collections.values()], rows)
 
     def _open(self, folder: Path) -> MatryoshkaReranker:

@@ -1,10 +1,12 @@
 """Evaluate a model on collections at a grid of settings: metrics, significance, times, the frontier and a profile.
 
+Cascades take no pass of their own: the passes of the settings that they run to read all exits.
+
 The output folder:
 
     logits/COLLECTION/           logits, from which an interrupted evaluation resumes
     timings/                     each setting's times, which the same call reuses
-    runs/COLLECTION/SETTING.run  TREC runs
+    runs/COLLECTION/SETTING.run  TREC runs; a cascade's scores are places, since logits of different exits don't compare
     queries/COLLECTION.jsonl     each query's metrics at each setting
     results.json, table.md       all numbers, and the same as a table
     frontier.png, frontier.svg   quality against time and against FLOPs
@@ -13,24 +15,47 @@ The output folder:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from statistics import mean
 
 from mrr_model.compression import Compression
+from mrr_model.evaluation.cascades import (
+    CascadedSetting,
+    ExitLogits,
+    Measured,
+    cascade_run,
+    fit_margins,
+    share_lost,
+    simulate,
+)
 from mrr_model.evaluation.collection import Collection, open_collection
 from mrr_model.evaluation.config import EvaluateConfig
-from mrr_model.evaluation.grid import Runs, score_grid
-from mrr_model.evaluation.metrics import compare, evaluate_run, first_stage_run, parse_metric, write_run
+from mrr_model.evaluation.grid import CollectionLogits, score_grid
+from mrr_model.evaluation.metrics import (
+    Comparison,
+    Run,
+    RunMetrics,
+    compare,
+    evaluate_run,
+    first_stage_run,
+    parse_metric,
+    write_run,
+)
 from mrr_model.evaluation.presets import Preset, preset
 from mrr_model.evaluation.report import CollectionResult, Evaluation, write_queries, write_results
-from mrr_model.evaluation.timing import Sample, draw_sample, sample_flops, time_grid
+from mrr_model.evaluation.timing import Sample, cascade_flops, draw_sample, exit_costs, sample_flops, time_grid
 from mrr_model.files.locks import locked
 from mrr_model.reranker import DEFAULT, MatryoshkaReranker
 from mrr_model.selection.latency import Timings
-from mrr_model.selection.profile import Profile, ProfilePoint
+from mrr_model.selection.profile import Profile, ProfileCascade, ProfilePoint
 
 MAX_LENGTH = 512
 """Tokens per pair if neither the config nor a preset says it."""
+COST_QUERIES = 4
+"""Queries of the sample on which the costs of exits are compared: they depend on lengths alone."""
+CascadeLogits = dict[Compression, dict[str, ExitLogits]]
+"""Final setting -> collection's name -> logits at every exit of its pass."""
 
 
 def evaluate(config: EvaluateConfig, report_to: Callable[[str], object] = lambda _: None) -> Evaluation:
@@ -76,14 +101,28 @@ def _evaluate(config: EvaluateConfig, report_to: Callable[[str], object]) -> Eva
     grid = config.grid(reranker.exits, bool(reranker.merge_layers))
     for setting in grid:
         reranker.plan(setting.depth, setting.keep_ratio)  # a setting that the model lacks is an error before scoring
+    for cascade in config.given_cascades:
+        cascade.check(reranker.exits, reranker.exits[-1])
     collections = open_collections(config, report_to)
+    results: list[CollectionResult] = []
+    logits: CascadeLogits = {setting: {} for setting in config.final_settings(grid)}
+    for scored in score_collections(reranker, grid, collections, config, tuple(logits)):
+        results.append(_collection_result(scored, config))
+        for setting, each in scored.exits.items():
+            logits[setting][scored.collection.name] = each
+    sample = draw_sample(list(collections.values()), config.pairs_to_time, config.seed)
+    cascades = _cascades(reranker, logits, sample, config)
     results = [
-        _collection_result(source, collection, runs, config)
-        for source, collection, runs in score_collections(reranker, grid, collections, config)
+        _with_cascades(result, collections[result.source], logits, tuple(cascades), config) for result in results
     ]
-    sample = draw_sample(list(collections.values()), config.timing_pairs, config.seed)
-    timings = time_grid(reranker, grid, sample, config, report_to)
-    profile = _profile(reranker, results, sample, timings, _count_relevant(collections.values()))
+    for result in results:
+        write_queries(config.output / "queries" / f"{result.name}.jsonl", result.settings)
+    timings = time_grid(reranker, [*grid, *cascades], sample, config, report_to)
+    flops: dict[Measured, float] = {setting: sample_flops(reranker, setting, sample) for setting in grid}
+    flops |= {
+        each: cascade_flops(reranker, each, sample, logits[each.setting], config.cascade_top_n) for each in cascades
+    }
+    profile = _profile(reranker, results, cascades, sample, timings, flops, _count_relevant(collections.values()))
     evaluation = Evaluation(tuple(results), profile, reranker.fingerprint)
     protocol = {"seed": config.seed, "ignore_identical_ids": config.leaves_out_identical_ids}
     write_results(evaluation, config.output, str(reranker.name), protocol)
@@ -156,14 +195,18 @@ def score_collections(
     grid: Sequence[Compression],
     collections: Mapping[str, Collection],
     config: EvaluateConfig,
-) -> Iterator[tuple[str, Collection, Runs]]:
+    final_settings: Sequence[Compression] = (),
+) -> Iterator[CollectionLogits]:
     """Score each collection at every setting, with the protocol's prompts; logits are written to the output folder.
+
+    The passes of final settings read every exit.
 
     Raises:
         ValueError: If the output folder holds the logits of another evaluation.
     """
     prompts = {source: _prompt(reranker, source, config) for source in collections}
-    return score_grid(reranker, grid, collections, config.output / "logits", prompts=prompts)
+    folder = config.output / "logits"
+    return score_grid(reranker, grid, collections, folder, prompts=prompts, final_settings=final_settings)
 
 
 def _check_ids(source: str, collection: Collection) -> None:
@@ -187,30 +230,89 @@ def _prompt(reranker: MatryoshkaReranker, source: str, config: EvaluateConfig) -
     return reranker.prompt if own is None else own
 
 
-def _collection_result(source: str, collection: Collection, runs: Runs, config: EvaluateConfig) -> CollectionResult:
-    """Compute one collection's metrics; write its runs and its queries' values."""
+def _metric_names(source: str, config: EvaluateConfig) -> tuple[str, ...]:
     protocol = _preset_of(config)
     names = config.all_metrics
     if protocol and not config.metrics:
         names = tuple(dict.fromkeys((*names, *protocol.metrics_for(source))))
-    full = next(iter(runs))
-    metrics = {setting: evaluate_run(names, collection.qrels, run) for setting, run in runs.items()}
-    for setting, run in runs.items():
-        write_run(config.output / "runs" / collection.name / f"{setting.file_name}.run", run, setting.file_name)
-    write_queries(config.output / "queries" / f"{collection.name}.jsonl", metrics)
+    return names
+
+
+def _collection_result(scored: CollectionLogits, config: EvaluateConfig) -> CollectionResult:
+    """Compute one collection's metrics at each setting, and write its runs."""
+    collection, names = scored.collection, _metric_names(scored.source, config)
+    metrics: dict[Measured, RunMetrics] = {
+        setting: _measured(setting, run, collection, names, config) for setting, run in scored.runs.items()
+    }
+    full = next(iter(scored.runs))
     return CollectionResult(
         name=collection.name,
-        source=source,
+        source=scored.source,
         queries=len(collection.queries),
         pairs=sum(map(len, collection.candidates.values())),
         identical_ids=collection.identical_ids,
         first_stage=evaluate_run(names, collection.qrels, first_stage_run(collection.candidates)),
         settings=metrics,
-        against_full={
-            setting: {name: compare(each.by_query[name], metrics[full].by_query[name]) for name in names}
-            for setting, each in metrics.items()
-            if setting != full
-        },
+        against_full={setting: _against(each, metrics[full]) for setting, each in metrics.items() if setting != full},
+    )
+
+
+def _measured(
+    measured: Measured, run: Run, collection: Collection, names: Sequence[str], config: EvaluateConfig
+) -> RunMetrics:
+    """Compute a run's metrics, and write the run."""
+    write_run(config.output / "runs" / collection.name / f"{measured.file_name}.run", run, measured.file_name)
+    return evaluate_run(names, collection.qrels, run)
+
+
+def _against(metrics: RunMetrics, full: RunMetrics) -> dict[str, Comparison]:
+    return {name: compare(values, full.by_query[name]) for name, values in metrics.by_query.items()}
+
+
+def _cascades(
+    reranker: MatryoshkaReranker, logits: CascadeLogits, sample: Sample, config: EvaluateConfig
+) -> dict[CascadedSetting, ProfileCascade]:
+    """The cascades to measure: those fitted to each final setting, then those given, at full size."""
+    top_n = config.cascade_top_n
+    found: dict[CascadedSetting, ProfileCascade] = {}
+    for setting, by_collection in logits.items() if config.cascade else ():
+        known = list(by_collection.values())
+        costs = exit_costs(reranker, setting, known[0].exits, sample[:COST_QUERIES])
+        fitted = fit_margins(known, costs, top_n=top_n, lost=config.cascade_loss, seed=config.seed)
+        if fitted is not None:
+            found[CascadedSetting(setting, fitted.cascade)] = ProfileCascade(
+                **fitted.cascade.to_json(), lost=config.cascade_loss, held_out=fitted.held_out, queries=fitted.queries
+            )
+    for cascade in config.given_cascades:
+        full, by_collection = next(iter(logits.items()))
+        lost = share_lost(cascade, list(by_collection.values()), top_n)
+        given = ProfileCascade(**cascade.to_json(), held_out=lost)
+        found.setdefault(CascadedSetting(full, cascade), given)
+    return found
+
+
+def _with_cascades(
+    result: CollectionResult,
+    collection: Collection,
+    logits: CascadeLogits,
+    cascades: Sequence[CascadedSetting],
+    config: EvaluateConfig,
+) -> CollectionResult:
+    """Add what the cascades do on a collection to its result."""
+    full = next(iter(result.settings.values()))
+    metrics: dict[Measured, RunMetrics] = {}
+    for each in cascades:
+        known = logits[each.setting][collection.name]
+        outcomes = {
+            query: simulate(each.cascade, known.exits, values, config.cascade_top_n)
+            for query, values in known.by_query.items()
+        }
+        run = cascade_run(outcomes, collection.candidates)
+        metrics[each] = _measured(each, run, collection, tuple(full.mean), config)
+    return replace(
+        result,
+        settings={**result.settings, **metrics},
+        against_full={**result.against_full, **{each: _against(found, full) for each, found in metrics.items()}},
     )
 
 
@@ -227,16 +329,18 @@ def _count_relevant(collections: Iterable[Collection]) -> int:
 def _profile(
     reranker: MatryoshkaReranker,
     results: Sequence[CollectionResult],
+    cascades: Mapping[CascadedSetting, ProfileCascade],
     sample: Sample,
     timings: Timings,
+    flops: Mapping[Measured, float],
     relevant: int,
 ) -> Profile:
-    """Every setting's quality, time and FLOPs; full size is the first setting."""
+    """The quality, time and FLOPs of every setting and cascade; full size comes first."""
     grid, metric = list(results[0].settings), next(iter(results[0].first_stage.mean))
-    pairs = [(query, text) for query, texts in sample for text in texts]
+    pairs = [pair for each in sample for pair in each.pairs]
     lengths = reranker.engine.token_counts(pairs, reranker.prompt)
     seconds = timings.of(grid)
-    quality = {setting: [result.settings[setting].mean[metric] for result in results] for setting in grid}
+    quality = {measured: [result.settings[measured].mean[metric] for result in results] for measured in grid}
     full = quality[grid[0]]
     return Profile(
         metric=metric,
@@ -253,17 +357,22 @@ def _profile(
         noise=timings.noise,
         points=tuple(
             ProfilePoint(
-                **setting.to_kwargs(),
+                **_setting_of(measured).to_kwargs(),
+                cascade=cascades[measured] if isinstance(measured, CascadedSetting) else None,
                 quality=mean(values),
                 kept=_share(mean(values), mean(full)),
                 min_kept=min(map(_share, values, full)),
-                seconds=seconds[setting] / len(pairs),
-                flops=sample_flops(reranker, setting, sample) / len(pairs),
+                seconds=seconds[measured] / len(pairs),
+                flops=flops[measured] / len(pairs),
             )
-            for setting, values in quality.items()
+            for measured, values in quality.items()
         ),
     )
 
 
 def _share(value: float, full: float) -> float:
     return value / full if full else 1.0
+
+
+def _setting_of(measured: Measured) -> Compression:
+    return measured.setting if isinstance(measured, CascadedSetting) else measured

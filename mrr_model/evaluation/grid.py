@@ -2,7 +2,7 @@
 
 Settings that differ only in depth share one forward pass. An interrupted run resumes from the chunks on disk.
 
-Shapes: E exits of a pass.
+Shapes: N candidates of a query, E exits of a pass.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mrr_model.compression import Compression, Plan
+from mrr_model.evaluation.cascades import ExitLogits
 from mrr_model.evaluation.collection import Collection
 from mrr_model.reranker import MatryoshkaReranker
 
@@ -29,6 +32,8 @@ Logits = dict[str, dict[str, float]]
 """Query id -> document id -> raw logit."""
 Runs = dict[Compression, Logits]
 """Setting -> its logits on one collection."""
+PassLogits = dict[str, NDArray[np.float64]]
+"""Query id -> logits (N, E) at the exits of a pass, in the order of the candidates."""
 Value = TypeVar("Value")
 
 
@@ -40,6 +45,34 @@ class Pass:
     columns: dict[Compression, int]
     """Setting -> index of its exit among the plan's."""
 
+    def runs(self, collection: Collection, logits: PassLogits) -> Runs:
+        """Each setting's logits by query and document."""
+        return {
+            setting: {
+                query: dict(zip(collection.candidates[query], rows[:, column].tolist(), strict=True))
+                for query, rows in logits.items()
+            }
+            for setting, column in self.columns.items()
+        }
+
+    def exits_of(self, setting: Compression, logits: PassLogits) -> ExitLogits:
+        """The logits at every exit that the pass reads, up to a setting's own."""
+        end = self.columns[setting] + 1
+        return ExitLogits(self.plan.exits[:end], {query: rows[:, :end] for query, rows in logits.items()})
+
+
+@dataclass(frozen=True)
+class CollectionLogits:
+    """A collection's logits at every setting."""
+
+    source: str
+    """As the user named it."""
+    collection: Collection
+    runs: Runs
+    """In the grid's order."""
+    exits: dict[Compression, ExitLogits]
+    """Final setting -> its logits at every exit."""
+
 
 def score_grid(
     reranker: MatryoshkaReranker,
@@ -48,7 +81,8 @@ def score_grid(
     folder: Path,
     *,
     prompts: Mapping[str, str | None] | None = None,
-) -> Iterator[tuple[str, Collection, Runs]]:
+    final_settings: Sequence[Compression] = (),
+) -> Iterator[CollectionLogits]:
     """Score each collection's candidates at every setting; a progress bar shows in a terminal.
 
     Args:
@@ -57,14 +91,15 @@ def score_grid(
         collections: Source -> collection.
         folder: Where logits are written, one sub-folder per collection, and read from by the next call.
         prompts: Source -> prompt; the reranker's own if left out.
+        final_settings: Settings of the grid whose passes read every exit on their way, as cascades do.
 
     Yields:
-        Source, collection and logits by setting, in the grid's order.
+        One collection after the other.
 
     Raises:
         ValueError: If the folder holds logits of another model, other lengths or other texts.
     """
-    passes = plan_passes(reranker, grid)
+    passes = plan_passes(reranker, grid, final_settings)
     pairs = sum(len(documents) for each in collections.values() for documents in each.candidates.values())
     with tqdm(total=pairs * len(passes), unit="pair", disable=None, smoothing=0.05) as progress:
         for source, collection in collections.items():
@@ -72,8 +107,9 @@ def score_grid(
             prompt = reranker.prompt if prompts is None else prompts[source]
             header = logits_header(reranker, collection, prompt)
             runs: Runs = {}
+            exits: dict[Compression, ExitLogits] = {}
             for one_pass in passes:
-                runs |= score_pass(
+                logits = score_pass(
                     reranker,
                     collection,
                     one_pass,
@@ -82,13 +118,32 @@ def score_grid(
                     header=header,
                     progress=progress.update,
                 )
-            yield source, collection, {setting: runs[setting] for setting in grid}
+                runs |= one_pass.runs(collection, logits)
+                exits |= {
+                    setting: one_pass.exits_of(setting, logits)
+                    for setting in one_pass.columns
+                    if setting in final_settings
+                }
+            yield CollectionLogits(
+                source,
+                collection,
+                {setting: runs[setting] for setting in grid},
+                {setting: exits[setting] for setting in final_settings},
+            )
 
 
-def plan_passes(reranker: MatryoshkaReranker, settings: Sequence[Compression]) -> list[Pass]:
+def plan_passes(
+    reranker: MatryoshkaReranker, settings: Sequence[Compression], final_settings: Sequence[Compression] = ()
+) -> list[Pass]:
     """The fewest passes that give every setting the logits of its own Plan.
 
     A setting shares the pass of a deeper one if both add the same adapters and merge alike up to its exit.
+
+    Args:
+        reranker: The model.
+        settings: What needs logits.
+        final_settings: Those whose passes read every exit of the model below theirs, under their own merges and
+            adapters.
     """
     found: list[tuple[Plan, dict[Compression, int]]] = []
     for setting in sorted(settings, key=lambda each: -_plan(reranker, each).last_layer):
@@ -100,7 +155,10 @@ def plan_passes(reranker: MatryoshkaReranker, settings: Sequence[Compression]) -
                 break
         else:
             found.append((plan, {setting: plan.last_layer}))
-    return [_pass(plan, exits) for plan, exits in found]
+    return [
+        _pass(plan, exits, reranker.exits if not exits.keys().isdisjoint(final_settings) else ())
+        for plan, exits in found
+    ]
 
 
 def score_pass(
@@ -112,13 +170,13 @@ def score_pass(
     prompt: str | None,
     header: Mapping[str, Any],
     progress: Callable[[int], object],
-) -> Runs:
-    """The candidates' logits at each setting of a pass.
+) -> PassLogits:
+    """The candidates' logits at each exit of a pass.
 
     Args:
         reranker: The model.
         collection: The pairs.
-        one_pass: The plan and its settings.
+        one_pass: The plan.
         folder: Where chunks are written, and read from by the next call.
         prompt: The instruction; None for the template's own.
         header: What the logits depend on, from `logits_header`.
@@ -130,7 +188,7 @@ def score_pass(
     file = folder / f"{_plan_name(one_pass.plan)}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     known = _read_chunks(file, {**header, "plan": _plan_name(one_pass.plan)})
-    runs: Runs = {setting: {} for setting in one_pass.columns}
+    logits: PassLogits = {}
     with file.open("a", encoding="utf-8") as store:
         for index, queries in enumerate(_chunks(collection.queries, CHUNK)):
             keys = [(query, document) for query in queries for document in collection.candidates[query]]
@@ -141,13 +199,11 @@ def score_pass(
                 rows = reranker.engine.logits(pairs, one_pass.plan, prompt=prompt, show_progress=False).tolist()
                 store.write(json.dumps([index, rows]) + "\n")
                 store.flush()
-            for setting, column in one_pass.columns.items():
-                run = runs[setting]
-                run.update({query: {} for query in queries})
-                for (query, document), row in zip(keys, rows, strict=True):
-                    run[query][document] = row[column]
+            values = np.array(rows, dtype=np.float64).reshape(len(keys), len(one_pass.plan.exits))
+            ends = np.cumsum([len(collection.candidates[query]) for query in queries])
+            logits.update(zip(queries, np.split(values, ends[:-1]), strict=True))
             progress(len(keys))
-    return runs
+    return logits
 
 
 def logits_header(reranker: MatryoshkaReranker, collection: Collection, prompt: str | None) -> dict[str, Any]:
@@ -170,8 +226,9 @@ def logits_header(reranker: MatryoshkaReranker, collection: Collection, prompt: 
     }
 
 
-def _pass(plan: Plan, exits: Mapping[Compression, int]) -> Pass:
-    layers = sorted(set(exits.values()))
+def _pass(plan: Plan, exits: Mapping[Compression, int], read: Sequence[int]) -> Pass:
+    """The pass that reads the settings' exits, and those of `read` below the plan's last."""
+    layers = sorted({*exits.values(), *(layer for layer in read if layer < plan.last_layer)})
     return Pass(
         Plan(tuple(layers), plan.merges, plan.adapters),
         {setting: layers.index(layer) for setting, layer in exits.items()},

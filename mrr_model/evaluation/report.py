@@ -1,7 +1,7 @@
 """The results of an evaluation as data, tables and pictures.
 
 `results.json` holds all numbers, `table.md` shows them, and `frontier.png` and `frontier.svg` draw quality against time
-and FLOPs, with the settings that no other setting beats in both as a line.
+and FLOPs, with the settings and cascades that nothing else beats in both as a line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from mrr_model import __version__
-from mrr_model.compression import Compression
+from mrr_model.evaluation.cascades import Measured, measured_of
 from mrr_model.evaluation.metrics import Comparison, RunMetrics
 from mrr_model.files.atomic import write_file
 from mrr_model.selection.profile import Profile, ProfilePoint
@@ -46,9 +46,10 @@ class CollectionResult:
     identical_ids: int
     """Number of candidates that were left out because their id is their query's own."""
     first_stage: RunMetrics
-    settings: dict[Compression, RunMetrics]
-    against_full: dict[Compression, dict[str, Comparison]]
-    """Setting -> metric -> its difference to full size, on the same queries."""
+    settings: dict[Measured, RunMetrics]
+    """Full size first, cascades last."""
+    against_full: dict[Measured, dict[str, Comparison]]
+    """Setting or cascade -> metric -> its difference to full size, on the same queries."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Evaluation:
     """The fingerprint of the weights and adapters that were evaluated."""
 
     def markdown(self) -> str:
-        """A Markdown table with one row per setting, and notes below it.
+        """A Markdown table with one row per setting and cascade, and notes below it.
 
         Returns:
             The profile's metric on each collection and on average, the share of full size's quality, milliseconds per
@@ -78,15 +79,15 @@ class Evaluation:
         first = [result.first_stage.mean[profile.metric] for result in self.collections]
         lines.append(f"| {FIRST_STAGE} | {' | '.join(f'{value:.3f}' for value in [*first, mean(first)])} |  |  |  |  |")
         for point in profile.points:
-            name = FULL_SIZE if point == full else str(point.setting)
-            cells = [_cell(result, point.setting, profile.metric) for result in self.collections]
+            name = FULL_SIZE if point == full else str(point)
+            cells = [_cell(result, measured_of(point), profile.metric) for result in self.collections]
             cells += [f"{point.quality:.3f}", f"{point.kept:.1%}", f"{point.seconds * 1000:.2f}"]
             cells += [f"{point.seconds / full.seconds:.0%}", f"{point.flops / full.flops:.0%}"]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join([*lines, *(line for note in self._notes() for line in ("", note))])
 
     def _notes(self) -> list[str]:
-        notes = [STAR]
+        notes = [STAR, *(note for point in self.profile.points if (note := _cascade_note(point)))]
         if any(result.identical_ids for result in self.collections):
             counts = ", ".join(f"{result.name} {result.identical_ids}" for result in self.collections)
             notes.append(f"Candidates left out because they have their query's own id, as in BEIR: {counts}")
@@ -95,8 +96,8 @@ class Evaluation:
         return notes
 
 
-def write_queries(file: Path, metrics: Mapping[Compression, RunMetrics]) -> None:
-    """Write each query's metrics at each setting as JSON lines."""
+def write_queries(file: Path, metrics: Mapping[Measured, RunMetrics]) -> None:
+    """Write each query's metrics at each setting and cascade as JSON lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -154,10 +155,20 @@ def _without_nan(numbers: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(number) else number for name, number in numbers.items()}
 
 
-def _cell(result: CollectionResult, setting: Compression, metric: str) -> str:
-    compared = result.against_full.get(setting, {}).get(metric)
+def _cell(result: CollectionResult, measured: Measured, metric: str) -> str:
+    compared = result.against_full.get(measured, {}).get(metric)
     star = "*" if compared is not None and compared.p_value < SIGNIFICANT else ""
-    return f"{result.settings[setting].mean[metric]:.3f}{star}"
+    return f"{result.settings[measured].mean[metric]:.3f}{star}"
+
+
+def _cascade_note(point: ProfilePoint) -> str:
+    """What a cascade loses; empty for a point without one."""
+    cascade = point.cascade
+    if cascade is None or cascade.held_out is None:
+        return ""
+    best = "the setting's best documents" if cascade.top_n is None else f"the setting's best {cascade.top_n}"
+    which = "the queries" if cascade.lost is None else "the queries that it was not fitted on"
+    return f"`{point}`: {cascade.held_out:.1%} of {which} lose one of {best}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +203,7 @@ def frontier(points: Sequence[ProfilePoint], cost: Cost) -> list[ProfilePoint]:
 
 
 def draw(profile: Profile, title: str, files: Sequence[Path]) -> None:
-    """Draw quality against time and against FLOPs, with every setting labelled and the frontier as a line.
+    """Draw quality against time and against FLOPs, with every setting and cascade labelled, and the frontier as a line.
 
     Args:
         profile: The settings with their quality and cost.
@@ -225,7 +236,7 @@ def _draw_panel(panel: Any, profile: Profile, axis: _Axis, ratios: Sequence[str]
         [getattr(point, axis.cost) / whole for point in line], [point.kept for point in line], color="0.75", zorder=1
     )
     for index, ratio in enumerate(ratios):
-        group = [point for point in profile.points if point.setting.keep_ratio_text == ratio]
+        group = [point for point in profile.fixed if point.setting.keep_ratio_text == ratio]
         panel.scatter(
             [getattr(point, axis.cost) / whole for point in group],
             [point.kept for point in group],
@@ -233,10 +244,19 @@ def _draw_panel(panel: Any, profile: Profile, axis: _Axis, ratios: Sequence[str]
             label=ratio,
             zorder=2,
         )
-        for point in group:
+        cascaded = [point for point in profile.points if point.cascade and point.setting.keep_ratio_text == ratio]
+        panel.scatter(
+            [getattr(point, axis.cost) / whole for point in cascaded],
+            [point.kept for point in cascaded],
+            color=COLORS[index % len(COLORS)],
+            marker="D",
+            label=f"{ratio}, with a cascade" if cascaded else None,
+            zorder=3,
+        )
+        for point in [*group, *cascaded]:
             above = point in line
             panel.annotate(
-                str(point.depth),
+                str(point.depth) if point.cascade is None else str(point.cascade.cascade),
                 (getattr(point, axis.cost) / whole, point.kept),
                 textcoords="offset points",
                 xytext=(-5, 5) if above else (5, -11),
@@ -244,7 +264,8 @@ def _draw_panel(panel: Any, profile: Profile, axis: _Axis, ratios: Sequence[str]
                 fontsize=9,
                 color=COLORS[index % len(COLORS)],
             )
-    panel.set_xlabel(f"{axis.label}\n(labels: depth)")
+    cascades = "" if len(profile.fixed) == len(profile.points) else ", or the cascade's stages"
+    panel.set_xlabel(f"{axis.label}\n(labels: depth{cascades})")
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panel.set_xlim(left=0)

@@ -152,7 +152,8 @@ def test_pairs_keep_the_runs_order_and_unjudged_is_not_relevant(
 ) -> None:
     config = scored_config_of()
     reranker, opened = open_reranker(config), open_collections(config)
-    [(_, collection, runs)] = score_collections(reranker, GRID, opened, config)
+    [scored] = score_collections(reranker, GRID, opened, config)
+    collection, runs = scored.collection, scored.runs
     pairs = scored_pairs(reranker, collection, runs)
     keys = [(query, document) for query in collection.queries for document in collection.candidates[query]]
     assert pairs.groups == [("facts", query) for query, _ in keys]

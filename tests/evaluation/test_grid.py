@@ -53,13 +53,14 @@ def logits_of(
     progress: Callable[[int], object] = lambda _: None,
 ) -> Runs:
     header = logits_header(reranker, collection, prompt)
-    return score_pass(reranker, collection, one_pass, folder, prompt=prompt, header=header, progress=progress)
+    logits = score_pass(reranker, collection, one_pass, folder, prompt=prompt, header=header, progress=progress)
+    return one_pass.runs(collection, logits)
 
 
 def grid_of(reranker: MatryoshkaReranker, collection: Collection, grid: list[Compression], folder: Path) -> Runs:
-    [(source, scored, runs)] = score_grid(reranker, grid, {"the source": collection}, folder)
-    assert (source, scored, list(runs)) == ("the source", collection, grid)
-    return runs
+    [scored] = score_grid(reranker, grid, {"the source": collection}, folder)
+    assert (scored.source, scored.collection, list(scored.runs), scored.exits) == ("the source", collection, grid, {})
+    return scored.runs
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
