@@ -68,6 +68,9 @@ def check_measurements(
         merges = dict(setting.keep_ratio) if isinstance(setting.keep_ratio, tuple) else {}
         if setting.depth not in exits or not merge_layers.issuperset(merges):
             raise ValueError(f"{folder / name} has {setting}, which this model lacks. {REMEASURE}")
+    for point in profile.points if profile else ():
+        if point.cascade is not None and not exits.issuperset(point.cascade.stages):
+            raise ValueError(f"{folder / FILES[Profile]} has {point}, which this model lacks. {REMEASURE}")
 
 
 def write_measurement(folder: Path, measurement: Calibration | Profile, fingerprint: str) -> None:

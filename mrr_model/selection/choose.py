@@ -8,7 +8,7 @@ from typing import Protocol
 from mrr_model.cascade import Cascade
 from mrr_model.compression import Compression
 from mrr_model.selection.latency import Request, Timings
-from mrr_model.selection.profile import Profile
+from mrr_model.selection.profile import Profile, ProfilePoint
 from mrr_model.selection.target import IfUnreachable, Target
 from mrr_model.validation.arguments import callers_level
 
@@ -18,13 +18,13 @@ RATIOS = (1.0, 0.75, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen setting."""
+    """A chosen setting, alone or with a cascade."""
 
     setting: Compression
     reason: str
     """Why it was chosen, in one sentence."""
     cascade: Cascade | None = None
-    """The cascade that runs to it; None if all documents run to it."""
+    """Runs to the setting; None: all documents do."""
 
 
 class TimeSettings(Protocol):
@@ -68,7 +68,7 @@ def choose(
     if target.max_latency_ms is None:
         return choose_by_profile(target, profile)
     request = Request(target.documents, profile.query_tokens, profile.passage_tokens)
-    settings = [point.setting for point in profile.points]
+    settings = [point.setting for point in profile.fixed]
     timings = time_settings(settings, request, refresh=target.refresh)
     return choose_by_profile(target, profile, timings.of(settings), timed=str(timings))
 
@@ -94,7 +94,11 @@ def candidate_settings(exits: Sequence[int], merge_layer: int | None) -> list[Co
 def choose_by_profile(
     target: Target, profile: Profile, seconds: Mapping[Compression, float] | None = None, timed: str = ""
 ) -> Choice:
-    """Choose among the settings of a profile.
+    """Choose among the points of a profile.
+
+    A cascade is chosen only if it is better than every fixed setting: faster than all that keep enough quality, or
+    keeping more than all that are fast enough. A latency never chooses one: its time depends on how many documents of a
+    query lie far below its best, so what a request will take cannot be promised.
 
     Args:
         target: The need.
@@ -107,44 +111,45 @@ def choose_by_profile(
     """
     if target.keep_quality is not None:
         enough = [point for point in profile.points if point.min_kept >= target.keep_quality]
-        fastest = min(enough, key=lambda point: (point.seconds, -point.kept))
-        return Choice(
-            fastest.setting,
+        fastest = min(enough, key=lambda point: (point.seconds, point.cascade is not None, -point.kept))
+        return _choice(
+            profile,
+            fastest,
             f"the fastest setting that kept at least {target.keep_quality:.1%} of full size's {profile.metric} on "
             f"every collection: {fastest.kept:.1%} on average, {fastest.min_kept:.1%} at least, at "
             f"{profile.speedup(fastest):.2f} times its speed, measured on {profile.data}",
         )
     if target.speedup is not None:
-        times = {point.setting: point.seconds for point in profile.points}
+        taken = [(point, point.seconds) for point in profile.points]
         limit, wanted = profile.full.seconds / target.speedup, f"{target.speedup:g} times as fast as full size"
     else:
         assert target.max_latency_ms is not None
         assert seconds is not None
-        times, limit = dict(seconds), target.max_latency_ms / 1000
+        taken, limit = [(point, seconds[point.setting]) for point in profile.fixed], target.max_latency_ms / 1000
         wanted = f"done with {target.documents} documents in {target.max_latency_ms:g} ms"
-    fast = [point for point in profile.points if times[point.setting] <= limit]
     timed = f" ({timed})" if timed else ""
+    fast = [(point, time) for point, time in taken if time <= limit]
     if not fast:
-        setting, shortest = min(times.items(), key=lambda item: item[1])
+        fastest, shortest = min(taken, key=lambda item: item[1])
         at_best = (
             f"{profile.full.seconds / shortest:.2f} times" if target.speedup else f"{shortest * 1000:.0f} ms{timed}"
         )
+        fault = f"no setting of the profile is {wanted}: the fastest, {fastest}, reaches {at_best}"
         again = "measure again with refresh=True, " if target.max_latency_ms else ""
         return _fastest(
             target.if_unreachable,
-            setting,
-            f"no setting of the profile is {wanted}: the fastest, {setting}, reaches {at_best}",
+            _choice(profile, fastest, f"the fastest setting, because {fault}"),
+            fault,
             f"Ask for less, {again}profile smaller settings with `mrr evaluate MODEL COLLECTION --depth … "
             "--keep-ratio … --save-profile`",
         )
-    best = max(fast, key=lambda point: (point.kept, -times[point.setting]))
+    best, time = max(fast, key=lambda item: (item[0].kept, item[0].cascade is None, -item[1]))
     measured = (
-        f"{profile.speedup(best):.2f} times as fast"
-        if target.speedup
-        else f"{times[best.setting] * 1000:.0f} ms on this device"
+        f"{profile.speedup(best):.2f} times as fast" if target.speedup else f"{time * 1000:.0f} ms on this device"
     )
-    return Choice(
-        best.setting,
+    return _choice(
+        profile,
+        best,
         f"the best setting that is {wanted}: {measured}, and kept {best.kept:.1%} of full size's {profile.metric} on "
         f"{profile.data}{timed}",
     )
@@ -173,13 +178,12 @@ def choose_by_flops(
     within = [setting for setting, share in shares.items() if share <= 1 / speedup]
     if not within:
         setting, smallest = min(shares.items(), key=lambda item: item[1])
-        return _fastest(
-            if_unreachable,
-            setting,
+        fault = (
             f"speedup={speedup:g} is out of reach: the smallest setting, {setting}, takes {smallest:.1%} of full "
-            f"size's FLOPs, {1 / smallest:.2f} times as fast at best",
-            "Ask for less",
+            f"size's FLOPs, {1 / smallest:.2f} times as fast at best"
         )
+        fastest = Choice(setting, f"the fastest setting, because {fault}")
+        return _fastest(if_unreachable, fastest, fault, "Ask for less")
     chosen = max(within, key=lambda setting: (round(shares[setting], 9), setting.depth or 0))
     return Choice(
         chosen,
@@ -188,9 +192,16 @@ def choose_by_flops(
     )
 
 
-def _fastest(if_unreachable: IfUnreachable, setting: Compression, fault: str, advice: str) -> Choice:
+def _choice(profile: Profile, point: ProfilePoint, reason: str) -> Choice:
+    if point.cascade is None:
+        return Choice(point.setting, reason)
+    share = f"{point.flops / profile.full.flops:.1%} of full size's FLOPs expected"
+    return Choice(point.setting, f"with a cascade ({point.cascade.cascade}; {share}), {reason}", point.cascade.cascade)
+
+
+def _fastest(if_unreachable: IfUnreachable, fastest: Choice, fault: str, advice: str) -> Choice:
     """The fastest setting with a warning, if the target accepts it; else the error."""
     if if_unreachable == "raise":
         raise ValueError(f'{fault}. {advice}, or accept the fastest setting with if_unreachable="fastest".')
     warnings.warn(f"{fault}. It is used nevertheless.", UserWarning, stacklevel=callers_level())
-    return Choice(setting, f"the fastest setting, because {fault}")
+    return fastest

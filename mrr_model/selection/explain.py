@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mrr_model.calibration.maps import Calibration, setting_of
+from mrr_model.cascade import Cascade
 from mrr_model.compression import Compression, Plan
 from mrr_model.selection.latency import moment
-from mrr_model.selection.profile import Profile
+from mrr_model.selection.profile import Profile, ProfileCascade, ProfilePoint
 
 CHANGED = "the weights have changed since they were loaded, so the checkpoint's measurements no longer describe them"
 
@@ -27,6 +28,8 @@ class Explanation:
     """Which map turns its logits into probabilities."""
     measured: str
     """What the checkpoint's profile says about it."""
+    cascade: str | None
+    """Which documents of a ranking stop before the setting's exit, and what is known of it; None: none do."""
 
     def __str__(self) -> str:
         merges = ", ".join(
@@ -39,6 +42,7 @@ class Explanation:
             "FLOPs": f"{self.flops_share:.1%} of full size's",
             "measured": self.measured,
             "probabilities": self.calibration,
+            **({} if self.cascade is None else {"cascade": self.cascade}),
         }
         return "\n".join(f"{name:<14}{line}" for name, line in lines.items())
 
@@ -53,6 +57,7 @@ def explain(
     profile: Profile | None,
     resolve: Callable[[Compression], Plan],
     weights_changed: bool,
+    cascade: Cascade | None = None,
 ) -> Explanation:
     """Explain a setting.
 
@@ -65,6 +70,7 @@ def explain(
         profile: The checkpoint's; None if it has none.
         resolve: Gives the Plan of a setting.
         weights_changed: Whether the weights in memory differ from those that were measured.
+        cascade: What is in effect; None if all documents run to the setting's exit.
     """
     return Explanation(
         setting=setting,
@@ -73,6 +79,7 @@ def explain(
         flops_share=flops_share,
         calibration=_calibration(plan, calibration, weights_changed),
         measured=_measured(plan, profile, resolve, weights_changed),
+        cascade=None if cascade is None else _cascade(cascade, plan, profile, resolve, weights_changed),
     )
 
 
@@ -94,12 +101,60 @@ def _measured(
         return "nothing: the checkpoint has no profile"
     if weights_changed:
         return f"nothing: {CHANGED}"
-    point = next((point for point in profile.points if resolve(point.setting) == plan), None)
+    point = next((point for point in profile.fixed if resolve(point.setting) == plan), None)
     if point is None:
         return f"not at this setting; other settings on {profile.data}"
+    return _kept(point, profile)
+
+
+def _kept(point: ProfilePoint, profile: Profile) -> str:
     when = "" if profile.measured_at is None else f", {moment(profile.measured_at)}"
     noise = f" ({profile.noise})" if profile.noise is not None and profile.noise.noisy else ""
     return (
         f"kept {point.kept:.1%} of full size's {profile.metric} on {profile.data}, {profile.speedup(point):.2f} times "
         f"as fast on {profile.device} in {profile.dtype}{when}{noise}"
     )
+
+
+def _cascade(
+    cascade: Cascade,
+    plan: Plan,
+    profile: Profile | None,
+    resolve: Callable[[Compression], Plan],
+    weights_changed: bool,
+) -> str:
+    known = _origin(cascade, plan, profile, resolve, weights_changed)
+    return f"{cascade}, {_unit(cascade)}: {known}; score and score_pairs run the whole setting"
+
+
+def _unit(cascade: Cascade) -> str:
+    if cascade.by == "count":
+        return "the documents that survive each exit"
+    rank = "the last document returned" if cascade.top_n is None else f"the {cascade.top_n} best documents"
+    return f"in logits below {rank} at each exit"
+
+
+def _origin(
+    cascade: Cascade,
+    plan: Plan,
+    profile: Profile | None,
+    resolve: Callable[[Compression], Plan],
+    weights_changed: bool,
+) -> str:
+    points = [point for point in (profile.points if profile else ()) if resolve(point.setting) == plan]
+    point = next((point for point in points if point.cascade and point.cascade.cascade == cascade), None)
+    if profile is None or point is None or point.cascade is None:
+        return "as given, and not in the checkpoint's profile"
+    if weights_changed:
+        return f"in the checkpoint's profile, but {CHANGED}"
+    share = f"{point.flops / profile.full.flops:.1%} of full size's FLOPs expected"
+    return f"{_fit(point.cascade)}; {share}, {_kept(point, profile)}"
+
+
+def _fit(cascade: ProfileCascade) -> str:
+    lose = "lose one of the setting's best documents"
+    held_out = "" if cascade.held_out is None else f"{cascade.held_out:.1%} of the queries "
+    if cascade.lost is None:
+        return f"as given{', ' * bool(held_out)}{held_out and held_out + lose}"
+    not_fitted = held_out and f", and {cascade.held_out:.1%} of those that it was not fitted on did"
+    return f"fitted so that at most {cascade.lost:.1%} of the queries {lose}{not_fitted}"

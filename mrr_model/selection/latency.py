@@ -11,14 +11,14 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import transformers
@@ -39,6 +39,9 @@ FORMAT = 3
 """Of the files; it is part of their names."""
 WORDS = ("bread", "and", "fish", "for", "the", "town", "by", "the", "river", "in", "the", "early", "morning")
 """The words of timed texts: a time depends on the number of tokens, not on what they say."""
+
+Key = TypeVar("Key", bound=Hashable)
+"""What is timed: a setting, or whatever else its text tells apart."""
 
 _TOKEN = secrets.token_hex(8)
 
@@ -102,7 +105,7 @@ class Timings(BaseModel):
     process: str
     """Which process measured."""
 
-    def of(self, settings: Sequence[Compression]) -> dict[Compression, float]:
+    def of(self, settings: Sequence[Key]) -> dict[Key, float]:
         """Seconds by setting.
 
         Raises:
@@ -160,7 +163,7 @@ def request_timings(
     return timings
 
 
-def measure_timings(facts: TimingFacts, runs: Mapping[Compression, Callable[[], Any]], repeats: int) -> Timings:
+def measure_timings(facts: TimingFacts, runs: Mapping[Key, Callable[[], Any]], repeats: int) -> Timings:
     """Time a run for each setting, now.
 
     Args:
@@ -182,7 +185,7 @@ def measure_timings(facts: TimingFacts, runs: Mapping[Compression, Callable[[], 
     )
 
 
-def read_timings(file: Path, settings: Sequence[Compression]) -> Timings | None:
+def read_timings(file: Path, settings: Sequence[Hashable]) -> Timings | None:
     """Timings of these settings from a file; None if it is missing, or damaged, which is logged as a warning."""
     try:
         known = Timings.model_validate_json(file.read_bytes())
@@ -204,7 +207,7 @@ def store_timings(file: Path, timings: Timings) -> None:
         logger.warning("timings could not be stored in %s, so the next object measures again: %s", file.parent, error)
 
 
-def timings_key(facts: TimingFacts, settings: Sequence[Compression], **conditions: object) -> str:
+def timings_key(facts: TimingFacts, settings: Sequence[Hashable], **conditions: object) -> str:
     """What times depend on, as a file's name.
 
     Args:

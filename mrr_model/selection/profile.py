@@ -19,7 +19,7 @@ FEW_RELEVANT = 100
 
 
 class ProfileCascade(BaseModel):
-    """A cascade that was fitted on collections.
+    """A cascade, and how many queries lose a document of the setting's best by it.
 
     >>> ProfileCascade(stages={2: 3.0, 4: 1.0}, top_n=10, lost=0.01).cascade
     Cascade(stages=((2, 3.0), (4, 1.0)), by='margin', top_n=10)
@@ -33,10 +33,14 @@ class ProfileCascade(BaseModel):
     """As in `Cascade`."""
     top_n: int | None = Field(default=None, ge=1)
     """As in `Cascade`."""
-    lost: float = Field(ge=0, le=1)
-    """The share of queries that may lose a document of full size's `top_n`, for which it was fitted."""
+    lost: float | None = Field(default=None, ge=0, le=1)
+    """The share of queries that may lose a document of the setting's best, for which it was fitted; None if it was
+    given and not fitted.
+    """
     held_out: float | None = Field(default=None, ge=0, le=1)
     """The share that did, on queries that it was not fitted on; None if that was not measured."""
+    queries: int | None = Field(default=None, ge=0)
+    """How many queries could lose one: those with enough candidates."""
 
     @model_validator(mode="after")
     def _check_cascade(self) -> Self:
@@ -47,6 +51,24 @@ class ProfileCascade(BaseModel):
     def cascade(self) -> Cascade:
         """For a call."""
         return Cascade(self.stages, self.by, self.top_n)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Reasons not to rely on its margins, a sentence each."""
+        if self.lost is None or self.held_out is None or self.queries is None:
+            return ()
+        found = []
+        if self.queries < FEW_QUERIES:
+            found.append(
+                f"The cascade's {self.cascade} were fitted on {self.queries} queries with enough candidates: with "
+                f"fewer than {FEW_QUERIES}, the documents that others need are not known. Fit them on more."
+            )
+        if self.held_out > self.lost:
+            found.append(
+                f"The cascade's {self.cascade} were to lose documents of {self.lost:.1%} of the queries and lost some "
+                f"of {self.held_out:.1%} that they were not fitted on. Fit them on more queries."
+            )
+        return tuple(found)
 
 
 class ProfilePoint(BaseModel):
@@ -71,14 +93,23 @@ class ProfilePoint(BaseModel):
     flops: float = Field(gt=0)
     """Per pair, 2 per multiply-add."""
 
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        if self.cascade is not None:
+            self.cascade.cascade.check(self.cascade.stages, self.depth)
+        return self
+
     @property
     def setting(self) -> Compression:
         """Depth and keep ratio."""
         return Compression(self.depth, self.keep_ratio)
 
+    def __str__(self) -> str:
+        return str(self.setting) if self.cascade is None else f"{self.setting}, {self.cascade.cascade}"
+
 
 class Profile(BaseModel):
-    """The measured settings of a checkpoint; the first point is full size.
+    """The measured settings of a checkpoint, alone and with cascades; the first point is full size.
 
     Example:
         >>> full = ProfilePoint(depth=6, quality=0.8, kept=1, min_kept=1, seconds=0.01, flops=4e9)
@@ -131,17 +162,22 @@ class Profile(BaseModel):
     @model_validator(mode="after")
     def _check_points(self) -> Self:
         deepest = max(point.depth for point in self.points)
-        if (self.full.depth, self.full.setting.keep_ratio) != (deepest, 1.0):
-            raise ValueError(f"the first point must be full size, got {self.full.setting}")
-        settings = [point.setting for point in self.points]
-        if len(set(settings)) < len(settings):
-            raise ValueError(f"points must differ from each other, got {', '.join(map(str, settings))}")
+        if (self.full.depth, self.full.setting.keep_ratio, self.full.cascade) != (deepest, 1.0, None):
+            raise ValueError(f"the first point must be full size, got {self.full}")
+        different = {(point.setting, point.cascade and point.cascade.cascade) for point in self.points}
+        if len(different) < len(self.points):
+            raise ValueError(f"points must differ from each other, got {', '.join(map(str, self.points))}")
         return self
 
     @property
     def full(self) -> ProfilePoint:
         """Full size."""
         return self.points[0]
+
+    @property
+    def fixed(self) -> tuple[ProfilePoint, ...]:
+        """The points without a cascade, where all documents run to the same exit."""
+        return tuple(point for point in self.points if point.cascade is None)
 
     @property
     def data(self) -> str:
@@ -165,6 +201,7 @@ class Profile(BaseModel):
             )
         if self.noise is not None and self.noise.noisy:
             found.append(f"The profile's times are {self.noise}. Time them again on a quiet machine with --retime.")
+        found += [caution for point in self.points if point.cascade for caution in point.cascade.cautions]
         return tuple(found)
 
     def speedup(self, point: ProfilePoint) -> float:
