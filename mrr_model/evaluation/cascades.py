@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,12 +220,9 @@ def fit_margins(
     ]
     if len(exits) < 2 or len(queries) < 2:
         return None
-    below = [_below(values, top_n) for _, values in queries]
     data = _Data(
-        required=np.stack(
-            [_required(values, deficits, top_n) for (_, values), deficits in zip(queries, below, strict=True)]
-        ),
-        deficits=_sampled(np.concatenate(below), rng),
+        required=np.stack([_required(values, top_n) for _, values in queries]),
+        deficits=_sampled(np.concatenate([_below(values, top_n) for _, values in queries]), rng),
         costs=costs,
     )
     collections = np.array([collection for collection, _ in queries])
@@ -272,10 +270,10 @@ def _below(values: NDArray[np.float64], top_n: int) -> NDArray[np.float64]:
     return best - values[:, :-1]
 
 
-def _required(values: NDArray[np.float64], below: NDArray[np.float64], top_n: int) -> NDArray[np.float64]:
+def _required(values: NDArray[np.float64], top_n: int) -> NDArray[np.float64]:
     """The margins with which none of the final top is dropped, (E − 1,)."""
     best = np.argsort(-values[:, -1], kind="stable")[:top_n]
-    required: NDArray[np.float64] = below[best].max(axis=0).clip(min=0)
+    required: NDArray[np.float64] = _below(values, top_n)[best].max(axis=0).clip(min=0)
     return required
 
 
@@ -309,7 +307,7 @@ def _losing(required: NDArray[np.float64], margins: Mapping[int, float]) -> NDAr
     """Which queries lose a document, (Q,)."""
     columns = list(margins)
     above = required[:, columns] > np.array([margins[column] for column in columns])
-    return np.any(above, axis=1)
+    return cast(NDArray[np.bool_], above.any(axis=1))
 
 
 def _holds(losing: NDArray[np.bool_], collections: NDArray[np.int_], lost: float) -> bool:
