@@ -24,7 +24,7 @@ class Choice:
     reason: str
     """Why it was chosen, in one sentence."""
     cascade: Cascade | None = None
-    """Runs to the setting; None: all documents do."""
+    """The cascade that runs to it; None if all documents run to it."""
 
 
 class TimeSettings(Protocol):
