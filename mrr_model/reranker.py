@@ -1,11 +1,10 @@
 """`MatryoshkaReranker`: texts in, scores or a ranking out, at a depth and width chosen per call."""
 
 import copy
-import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from mrr_model.validation.arguments import (
     checked_pairs,
     checked_query,
     checked_requests,
+    optional_milliseconds,
     optional_number,
     optional_text,
     optional_whole_number,
@@ -799,22 +799,9 @@ def _window_pairs(pairs: Sequence[tuple[str, str]], spans: Sequence[Sequence[Spa
 
 
 def _deadline(milliseconds: object) -> Deadline | None:
-    """So many milliseconds from now.
-
-    Raises:
-        TypeError: If it is neither a number nor None.
-        ValueError: If it is negative or NaN.
-    """
-    if milliseconds is None:
-        return None
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, Real):
-        raise TypeError(
-            f"deadline_ms must be a number of milliseconds or None, got {milliseconds!r} "
-            f"({type(milliseconds).__name__})."
-        )
-    if math.isnan(milliseconds) or milliseconds < 0:
-        raise ValueError(f"deadline_ms must be at least 0, got {milliseconds!r}. None is no deadline.")
-    return Deadline(time.monotonic() + float(milliseconds) / 1000)
+    """So many milliseconds from now."""
+    checked = optional_milliseconds("deadline_ms", milliseconds)
+    return None if checked is None else Deadline(time.monotonic() + checked / 1000)
 
 
 def _check_target(target: object, compression: Compression, cascade: CascadeOption = None) -> None:

@@ -107,6 +107,26 @@ def optional_number(name: str, value: Any) -> float | None:
     return float(value)
 
 
+def optional_milliseconds(name: str, value: Any) -> float | None:
+    """Check a time that may be None, for no limit, as infinity is.
+
+    Raises:
+        TypeError: If the value is neither a number nor None.
+        ValueError: If it is negative or NaN.
+
+    Example:
+        >>> optional_milliseconds("deadline_ms", 50)
+        50.0
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number of milliseconds or None, got {value!r} ({type(value).__name__}).")
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}. None is no deadline.")
+    return float(value)
+
+
 def true_or_false(name: str, value: Any) -> bool:
     """Check a bool; numpy's are accepted too.
 
