@@ -38,6 +38,29 @@ class RankedDocument:
         """The part of the text that decided the score: the window in `span`, else all of it."""
         return self.text if self.span is None else self.text[slice(*self.span)]
 
+    def span_in(self, part: str) -> tuple[int, int] | None:
+        """The span in a part of the text, such as the content that follows a title.
+
+        Args:
+            part: The part; what counts is its last occurrence, without white space around it.
+
+        Returns:
+            The characters of `part`, from the first to before the last; None if the text was not split, or its window
+            has nothing of the part.
+
+        Example:
+            >>> document = RankedDocument(0, 0.75, "Faust: Goethe wrote it. It is a tragedy.", depth=6, span=(0, 23))
+            >>> document.span_in("Goethe wrote it. It is a tragedy.")
+            (0, 16)
+        """
+        stripped = part.strip()
+        at = self.text.rfind(stripped)
+        if self.span is None or not stripped or at < 0:
+            return None
+        start, end = max(self.span[0] - at, 0), min(self.span[1] - at, len(stripped))
+        before = len(part) - len(part.lstrip())
+        return (start + before, end + before) if start < end else None
+
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= SHOWN_CHARACTERS else self.text[:SHOWN_CHARACTERS] + "…"
         span = "" if self.span is None else f", span={self.span!r}"
