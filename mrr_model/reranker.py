@@ -531,6 +531,9 @@ class MatryoshkaReranker(LoadedModel):
         keep_ratio: KeepRatio | Default = DEFAULT,
         target: Target | None = None,
         cascade: CascadeOption | Default = DEFAULT,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
         max_length: int | None = None,
         compensated: bool = True,
     ) -> Self:
@@ -542,6 +545,9 @@ class MatryoshkaReranker(LoadedModel):
             target: A need instead of a depth and a keep ratio. With `refresh=True` it measures this device again, so
                 that a running service can choose again.
             cascade: Exits at which unpromising documents stop in `rank`; see the class.
+            long_documents: `"truncate"` or `"max"`; see the class.
+            window: Tokens of a window, at most; with `"max"` only.
+            stride: Tokens after which the next window starts; with `"max"` only.
             max_length: Tokens of an input.
             compensated: Use the compensation adapters.
 
@@ -561,6 +567,9 @@ class MatryoshkaReranker(LoadedModel):
             other.cascade = checked_cascade(cascade)
         if other.compression != self.compression or other.cascade != self.cascade:
             other._choice = None
+        windows = self._windows(long_documents, window, stride)
+        other.long_documents = "truncate" if windows is None else "max"
+        other.window, other.stride = (None, None) if windows is None else (windows.window, windows.stride)
         if max_length is not None:
             max_length = whole_number("max_length", max_length)
             self._check_max_length(max_length)
