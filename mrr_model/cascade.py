@@ -186,7 +186,7 @@ def checked_cascade(cascade: object) -> CascadeOption:
         TypeError: If it is neither a `Cascade`, `"auto"` nor None.
     """
     if cascade is None or cascade == "auto" or isinstance(cascade, Cascade):
-        return cast(CascadeOption, cascade)
+        return cascade
     raise TypeError(
         f"cascade must be a Cascade, 'auto' or None, got {cascade!r:.200}. Write cascade=Cascade({{2: 3.0}}), for "
         "example."

@@ -193,7 +193,7 @@ class MatryoshkaReranker(LoadedModel):
         self._choice: Choice | None = None
         if target is not None:
             self._choose(target)
-        self._resolved(self.cascade, self.plan())
+        self._resolved(DEFAULT, self.plan())
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **kwargs: Any) -> Self:
@@ -322,7 +322,7 @@ class MatryoshkaReranker(LoadedModel):
             depth: Run at most this many layers in this call; `None` runs all of them.
             keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
             cascade: Exits at which unpromising documents stop: a `Cascade`, `"auto"` for the one in the checkpoint's
-                profile, or `None` for none.
+                profile, or `None` for none. Without it, the object's own, unless this call chooses another setting.
             deadline_ms: Milliseconds after which the best ranking known by then is returned; `None` for no deadline.
             long_documents: `"truncate"` or `"max"`; see the class.
             window: Tokens of a window, at most; with `"max"` only.
@@ -512,16 +512,18 @@ class MatryoshkaReranker(LoadedModel):
             setting       depth 4, keep ratio 0.5: as given
             ...
         """
-        setting, own = self.compression.override(depth, keep_ratio), depth is DEFAULT and keep_ratio is DEFAULT
+        setting, plan = self.compression.override(depth, keep_ratio), self.plan(depth, keep_ratio)
+        own = depth is DEFAULT and keep_ratio is DEFAULT and cascade is DEFAULT
         return explain(
             setting,
-            self.plan(depth, keep_ratio),
+            plan,
             reason=self._choice.reason if own and self._choice is not None else "as given",
             flops_share=self._flops_share(setting),
             calibration=self.calibration,
             profile=self.profile,
             resolve=lambda other: self.plan(other.depth, other.keep_ratio),
             weights_changed=self.weights_changed,
+            cascade=self._resolved(cascade, plan),
         )
 
     def copy(
@@ -582,7 +584,7 @@ class MatryoshkaReranker(LoadedModel):
             given_cascade = None if isinstance(cascade, Default) else cascade
             _check_target(target, other.compression if given else Compression(), given_cascade)
             other._choose(target)
-        other._resolved(other.cascade, other.plan())
+        other._resolved(DEFAULT, other.plan())
         return other
 
     def _scores(
@@ -617,7 +619,7 @@ class MatryoshkaReranker(LoadedModel):
     ) -> list[Ranking]:
         """The rankings of requests."""
         top_n, min_score = optional_whole_number("top_n", top_n), optional_number("min_score", min_score)
-        cascade = self._resolved(self.cascade if isinstance(cascade, Default) else cascade, plan)
+        cascade = self._resolved(cascade, plan)
         normalize = self._normalizes(normalize)
         prompt = self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
         pairs = [(query, text) for query, texts in requests for text in texts]
@@ -691,12 +693,14 @@ class MatryoshkaReranker(LoadedModel):
             own[1] if isinstance(stride, Default) else stride,
         )
 
-    def _resolved(self, cascade: CascadeOption, plan: Plan) -> Cascade | None:
-        """A cascade for a Plan.
+    def _resolved(self, cascade: CascadeOption | Default, plan: Plan) -> Cascade | None:
+        """A cascade for a Plan. The object's own belongs to its setting: calls at another run without it.
 
         Raises:
             ValueError: If it does not fit, or is `"auto"` and the checkpoint's profile has none for the Plan.
         """
+        if isinstance(cascade, Default):
+            cascade = self.cascade if plan == self.plan() else None
         cascade = checked_cascade(cascade)
         if cascade == "auto":
             return self._own_cascade(plan)

@@ -34,8 +34,8 @@ class BatchBudget:
     @property
     def waiting(self) -> int:
         """How many tokens may wait at the exits of a cascade, padding counted."""
-        config, dtype = self.model.config, self.model.model.dtype
-        return max(1, WAITING_BYTES // (3 * config.hidden_size * dtype.itemsize))
+        hidden_size: int = self.model.config.hidden_size
+        return max(1, WAITING_BYTES // (3 * hidden_size * self.model.model.dtype.itemsize))
 
     @property
     def tokens(self) -> int:

@@ -122,7 +122,7 @@ def optional_milliseconds(name: str, value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number of milliseconds or None, got {value!r} ({type(value).__name__}).")
-    if not value >= 0:
+    if not float(value) >= 0:
         raise ValueError(f"{name} must be at least 0, got {value!r}. None is no deadline.")
     return float(value)
 
