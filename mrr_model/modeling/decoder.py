@@ -146,12 +146,11 @@ class Decoder(Backbone):
         while (done := len(prefix.layers)) < layer:
             assert prefix.hidden is not None
             hidden = prefix.hidden
-            if done:
+            if prefix.layers:
                 hidden = self.finish_block(done, hidden, shared, prefix.layers[-1])
             keys_values = self.keys_values(done + 1, hidden, shared)
-            prefix.layers.append(
-                keys_values
-            )  # with the states that belong to it: nothing that can fail comes in between
+            # Both at once, with nothing that can fail in between: a batch that ran out of memory can run again.
+            prefix.layers.append(keys_values)
             prefix.hidden = hidden
         return prefix.layers[layer - 1]
 
@@ -163,17 +162,15 @@ class Decoder(Backbone):
             key, value, query = packed.keys_values(own.qkv_proj, normed, self.attention_size)
         else:
             key, value = own.k_proj(normed), own.v_proj(normed)
-        key, value = self._heads(key), self._heads(value)
+        key, value, query = self._heads(key), self._heads(value), None if query is None else self._heads(query)
         if self.family.query_key_norm:
             key = own.k_norm(key)
-        return KeysValues(
-            rotated(key, *self._angles(layer, inputs)), value, None if query is None else self._heads(query)
-        )
+        return KeysValues(rotated(key, *self._angles(layer, inputs)), value, query)
 
     def _queries(self, layer: int, hidden: Tensor, angles: Angles, known: Tensor | None) -> Tensor:
         """Rotated queries, (B, T, D) to (B, H, T, d).
 
-        `known`: the same before their norm and rotation, if they have been made.
+        `known`: the same before their norm and rotation, if they are known.
         """
         block = cast(Any, self.layers[layer - 1])
         own = block.self_attn

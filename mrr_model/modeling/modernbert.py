@@ -101,14 +101,13 @@ class ModernBert(Backbone):
         keys_values: KeysValues,
         attention_row: AttentionRow | None = None,
     ) -> Tensor:
-        own, inputs = cast(Any, self.layers[layer - 1]).attn, self._inputs(layer, inputs)
+        own, inputs = cast(nn.Module, self.layers[layer - 1].attn), self._inputs(layer, inputs)
         if attention_row is not None:
             attention_row.valid = inputs.valid
         query = self._queries(layer, hidden, inputs.block_inputs["position_embeddings"], keys_values.query)
         mask = inputs.block_inputs["attention_mask"]
-        return attention(own, query, keys_values.key, keys_values.value, mask, attention_row=attention_row)[0].flatten(
-            2
-        )
+        out, _ = attention(own, query, keys_values.key, keys_values.value, mask, attention_row=attention_row)
+        return out.flatten(2)
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
         block = cast(Any, self.layers[layer - 1])

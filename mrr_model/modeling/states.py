@@ -56,7 +56,7 @@ class HiddenBatch:
         return self._rows(pairs, pairs, self.width)
 
     def select(self, rows: Sequence[int]) -> "HiddenBatch":
-        """Some of the pairs, in the order of `rows`: copies, as wide as the longest of them.
+        """Some of the pairs, at least one, in the order of `rows`: copies, as wide as the longest of them.
 
         All of them in their order are this batch itself.
         """
