@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -197,7 +197,8 @@ class StagedPass:
                 for rows, (pooled, hidden) in run.batches(source, pace):
                     scores.add(rows, pooled)
                     if hidden is not None:
-                        group.parts.append(Part(rows, hidden))
+                        # The layers' inputs, masks among them, can be larger than the states: they are made again.
+                        group.parts.append(Part(rows, replace(hidden, inputs=None)))
                         self._waiting += group.parts[-1].tokens
                     del pooled, hidden  # they hold large blocks of memory until then
                     if self.deadline is not None:
