@@ -316,6 +316,43 @@ def precision(result: BenchmarkResult) -> str:
     return _markdown(heads, rows, numbers=(2, 3, 4, 5))
 
 
+def long_documents(result: BenchmarkResult) -> str:
+    found = result.results
+    facts, split = found["collection"], found["ways"][1]
+    ways = _markdown(
+        ["`long_documents`", found["metric"], "ms per query", 'time of `"max"`'],
+        [
+            [
+                row["name"],
+                _decimals(row["quality"]),
+                f"{row['ms_per_query']:.0f}",
+                f"{row['ms_per_query'] / split['ms_per_query']:.0%}",
+            ]
+            for row in found["ways"]
+        ],
+    )
+    windows = _markdown(
+        ["window, tokens", "stride, of a window", "windows per document", found["metric"], "ms per query"],
+        [
+            [
+                "as many as fit" if row["window"] is None else str(row["window"]),
+                f"{row['stride']:g}",
+                f"{row['windows_per_document']:.1f}",
+                _decimals(row["quality"]),
+                f"{row['ms_per_query']:.0f}",
+            ]
+            for row in found["windows"]
+        ],
+    )
+    tokens = facts["tokens"]
+    return (
+        f"{ways}\n\n`{found['model']}`, {found['dtype']}, `max_length={found['max_length']}`; {facts['queries']} "
+        f"queries with {facts['candidates']:g} candidates each, among them the relevant one for "
+        f"{facts['with_relevant_candidate']:.0%}. Documents have {tokens['least']} to {tokens['most']} tokens (mean "
+        f"{tokens['mean']}).\n\nWindows and strides, on {found['sample']} of the queries:\n\n{windows}"
+    )
+
+
 def frontier_picture(quality: BenchmarkResult, time_share: BenchmarkResult) -> str:
     """Every setting's quality against its share of full size's time and FLOPs."""
     workload = time_share.results["workloads"][0]
@@ -347,6 +384,7 @@ TABLES: dict[str, Table] = {
     "cold-start": Table(("cold-start",), cold_start),
     "training": Table(("training",), training),
     "precision": Table(("precision",), precision),
+    "long-documents": Table(("long-documents",), long_documents),
 }
 """Marker -> its table."""
 

@@ -184,6 +184,30 @@ INVENTED: dict[str, dict[str, Any]] = {
             }
         ],
     },
+    "long-documents": {
+        "metric": "nDCG@10",
+        "model": "mini",
+        "dtype": "float32",
+        "max_length": 512,
+        "collection": {
+            "queries": 7,
+            "documents": 9,
+            "candidates": 3.5,
+            "with_relevant_candidate": 0.96,
+            "tokens": {"mean": 1300, "least": 600, "most": 2000},
+            "over_512_tokens": 1.0,
+        },
+        "cascade": "auto",
+        "ways": [
+            {"name": "cut", "quality": 0.5, "ms_per_query": 100.4},
+            {"name": "split", "quality": 0.75, "ms_per_query": 400.0},
+        ],
+        "sample": 2,
+        "windows": [
+            {"window": None, "stride": 0.5, "windows_per_document": 4.5, "quality": 0.75, "ms_per_query": 400.0},
+            {"window": 128, "stride": 1.0, "windows_per_document": 12.0, "quality": 0.7, "ms_per_query": 200.0},
+        ],
+    },
 }
 EXPECTED = {
     "sizes": [
@@ -211,6 +235,11 @@ EXPECTED = {
     "memory": ["| full size | float32 | 500 MiB | 570 MiB |"],
     "cold-start": ["| import torch | 2.50 |", "| from the start to the ranking | 4.90 |"],
     "training": ["| distill | 37 | 1.73 | 4.0 GiB |"],
+    "long-documents": [
+        "| cut | 0.500 | 100 | 25% |",
+        "| as many as fit | 0.5 | 4.5 | 0.750 | 400 |",
+        "| 128 | 1 | 12.0 | 0.700 | 200 |",
+    ],
     "precision": ["| birds | full size | 0.8000 | 0.7982 | -0.0018 | 0.9951 |"],
 }
 """Lines that each table must have."""
