@@ -299,7 +299,9 @@ def _margins(required: NDArray[np.float64], shares: Shares) -> dict[int, float]:
         ascending = np.sort(required[:, column])
         allowed = int(share * len(ascending) + 1e-9)
         smallest = ascending[-1 - allowed] if allowed < len(ascending) else 0.0
-        margins[column] = float(np.ceil(smallest * 10**DECIMALS - 1e-9) / 10**DECIMALS)
+        if smallest > 0:  # up, and never to the margin itself: the subtraction of a call may round the other way
+            smallest = np.ceil(smallest * 10**DECIMALS + 1e-6) / 10**DECIMALS
+        margins[column] = float(smallest)
     return margins
 
 
