@@ -86,8 +86,9 @@ def test_a_simulation_is_the_slow_loop(candidates: int, seed: int, cascade: Casc
     ordered = outcome.scores[outcome.order].tolist()
     assert ordered == sorted(ordered, reverse=True)
     for better, worse in itertools.pairwise(order):
-        tied = reached[better] == reached[worse] and logits[better, EXITS.index(reached[better])] == (
-            logits[worse, EXITS.index(reached[worse])]
+        tied = (
+            reached[better] == reached[worse]
+            and logits[better, EXITS.index(reached[better])] == (logits[worse, EXITS.index(reached[worse])])
         )
         assert (outcome.scores[better] == outcome.scores[worse]) == tied
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mrr_model import Compression
+from mrr_model.cascade import Cascade
 from mrr_model.compression import DEFAULT_KEEP_RATIOS
 from mrr_model.evaluation.config import DEPTHS, CalibrateConfig, EvaluateConfig
 from mrr_model.evaluation.presets import preset
@@ -152,3 +153,46 @@ def test_identical_ids_are_kept_as_the_config_says_else_as_the_preset_says() -> 
         ({"keep_identical_ids": True}, False),
     ):
         assert config_of(**fields).leaves_out_identical_ids == left_out
+
+
+# Cascades
+
+
+def test_cascades_run_to_the_deepest_setting_of_each_ratio() -> None:
+    grid = config_of(depths=(6, 4), keep_ratios=(1.0, 0.5)).grid(EXITS, merges=True)
+    assert config_of().final_settings(grid) == []
+    assert config_of(cascade=True).final_settings(grid) == [Compression(6, 1.0), Compression(6, 0.5)]
+    assert config_of(cascade_stages=("2:3",)).final_settings(grid) == [Compression(6, 1.0)]
+
+
+def test_given_cascades_are_parsed_and_not_repeated() -> None:
+    made = config_of(cascade_stages=("2:3,4:1", "2:3.0,4:1", "3:2"), cascade_top_n=7).given_cascades
+    assert made == (Cascade({2: 3, 4: 1}, top_n=7), Cascade({3: 2}, top_n=7))
+    counts = config_of(cascade_stages=("2:50,4:20",), cascade_by="count").given_cascades
+    assert counts == (Cascade({2: 50, 4: 20}, by="count"),)
+
+
+def test_cascades_are_timed_on_more_queries() -> None:
+    assert config_of().pairs_to_time < config_of(cascade=True).pairs_to_time
+    assert config_of(cascade_stages=("2:3",)).pairs_to_time == config_of(cascade=True).pairs_to_time
+    assert config_of(cascade=True, timing_pairs=7).pairs_to_time == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cascade_by": "count"}, "cascade_by says what numbers in cascade_stages are: give both"),
+        ({"cascade_loss": 0.05}, "cascade_loss goes with cascade, which fits margins"),
+        ({"cascade_stages": ("2:3",), "cascade_loss": 0.05}, "cascade_loss goes with cascade"),
+        ({"cascade_top_n": 5}, "cascade_top_n goes with cascade or cascade_stages"),
+        ({"cascade": True, "cascade_loss": 1}, "cascade_loss"),
+        ({"cascade": True, "cascade_loss": -0.1}, "cascade_loss"),
+        ({"cascade": True, "cascade_top_n": 0}, "cascade_top_n"),
+        ({"cascade_stages": ("2",)}, "stages='2' cannot be read"),
+        ({"cascade_stages": ("2:-1",)}, "must be a finite margin of at least 0"),
+        ({"cascade_stages": ("2:5,4:9",), "cascade_by": "count"}, "counts must not grow with depth"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config_of(**given)

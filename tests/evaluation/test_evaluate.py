@@ -14,8 +14,11 @@ import pytest
 import scipy.stats
 
 from mrr_model import Compression, MatryoshkaReranker
+from mrr_model.cascade import Cascade
 from mrr_model.data.beir import read_qrels, read_run
 from mrr_model.evaluation import report, timing
+from mrr_model.evaluation.cascades import measured_of
+from mrr_model.evaluation.collection import open_collection
 from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.evaluate import evaluate, open_collections, open_reranker
 from mrr_model.evaluation.grid import plan_passes
@@ -24,6 +27,7 @@ from mrr_model.evaluation.presets import PRESETS
 from mrr_model.evaluation.report import STAR, Evaluation
 from mrr_model.inference.engine import InferenceEngine
 from mrr_model.selection.latency import Timings, measure_timings
+from mrr_model.selection.profile import ProfilePoint
 from mrr_model.selection.stopwatch import Noise, Timed
 
 METRICS = ("nDCG@10", "RR@10", "Compat(p=0.8)")
@@ -233,6 +237,121 @@ def test_the_table_shows_the_same_numbers(both: tuple[Evaluation, Path]) -> None
         assert cells[2:4] == [f"{point.quality:.3f}", f"{point.kept:.1%}"]
     for name in ("frontier.png", "frontier.svg"):
         assert (output / name).stat().st_size > 1000
+
+
+# Cascades
+
+
+CASCADES: dict[str, Any] = {
+    "cascade": True, "cascade_loss": 0.3, "cascade_top_n": 2, "cascade_stages": ("1:4,3:3", "2:3"),
+    "cascade_by": "count",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cascaded(
+    config_of: Callable[..., EvaluateConfig], toy_beir: Path, small_beir: Path, tmp_path_factory: Any
+) -> tuple[Evaluation, Path]:
+    """Both collections evaluated with cascades, and the output folder."""
+    output = tmp_path_factory.mktemp("evaluations") / "cascaded"
+    config = config_of(collections=(str(toy_beir), str(small_beir)), output=output, **CASCADES)
+    return evaluate(config), output
+
+
+def points_with_cascades(evaluation: Evaluation) -> list[ProfilePoint]:
+    return [point for point in evaluation.profile.points if point.cascade is not None]
+
+
+def test_every_final_setting_gets_a_fitted_cascade_and_full_size_the_given_ones(
+    cascaded: tuple[Evaluation, Path], both: tuple[Evaluation, Path]
+) -> None:
+    evaluation, plain = cascaded[0], both[0]
+    *fitted, first, second = points_with_cascades(evaluation)
+    assert [point.setting for point in fitted] == [Compression(6, 1.0), Compression(6, 0.5)]
+    for point in fitted:
+        assert point.cascade is not None
+        assert (point.cascade.lost, point.cascade.top_n, point.cascade.queries) == (0.3, 2, 19)
+        assert point.cascade.held_out is not None
+    assert [point.cascade and point.cascade.cascade for point in (first, second)] == [
+        Cascade({1: 4, 3: 3}, by="count"), Cascade({2: 3}, by="count")
+    ]  # fmt: skip
+    assert all(point.cascade and point.cascade.lost is None and point.cascade.held_out for point in (first, second))
+    for own, other in zip(evaluation.profile.fixed, plain.profile.points, strict=True):
+        assert (own.setting, own.quality) == (other.setting, pytest.approx(other.quality, abs=1e-6))
+    assert any("19 queries with enough candidates" in caution for caution in evaluation.profile.cautions)
+
+
+def test_a_cascades_run_is_the_ranking_of_the_call(
+    cascaded: tuple[Evaluation, Path], saved_encoder: Path, toy_beir: Path
+) -> None:
+    evaluation, output = cascaded
+    reranker = MatryoshkaReranker(saved_encoder, dtype="float32", max_length=64)
+    collection = open_collection(str(toy_beir))
+    for point in points_with_cascades(evaluation):
+        measured = measured_of(point)
+        run = read_run(output / "runs" / "toy" / f"{measured.file_name}.run")
+        assert point.cascade is not None
+        for query in ("q1", "q7", "q13"):
+            documents = collection.candidates[query]
+            ranking = reranker.rank(
+                collection.queries[query],
+                [collection.corpus[document] for document in documents],
+                cascade=point.cascade.cascade,
+                **point.setting.to_kwargs(),
+            )
+            called = [documents[each.index] for each in ranking]
+            same = {"d00", "same"}  # equal texts: by id in a run, by input order in a call
+            assert [each in same or each for each in run[query]] == [each in same or each for each in called]
+
+
+def test_cascades_cost_their_share_and_are_compared_with_full_size(cascaded: tuple[Evaluation, Path]) -> None:
+    evaluation, output = cascaded
+    full = evaluation.profile.full
+    for point in points_with_cascades(evaluation):
+        own = next(each for each in evaluation.profile.fixed if each.setting == point.setting)
+        assert point.flops < own.flops <= full.flops
+        for result in evaluation.collections:
+            assert measured_of(point) in result.against_full
+        assert point.quality == pytest.approx(
+            sum(result.settings[measured_of(point)].mean["nDCG@10"] for result in evaluation.collections) / 2
+        )
+    table = (output / "table.md").read_text(encoding="utf-8")
+    assert "| depth 6, keep ratio 1, counts 1:4,3:3 |" in table
+    assert "`depth 6, keep ratio 1, counts 2:3`: " in table
+    rows = [json.loads(line) for line in (output / "queries" / "small.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({row["setting"] for row in rows}) == len(evaluation.profile.points)
+    assert len(results_of(output)["collections"][0]["settings"]) == len(evaluation.profile.points)
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_cascades_take_no_pass_of_their_own_and_resume(
+    config_of: Callable[..., EvaluateConfig], counted: dict[str, int], tmp_path: Path
+) -> None:
+    evaluate(config_of(output=tmp_path / "plain"))
+    needed = counted["calls"]
+    counted.update(calls=0)
+    config = config_of(output=tmp_path / "cascaded", **CASCADES)
+    made = evaluate(config)
+    assert counted["calls"] == needed
+    counted.update(calls=0, stop=0)
+    with patch.object(MatryoshkaReranker, "rank", side_effect=AssertionError("timed again")):
+        assert evaluate(config) == made
+
+
+def test_a_cascade_is_timed_as_it_is_called(config_of: Callable[..., EvaluateConfig], output: Path) -> None:
+    with patch.object(MatryoshkaReranker, "rank", autospec=True, side_effect=MatryoshkaReranker.rank) as ranked:
+        evaluate(config_of(output=output, cascade_stages=("2:1",), cascade_top_n=3))
+    assert ranked.call_count == 2  # a warm-up and one turn, on one query
+    for call in ranked.mock_calls:
+        assert call.kwargs == {"top_n": 3, "cascade": Cascade({2: 1}, top_n=3), "depth": 6, "keep_ratio": 1.0}
+
+
+def test_a_cascade_that_the_model_cannot_run_is_an_error_before_anything_is_scored(
+    config_of: Callable[..., EvaluateConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="cascade names exit 6, and the setting ends at exit 6"):
+        evaluate(config_of(output=tmp_path, cascade_stages=("6:1",)))
+    assert not (tmp_path / "logits").exists()
 
 
 # Interrupted and called again

@@ -114,6 +114,22 @@ def test_settings_with_the_same_plan_are_computed_once(encoder: MatryoshkaRerank
     assert one_pass == Pass(Plan((3,), {}, ("vertical",)), dict.fromkeys(same, 0))
 
 
+def test_the_pass_of_a_final_setting_reads_every_exit(reranker: MatryoshkaReranker) -> None:
+    final = [Compression(6, 1.0), Compression(6, 0.5), Compression(6, {1: 0.5, 4: 0.25})]
+    found = plan_passes(reranker, GRID, final)
+    assert sorted(str(setting) for each in found for setting in each.columns) == sorted(map(str, GRID))
+    for one_pass in found:
+        own = [setting for setting in one_pass.columns if setting in final]
+        if own:
+            assert one_pass.plan.exits == reranker.exits
+            [plan] = {reranker.plan(setting.depth, setting.keep_ratio) for setting in own}
+            assert (one_pass.plan.merges, one_pass.plan.adapters) == (plan.merges, plan.adapters)
+        for setting, column in one_pass.columns.items():
+            assert one_pass.plan.exits[column] == reranker.plan(setting.depth, setting.keep_ratio).last_layer
+    without = plan_passes(reranker, GRID)
+    assert len(found) == len(without)  # no pass is added
+
+
 # Logits
 
 
@@ -138,6 +154,34 @@ def test_the_grids_logits_are_those_of_single_calls(
                 assert abs(logit - own) <= 1e-5 * max(1.0, abs(own))
         different.add(tuple(round(run["q1"][document], 4) for document in run["q1"]))
     assert len(different) == len(GRID) - 1  # else this test could not tell settings apart; one is another's plan
+
+
+def test_exits_are_read_under_the_final_settings_plan(
+    reranker: MatryoshkaReranker, collection: Collection, tmp_path: Path
+) -> None:
+    final = [Compression(6, 1.0), Compression(6, 0.5)]
+    [plain] = score_grid(reranker, GRID, {"the source": collection}, tmp_path / "plain")
+    [scored] = score_grid(reranker, GRID, {"the source": collection}, tmp_path / "exits", final_settings=final)
+    for setting, run in plain.runs.items():  # what settings score stays what it was
+        assert {query: pytest.approx(own, abs=1e-5) for query, own in run.items()} == scored.runs[setting]
+    assert list(scored.exits) == final
+    for setting, known in scored.exits.items():
+        assert known.exits == (1, 2, 3, 4, 5, 6)
+        plan = reranker.plan(setting.depth, setting.keep_ratio)
+        for query in ("q1", "q9"):
+            documents = collection.candidates[query]
+            pairs = [(collection.queries[query], collection.corpus[document]) for document in documents]
+            own = reranker.engine.logits(pairs, Plan(known.exits, plan.merges, plan.adapters))
+            torch.testing.assert_close(torch.tensor(known.by_query[query]).float(), own, rtol=1e-5, atol=1e-5)
+            assert known.by_query[query][:, -1].tolist() == list(scored.runs[setting][query].values())
+        assert known.by_query["q18"].shape == (0, 6)  # no candidate
+    with patch.object(InferenceEngine, "logits", side_effect=AssertionError("computed again")):
+        [again] = score_grid(reranker, GRID, {"the source": collection}, tmp_path / "exits", final_settings=final)
+    assert all(
+        (again.exits[setting].by_query[query] == values).all()
+        for setting in final
+        for query, values in scored.exits[setting].by_query.items()
+    )
 
 
 def test_identical_documents_tie(reranker: MatryoshkaReranker, collection: Collection, tmp_path: Path) -> None:
