@@ -65,6 +65,8 @@ def test_flags_are_the_config(mrr: Mrr, tmp_path: Path) -> None:
             "--limit-queries", 3, "--seed", 5, "--max-length", 99, "--query-max-length", 9, "--prompt", "p", "--dtype",
             "float32", "--device", "cpu", "--batch-tokens", 77, "--timing-pairs", 4, "--timing-repeats", 2,
             "--without-compensation", "--local-files-only", "--preset", "beir", "--keep-identical-ids", "--retime",
+            "--cascade", "--cascade-loss", 0.05, "--cascade-top-n", 5, "--cascade-stages", "2:50,4:20",
+            "--cascade-stages", "3:9", "--cascade-by", "count",
         )  # fmt: skip
     assert result.error == "error: seen"
     assert run.call_args.args[0] == commands.EvaluateCommand(
@@ -72,7 +74,8 @@ def test_flags_are_the_config(mrr: Mrr, tmp_path: Path) -> None:
         metrics=("AP", "RBP(p=0.8, rel=1)", "R@5"), first_stage="bm25", candidates=7, limit_queries=3, seed=5,
         max_length=99, query_max_length=9, prompt="p", dtype="float32", device="cpu", batch_tokens=77, timing_pairs=4,
         timing_repeats=2, without_compensation=True, local_files_only=True, preset="beir", keep_identical_ids=True,
-        retime=True,
+        retime=True, cascade=True, cascade_loss=0.05, cascade_top_n=5, cascade_stages=("2:50,4:20", "3:9"),
+        cascade_by="count",
     )  # fmt: skip
 
 
@@ -101,6 +104,15 @@ def test_flags_are_the_config(mrr: Mrr, tmp_path: Path) -> None:
         (["--max-length", "512"], "max_length=512 is more than the 130 positions"),
         (["--dtype", "int8"], "dtype must be"),
         (["--without-compensation", "--save-profile"], "--without-compensation measures what the checkpoint does not"),
+        (["--cascade-stages", "2"], "stages='2' cannot be read. Write pairs of exit:number"),
+        (["--cascade-stages", "9:1"], "cascade names exit 9, which this model lacks. Choose among 1, 2, 3, 4, 5."),
+        (["--cascade-stages", "6:1"], "cascade names exit 6, and the setting ends at exit 6"),
+        (["--cascade-stages", "2:-1"], "stages[2] must be a finite margin of at least 0"),
+        (["--cascade-stages", "2:1", "--cascade-by", "rank"], "--cascade-by must be 'margin' or 'count', got 'rank'."),
+        (["--cascade-by", "count"], "cascade_by says what numbers in cascade_stages are"),
+        (["--cascade-loss", "0.1"], "cascade_loss goes with cascade"),
+        (["--cascade", "--cascade-loss", "1.5"], "--cascade-loss must be below 1, got '1.5'."),
+        (["--cascade", "--cascade-top-n", "0"], "--cascade-top-n must be at least 1, got '0'."),
         (["no/such/folder"], "no/such/folder"),
     ],
 )
@@ -224,6 +236,25 @@ def test_measurements_of_the_shipped_model_are_stored_with_a_copy(mrr: Mrr, fact
     assert copied.collections == ("facts",)
     assert (SHIPPED["mini"] / "profile.json").read_bytes() == before
     assert "--save-to says where to store" in mrr("evaluate", *given, "--save-to", tmp_path / "copy").error
+
+
+def test_fitted_margins_are_stored_for_cascade_auto(evaluate: Mrr, tmp_path: Path) -> None:
+    fit = ("--cascade", "--cascade-loss", 0.3, "--cascade-top-n", 2, "--keep-quality", 0.5)
+    result = evaluate(*SMALL, *fit, "--save-profile", "--save-to", tmp_path / "copy")
+    assert result.exit_code == 0, result.output
+    assert "warning: The cascade's margins" in result.stderr  # fitted on few queries
+    assert "of the queries that it was not fitted on lose one of the setting's best 2" in result.stdout
+    reranker = MatryoshkaReranker(tmp_path / "copy", dtype="float32")
+    assert reranker.profile is not None
+    fitted = {point.setting: point.cascade.cascade for point in reranker.profile.points if point.cascade}
+    assert fitted.keys() == {Compression(6, 1.0), Compression(6, 0.5)}
+    documents = [f"panda {'zoo ' * number}" for number in range(5)]
+    for setting, cascade in fitted.items():
+        options = setting.to_kwargs()
+        assert reranker.rank("panda", documents, cascade="auto", **options) == reranker.rank(
+            "panda", documents, cascade=cascade, **options
+        )
+    assert "## What each size keeps and costs" in (tmp_path / "copy" / "README.md").read_text(encoding="utf-8")
 
 
 # Calibrating

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mrr_model import Compression
 from mrr_model.evaluation.report import AXES, draw, frontier
-from mrr_model.selection.profile import Profile, ProfilePoint
+from mrr_model.selection.profile import Profile, ProfileCascade, ProfilePoint
 
 few = st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.8, 1.0])
 """Few values, so that many points tie."""
@@ -90,6 +90,21 @@ def test_pictures_label_every_point_and_both_costs(tmp_path: Path) -> None:
     assert any("nDCG@10, relative to full size (0.500)" in text for text in texts)
     for axis in AXES:
         assert any(axis.label in text for text in texts)
+
+
+def test_cascades_have_a_marker_and_a_label_of_their_own(tmp_path: Path) -> None:
+    plain = profile_of()
+    cascade = ProfileCascade(stages={2: 3.0, 4: 1.5}, top_n=10, lost=0.05)
+    point = plain.full.model_copy(update={"cascade": cascade, "seconds": 0.003, "flops": 3e6})
+    draw(plain.model_copy(update={"points": (*plain.points, point)}), "title", [tmp_path / "a.svg"])
+    draw(plain, "title", [tmp_path / "b.svg"])
+    texts, without = (
+        re.findall("<!-- (.*?) -->", (tmp_path / name).read_text(encoding="utf-8")) for name in ("a.svg", "b.svg")
+    )
+    assert texts.count("margins 2:3,4:1.5") == len(AXES)
+    assert texts.count("1, with a cascade") == 1
+    assert not any("cascade" in text for text in without)
+    assert texts.count("6") == without.count("6")  # the depths of the fixed settings only
 
 
 def test_the_line_goes_through_the_frontier() -> None:

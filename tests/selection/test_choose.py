@@ -9,15 +9,17 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mrr_model import Compression, MatryoshkaReranker, Target
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
+from mrr_model.cascade import Cascade
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.selection.choose import RATIOS, candidate_settings, choose, choose_by_flops, choose_by_profile
 from mrr_model.selection.latency import Request, Timings
-from mrr_model.selection.profile import Profile, ProfilePoint
+from mrr_model.selection.profile import Profile, ProfileCascade, ProfilePoint
 from mrr_model.selection.stopwatch import Noise, Timed
 
 QUIET = Noise(spread=0.01, contention=0.0)
@@ -398,6 +400,112 @@ def test_a_chosen_setting_pickles_and_gives_way_to_another(measured: Checkpoint)
     assert reranker.copy(max_length=32).explain().reason == reranker.explain().reason
     assert reranker.copy(depth=5).explain().reason == "as given"
     assert reranker.explain(depth=5).reason == reranker.explain(keep_ratio=1.0).reason == "as given"
+
+
+# Cascades
+
+
+def cascaded(time: float, kept: float, *, depth: int = 6, ratio: float = 1.0, **facts: Any) -> ProfilePoint:
+    """Full size, or another setting, with a cascade that takes and keeps these shares of full size."""
+    given: dict[str, Any] = {"stages": {1: 3.0, 2: 1.0}, "top_n": 10, "lost": 0.05, "held_out": 0.04, "queries": 500}
+    return ProfilePoint(
+        depth=depth, keep_ratio=ratio, cascade=ProfileCascade(**{**given, **facts}), quality=0.8 * kept, kept=kept,
+        min_kept=kept, seconds=0.01 * time, flops=0.9e9 * time,
+    )  # fmt: skip
+
+
+def with_cascades(*points: ProfilePoint) -> Profile:
+    return PROFILE.model_copy(update={"points": (*PROFILE.points, *points)})
+
+
+CASCADE = Cascade({1: 3.0, 2: 1.0}, top_n=10)
+
+
+@pytest.mark.parametrize(
+    ("target", "point", "chosen"),
+    [
+        (Target(keep_quality=0.98), cascaded(0.5, 0.995), True),
+        (Target(keep_quality=0.98), cascaded(0.6, 0.995), False),  # no faster than the setting that keeps enough
+        (Target(keep_quality=0.98), cascaded(0.3, 0.975), False),
+        (Target(keep_quality=0.5), cascaded(0.3, 0.995), False),
+        (Target(speedup=2), cascaded(0.45, 0.995), True),
+        (Target(speedup=2), cascaded(0.55, 0.995), False),
+        (Target(speedup=2), cascaded(0.3, 0.97), False),  # keeps no more than the best setting
+        (Target(speedup=1), cascaded(0.5, 1.0), False),
+    ],
+)
+def test_a_cascade_is_chosen_if_it_is_better_than_every_setting(
+    target: Target, point: ProfilePoint, chosen: bool
+) -> None:
+    choice = choose_by_profile(target, with_cascades(point))
+    assert choice.cascade == (CASCADE if chosen else None)
+    if chosen:
+        assert choice.setting == Compression(6, 1.0)
+        share = point.flops / PROFILE.full.flops
+        assert f"with a cascade (margins 1:3,2:1; {share:.1%} of full size's FLOPs expected), the" in choice.reason
+    else:
+        assert choice == choose_by_profile(target, PROFILE)
+
+
+def test_a_latency_never_chooses_a_cascade() -> None:
+    profile, asked = with_cascades(cascaded(0.1, 1.0)), []
+    times = {point.setting: 0.001 * point.depth for point in PROFILE.points}
+
+    def timings(settings: Any, request: Request, *, refresh: bool) -> Timings:
+        asked.append(settings)
+        return timings_of(times)
+
+    choice = choose(
+        Target(max_latency_ms=5), profile, candidates=[], flops_share=lambda _: 1.0, time_settings=timings, model="toy"
+    )
+    assert choice.cascade is None
+    assert asked == [[point.setting for point in PROFILE.points]]
+
+
+def test_the_fastest_may_have_a_cascade() -> None:
+    target = Target(speedup=100, if_unreachable="fastest")
+    with pytest.warns(UserWarning, match="the fastest, depth 6, keep ratio 1, margins 1:3,2:1, reaches 10.00 times"):
+        choice = choose_by_profile(target, with_cascades(cascaded(0.1, 0.9)))
+    assert choice.cascade == CASCADE
+
+
+def test_a_chosen_cascade_runs_and_is_explained(measured: Checkpoint) -> None:
+    made = replace(measured, profile=with_cascades(cascaded(0.5, 0.995)))
+    reranker = opened(made, target=Target(keep_quality=0.98))
+    assert (reranker.compression, reranker.cascade) == (Compression(6, 1.0), CASCADE)
+    assert str(reranker.explain()).splitlines()[-1] == (
+        "cascade       margins 1:3,2:1, in logits below the 10 best documents at each exit: fitted so that at most "
+        "5.0% of the queries lose one of the setting's best documents, and 4.0% of those that it was not fitted on "
+        "did; 45.0% of full size's FLOPs expected, kept 99.5% of full size's nDCG@10 on toy (19 queries), 2.00 times "
+        "as fast on a processor in float32; score and score_pairs run the whole setting"
+    )
+    assert reranker.explain().measured.startswith("kept 100.0%")  # of the setting alone
+    assert reranker.explain(cascade=None).cascade is None
+    assert opened(made, cascade="auto").explain().cascade == reranker.explain().cascade
+
+
+def test_what_is_known_of_other_cascades_is_said(measured: Checkpoint, bare: Checkpoint) -> None:
+    given = cascaded(0.5, 0.9, stages={2: 2}, by="count", top_n=None, lost=None)
+    reranker = opened(replace(measured, profile=with_cascades(given)))
+    counts = str(reranker.explain(cascade=Cascade({2: 2}, by="count")).cascade)
+    assert counts.startswith(
+        "counts 2:2, the documents that survive each exit: as given, 4.0% of the queries lose one of the setting's "
+        "best documents; 45.0% of full size's FLOPs expected, kept 90.0%"
+    )
+    for other in (reranker, opened(bare)):
+        assert other.explain(cascade=Cascade({2: 0.5})).cascade == (
+            "margins 2:0.5, in logits below the last document returned at each exit: as given, and not in the "
+            "checkpoint's profile; score and score_pairs run the whole setting"
+        )
+
+
+def test_a_cascade_of_changed_weights_is_not_described(make_checkpoint: Callable[..., Checkpoint]) -> None:
+    profile = with_cascades(cascaded(0.5, 0.995))
+    reranker = opened(replace(make_checkpoint("bert"), profile=profile), cascade=CASCADE)
+    assert "45.0% of full size's FLOPs expected" in str(reranker.explain().cascade)
+    with torch.no_grad():
+        next(reranker.model.parameters()).add_(1)
+    assert "in the checkpoint's profile, but the weights have changed" in str(reranker.explain().cascade)
 
 
 # Explained

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from mrr_model import Compression
+from mrr_model.cascade import Cascade
 from mrr_model.selection.profile import Profile, ProfilePoint
 
 FULL: dict[str, Any] = {"depth": 6, "quality": 0.8, "kept": 1.0, "min_kept": 1.0, "seconds": 0.01, "flops": 4e9}
@@ -31,6 +32,10 @@ FACTS: dict[str, Any] = {
 }
 
 
+CASCADE: dict[str, Any] = {"stages": {2: 3.0, 4: 1.0}, "top_n": 10, "lost": 0.05, "held_out": 0.04, "queries": 500}
+CASCADED: dict[str, Any] = {**FULL, "cascade": CASCADE, "seconds": 0.005, "flops": 2e9}
+
+
 def profile_of(*points: dict[str, Any], **changes: Any) -> Profile:
     return Profile(**{**FACTS, "points": points, **changes})
 
@@ -43,6 +48,42 @@ def test_json_and_back_is_the_same() -> None:
         Compression(4, 0.5),
         Compression(4, {1: 0.5, 3: 0.25}),
     ]
+
+
+def test_cascades_are_points_of_their_own() -> None:
+    made = profile_of(FULL, HALF, CASCADED, {**CASCADED, "cascade": {"stages": {2: 50}, "by": "count"}})
+    assert Profile.model_validate_json(made.model_dump_json()) == made
+    assert made.fixed == made.points[:2]
+    assert [str(point) for point in made.points[2:]] == [
+        "depth 6, keep ratio 1, margins 2:3,4:1",
+        "depth 6, keep ratio 1, counts 2:50",
+    ]
+    cascade = made.points[2].cascade
+    assert cascade is not None
+    assert cascade.cascade == Cascade({2: 3, 4: 1}, top_n=10)
+
+
+def test_profiles_from_before_cascades_still_load() -> None:
+    stored = profile_of(FULL, HALF).model_dump(mode="json")
+    for point in stored["points"]:
+        del point["cascade"]
+    assert Profile.model_validate(stored) == profile_of(FULL, HALF)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({}, []),
+        ({"queries": 99}, ["margins 2:3,4:1 were fitted on 99 queries"]),
+        ({"held_out": 0.06}, ["were to lose documents of 5.0% of the queries and lost some of 6.0%"]),
+        ({"queries": 9, "held_out": 0.2}, ["9 queries", "20.0%"]),
+        ({"lost": None, "queries": 9}, []),  # given, not fitted
+    ],
+)
+def test_a_weak_fit_says_so(changes: dict[str, Any], parts: list[str]) -> None:
+    made = profile_of(FULL, {**CASCADED, "cascade": {**CASCADE, **changes}}, queries=500)
+    assert len(made.cautions) == len(parts)
+    assert all(part in caution for part, caution in zip(parts, made.cautions, strict=True))
 
 
 def test_speedups_are_against_full_size() -> None:
@@ -69,6 +110,11 @@ def test_speedups_are_against_full_size() -> None:
         ([FULL, {**HALF, "seconds": 0}], "seconds"),
         ([FULL, {**HALF, "flops": 0}], "flops"),
         ([FULL, {**HALF, "speed": 3}], "speed"),
+        ([CASCADED, FULL], "the first point must be full size, got depth 6, keep ratio 1, margins 2:3,4:1"),
+        ([FULL, CASCADED, {**CASCADED, "cascade": {**CASCADE, "lost": 0.1}}], "points must differ from each other"),
+        ([FULL, {**HALF, "cascade": CASCADE}], "cascade names exit 4, and the setting ends at exit 4"),
+        ([FULL, {**CASCADED, "cascade": {**CASCADE, "stages": {2: -1}}}], r"stages\[2\] must be a finite margin"),
+        ([FULL, {**CASCADED, "cascade": {**CASCADE, "stages": {}}}], "stages"),
     ],
 )
 def test_a_profile_that_contradicts_itself_is_refused(points: list[dict[str, Any]], message: str) -> None:
