@@ -160,6 +160,38 @@ INVENTED: dict[str, dict[str, Any]] = {
             },
         ]
     },
+    "cascade": {
+        "metric": "nDCG@10",
+        "dtype": "bfloat16",
+        "cascade": {"text": "margins 2:3,4:1", "lost": 0.1, "held_out": 0.07, "top_n": 10},
+        "collections": {"birds": 7, "trees": 3},
+        "quality": [
+            {
+                "depth": depth,
+                "keep_ratio": 1.0,
+                "cascade": cascade,
+                "values": {"birds": 0.8 * kept, "trees": 0.7 * kept},
+                "mean": 0.75 * kept,
+                "kept": kept,
+                "min_kept": kept,
+            }
+            for depth, cascade, kept in ((6, False, 1.0), (6, True, 0.999), (4, False, 0.98))
+        ],
+        "time": [
+            {
+                "collection": "birds",
+                "queries": 5,
+                "candidates": 100,
+                "full_ms_per_query": 300.0,
+                "cascade": {"share": 0.52, "median": 0.51, "p10": 0.4, "p90": 0.6, "flops": 0.46},
+                "fixed": [
+                    {"depth": 4, "keep_ratio": 0.5, "share": 0.48, "median": 0.48, "p10": 0.47, "p90": 0.5},
+                ],
+                "overhead_of_dropping_nothing": 0.021,
+            }
+        ],
+        "transfer": [{"held_out": "birds", "stages": "2:3.1,4:1", "lost": 0.06, "kept": 0.998, "flops": 0.47}],
+    },
     "memory": {
         "passages": 10,
         "tokens": 512,
@@ -222,6 +254,12 @@ EXPECTED = {
     "ablation": ["| full recipe | 61.6 | 62.4 | 62.0 ± 0.1 |", "| one model for each |  | 63.0 |  |"],
     "adapters": ["| `depth=4` |  |  | -0.007 |", "| mean of 2 compressed settings | 0.770 | 0.765 | +0.005 |"],
     "targets": ["| `keep_quality` = 0.98, 0.9 | 4 | 3 | trees: 0.98 asked, 0.95 got |"],
+    "cascade": [
+        '| `cascade="auto"` | 0.799 | 0.699 | 0.749 | 99.9% | 99.9% |',
+        '| `cascade="auto"`, birds | 52% | 51% | 40% to 60% | 46% |',
+        "| `depth=4, keep_ratio=0.5`, birds | 48% | 48% | 47% to 50% |  |",
+        "| birds | 2:3.1,4:1 | 6.0% | 99.8% | 47% |",
+    ],
     "speed": ["| CrossEncoder | float32 | 32 | 50 | 2.0 × | 4.0 × |"],
     "speed-models": ["| bert (86M) | float32 | 1.25 × | 1.50 × | 2.00 × | 12.5 | 10.0 (8) |"],
     "elastic": [
