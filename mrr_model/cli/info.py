@@ -138,7 +138,9 @@ def _profile_fact(name: str, loaded: "Checkpoint") -> str:
     profile = loaded.profile
     if profile is None:
         return f"none; to measure one: mrr evaluate {shlex.quote(name)} COLLECTION --save-profile"
-    return f"{len(profile.points)} settings on {', '.join(profile.collections)}, timed on {profile.device}"
+    cascades = len(profile.points) - len(profile.fixed)
+    measured = f"{len(profile.fixed)} settings{f' and {cascades} cascades' if cascades else ''}"
+    return f"{measured} on {', '.join(profile.collections)}, timed on {profile.device}"
 
 
 def _calibration_fact(name: str, loaded: "Checkpoint") -> str:

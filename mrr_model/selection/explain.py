@@ -152,9 +152,9 @@ def _origin(
 
 
 def _fit(cascade: ProfileCascade) -> str:
-    lose = "lose one of the setting's best documents"
-    held_out = "" if cascade.held_out is None else f"{cascade.held_out:.1%} of the queries "
-    if cascade.lost is None:
-        return f"as given{', ' * bool(held_out)}{held_out and held_out + lose}"
-    not_fitted = held_out and f", and {cascade.held_out:.1%} of those that it was not fitted on did"
-    return f"fitted so that at most {cascade.lost:.1%} of the queries {lose}{not_fitted}"
+    lose = "of the queries lose one of the setting's best documents"
+    parts = ["as given" if cascade.lost is None else f"fitted so that at most {cascade.lost:.1%} {lose}"]
+    if cascade.held_out is not None:
+        share = lose if cascade.lost is None else "of those that it was not fitted on did"
+        parts.append(f"{cascade.held_out:.1%} {share}")
+    return ", ".join(parts)

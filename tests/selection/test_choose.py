@@ -475,8 +475,8 @@ def test_a_chosen_cascade_runs_and_is_explained(measured: Checkpoint) -> None:
     assert (reranker.compression, reranker.cascade) == (Compression(6, 1.0), CASCADE)
     assert str(reranker.explain()).splitlines()[-1] == (
         "cascade       margins 1:3,2:1, in logits below the 10 best documents at each exit: fitted so that at most "
-        "5.0% of the queries lose one of the setting's best documents, and 4.0% of those that it was not fitted on "
-        "did; 45.0% of full size's FLOPs expected, kept 99.5% of full size's nDCG@10 on toy (19 queries), 2.00 times "
+        "5.0% of the queries lose one of the setting's best documents, 4.0% of those that it was not fitted on did; "
+        "45.0% of full size's FLOPs expected, kept 99.5% of full size's nDCG@10 on toy (19 queries), 2.00 times "
         "as fast on a processor in float32; score and score_pairs run the whole setting"
     )
     assert reranker.explain().measured.startswith("kept 100.0%")  # of the setting alone
