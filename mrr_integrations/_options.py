@@ -20,19 +20,26 @@ from pydantic.json_schema import SkipJsonSchema
 
 from mrr_integrations._request import (
     CHECKS,
+    CHOSEN,
+    CascadeField,
+    DeadlineOption,
     DepthOption,
+    LongDocumentsOption,
     MinScoreOption,
     NormalizeOption,
     PromptOption,
     RatioOption,
+    StrideOption,
     TargetOption,
     TopNOption,
+    WindowOption,
     check_target_alone,
     checked_request,
+    written_cascade,
 )
-from mrr_model.compression import Compression
 from mrr_model.inference.cancelling import in_thread
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
+from mrr_model.reranker import RankedDocument, Ranking
 from mrr_model.selection.target import Target
 from mrr_model.validation.arguments import checked_list, optional_whole_number
 
@@ -88,6 +95,42 @@ def copied(value: Any, copies: dict[int, Any] | None = None) -> Any:
     return value
 
 
+SPAN_KEY = "relevant_span"
+"""The metadata key of the characters, `[start, end]`, of the window that decided a split document's score."""
+
+
+def with_span(
+    metadata: dict[str, Any], item: RankedDocument, content: str, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Metadata with the span of a ranking that splits documents, instead of an earlier ranking's.
+
+    Args:
+        metadata: The metadata.
+        item: The ranked document; its text may have metadata around the content.
+        content: The text that the span refers to.
+        arguments: Those of the ranking.
+    """
+    if arguments["long_documents"] == "truncate":
+        return metadata
+    others, span = {key: value for key, value in metadata.items() if key != SPAN_KEY}, item.span_in(content)
+    return others if span is None else {**others, SPAN_KEY: list(span)}
+
+
+def options_shown(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trace says of a ranking's cascade, deadline and windows, as JSON data: what is not at its default."""
+    shown = {"cascade": written_cascade(arguments["cascade"]), "deadline_ms": arguments["deadline_ms"]}
+    if arguments["long_documents"] != "truncate":
+        shown |= {name: arguments[name] for name in ("long_documents", "window", "stride")}
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def progress_shown(ranking: Ranking, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trace says of how far a ranking's documents went; nothing if all go to the same exit."""
+    if arguments["cascade"] is None and arguments["deadline_ms"] is None:
+        return {}
+    return {"complete": ranking.complete, "shares": ranking.shares}
+
+
 Model = Annotated[str, BeforeValidator(lambda model: str(model) if isinstance(model, Path) else model)]
 Device = Annotated[str, BeforeValidator(lambda device: str(device) if isinstance(device, torch.device) else device)]
 DType = Annotated[str, BeforeValidator(lambda dtype: _name(dtype) if isinstance(dtype, torch.dtype) else dtype)]
@@ -121,9 +164,23 @@ class RerankOptions(BaseModel):
     prompt: PromptOption = None
     """The instruction, for models whose input template takes one."""
     target: TargetOption = None
-    """A need instead of `depth` and `keep_ratio`: a `mrr_model.Target`, or a dict such as `{"speedup": 3}`. The two
-    fields then show the setting that it chose.
+    """A need instead of `depth`, `keep_ratio` and `cascade`: a `mrr_model.Target`, or a dict such as `{"speedup": 3}`.
+    The three fields then show what it chose.
     """
+    cascade: CascadeField = None
+    """Exits at which unpromising documents stop: a `mrr_model.Cascade`, a dict such as `{"stages": {2: 3.0}}`, `"auto"`
+    for the one in the checkpoint's profile, or None for none.
+    """
+    deadline_ms: DeadlineOption = None
+    """Milliseconds after which the best ranking known by then is returned; None for no deadline."""
+    long_documents: LongDocumentsOption = "truncate"
+    """`"truncate"` cuts documents that are too long; `"max"` splits them into windows, and the best window's score is
+    the document's.
+    """
+    window: WindowOption = None
+    """Tokens of a window, at most; None for as many as fit. With `long_documents="max"` only."""
+    stride: StrideOption = None
+    """Tokens after which the next window starts; None for half a window. With `long_documents="max"` only."""
     normalize: NormalizeOption = True
     """Return probabilities; False returns raw logits."""
     show_progress: bool | None = None
@@ -132,10 +189,10 @@ class RerankOptions(BaseModel):
     """A `mrr_model.MatryoshkaReranker` whose weights are shared. It brings its own model, device, dtype and lengths;
     its setting, `prompt` and `normalize` count if those are not given.
     """
-    _choice: Compression | None = PrivateAttr(default=None)
-    """The setting that `target` chose."""
-    _choices: dict[Target, Compression] = PrivateAttr(default_factory=dict)
-    """The settings that targets of single requests chose."""
+    _choice: dict[str, Any] | None = PrivateAttr(default=None)
+    """The options that `target` chose."""
+    _choices: dict[Target, dict[str, Any]] = PrivateAttr(default_factory=dict)
+    """The options that targets of single requests chose."""
 
     @property
     def core(self) -> CoreReranker:
@@ -150,13 +207,13 @@ class RerankOptions(BaseModel):
         check_target_alone(self.target, given)
         if self.reranker is None:
             self.reranker = self._loaded(given)
-            setting = self.reranker.compression
+            configured = self.reranker
         else:
             self._share(self.reranker, given)
-            setting = self._shared_setting(self.reranker, given)
-        for name, value in setting.to_kwargs().items():
+            configured = self._configured(self.reranker, given)
+        for name, value in {**_chosen(configured), **_long_documents(configured)}.items():
             setattr(self, name, value)
-        self._choice = setting if self.target is not None else None
+        self._choice = _chosen(configured) if self.target is not None else None
         self.max_length = self.reranker.max_length
         for name in {"prompt", "normalize"} - given:
             setattr(self, name, getattr(self.reranker, name))
@@ -166,9 +223,8 @@ class RerankOptions(BaseModel):
         return self._written(handler(self))
 
     def _written(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The fields that build the same object: the target, or the setting if there is none or it was changed."""
-        chosen = self._choice is not None and Compression(self.depth, self.keep_ratio) == self._choice
-        left_out = ("depth", "keep_ratio") if chosen else ("target",)
+        """The fields that build the same object: the target, or what it chooses if there is none or that was changed."""
+        left_out = CHOSEN if self._choice == {name: getattr(self, name) for name in CHOSEN} else ("target",)
         return {name: value for name, value in data.items() if name not in left_out}
 
     def _rank_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,9 +233,11 @@ class RerankOptions(BaseModel):
         target = request.pop("target", None)
         if target is not None:
             if target not in self._choices:
-                self._choices[target] = self.core.copy(target=target).compression
-            request |= self._choices[target].to_kwargs()
+                self._choices[target] = _chosen(self.core.copy(target=target))
+            request |= self._choices[target]
         own = {name: getattr(self, name) for name in CHECKS if name != "target"}
+        if request.get("long_documents", self.long_documents) != self.long_documents:
+            own |= {"window": None, "stride": None}  # they belong to the object's own way
         return {**own, **request, "show_progress": self.show_progress}
 
     async def _arank_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +249,8 @@ class RerankOptions(BaseModel):
     def _loaded(self, given: Collection[str]) -> CoreReranker:
         """A re-ranker of its own. The checkpoint decides what the user did not give."""
         names = (
-            "depth", "keep_ratio", "target", "device", "dtype", "max_length", "batch_tokens", "prompt", "normalize",
+            "depth", "keep_ratio", "target", "cascade", "long_documents", "window", "stride", "device", "dtype",
+            "max_length", "batch_tokens", "prompt", "normalize",
         )  # fmt: skip
         arguments = {name: getattr(self, name) for name in names if name in given}
         if self.max_length is None:
@@ -220,12 +279,19 @@ class RerankOptions(BaseModel):
                 )
             setattr(self, name, value)
 
-    def _shared_setting(self, reranker: CoreReranker, given: Collection[str]) -> Compression:
-        if self.target is not None:
-            return reranker.copy(target=self.target).compression
-        own = {name: getattr(self, name) for name in ("depth", "keep_ratio") if name in given}
-        reranker.plan(**own)  # checks that the model has the setting
-        return reranker.compression.override(**own)
+    def _configured(self, reranker: CoreReranker, given: Collection[str]) -> CoreReranker:
+        """The shared re-ranker with the options that were given."""
+        names = ("target", *CHOSEN, "long_documents", "window", "stride")
+        return reranker.copy(**{name: getattr(self, name) for name in names if name in given})
+
+
+def _chosen(reranker: CoreReranker) -> dict[str, Any]:
+    """What a target chooses, as options."""
+    return {**reranker.compression.to_kwargs(), "cascade": reranker.cascade}
+
+
+def _long_documents(reranker: CoreReranker) -> dict[str, Any]:
+    return {name: getattr(reranker, name) for name in ("long_documents", "window", "stride")}
 
 
 def _name(dtype: object) -> str:

@@ -7,9 +7,20 @@ from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from mrr_model.cascade import Cascade, CascadeOption, checked_cascade
 from mrr_model.compression import Compression
+from mrr_model.inference.windows import LongDocuments, checked_windows
 from mrr_model.selection.target import Target
-from mrr_model.validation.arguments import optional_number, optional_text, optional_whole_number, true_or_false
+from mrr_model.validation.arguments import (
+    optional_milliseconds,
+    optional_number,
+    optional_text,
+    optional_whole_number,
+    true_or_false,
+)
+
+CHOSEN = ("depth", "keep_ratio", "cascade")
+"""The options that a target chooses."""
 
 
 def _checked_depth(depth: object) -> int | None:
@@ -41,10 +52,35 @@ def _written_target(target: Target | None) -> dict[str, Any] | None:
     return {name: value for name, (value, default) in values.items() if value != default}
 
 
+def _checked_cascade(cascade: object) -> CascadeOption:
+    """A cascade in any of its forms, of which a dict such as `{"stages": {2: 3.0}, "by": "margin"}` is one."""
+    if not isinstance(cascade, Mapping):
+        return checked_cascade(cascade)
+    try:
+        return Cascade.from_json(cascade)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"cascade={cascade!r:.200}: {error}") from error
+
+
+def written_cascade(cascade: CascadeOption) -> dict[str, Any] | str | None:
+    """A cascade as JSON data."""
+    return cascade.to_json() if isinstance(cascade, Cascade) else cascade
+
+
+def _checked_long_documents(long_documents: object) -> LongDocuments:
+    checked_windows(cast(Any, long_documents))
+    return cast(LongDocuments, long_documents)
+
+
 CHECKS: dict[str, Callable[[object], Any]] = {
     "depth": _checked_depth,
     "keep_ratio": _checked_keep_ratio,
     "target": _checked_target,
+    "cascade": _checked_cascade,
+    "deadline_ms": partial(optional_milliseconds, "deadline_ms"),
+    "long_documents": _checked_long_documents,
+    "window": partial(optional_whole_number, "window"),
+    "stride": partial(optional_whole_number, "stride"),
     "top_n": partial(optional_whole_number, "top_n"),
     "min_score": partial(optional_number, "min_score"),
     "prompt": partial(optional_text, "prompt"),
@@ -62,30 +98,44 @@ def checked_request(changes: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(changes.keys() - CHECKS.keys())
     if unknown:
         raise ValueError(f"a re-ranking request takes the options {', '.join(CHECKS)}, got {', '.join(unknown)}.")
-    try:
-        checked = {name: CHECKS[name](value) for name, value in changes.items()}
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    checked = checked_values(changes)
     check_target_alone(checked.get("target"), checked)
     return checked
+
+
+def checked_values(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the value of each option that one request gives.
+
+    Raises:
+        ValueError: If a value is wrong, also if it is of the wrong type.
+    """
+    try:
+        return {name: CHECKS[name](value) for name, value in changes.items()}
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_target_alone(target: Target | None, given: Collection[str]) -> None:
     """Check that a target comes without what it chooses.
 
     Raises:
-        ValueError: If a depth or a keep ratio was given too.
+        ValueError: If a depth, a keep ratio or a cascade was given too.
     """
-    beside = [name for name in ("depth", "keep_ratio") if name in given]
+    beside = [name for name in CHOSEN if name in given]
     if target is not None and beside:
         raise ValueError(
-            f"target={target!r} chooses depth and keep_ratio: leave {' and '.join(beside)} out, or target."
+            f"target={target!r} chooses depth, keep_ratio and cascade: leave {' and '.join(beside)} out, or target."
         )
 
 
 DepthOption = Annotated[int | None, BeforeValidator(CHECKS["depth"])]
 RatioOption = Annotated[float | dict[int, float], BeforeValidator(CHECKS["keep_ratio"])]
 TargetOption = Annotated[Target | None, BeforeValidator(CHECKS["target"]), PlainSerializer(_written_target)]
+CascadeField = Annotated[CascadeOption, BeforeValidator(CHECKS["cascade"]), PlainSerializer(written_cascade)]
+DeadlineOption = Annotated[float | None, BeforeValidator(CHECKS["deadline_ms"])]
+LongDocumentsOption = Annotated[LongDocuments, BeforeValidator(CHECKS["long_documents"])]
+WindowOption = Annotated[int | None, BeforeValidator(CHECKS["window"])]
+StrideOption = Annotated[int | None, BeforeValidator(CHECKS["stride"])]
 TopNOption = Annotated[int | None, BeforeValidator(CHECKS["top_n"])]
 MinScoreOption = Annotated[float | None, BeforeValidator(CHECKS["min_score"])]
 PromptOption = Annotated[str | None, BeforeValidator(CHECKS["prompt"])]

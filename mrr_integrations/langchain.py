@@ -7,8 +7,16 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on only
 
-from mrr_integrations._options import RerankOptions, copied, listed, missing
-from mrr_integrations._request import CHECKS
+from mrr_integrations._options import (
+    RerankOptions,
+    copied,
+    listed,
+    missing,
+    options_shown,
+    progress_shown,
+    with_span,
+)
+from mrr_integrations._request import CHECKS, CHOSEN, checked_values, written_cascade
 
 try:
     from langchain_core.callbacks import Callbacks
@@ -22,7 +30,7 @@ try:
 except ImportError as error:
     raise missing("LangChain", "langchain", error) from error
 
-from mrr_model.reranker import RankedDocument
+from mrr_model.reranker import Ranking
 
 SCORE_KEY = "relevance_score"
 """The metadata key of a document's score."""
@@ -49,6 +57,11 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
 
     Only a document's `page_content` is scored; `metadata_keys=("title",)` puts its title first.
 
+    With `long_documents="max"`, a document that was split has `metadata["relevant_span"]`: `[start, end]`, the
+    characters of its `page_content` in the best window, so that a chain can cut to
+    `page_content[start:end]`. Documents that fit have no such key, nor those whose best window lies in the metadata.
+    One that came with the key has the new span or none; with `long_documents="truncate"` it keeps its own.
+
     `ContextualCompressionRetriever` passes no `config` on, so every request uses this object's options. If requests
     should choose theirs, use a chain instead of it:
 
@@ -65,7 +78,13 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         max_length: Tokens of an input.
         batch_tokens: Tokens of a batch at most, padding included.
         prompt: The instruction, for models whose input template takes one.
-        target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
+        target: A need instead of `depth`, `keep_ratio` and `cascade`, such as `{"speedup": 3}`.
+        cascade: Exits at which unpromising documents stop: a `Cascade`, a dict such as `{"stages": {2: 3.0}}`, or
+            `"auto"` for the one in the checkpoint's profile.
+        deadline_ms: Milliseconds after which the best ranking known by then is returned.
+        long_documents: `"truncate"` cuts documents that are too long; `"max"` splits them into windows.
+        window: Tokens of a window, at most; with `"max"` only.
+        stride: Tokens after which the next window starts; with `"max"` only.
         normalize: Return probabilities; False returns raw logits.
         show_progress: Show a progress bar or not; None shows one on long work in a terminal.
         reranker: A `mrr_model.MatryoshkaReranker` whose weights are shared.
@@ -117,9 +136,10 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
     def as_runnable(self, *, prefix: str = "") -> RunnableSerializable[RerankInput, list[Document]]:
         """A step for LCEL chains, from `{"query": …, "documents": …}` to documents.
 
-        A request may set `depth`, `keep_ratio`, `target`, `top_n`, `min_score`, `prompt` and `normalize`, over the same
-        loaded model: `chain.invoke(x, config={"configurable": {"depth": 3}})`. A key that looks like a misspelt one of
-        these gives a warning.
+        A request may set `depth`, `keep_ratio`, `target`, `cascade`, `deadline_ms`, `long_documents`, `window`,
+        `stride`, `top_n`, `min_score`, `prompt` and `normalize`, over the same loaded model:
+        `chain.invoke(x, config={"configurable": {"depth": 3}})`. A key that looks like a misspelt one of these gives a
+        warning.
 
         Args:
             prefix: A prefix of these names, for chains with two re-ranking steps. Without it one key sets both steps,
@@ -146,12 +166,12 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         manager = get_callback_manager_for_config(config)
         run = manager.on_chain_start(None, _traced_input(query, found, arguments), **self._run(config))
         try:
-            ranked = self.core.rank(query, self._texts(found), **arguments)
-            kept = _copies(found, ranked)
+            ranking = self.core.rank(query, self._texts(found), **arguments)
+            kept = _copies(found, ranking, arguments)
         except BaseException as error:
             run.on_chain_error(error)
             raise
-        run.on_chain_end(_traced_output(ranked))
+        run.on_chain_end(_traced_output(ranking, arguments))
         return kept
 
     async def _acompress(
@@ -162,12 +182,12 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
         manager = get_async_callback_manager_for_config(config)
         run = await manager.on_chain_start(None, _traced_input(query, found, arguments), **self._run(config))
         try:
-            ranked = await self.core.arank(query, self._texts(found), **arguments)
-            kept = _copies(found, ranked)
+            ranking = await self.core.arank(query, self._texts(found), **arguments)
+            kept = _copies(found, ranking, arguments)
         except BaseException as error:
             await run.on_chain_error(error)
             raise
-        await run.on_chain_end(_traced_output(ranked))
+        await run.on_chain_end(_traced_output(ranking, arguments))
         return kept
 
     def _texts(self, documents: Sequence[Document]) -> list[str]:
@@ -200,10 +220,17 @@ class Rerank(RunnableSerializable[RerankInput, list[Document]]):
                 id=self.prefix + name,
                 annotation=fields[name].annotation,
                 description=fields[name].description,
-                default=None if name == "target" else getattr(self.compressor, name),  # the rest shows what it chose
+                default=self._default(name),
             )
             for name in CHECKS
         ]
+
+    def _default(self, name: str) -> Any:
+        """An option of the compressor as JSON data. A target is none: the options that it chooses show what it chose."""
+        if name == "target":
+            return None
+        value = getattr(self.compressor, name)
+        return written_cascade(value) if name == "cascade" else value
 
     def invoke(self, input: RerankInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:  # noqa: A002  # the base's name
         """Return the best documents, best first.
@@ -225,10 +252,10 @@ class Rerank(RunnableSerializable[RerankInput, list[Document]]):
         given, names = config.get("configurable") or {}, {self.prefix + name: name for name in CHECKS}
         for key in given.keys() - names.keys():
             self._check_unknown(str(key), names)
-        changes = {names[key]: value for key, value in given.items() if key in names}
+        changes = checked_values({names[key]: value for key, value in given.items() if key in names})
         if changes.get("target") is not None:  # a form filled in by config_schema sends the defaults along
-            own = {"depth": self.compressor.depth, "keep_ratio": self.compressor.keep_ratio}
-            changes = {name: value for name, value in changes.items() if name not in own or value != own[name]}
+            defaults = [name for name in CHOSEN if name in changes and changes[name] == getattr(self.compressor, name)]
+            changes = {name: value for name, value in changes.items() if name not in defaults}
         return changes
 
     def _check_unknown(self, key: str, names: Collection[str]) -> None:
@@ -259,19 +286,22 @@ def _unpacked(value: RerankInput) -> tuple[str, Sequence[Document]]:
     return value["query"], value["documents"]
 
 
-def _copies(documents: Sequence[Document], ranked: Sequence[RankedDocument]) -> list[Document]:
-    found = [(documents[item.index], item.score) for item in ranked]
-    return [
-        document.model_copy(update={"metadata": {**copied(document.metadata), SCORE_KEY: score}})
-        for document, score in found
-    ]
+def _copies(documents: Sequence[Document], ranking: Ranking, arguments: Mapping[str, Any]) -> list[Document]:
+    kept = []
+    for item in ranking:
+        document = documents[item.index]
+        metadata = {**copied(document.metadata), SCORE_KEY: item.score}
+        metadata = with_span(metadata, item, document.page_content, arguments)
+        kept.append(document.model_copy(update={"metadata": metadata}))
+    return kept
 
 
 def _traced_input(query: str, documents: Sequence[Document], arguments: Mapping[str, Any]) -> dict[str, Any]:
     always = {name: arguments[name] for name in ("depth", "keep_ratio", "top_n")}
     given = {name: arguments[name] for name in ("min_score", "prompt") if arguments[name] is not None}
-    return {"query": query, "documents": len(documents), **always, **given}
+    return {"query": query, "documents": len(documents), **always, **given, **options_shown(arguments)}
 
 
-def _traced_output(ranked: Sequence[RankedDocument]) -> dict[str, Any]:
-    return {"documents": len(ranked), "scores": [item.score for item in ranked]}
+def _traced_output(ranking: Ranking, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    scores = [item.score for item in ranking]
+    return {"documents": len(ranking), "scores": scores, **progress_shown(ranking, arguments)}

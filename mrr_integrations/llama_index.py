@@ -3,13 +3,22 @@
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 from typing_extensions import Self
 
-from mrr_integrations._options import RerankOptions, copied, listed, missing
+from mrr_integrations._options import (
+    SPAN_KEY,
+    RerankOptions,
+    copied,
+    listed,
+    missing,
+    options_shown,
+    progress_shown,
+    with_span,
+)
 from mrr_integrations._request import CHECKS, checked_request
 
 try:
@@ -21,8 +30,10 @@ try:
 except ImportError as error:
     raise missing("LlamaIndex", "llama-index", error) from error
 
+from mrr_model.cascade import CascadeOption
 from mrr_model.compression import KeepRatio
-from mrr_model.reranker import DEFAULT, Default, RankedDocument
+from mrr_model.inference.windows import LongDocuments
+from mrr_model.reranker import DEFAULT, Default, RankedDocument, Ranking
 from mrr_model.selection.target import Target
 
 RETRIEVAL_SCORE = "retrieval_score"
@@ -44,7 +55,13 @@ class RerankQuery(QueryBundle):
         query_str: The query's text.
         depth: Run at most this many layers; None runs all of them.
         keep_ratio: The share of the passage tokens to keep, in (0, 1], or `{merge layer: ratio}`.
-        target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
+        target: A need instead of `depth`, `keep_ratio` and `cascade`, such as `{"speedup": 3}`.
+        cascade: Exits at which unpromising nodes stop: a `Cascade`, a dict such as `{"stages": {2: 3.0}}`, `"auto"` for
+            the one in the checkpoint's profile, or None for none.
+        deadline_ms: Milliseconds after which the best ranking known by then is returned; None for no deadline.
+        long_documents: `"truncate"` cuts texts that are too long; `"max"` splits them into windows.
+        window: Tokens of a window, at most; with `"max"` only.
+        stride: Tokens after which the next window starts; with `"max"` only.
         top_n: Nodes to return at most; None returns all.
         min_score: The lowest score to return.
         prompt: The instruction.
@@ -66,6 +83,11 @@ class RerankQuery(QueryBundle):
     depth: int | Default | None = DEFAULT
     keep_ratio: KeepRatio | Default = DEFAULT
     target: Target | Mapping[str, Any] | Default | None = DEFAULT
+    cascade: CascadeOption | Mapping[str, Any] | Default = DEFAULT
+    deadline_ms: float | Default | None = DEFAULT
+    long_documents: LongDocuments | Default = DEFAULT
+    window: int | Default | None = DEFAULT
+    stride: int | Default | None = DEFAULT
     top_n: int | Default | None = DEFAULT
     min_score: float | Default | None = DEFAULT
     prompt: str | Default | None = DEFAULT
@@ -101,6 +123,11 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
     A node's text is scored with the metadata that an embedding model sees, as LlamaIndex's own re-rankers do;
     `metadata_mode=MetadataMode.NONE` scores the text alone. A `RerankQuery` sets options for one query.
 
+    With `long_documents="max"`, a node that was split has `metadata["relevant_span"]`: `[start, end]`, the characters of
+    its text (`node.get_content()`) in the best window, so that an engine can show or cut to them. Neither a language
+    model nor an embedding model sees it. Nodes that fit have no such key, nor those whose best window lies in the
+    metadata. One that came with the key has the new span or none; with `long_documents="truncate"` it keeps its own.
+
     Args:
         model: `"mini"` (comes with the package), a local folder, or the id of a hub repository.
         depth: Run at most this many layers; None runs all of them.
@@ -112,7 +139,13 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
         max_length: Tokens of an input.
         batch_tokens: Tokens of a batch at most, padding included.
         prompt: The instruction, for models whose input template takes one.
-        target: A need instead of `depth` and `keep_ratio`, such as `{"speedup": 3}`.
+        target: A need instead of `depth`, `keep_ratio` and `cascade`, such as `{"speedup": 3}`.
+        cascade: Exits at which unpromising nodes stop: a `Cascade`, a dict such as `{"stages": {2: 3.0}}`, or `"auto"`
+            for the one in the checkpoint's profile.
+        deadline_ms: Milliseconds after which the best ranking known by then is returned.
+        long_documents: `"truncate"` cuts texts that are too long; `"max"` splits them into windows.
+        window: Tokens of a window, at most; with `"max"` only.
+        stride: Tokens after which the next window starts; with `"max"` only.
         normalize: Return probabilities; False returns raw logits.
         show_progress: Show a progress bar or not; None shows one on long work in a terminal.
         reranker: A `mrr_model.MatryoshkaReranker` whose weights are shared.
@@ -173,10 +206,10 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
         if not found:
             return []
         arguments = self._rank_arguments(_changes(query))
-        with self._announced(found, query.query_str, arguments["top_n"]) as done:
-            ranked = self.core.rank(query.query_str, self._texts(found), **arguments)
-            done.extend(self._ranked_nodes(found, ranked))
-        return done
+        with self._announced(found, query.query_str, arguments) as done:
+            ranking = self.core.rank(query.query_str, self._texts(found), **arguments)
+            done.take(self._ranked_nodes(found, ranking, arguments), progress_shown(ranking, arguments))
+        return done.nodes
 
     async def _apostprocess_nodes(
         self, nodes: Iterable[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -185,43 +218,47 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
         if not found:
             return []
         arguments = await self._arank_arguments(_changes(query))
-        with self._announced(found, query.query_str, arguments["top_n"]) as done:
-            ranked = await self.core.arank(query.query_str, self._texts(found), **arguments)
-            done.extend(self._ranked_nodes(found, ranked))
-        return done
+        with self._announced(found, query.query_str, arguments) as done:
+            ranking = await self.core.arank(query.query_str, self._texts(found), **arguments)
+            done.take(self._ranked_nodes(found, ranking, arguments), progress_shown(ranking, arguments))
+        return done.nodes
 
     @contextmanager
-    def _announced(self, nodes: list[NodeWithScore], query: str, top_n: int | None) -> Iterator[list[NodeWithScore]]:
-        """Send events before and after re-ranking, also if it fails; yields a list for the result."""
-        result: list[NodeWithScore] = []
-        most = len(nodes) if top_n is None else top_n
-        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=most, model_name=self.model))
+    def _announced(self, nodes: list[NodeWithScore], query: str, arguments: Mapping[str, Any]) -> Iterator["_Result"]:
+        """Send events before and after re-ranking, also if it fails; yields what takes the result."""
+        result, options = _Result(), options_shown(arguments)
+        most = len(nodes) if arguments["top_n"] is None else arguments["top_n"]
+        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=most, model_name=self.model, tags=options))
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
             EventPayload.QUERY_STR: query,
             EventPayload.TOP_K: most,
+            **_additional(options),
         }
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
                 yield result
-                event.on_end(payload={EventPayload.NODES: result})
+                event.on_end(payload={EventPayload.NODES: result.nodes, **_additional(result.progress)})
         finally:
-            dispatcher.event(ReRankEndEvent(nodes=result))
+            dispatcher.event(ReRankEndEvent(nodes=result.nodes, tags=result.progress))
 
     def _texts(self, nodes: Sequence[NodeWithScore]) -> list[str]:
         return [scored.node.get_content(metadata_mode=self.metadata_mode) for scored in nodes]
 
-    def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranked: Sequence[RankedDocument]) -> list[NodeWithScore]:
-        return [self._copy(nodes[item.index], item.score) for item in ranked]
+    def _ranked_nodes(
+        self, nodes: Sequence[NodeWithScore], ranking: Ranking, arguments: Mapping[str, Any]
+    ) -> list[NodeWithScore]:
+        return [self._copy(nodes[item.index], item, arguments) for item in ranking]
 
-    def _copy(self, scored: NodeWithScore, score: float) -> NodeWithScore:
+    def _copy(self, scored: NodeWithScore, item: RankedDocument, arguments: Mapping[str, Any]) -> NodeWithScore:
         node = scored.node
-        metadata = copied(dict(node.metadata))
-        unseen = []
+        content = node.get_content(metadata_mode=MetadataMode.NONE)
+        metadata = with_span(copied(dict(node.metadata)), item, content, arguments)
+        unseen = [SPAN_KEY] if arguments["long_documents"] == "max" and SPAN_KEY in metadata else []
         if self.keep_retrieval_score:
             metadata[RETRIEVAL_SCORE] = scored.score
-            unseen = [RETRIEVAL_SCORE]
+            unseen.append(RETRIEVAL_SCORE)
         new = node.model_copy(
             update={
                 "metadata": metadata,
@@ -230,7 +267,22 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
                 "relationships": dict(node.relationships),
             }
         )
-        return scored.model_copy(update={"node": new, "score": score})
+        return scored.model_copy(update={"node": new, "score": item.score})
+
+
+@dataclass
+class _Result:
+    """What a re-ranking gave, for its events."""
+
+    nodes: list[NodeWithScore] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, nodes: list[NodeWithScore], progress: dict[str, Any]) -> None:
+        self.nodes, self.progress = nodes, progress
+
+
+def _additional(values: dict[str, Any]) -> dict[str, Any]:
+    return {EventPayload.ADDITIONAL_KWARGS: values} if values else {}
 
 
 def _asked(query_bundle: QueryBundle | None) -> QueryBundle:
