@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer, WithJsonSchema
 
-from mrr_model.cascade import Cascade, CascadeOption, checked_cascade
+from mrr_model.cascade import By, Cascade, CascadeOption, checked_cascade
 from mrr_model.compression import Compression
 from mrr_model.inference.windows import LongDocuments, checked_windows
 from mrr_model.selection.target import Target
@@ -18,6 +18,26 @@ from mrr_model.validation.arguments import (
     optional_whole_number,
     true_or_false,
 )
+
+CASCADE_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "stages": {"type": "object", "additionalProperties": {"type": "number"}},
+                    "by": {"enum": list(get_args(By))},
+                    "top_n": {"type": ["integer", "null"]},
+                },
+                "required": ["stages"],
+                "additionalProperties": False,
+            },
+            {"const": "auto"},
+            {"type": "null"},
+        ]
+    }
+)
+"""The JSON forms of a cascade."""
 
 CHOSEN = ("depth", "keep_ratio", "cascade")
 """The options that a target chooses."""
@@ -131,7 +151,11 @@ def check_target_alone(target: Target | None, given: Collection[str]) -> None:
 DepthOption = Annotated[int | None, BeforeValidator(CHECKS["depth"])]
 RatioOption = Annotated[float | dict[int, float], BeforeValidator(CHECKS["keep_ratio"])]
 TargetOption = Annotated[Target | None, BeforeValidator(CHECKS["target"]), PlainSerializer(_written_target)]
-CascadeField = Annotated[CascadeOption, BeforeValidator(CHECKS["cascade"]), PlainSerializer(written_cascade)]
+CascadeField = Annotated[
+    CascadeOption, BeforeValidator(CHECKS["cascade"]), PlainSerializer(written_cascade), CASCADE_SCHEMA
+]
+CascadeForm = Annotated[InstanceOf[Cascade] | dict[str, Any] | Literal["auto"] | None, CASCADE_SCHEMA]
+"""What a request's schema takes as a cascade."""
 DeadlineOption = Annotated[float | None, BeforeValidator(CHECKS["deadline_ms"])]
 LongDocumentsOption = Annotated[LongDocuments, BeforeValidator(CHECKS["long_documents"])]
 WindowOption = Annotated[int | None, BeforeValidator(CHECKS["window"])]

@@ -16,7 +16,7 @@ from mrr_integrations._options import (
     progress_shown,
     with_span,
 )
-from mrr_integrations._request import CHECKS, CHOSEN, checked_values, written_cascade
+from mrr_integrations._request import CHECKS, CHOSEN, CascadeForm, checked_values, written_cascade
 
 try:
     from langchain_core.callbacks import Callbacks
@@ -218,7 +218,7 @@ class Rerank(RunnableSerializable[RerankInput, list[Document]]):
         return [
             ConfigurableFieldSpec(
                 id=self.prefix + name,
-                annotation=fields[name].annotation,
+                annotation=CascadeForm if name == "cascade" else fields[name].annotation,
                 description=fields[name].description,
                 default=self._default(name),
             )
