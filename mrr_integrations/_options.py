@@ -223,7 +223,7 @@ class RerankOptions(BaseModel):
         return self._written(handler(self))
 
     def _written(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The fields that build the same object: the target, or what it chooses if there is none or that was changed."""
+        """The fields that build the same object: the target, or what runs if there is none or that was changed."""
         left_out = CHOSEN if self._choice == {name: getattr(self, name) for name in CHOSEN} else ("target",)
         return {name: value for name, value in data.items() if name not in left_out}
 

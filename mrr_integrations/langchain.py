@@ -58,9 +58,9 @@ class MatryoshkaReranker(RerankOptions, BaseDocumentCompressor):
     Only a document's `page_content` is scored; `metadata_keys=("title",)` puts its title first.
 
     With `long_documents="max"`, a document that was split has `metadata["relevant_span"]`: `[start, end]`, the
-    characters of its `page_content` in the best window, so that a chain can cut to
-    `page_content[start:end]`. Documents that fit have no such key, nor those whose best window lies in the metadata.
-    One that came with the key has the new span or none; with `long_documents="truncate"` it keeps its own.
+    characters of its `page_content` in the best window, so that a chain can cut to `page_content[start:end]`. Documents
+    that fit have no such key, nor those whose best window lies in the metadata. One that came with the key has the new
+    span or none; with `long_documents="truncate"` it keeps its own.
 
     `ContextualCompressionRetriever` passes no `config` on, so every request uses this object's options. If requests
     should choose theirs, use a chain instead of it:
@@ -226,7 +226,7 @@ class Rerank(RunnableSerializable[RerankInput, list[Document]]):
         ]
 
     def _default(self, name: str) -> Any:
-        """An option of the compressor as JSON data. A target is none: the options that it chooses show what it chose."""
+        """An option of the compressor as JSON data. A target is none: the others show what it chose."""
         if name == "target":
             return None
         value = getattr(self.compressor, name)

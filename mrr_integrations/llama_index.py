@@ -123,8 +123,8 @@ class MatryoshkaReranker(RerankOptions, BaseNodePostprocessor):
     A node's text is scored with the metadata that an embedding model sees, as LlamaIndex's own re-rankers do;
     `metadata_mode=MetadataMode.NONE` scores the text alone. A `RerankQuery` sets options for one query.
 
-    With `long_documents="max"`, a node that was split has `metadata["relevant_span"]`: `[start, end]`, the characters of
-    its text (`node.get_content()`) in the best window, so that an engine can show or cut to them. Neither a language
+    With `long_documents="max"`, a node that was split has `metadata["relevant_span"]`: `[start, end]`, the characters
+    of its text (`node.get_content()`) in the best window, so that an engine can show or cut to them. Neither a language
     model nor an embedding model sees it. Nodes that fit have no such key, nor those whose best window lies in the
     metadata. One that came with the key has the new span or none; with `long_documents="truncate"` it keeps its own.
 

@@ -28,12 +28,14 @@ except ImportError as error:
 from mrr_integrations._multi_exit import MultiExitLoss, ReplayingModule
 from mrr_model import checkpoint
 from mrr_model.calibration.probability import probabilities
+from mrr_model.cascade import CascadeOption
 from mrr_model.checkpoint.hub import locate
 from mrr_model.checkpoint.library import stored_activation
 from mrr_model.compression import KeepRatio
 from mrr_model.files.atomic import write_file
 from mrr_model.inference.device import resolve_device, resolve_dtype
 from mrr_model.inference.tokenize import without_surrogates
+from mrr_model.inference.windows import LongDocuments
 from mrr_model.modeling.batch import Batch
 from mrr_model.modeling.merging import Spans
 from mrr_model.reranker import DEFAULT, Default
@@ -46,8 +48,9 @@ __all__ = ["MatryoshkaCrossEncoder", "MatryoshkaModule", "MultiExitLoss"]
 class MatryoshkaModule(ReplayingModule, Module):
     """A whole re-ranker as one sentence-transformers module: texts to token ids, token ids to logits.
 
-    A plain CrossEncoder takes `depth` and `keep_ratio` as keywords of a call. Saved folders name this class, so that
-    `CrossEncoder(folder, trust_remote_code=True)` opens them if this package is installed.
+    A plain CrossEncoder takes `depth` and `keep_ratio` as keywords of a call. It runs all pairs to the same exit and
+    cuts long documents. Saved folders name this class, so that `CrossEncoder(folder, trust_remote_code=True)` opens
+    them if this package is installed.
 
     Args:
         reranker: The core re-ranker.
@@ -239,14 +242,22 @@ class MatryoshkaModule(ReplayingModule, Module):
 class MatryoshkaCrossEncoder(CrossEncoder):
     """A CrossEncoder over any checkpoint that `mrr_model.MatryoshkaReranker` opens, run at any depth and width.
 
-    It takes CrossEncoder's arguments, and `depth` and `keep_ratio` both here and in `predict` and `rank`. Weights load
-    in float32, since they may be trained; `model_kwargs={"dtype": "auto"}` is faster for inference.
+    It takes CrossEncoder's arguments, and `depth`, `keep_ratio`, `long_documents`, `window` and `stride` both here and
+    in `predict` and `rank`. `cascade` is for `rank`: `predict` scores each pair by itself, so it runs all pairs to the
+    same exit. Weights load in float32, since they may be trained; `model_kwargs={"dtype": "auto"}` is faster for
+    inference.
 
     Args:
         model_name_or_path: `"mini"` (comes with the package), a local folder, or the id of a hub repository.
         depth: Run at most this many layers; None runs all of them. Without it, the checkpoint's own.
         keep_ratio: The share of the passage tokens to keep, or `{merge layer: ratio}`. Without it, the checkpoint's
             own.
+        cascade: Exits at which unpromising documents stop in `rank`: a `mrr_model.Cascade`, or `"auto"` for the one in
+            the checkpoint's profile.
+        long_documents: `"truncate"` cuts documents that are too long; `"max"` splits them into windows, and the best
+            window's score is the document's.
+        window: Tokens of a window, at most; with `"max"` only.
+        stride: Tokens after which the next window starts; with `"max"` only.
         reranker: A core re-ranker whose weights are shared, instead of a model to load.
         modules: One `MatryoshkaModule`, instead of a model to load.
         device: A torch device; None for the best one.
@@ -279,6 +290,10 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         *,
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
+        cascade: CascadeOption | Default = DEFAULT,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
         reranker: CoreReranker | None = None,
         modules: Any = None,
         device: str | None = None,
@@ -303,6 +318,15 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             raise ValueError(f"processor_kwargs may contain model_max_length only, got {processor_kwargs}.")
         max_length = max_length or (processor_kwargs or {}).get("model_max_length")
         folder, reranker = None, _loaded(reranker, modules)
+        options: dict[str, Any] = {
+            "depth": depth,
+            "keep_ratio": keep_ratio,
+            "cascade": cascade,
+            "long_documents": long_documents,
+            "window": window,
+            "stride": stride,
+            "max_length": max_length,
+        }
         if reranker is None:
             folder = locate(
                 model_name_or_path or "mini",
@@ -316,17 +340,11 @@ class MatryoshkaCrossEncoder(CrossEncoder):
                 raise ValueError(
                     "model_name_or_path and model_kwargs load a model. Leave them out, or reranker and modules."
                 )
-            shared = reranker.copy(depth=depth, keep_ratio=keep_ratio, max_length=max_length)
-            modules, device = [MatryoshkaModule(shared)], device or str(reranker.device)
+            modules, device = [MatryoshkaModule(reranker.copy(**options))], device or str(reranker.device)
             kwargs.setdefault("activation_fn", None if reranker.normalize else nn.Identity())
         model_kwargs = _with_dtype(model_kwargs, device)
         self._stored_activation: str | None = None
-        self._asked: dict[str, Any] = {
-            "depth": depth,
-            "keep_ratio": keep_ratio,
-            "max_length": max_length,
-            "device": device or "auto",
-        }
+        self._asked: dict[str, Any] = {**options, "device": device or "auto"}
         super().__init__(
             None if folder is None else str(folder),
             modules=modules,
@@ -399,11 +417,15 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         *,
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
         **kwargs: Any,
     ) -> Any:
         """Score pairs as CrossEncoder does, at `depth` and `keep_ratio` for this call.
 
-        `batch_size` bounds the pairs of a batch; the core also bounds its tokens.
+        All pairs run to the same exit, also if the object has a cascade. `batch_size` bounds the pairs of a batch; the
+        core also bounds its tokens.
 
         Raises:
             TypeError: If an argument is unknown or of the wrong type.
@@ -411,10 +433,16 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         """
         if kwargs:
             raise TypeError(f"predict got unexpected keyword arguments: {', '.join(sorted(kwargs))}.")
-        setting: dict[str, Any] = {"depth": depth, "keep_ratio": keep_ratio}
+        setting: dict[str, Any] = {
+            "depth": depth,
+            "keep_ratio": keep_ratio,
+            "long_documents": long_documents,
+            "window": window,
+            "stride": stride,
+        }
         rows = _rows(inputs)
         device = device or None  # an empty list of devices is none
-        if pool is not None or isinstance(device, list) or getattr(self, "_distributed_inference", None) is not None:
+        if self._distributes(device, pool):
             # In other processes the library distributes the pairs, and each worker calls this class again.
             return super().predict(
                 rows,
@@ -463,11 +491,20 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         *,
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
+        cascade: CascadeOption | Default = DEFAULT,
+        deadline_ms: float | None = None,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
     ) -> list[dict[Literal["corpus_id", "score", "text"], Any]]:
         """Rank documents as CrossEncoder does, at `depth` and `keep_ratio` for this call.
 
         With the default activation the scores are the core's float64 probabilities, ordered by logit, so that close
         documents don't tie.
+
+        A cascade and a deadline run in the core's own `rank`, with its order and scores, in this process, and with
+        batches bounded by their tokens only, not by `batch_size`. `model.reranker.rank` also says how deep each
+        document went, which window decided, and whether the deadline cut the ranking short.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -476,6 +513,37 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         if top_k is not None:
             top_k = whole_number("top_k", top_k, least=0)
         documents = checked_documents(documents)
+        device = device or None
+        activation = activation_fn or self.activation_fn or nn.Identity()
+        setting: dict[str, Any] = {
+            "depth": depth,
+            "keep_ratio": keep_ratio,
+            "long_documents": long_documents,
+            "window": window,
+            "stride": stride,
+        }
+        cascade = self.reranker.cascade if isinstance(cascade, Default) else cascade
+        if cascade is not None or deadline_ms is not None:
+            if self._distributes(device, pool) or not isinstance(activation, nn.Sigmoid | nn.Identity):
+                raise ValueError(
+                    f"rank with cascade={cascade!s} and deadline_ms={deadline_ms} needs one process and a Sigmoid or "
+                    f"Identity, got pool={pool!r:.50}, device={device!r}, activation_fn={activation}. Change these, or "
+                    "pass cascade=None without a deadline."
+                )
+            self._prepare(device)
+            query, chosen = self._asked_with(query, self._resolve_prompt(prompt, prompt_name))
+            ranking = self.reranker.rank(
+                query,
+                documents,
+                top_n=top_k or None,
+                cascade=cascade,
+                deadline_ms=deadline_ms,
+                normalize=isinstance(activation, nn.Sigmoid),
+                prompt=chosen,
+                show_progress=show_progress_bar,
+                **setting,
+            )
+            return _result_rows([(each.index, each.score) for each in ranking][:top_k], documents, return_documents)
         logits = self.predict(
             [(query, document) for document in documents],
             prompt_name=prompt_name,
@@ -487,22 +555,15 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             device=device,
             pool=pool,
             chunk_size=chunk_size,
-            depth=depth,
-            keep_ratio=keep_ratio,
+            **setting,
         )
-        activation = activation_fn or self.activation_fn or nn.Identity()
         values = logits.tolist()
         if isinstance(activation, nn.Sigmoid):
             order, scores = values, self._probabilities(values, depth, keep_ratio)
         else:
             order = scores = activation(logits[:, None]).squeeze(-1).tolist() if values else []
         best_first = sorted(range(len(documents)), key=lambda index: -order[index])[:top_k]
-        ranked: list[dict[Literal["corpus_id", "score", "text"], Any]] = []
-        for index in best_first:
-            ranked.append({"corpus_id": index, "score": scores[index]})
-            if return_documents:
-                ranked[-1]["text"] = documents[index]
-        return ranked
+        return _result_rows([(index, scores[index]) for index in best_first], documents, return_documents)
 
     @torch.inference_mode()
     def _inference(
@@ -517,12 +578,13 @@ class MatryoshkaCrossEncoder(CrossEncoder):
         device: str | torch.device | None = None,
         depth: int | Default | None = DEFAULT,
         keep_ratio: KeepRatio | Default = DEFAULT,
+        long_documents: LongDocuments | Default = DEFAULT,
+        window: int | Default | None = DEFAULT,
+        stride: int | Default | None = DEFAULT,
         **kwargs: Any,
     ) -> Tensor:
         """Scores in this process: the core's logits, then the activation, as float32 (B,) on the model's device."""
-        if device is not None and torch.empty(0, device=device).device != self.device:
-            self.to(device)
-        self.eval()
+        self._prepare(device)
         pairs, chosen = cast(MatryoshkaModule, self[0]).with_prompt([_pair(pair) for pair in inputs], prompt)
         logits = self.reranker.score_pairs(
             pairs,
@@ -530,6 +592,9 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             keep_ratio=keep_ratio,
             normalize=False,
             prompt=chosen,
+            long_documents=long_documents,
+            window=window,
+            stride=stride,
             batch_size=batch_size,
             show_progress=show_progress_bar,
         )
@@ -538,6 +603,21 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             activation_fn = None
         scores = torch.tensor(logits, dtype=torch.float32, device=self.device)[:, None]  # (B, 1)
         return scores.squeeze(-1) if activation_fn is None else cast(Tensor, activation_fn(scores)).float().squeeze(-1)
+
+    def _distributes(self, device: Any, pool: Any) -> bool:
+        """Whether the library scores in other processes."""
+        return pool is not None or isinstance(device, list) or getattr(self, "_distributed_inference", None) is not None
+
+    def _prepare(self, device: str | torch.device | None) -> None:
+        """Move the model to the device of a call, in evaluation mode."""
+        if device is not None and torch.empty(0, device=device).device != self.device:
+            self.to(device)
+        self.eval()
+
+    def _asked_with(self, query: Any, prompt: str | None) -> tuple[Any, str | Default | None]:
+        """The query with one of the library's prompts, and the prompt for the core."""
+        [(asked, _)], chosen = cast(MatryoshkaModule, self[0]).with_prompt([(query, "")], prompt)
+        return asked, chosen
 
     def _probabilities(
         self, logits: list[float], depth: int | Default | None, keep_ratio: KeepRatio | Default
@@ -575,13 +655,24 @@ def _pair(pair: Any) -> Any:
     return pair if isinstance(pair, NOT_LISTS) or not isinstance(pair, Iterable) else tuple(pair)
 
 
+def _result_rows(
+    ranked: Sequence[tuple[int, float]], documents: Sequence[str], return_documents: bool
+) -> list[dict[Literal["corpus_id", "score", "text"], Any]]:
+    """(index, score) pairs in the library's form."""
+    rows: list[dict[Literal["corpus_id", "score", "text"], Any]] = []
+    for index, score in ranked:
+        rows.append({"corpus_id": index, "score": score})
+        if return_documents:
+            rows[-1]["text"] = documents[index]
+    return rows
+
+
 def _open(
     folder: Path,
     model_kwargs: Mapping[str, Any] | None,
     max_length: int | None = None,
-    depth: int | Default | None = DEFAULT,
-    keep_ratio: KeepRatio | Default = DEFAULT,
     device: str = "cpu",
+    **options: Any,
 ) -> CoreReranker:
     """Open a folder with the given options, else with the saved ones, else with the usual defaults."""
     stock = dict(model_kwargs or {})
@@ -589,8 +680,7 @@ def _open(
     dtype = next((value for value in given if value is not None), None)
     return CoreReranker(
         folder,
-        depth=depth,
-        keep_ratio=keep_ratio,
+        **{name: value for name, value in options.items() if not isinstance(value, Default)},
         dtype=dtype or checkpoint.read_checkpoint_config(folder).defaults.dtype or "float32",
         device=device,
         max_length=max_length,
