@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Format = Literal["auto", "text", "jsonl"]
 RESULT_FIELDS = ("index", "rank", "score")
+"""What every JSON line has of the ranking."""
 GZIP = b"\x1f\x8b"
 """First bytes of gzipped data."""
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
@@ -26,10 +27,17 @@ JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 
 @dataclass(frozen=True)
 class Document:
-    """An input row, and the text of it that is scored."""
+    """An input row, and the text of it that is scored.
+
+    Attributes:
+        row: The row.
+        text: What is scored: the row's text, after its title if it has one.
+        content: The row's text.
+    """
 
     row: dict[str, Any]
     text: str
+    content: str
 
 
 def read_documents(file: Path | None, form: Format = "auto", text_field: str | None = None) -> list[Document]:
@@ -55,32 +63,50 @@ def read_documents(file: Path | None, form: Format = "auto", text_field: str | N
         as_json = str(file or "").removesuffix(".gz").endswith(JSON_ENDINGS) or _is_json_object(line)
     if as_json:
         return [_json_document(location, line, text_field or "text") for location, line in numbered]
-    return [Document({"text": line}, well_formed(line)) for _, line in numbered]
+    return [Document({"text": line}, well_formed(line), well_formed(line)) for _, line in numbered]
 
 
-def write_json_lines(ranking: "Sequence[RankedDocument]", documents: Sequence[Document]) -> None:
+def write_json_lines(
+    ranking: "Sequence[RankedDocument]",
+    documents: Sequence[Document],
+    *,
+    with_depth: bool = False,
+    with_spans: bool = False,
+) -> None:
     """Write each ranked document's input row with "index", "rank" and "score".
 
     JSON is UTF-8, whatever the terminal's encoding. Half a surrogate pair stays an escape.
+
+    Args:
+        ranking: The ranked documents.
+        documents: All input rows.
+        with_depth: Write each document's exit as "depth" too.
+        with_spans: Write the characters of the row's text in the best window as "span" too, if it was split.
     """
+    names = (*RESULT_FIELDS, *(("depth",) if with_depth else ()), *(("span",) if with_spans else ()))
     for rank, ranked in enumerate(ranking, 1):
+        document = documents[ranked.index]
+        result = {"index": ranked.index, "rank": rank, "score": ranked.score, "depth": ranked.depth}
+        if (span := ranked.span_in(document.content)) is not None:
+            result["span"] = list(span)
         row = {
-            **with_fields_kept(documents[ranked.index].row), "index": ranked.index, "rank": rank, "score": ranked.score
-        }  # fmt: skip
+            **with_fields_kept(document.row, names),
+            **{name: result[name] for name in names if name in result},
+        }
         line = json.dumps(row, ensure_ascii=False) + "\n"
         sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
 
 
-def with_fields_kept(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its own "index", "rank" and "score" renamed, so that the result's do not overwrite them.
+def with_fields_kept(row: dict[str, Any], names: Sequence[str] = RESULT_FIELDS) -> dict[str, Any]:
+    """The row with its own fields of the result's names renamed, so that the result's do not overwrite them.
 
     >>> with_fields_kept({"text": "x", "score": 12.5})
     {'text': 'x', 'input_score': 12.5}
     >>> with_fields_kept({"score": 2, "input_score": 1})
     {'input_score': 1, 'input_input_score': 2}
     """
-    kept = {key: value for key, value in row.items() if key not in RESULT_FIELDS}
-    for key in RESULT_FIELDS:
+    kept = {key: value for key, value in row.items() if key not in names}
+    for key in names:
         if key in row:
             name = f"input_{key}"
             while name in kept:
@@ -139,4 +165,5 @@ def _json_document(location: str, line: str, text_field: str) -> Document:
         )
     if not isinstance(title, str):
         raise ValueError(f'{location}: expected a string under "title", got {type(title).__name__}.')
-    return Document(row, well_formed(text if text_field == "title" else title_and_text(title, text)))
+    scored = text if text_field == "title" else title_and_text(title, text)
+    return Document(row, well_formed(scored), well_formed(text))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from mrr_model.cascade import By
 from mrr_model.cli.documents import Document, Format, read_documents, write_json_lines
 from mrr_model.cli.flags import flags_of
 from mrr_model.cli.reporting import need_output, say
@@ -17,7 +18,8 @@ from mrr_model.selection.target import IfUnreachable
 from mrr_model.validation.config import Flag
 
 if TYPE_CHECKING:
-    from mrr_model.reranker import RankedDocument
+    from mrr_model.cascade import CascadeOption
+    from mrr_model.reranker import MatryoshkaReranker, Ranking
     from mrr_model.selection.target import Target
 
 NEEDS = {"keep_quality": "--keep-quality", "speedup": "--speedup", "max_latency_ms": "--max-latency-ms"}
@@ -40,7 +42,7 @@ class RerankConfig(InferenceConfig):
     keep_ratio: Annotated[str | None, Flag(metavar="RATIO|LAYER:RATIO,…", default="the model's, else 1")] = None
     """Share of the passage tokens to keep: 0.5, or from each merge layer on: 8:0.5,16:0.25."""
     keep_quality: float | None = None
-    """Instead of a setting: the fastest that keeps this share of quality."""
+    """Instead of a setting: the fastest that keeps this share of quality, with a cascade if that is faster."""
     speedup: float | None = None
     """Instead of a setting: the best that is this many times faster."""
     max_latency_ms: float | None = None
@@ -49,6 +51,18 @@ class RerankConfig(InferenceConfig):
     """If no setting is fast enough: an error, or the fastest setting."""
     refresh_timings: bool = False
     """With --max-latency-ms: measure this device again."""
+    cascade: Annotated[str | None, Flag(metavar="auto|EXIT:NUMBER,…")] = None
+    """Exits at which unpromising documents stop: auto for the model's own, or 2:3,4:1."""
+    cascade_by: Annotated[By | None, Flag(default="margin")] = None
+    """What a cascade's numbers are: logits below the best documents, or how many survive."""
+    deadline_ms: Annotated[float | None, Flag(metavar="MS")] = Field(default=None, ge=0)
+    """Time to rank in, loading aside; then the best ranking known is returned."""
+    long_documents: Literal["truncate", "max"] = "truncate"
+    """Cut long documents, or score them by their best window."""
+    window: Annotated[int | None, Flag(default="as many as fit")] = Field(default=None, ge=1)
+    """With --long-documents max: tokens per window, at most."""
+    stride: Annotated[int | None, Flag(default="half a window")] = Field(default=None, ge=1)
+    """With --long-documents max: tokens after which the next window starts."""
     top_n: Annotated[int | None, Flag(default="all")] = None
     """Documents to return, at most."""
     min_score: Annotated[float | None, Flag(default="all")] = None
@@ -73,6 +87,10 @@ class RerankConfig(InferenceConfig):
             raise ValueError("--refresh-timings goes with --max-latency-ms: nothing else is timed. Leave it out")
         if self.if_unreachable != "raise" and not given:
             raise ValueError("--if-unreachable goes with --speedup or --max-latency-ms. Leave it out")
+        if given and self.cascade is not None:
+            raise ValueError(f"{given[0]} chooses the cascade too. Leave out --cascade")
+        if self.cascade_by is not None and self.cascade in (None, "auto"):
+            raise ValueError("--cascade-by goes with --cascade EXIT:NUMBER. Leave it out")
         return self
 
 
@@ -88,7 +106,8 @@ def rerank(config: RerankConfig) -> None:
 
     names = ("depth", "keep_ratio", "prompt", "max_length", "query_max_length", "batch_tokens", "template", "answers")
     options: dict[str, Any] = {name: getattr(config, name) for name in names}
-    options["target"] = _target(config, len(documents))
+    options |= {"target": _target(config, len(documents)), "cascade": _cascade(config)}
+    options |= {name: getattr(config, name) for name in ("long_documents", "window", "stride")}
     reranker = MatryoshkaReranker(
         config.model,
         device=config.device,
@@ -100,11 +119,45 @@ def rerank(config: RerankConfig) -> None:
     if config.explain:
         typer.echo(str(reranker.explain()), err=True)
     texts = [document.text for document in documents]
-    ranking = reranker.rank(config.query, texts, top_n=config.top_n, min_score=config.min_score)
+    ranking = reranker.rank(
+        config.query, texts, top_n=config.top_n, min_score=config.min_score, deadline_ms=config.deadline_ms
+    )
+    if not ranking.complete:
+        say("warning", f"--deadline-ms {config.deadline_ms:g} cut the ranking short: {_reached(ranking)}.")
+    staged = reranker.cascade is not None or config.deadline_ms is not None
     if config.output_format == "table" or (config.output_format == "auto" and sys.stdout.isatty()):
-        _write_table(ranking, documents, f"{config.model}, {reranker.compression}")
+        _write_table(ranking, documents, _title(config, reranker), with_depth=staged)
     else:
-        write_json_lines(ranking, documents)
+        write_json_lines(ranking, documents, with_depth=staged, with_spans=config.long_documents == "max")
+
+
+def _cascade(config: RerankConfig) -> "CascadeOption":
+    from mrr_model.cascade import Cascade
+
+    if config.cascade is None or config.cascade == "auto":
+        return config.cascade
+    try:
+        return Cascade(config.cascade, config.cascade_by or "margin")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--cascade {config.cascade}: {error}") from None
+
+
+def _reached(ranking: "Ranking") -> str:
+    """How deep the documents of a ranking were read, in words."""
+    shares = [f"{share:.0%} {f'to exit {depth}' if depth else 'not at all'}" for depth, share in ranking.shares.items()]
+    return f"documents were read {', '.join(shares)}"
+
+
+def _title(config: RerankConfig, reranker: "MatryoshkaReranker") -> str:
+    """What ran."""
+    parts = [config.model, str(reranker.compression)]
+    if reranker.cascade is not None:
+        parts.append("the profile's cascade" if reranker.cascade == "auto" else f"cascade of {reranker.cascade}")
+    if config.deadline_ms is not None:
+        parts.append(f"deadline {config.deadline_ms:g} ms")
+    if config.long_documents == "max":
+        parts.append("best windows")
+    return ", ".join(parts)
 
 
 def _target(config: RerankConfig, documents: int) -> "Target | None":
@@ -118,7 +171,7 @@ def _target(config: RerankConfig, documents: int) -> "Target | None":
     return Target(**needs, if_unreachable=config.if_unreachable, refresh=config.refresh_timings)
 
 
-def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[Document], title: str) -> None:
+def _write_table(ranking: "Ranking", documents: Sequence[Document], title: str, *, with_depth: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -128,14 +181,16 @@ def _write_table(ranking: "Sequence[RankedDocument]", documents: Sequence[Docume
     table = Table(title=Text(title), title_justify="left")
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
+    if with_depth:
+        table.add_column("depth", justify="right", no_wrap=True)
     table.add_column("id" if named else "index", justify="left" if named else "right", no_wrap=True)
     table.add_column("text")
     for rank, ranked in enumerate(ranking, 1):
         row = documents[ranked.index].row
         identifier = row.get("_id", row.get("id", ranked.index))
-        start = ranked.text[: 4 * console.width]
+        start = ranked.passage[: 4 * console.width]
         shown = " ".join("".join(character if character.isprintable() else " " for character in start).split())
-        table.add_row(
-            str(rank), f"{ranked.score:.4f}", Text(str(identifier)), Text(shown, no_wrap=True, overflow="ellipsis")
-        )
+        depth = [str(ranked.depth)] if with_depth else []
+        text = Text(shown, no_wrap=True, overflow="ellipsis")
+        table.add_row(str(rank), f"{ranked.score:.4f}", *depth, Text(str(identifier)), text)
     console.print(table)
