@@ -61,7 +61,9 @@ def rerank() -> Flags:
     """Order documents from the best answer to the worst.
 
     Writes JSON lines: each input object plus "index" (its position in the input, from 0), "rank" (from 1) and "score".
-    Fields with these names in the input come back as "input_index", "input_rank" and "input_score".
+    With a cascade or a deadline, "depth" is the exit that the score was read at; with --long-documents max, "span" has
+    the characters of the text in the best window. Fields with these names in the input come back as "input_index",
+    "input_rank" and so on.
     """
     from mrr_model.cli import rerank
 

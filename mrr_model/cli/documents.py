@@ -86,7 +86,7 @@ def write_json_lines(
     names = (*RESULT_FIELDS, *(("depth",) if with_depth else ()), *(("span",) if with_spans else ()))
     for rank, ranked in enumerate(ranking, 1):
         document = documents[ranked.index]
-        result = {"index": ranked.index, "rank": rank, "score": ranked.score, "depth": ranked.depth}
+        result: dict[str, Any] = {"index": ranked.index, "rank": rank, "score": ranked.score, "depth": ranked.depth}
         if (span := ranked.span_in(document.content)) is not None:
             result["span"] = list(span)
         row = {

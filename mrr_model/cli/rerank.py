@@ -134,8 +134,10 @@ def rerank(config: RerankConfig) -> None:
 def _cascade(config: RerankConfig) -> "CascadeOption":
     from mrr_model.cascade import Cascade
 
-    if config.cascade is None or config.cascade == "auto":
-        return config.cascade
+    if config.cascade is None:
+        return None
+    if config.cascade == "auto":
+        return "auto"
     try:
         return Cascade(config.cascade, config.cascade_by or "margin")
     except (TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -21,6 +22,11 @@ from mrr_integrations.langchain import MatryoshkaReranker as LangChainReranker
 from mrr_integrations.llama_index import MatryoshkaReranker as LlamaIndexReranker
 from mrr_integrations.sentence_transformers import MatryoshkaCrossEncoder
 from mrr_model import MatryoshkaReranker, Target
+from mrr_model.cascade import Cascade
+from mrr_model.compression import Compression
+from mrr_model.loaded import LoadedModel
+from mrr_model.selection.choose import Choice
+from mrr_model.selection.profile import Profile, ProfileCascade, ProfilePoint
 
 QUERY = "how do plants make food?"
 TEXTS = [
@@ -35,6 +41,9 @@ SETTINGS: list[dict[str, Any]] = [
     {"depth": None, "keep_ratio": 1.0},
     {"depth": 4, "keep_ratio": 0.5},
     {"depth": 5, "keep_ratio": {1: 0.5, 3: 0.25}},
+    {"cascade": Cascade({2: 1.0, 4: 0.5}, top_n=2)},
+    {"depth": 5, "keep_ratio": 0.5, "cascade": Cascade({2: 2}, by="count"), "long_documents": "max", "window": 64},
+    {"long_documents": "max", "window": 100, "stride": 30},
 ]
 FRAMEWORKS = {
     "langchain": ("langchain_core", "langchain"),
@@ -138,7 +147,10 @@ def test_order_and_floats_are_those_of_the_core(
 
 
 def test_without_a_setting_an_integration_uses_the_shared_rerankers(integration: Integration) -> None:
-    core = MatryoshkaReranker(depth=3, keep_ratio=0.5, dtype="float32")
+    cascade = Cascade({2: 3}, by="count")
+    core = MatryoshkaReranker(
+        depth=3, keep_ratio=0.5, cascade=cascade, long_documents="max", window=64, stride=64, dtype="float32"
+    )
     ranking = integration.read(integration.rank(integration.build(core), QUERY, integration.wrap(TEXTS)))
     assert close(ranking, expected(core, TEXTS))
 
@@ -172,7 +184,7 @@ def test_an_empty_query_is_named(integration: Integration, core: MatryoshkaReran
 
 
 def test_an_integration_pickles(integration: Integration, core: MatryoshkaReranker) -> None:
-    built = integration.build(core, depth=3, keep_ratio=0.5)
+    built = integration.build(core, keep_ratio=0.5, cascade=Cascade({2: 1.0}), long_documents="max", window=64)
     again = integration.rank(pickle.loads(pickle.dumps(built)), QUERY, integration.wrap(TEXTS))
     wanted = integration.read(integration.rank(built, QUERY, integration.wrap(TEXTS)))
     assert close(integration.read(again), wanted)
@@ -217,6 +229,17 @@ def test_eight_threads_and_eight_coroutines_share_one_reranker(
         {"dtype": "int8"},
         {"prompt": "an encoder has none"},
         {"reranker": "mini"},
+        {"cascade": "2:3"},
+        {"cascade": {"by": "count"}},
+        {"cascade": {"stages": {2: -1}}},
+        {"cascade": {"stages": {2: "far"}}},
+        {"cascade": {"stages": {9: 1}}},
+        {"cascade": {"stages": {4: 1}}, "depth": 4},
+        {"deadline_ms": -1},
+        {"deadline_ms": "soon"},
+        {"long_documents": "split"},
+        {"window": 64},
+        {"stride": 100, "window": 64, "long_documents": "max"},
     ],
     ids=str,
 )
@@ -316,6 +339,8 @@ def test_a_target_chooses_as_in_the_core(name: str, core: MatryoshkaReranker, ta
         {"target": {"speedup": 1000}},
         {"target": {"speedup": 3}, "depth": 3},
         {"target": Target(speedup=3), "keep_ratio": 0.5},
+        {"cascade": {"stages": {9: 1}}},
+        {"window": 64},
         {"min_score": "low"},
         {"min_score": True},
         {"normalize": "yes"},
@@ -328,6 +353,94 @@ def test_a_wrong_option_is_named(name: str, core: MatryoshkaReranker, wrong: dic
     named = next(iter(wrong))
     with pytest.raises((ValueError, TypeError), match="target|speedup" if named == "target" else named):
         TWO[name](**wrong, reranker=core if shared else None)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_a_target_and_a_cascade_are_an_error_that_names_both(name: str, core: MatryoshkaReranker) -> None:
+    for reranker in (None, core):
+        with pytest.raises(ValueError, match=r"target=.*chooses depth, keep_ratio and cascade: leave cascade out"):
+            TWO[name](target={"speedup": 3}, cascade={"stages": {2: 3.0}}, reranker=reranker)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_a_target_chooses_the_cascade_too(name: str, core: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    cascade, integration = Cascade({2: 2}, by="count"), INTEGRATIONS[name]
+    choice = Choice(Compression(5, 0.5), "because", cascade)
+    monkeypatch.setattr("mrr_model.reranker.choose", lambda *args, **kwargs: choice)
+    own = TWO[name](target={"speedup": 2}, top_n=None, dtype="float32")
+    for built in (own, integration.build(core, target={"speedup": 2})):
+        assert (built.depth, built.keep_ratio, built.cascade) == (5, 0.5, cascade)
+        written = built.model_dump()
+        assert written["target"] == {"speedup": 2.0}
+        assert not {"depth", "keep_ratio", "cascade"} & set(written)
+        ranking = integration.read(integration.rank(built, QUERY, integration.wrap(TEXTS)))
+        assert close(ranking, expected(core, TEXTS, depth=5, keep_ratio=0.5, cascade=cascade))
+    built.cascade = None  # changed by hand: what runs is serialized
+    written = built.model_dump()
+    assert "target" not in written
+    assert (written["depth"], written["cascade"]) == (5, None)
+
+
+@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize(
+    "cascade",
+    [Cascade({2: 3.0, 4: 1.0}, top_n=5), {"stages": {"2": 50, "4": 20}, "by": "count"}, {"stages": "2:3"}],
+    ids=str,
+)
+def test_a_cascade_is_serialized_as_a_dict(name: str, core: MatryoshkaReranker, cascade: Any) -> None:
+    built = TWO[name](reranker=core, cascade=cascade, deadline_ms=50, long_documents="max", window=64)
+    assert isinstance(built.cascade, Cascade)
+    written = json.loads(built.model_dump_json())
+    assert written["cascade"] == built.cascade.to_json()
+    again = TWO[name](**{key: value for key, value in written.items() if key != "class_name"}, reranker=core)
+    shown = ("cascade", "deadline_ms", "long_documents", "window", "stride")
+    assert [getattr(again, field) for field in shown] == [built.cascade, 50.0, "max", 64, None]
+    assert again.model_dump() == built.model_dump()
+
+
+@pytest.mark.parametrize("name", INTEGRATIONS)
+def test_the_cascade_auto_is_the_profile_s(
+    name: str, core: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    integration, cascade = INTEGRATIONS[name], ProfileCascade(stages={2: 0.5}, top_n=2, lost=0.01)
+    full = ProfilePoint(depth=6, quality=0.8, kept=1, min_kept=1, seconds=0.01, flops=4e9)
+    less = ProfilePoint(depth=5, cascade=cascade, quality=0.8, kept=1, min_kept=1, seconds=0.005, flops=2e9)
+    facts: dict[str, Any] = {"query_tokens": 8, "passage_tokens": 40, "device": "x", "dtype": "float32", "threads": 1}
+    profile = Profile(metric="nDCG@10", collections=("x",), queries=100, points=(full, less), **facts)
+    monkeypatch.setattr(LoadedModel, "profile", profile)
+    built = integration.build(core, depth=5, cascade="auto")
+    ranking = integration.read(integration.rank(built, QUERY, integration.wrap(TEXTS)))
+    assert close(ranking, expected(core, TEXTS, depth=5, cascade=cascade.cascade))
+    if name in TWO:
+        assert built.model_dump()["cascade"] == "auto"
+    with pytest.raises(ValueError, match="cascade='auto' needs a cascade"):
+        integration.build(core, depth=4, cascade="auto")
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_the_shared_reranker_s_windows_belong_to_its_own_way(name: str, core: MatryoshkaReranker) -> None:
+    shared = core.copy(long_documents="max", window=64, stride=32)
+    for options, shown in (
+        ({}, ("max", 64, 32)),
+        ({"stride": None}, ("max", 64, None)),
+        ({"long_documents": "max"}, ("max", 64, 32)),
+        ({"long_documents": "truncate"}, ("truncate", None, None)),
+    ):
+        built = TWO[name](reranker=shared, **options)
+        assert (built.long_documents, built.window, built.stride) == shown
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_a_deadline_of_forever_changes_nothing_and_one_of_zero_keeps_the_input_order(
+    name: str, core: MatryoshkaReranker
+) -> None:
+    integration, given = INTEGRATIONS[name], INTEGRATIONS[name].wrap(TEXTS)
+    forever = integration.build(core, deadline_ms=float("inf"))
+    assert close(integration.read(integration.rank(forever, QUERY, given)), expected(core, TEXTS))
+    for rank in (integration.rank, lambda *arguments: asyncio.run(integration.arank(*arguments))):
+        assert integration.read(rank(integration.build(core, deadline_ms=0), QUERY, given)) == [
+            (index, 0.0) for index in range(len(TEXTS))
+        ]
 
 
 @pytest.mark.parametrize("name", TWO)

@@ -1,6 +1,8 @@
 """The LangChain integration in retrievers, chains, callbacks and LangChain's standard tests."""
 
 import asyncio
+import copy
+import json
 import pickle
 import threading
 import time
@@ -22,6 +24,9 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from mrr_integrations.langchain import MatryoshkaReranker
 from mrr_model import MatryoshkaReranker as CoreReranker
 from mrr_model import Target
+from mrr_model.cascade import Cascade
+from mrr_model.compression import Compression
+from mrr_model.selection.choose import Choice
 
 QUERY = "how do plants make food?"
 DOCUMENTS = [
@@ -194,11 +199,14 @@ def test_the_step_says_what_it_takes(reranker: MatryoshkaReranker) -> None:
         reranker.as_runnable().invoke(QUERY)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^depth .*0"):
         reranker.as_runnable().invoke({"query": QUERY, "documents": DOCUMENTS}, config={"configurable": {"depth": 0}})
-    assert {spec.id for spec in reranker.as_runnable().config_specs} == {
-        "depth", "keep_ratio", "target", "top_n", "min_score", "prompt", "normalize",
-    }  # fmt: skip
+    assert {spec.id for spec in reranker.as_runnable().config_specs} == set(OPTIONS)
 
 
+OPTIONS = (
+    "depth", "keep_ratio", "target", "cascade", "deadline_ms", "long_documents", "window", "stride", "top_n",
+    "min_score", "prompt", "normalize",
+)  # fmt: skip
+LONG = "Rain is wet. " * 40 + "Plants make food by photosynthesis. " + "Bees make honey. " * 40
 REQUEST: Any = {"query": QUERY, "documents": DOCUMENTS}
 
 
@@ -207,7 +215,16 @@ def configured(options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "options", [{"min_score": 0.01}, {"normalize": False, "min_score": -5.0}, {"depth": 3, "keep_ratio": {"1": 0.5}}]
+    "options",
+    [
+        {"min_score": 0.01},
+        {"normalize": False, "min_score": -5.0},
+        {"depth": 3, "keep_ratio": {"1": 0.5}},
+        {"cascade": Cascade({2: 2}, by="count")},
+        {"depth": 5, "cascade": Cascade({2: 0.5, 3: 0.0}), "deadline_ms": 1e9},
+        {"long_documents": "max", "window": 8, "stride": 4},
+    ],
+    ids=str,
 )
 def test_a_request_may_set_the_options_of_a_core_call(core: CoreReranker, options: dict[str, Any]) -> None:
     step = MatryoshkaReranker(reranker=core, top_n=None).as_runnable()
@@ -224,6 +241,95 @@ def test_a_request_may_set_a_target(core: CoreReranker, target: Any) -> None:
     step.invoke(REQUEST, {"callbacks": [recorder]})
     seen = [(given["depth"], given["keep_ratio"]) for kind, _, given in recorder.events if kind == "start"]
     assert seen == [(chosen.depth, chosen.keep_ratio), (6, 1.0)]
+
+
+@pytest.mark.parametrize("cascade", [{"stages": {"2": 2}, "by": "count"}, {"stages": [[2, 2]], "by": "count"}], ids=str)
+def test_a_request_may_set_a_cascade_as_a_dict_or_leave_the_object_s_out(core: CoreReranker, cascade: Any) -> None:
+    texts, recorder = [document.page_content for document in DOCUMENTS], Recorder()
+    object_s, own = Cascade({3: 1}, by="count"), Cascade({2: 2}, by="count")
+    step = MatryoshkaReranker(reranker=core, top_n=None, cascade=object_s).as_runnable()
+    for options, wanted in (({}, object_s), ({"cascade": cascade}, own), ({"cascade": None}, None)):
+        kept = step.invoke(REQUEST, {"callbacks": [recorder], **configured(options)})
+        assert ids_and_scores(kept) == [
+            (DOCUMENTS[item.index].id, item.score) for item in core.rank(QUERY, texts, cascade=wanted)
+        ]
+    seen = [given.get("cascade") for kind, _, given in recorder.events if kind == "start"]
+    assert seen == [object_s.to_json(), own.to_json(), None]
+    shares = [given.get("shares") for kind, _, given in recorder.events if kind == "end"]
+    assert shares == [{6: 0.25, 3: 0.75}, {6: 0.5, 2: 0.5}, None]
+
+
+def test_a_request_s_target_brings_its_cascade(core: CoreReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Choice(Compression(5, 0.5), "because", Cascade({2: 2}, by="count"))
+    monkeypatch.setattr("mrr_model.reranker.choose", lambda *args, **kwargs: choice)
+    own, recorder = Cascade({3: 1.0}), Recorder()
+    step = MatryoshkaReranker(reranker=core, depth=6, cascade=own).as_runnable()
+    # A form filled in by config_schema sends the defaults, as JSON, along with the target.
+    form = {"target": {"speedup": 3}, "depth": 6, "keep_ratio": 1.0, "cascade": json.loads(json.dumps(own.to_json()))}
+    for options in ({"target": {"speedup": 3}}, form, {}):
+        step.invoke(REQUEST, {"callbacks": [recorder], **configured(options)})
+    seen = [(given["depth"], given["cascade"]) for kind, _, given in recorder.events if kind == "start"]
+    assert choice.cascade is not None
+    assert seen == [(5, choice.cascade.to_json())] * 2 + [(6, own.to_json())]
+
+
+def test_a_deadline_is_traced_with_what_was_reached(core: CoreReranker) -> None:
+    step, recorder = MatryoshkaReranker(reranker=core, top_n=2, cascade=Cascade({2: 1.0})).as_runnable(), Recorder()
+    kept = step.invoke(REQUEST, {"callbacks": [recorder], **configured({"deadline_ms": 0})})
+    assert [document.id for document in kept] == ["a", "b"]
+    start, end = (given for _, _, given in recorder.events)
+    assert start["deadline_ms"] == 0.0
+    assert end == {"documents": 2, "scores": [0.0, 0.0], "complete": False, "shares": {0: 1.0}}
+
+
+def span_of(document: Document) -> str:
+    start, end = document.metadata["relevant_span"]
+    return document.page_content[start:end]
+
+
+def test_a_split_document_s_span_is_in_its_own_text(core: CoreReranker) -> None:
+    documents = [
+        Document(LONG, id="long", metadata={"title": "On nature", "relevant_span": "stale"}),
+        Document(
+            "\n" + "Rain is wet. " * 40, id="rain", metadata={"title": "Plants make food by photosynthesis. " * 3}
+        ),
+        Document("Bees make honey.", id="short", metadata={"relevant_span": [0, 4]}),
+    ]
+    given = copy.deepcopy(documents)
+    options: dict[str, Any] = {"top_n": None, "window": 20, "long_documents": "max"}
+    plain = MatryoshkaReranker(reranker=core, **options)
+    titled = MatryoshkaReranker(reranker=core, **options, metadata_keys=("title",))
+    for reranker in (plain, titled):
+        kept = {document.id: document for document in reranker.compress_documents(documents, QUERY)}
+        assert "photosynthesis" in span_of(kept["long"])
+        assert len(span_of(kept["long"])) < 150
+        assert "relevant_span" not in kept["short"].metadata
+    assert "relevant_span" not in kept["rain"].metadata, "its best window lies in the title"
+    texts = [f"On nature {LONG}", f"{documents[1].metadata['title']} {documents[1].page_content}", "Bees make honey."]
+    best = core.rank(QUERY, texts, long_documents="max", window=20)
+    assert best[0].index == 1
+    [long] = [item for item in best if item.index == 0]
+    assert span_of(kept["long"]) == long.passage
+    assert documents == given
+
+
+def test_a_window_that_begins_in_the_metadata_is_clipped_to_the_text(core: CoreReranker) -> None:
+    document = Document("photosynthesis. " + "Rain is wet. " * 40, metadata={"title": "Plants make food by"})
+    [kept] = MatryoshkaReranker(
+        reranker=core, long_documents="max", window=20, metadata_keys=("title",)
+    ).compress_documents([document], QUERY)
+    start, end = kept.metadata["relevant_span"]
+    assert start == 0
+    assert kept.page_content[:end].startswith("photosynthesis.")
+    [item] = core.rank(QUERY, [f"Plants make food by {document.page_content}"], long_documents="max", window=20)
+    assert item.passage.endswith(kept.page_content[:end])
+
+
+def test_documents_that_are_cut_keep_their_span(core: CoreReranker) -> None:
+    document = Document(LONG, metadata={"relevant_span": [0, 4]})
+    step = MatryoshkaReranker(reranker=core, long_documents="max", window=20).as_runnable()
+    [kept] = step.invoke({"query": QUERY, "documents": [document]}, configured({"long_documents": "truncate"}))
+    assert kept.metadata["relevant_span"] == [0, 4]
 
 
 def test_a_request_may_set_a_prompt(make_checkpoint: Any) -> None:
@@ -253,6 +359,18 @@ def test_a_request_may_set_a_prompt(make_checkpoint: Any) -> None:
         ({"target": {"sped": 3}}, "target"),
         ({"target": {"speedup": 0.5}}, "speedup"),
         ({"target": {"speedup": 3}, "depth": 3}, "target"),
+        ({"target": {"speedup": 3}, "cascade": {"stages": {2: 1}}}, "target.*cascade"),
+        ({"cascade": 3}, "cascade"),
+        ({"cascade": "2:3"}, "cascade"),
+        ({"cascade": {"stages": {}}}, "cascade"),
+        ({"cascade": {"stages": {2: 1}, "per": "count"}}, "cascade"),
+        ({"cascade": {"stages": {9: 1}}}, "cascade"),
+        ({"cascade": {"stages": {4: 1}}, "depth": 3}, "cascade"),
+        ({"deadline_ms": -1}, "deadline_ms"),
+        ({"deadline_ms": True}, "deadline_ms"),
+        ({"long_documents": None}, "long_documents"),
+        ({"window": 64}, "window"),
+        ({"long_documents": "max", "stride": 0.5}, "stride"),
     ],
     ids=str,
 )
@@ -307,13 +425,13 @@ def test_two_steps_of_one_chain_have_their_own_options(shallow_then_deep: Runnab
 
 def test_a_chain_of_two_steps_has_schemas_and_a_graph(shallow_then_deep: Runnable[Any, Any]) -> None:
     schema = shallow_then_deep.config_schema()
-    given = {"first_depth": 2, "first_keep_ratio": {"1": 0.5}, "second_target": {"speedup": 3}, "second_top_n": None}
+    given = {"first_depth": 3, "first_keep_ratio": {"1": 0.5}, "second_target": {"speedup": 3}, "second_top_n": None}
+    given |= {"first_cascade": {"stages": {"2": 50}, "by": "count"}, "first_deadline_ms": 1e9}
     read = schema.model_validate(configured(given)).configurable  # type: ignore[attr-defined]
-    assert (read.first_depth, read.first_keep_ratio, read.second_top_n) == (2, {1: 0.5}, None)
+    assert (read.first_depth, read.first_keep_ratio, read.second_top_n) == (3, {1: 0.5}, None)
     assert read.first_top_n == 3
     described = shallow_then_deep.get_config_jsonschema()["$defs"]["Configurable"]["properties"]
-    names = ("depth", "keep_ratio", "target", "top_n", "min_score", "prompt", "normalize")
-    assert set(described) == {f"{prefix}_{name}" for prefix in ("first", "second") for name in names}
+    assert set(described) == {f"{prefix}_{name}" for prefix in ("first", "second") for name in OPTIONS}
     assert all(each["description"] for each in described.values())
     for form in (shallow_then_deep.get_input_schema(), shallow_then_deep.get_output_schema()):
         assert form.model_json_schema()
