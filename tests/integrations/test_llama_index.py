@@ -1,6 +1,7 @@
 """The LlamaIndex integration in query engines, events, callbacks and serialisation."""
 
 import asyncio
+import copy
 import json
 import pickle
 import time
@@ -24,6 +25,7 @@ from pydantic import Field
 from mrr_integrations.llama_index import MatryoshkaReranker, RerankQuery
 from mrr_model import MatryoshkaReranker as CoreReranker
 from mrr_model import Target
+from mrr_model.cascade import Cascade
 
 QUERY = "how do plants make food?"
 TEXTS = ["The committee met.", "Photosynthesis turns light into sugar that plants use as food.", "Bees make honey."]
@@ -98,6 +100,60 @@ def test_the_retrieval_score_is_kept_but_no_model_sees_it(core: CoreReranker) ->
     again = MatryoshkaReranker(reranker=core, keep_retrieval_score=True).postprocess_nodes([kept], query_str=QUERY)
     assert again[0].node.metadata["retrieval_score"] == kept.score
     assert again[0].node.excluded_llm_metadata_keys == ["retrieval_score"]
+
+
+LONG = "Rain is wet. " * 40 + "Plants make food by photosynthesis. " + "Bees make honey. " * 40
+
+
+@pytest.mark.parametrize("mode", [MetadataMode.EMBED, MetadataMode.NONE])
+@pytest.mark.parametrize("template", ["{metadata_str}\n\n{content}", "{content}\n\n{metadata_str}"])
+def test_a_split_node_s_span_is_in_its_own_text_and_no_model_sees_it(
+    core: CoreReranker, template: str, mode: MetadataMode
+) -> None:
+    node = TextNode(text=f"\n {LONG}", metadata={"title": "On nature"}, text_template=template)
+    short = TextNode(text="Bees make honey.", metadata={"relevant_span": [0, 4]}, excluded_embed_metadata_keys=["x"])
+    given = [NodeWithScore(node=node), NodeWithScore(node=short)]
+    before = copy.deepcopy(given)
+    reranker = MatryoshkaReranker(
+        reranker=core, top_n=None, metadata_mode=mode, long_documents="max", window=20, keep_retrieval_score=True
+    )
+    kept = reranker.postprocess_nodes(given, query_str=QUERY)
+    assert [scored.node_id for scored in kept] == [node.node_id, short.node_id]
+    start, end = kept[0].node.metadata["relevant_span"]
+    assert "photosynthesis" in kept[0].node.get_content()[start:end]
+    [item, _] = core.rank(QUERY, [node.get_content(mode), short.get_content(mode)], long_documents="max", window=20)
+    assert kept[0].node.get_content()[start:end] == item.passage
+    for seen in (MetadataMode.LLM, MetadataMode.EMBED):
+        assert kept[0].node.get_content(seen) == node.get_content(seen)
+    assert kept[1].node.metadata == {"retrieval_score": None}
+    assert kept[1].node.excluded_embed_metadata_keys == ["x", "retrieval_score"]
+    assert given == before
+    [again, _] = reranker.postprocess_nodes(kept, query_str=QUERY)
+    assert again.node.metadata["relevant_span"] == [start, end]
+    assert again.node.excluded_llm_metadata_keys == ["relevant_span", "retrieval_score"]
+
+
+def test_a_window_in_the_metadata_gives_no_span(core: CoreReranker) -> None:
+    node = TextNode(text="Rain is wet. " * 40, metadata={"title": "Plants make food by photosynthesis. " * 3})
+    [kept] = MatryoshkaReranker(reranker=core, long_documents="max", window=20).postprocess_nodes(
+        [NodeWithScore(node=node)], query_str=QUERY
+    )
+    assert kept.node.metadata == node.metadata
+
+
+def test_events_say_how_far_a_cascade_and_a_deadline_came(core: CoreReranker, heard: list[Any]) -> None:
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    cascade = Cascade({2: 1}, by="count")
+    reranker = MatryoshkaReranker(reranker=core, cascade=cascade, callback_manager=CallbackManager([debug]))
+    reranker.postprocess_nodes(nodes(), query_str=QUERY)
+    asyncio.run(reranker.apostprocess_nodes(nodes(), RerankQuery(QUERY, cascade=None, deadline_ms=0)))
+    starts = [{"cascade": cascade.to_json()}, {"deadline_ms": 0.0}]
+    shares = {6: pytest.approx(1 / 3), 2: pytest.approx(2 / 3)}
+    ends = [{"complete": True, "shares": shares}, {"complete": False, "shares": {0: 1.0}}]
+    assert [event.tags for event in heard] == [starts[0], ends[0], starts[1], ends[1]]
+    payloads = [[event.payload for event in pair] for pair in debug.get_event_pairs(CBEventType.RERANKING)]
+    key = EventPayload.ADDITIONAL_KWARGS
+    assert [[payload[key] for payload in pair] for pair in payloads] == [[starts[0], ends[0]], [starts[1], ends[1]]]
 
 
 def test_what_a_node_points_to_is_not_copied(core: CoreReranker) -> None:
@@ -238,6 +294,9 @@ def test_it_works_in_a_query_engine_over_a_local_index(core: CoreReranker) -> No
         {"min_score": -5.0, "normalize": False, "top_n": None},
         {"target": {"speedup": 3}},
         {"target": Target(speedup=3)},
+        {"cascade": Cascade({2: 1}, by="count"), "top_n": None},
+        {"depth": None, "cascade": Cascade({2: 0.5, 4: 0.0}), "deadline_ms": 1e9, "top_n": None},
+        {"long_documents": "max", "window": 12, "stride": 6, "top_n": None},
     ],
     ids=str,
 )
@@ -260,9 +319,11 @@ def test_a_query_has_its_own_options(core: CoreReranker, heard: list[Any], optio
 
 
 def test_a_query_is_a_plain_one_in_json() -> None:
-    query = RerankQuery(QUERY, keep_ratio={1: 0.5}, top_n=None)
+    query = RerankQuery(QUERY, keep_ratio={1: 0.5}, top_n=None, cascade={"stages": {"2": 1}, "by": "count"}, window=9)
+    assert query.cascade == Cascade({2: 1}, by="count")
     assert RerankQuery.from_json(query.to_json()) == query
-    assert set(query.to_dict()) - set(QueryBundle(QUERY).to_dict()) == {"keep_ratio", "top_n"}
+    own = {"keep_ratio", "top_n", "cascade", "window"}
+    assert set(query.to_dict()) - set(QueryBundle(QUERY).to_dict()) == own
     assert query.embedding_strs == [QUERY]
     assert str(query) == QUERY
 
@@ -275,6 +336,13 @@ def test_a_query_is_a_plain_one_in_json() -> None:
         ({"keep_ratio": 7}, "keep_ratio"),
         ({"min_score": "low"}, "min_score"),
         ({"target": {"speedup": 3}, "depth": 3}, "target"),
+        ({"target": {"speedup": 3}, "cascade": Cascade({2: 3.0})}, "target.*cascade"),
+        ({"cascade": "2:3"}, "cascade"),
+        ({"cascade": {"margins": {2: 3.0}}}, "cascade"),
+        ({"deadline_ms": -5}, "deadline_ms"),
+        ({"long_documents": "split"}, "long_documents"),
+        ({"window": 0}, "window"),
+        ({"stride": "half"}, "stride"),
     ],
     ids=str,
 )

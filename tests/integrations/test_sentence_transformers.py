@@ -26,6 +26,7 @@ from sentence_transformers.util import mine_hard_negatives
 from mrr_integrations.sentence_transformers import MatryoshkaCrossEncoder, MatryoshkaModule, MultiExitLoss
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
+from mrr_model.cascade import Cascade
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.hub import SHIPPED
 from mrr_model.inference.batching import length_sorted_batches
@@ -127,6 +128,79 @@ def test_rank_gives_rows_like_crossencoder(mini: MatryoshkaCrossEncoder) -> None
         mini.rank(QUERY, TEXTS, top_k=-1)
     with pytest.raises(TypeError, match=r"^top_k .*True"):
         mini.rank(QUERY, TEXTS, top_k=True)
+
+
+LONG = "Rain is wet. " * 40 + "Plants make food by photosynthesis. " + "Bees make honey. " * 40
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cascade": Cascade({2: 2}, by="count")},
+        {"depth": None, "cascade": Cascade({2: 0.5, 3: 0.0}, top_n=1), "deadline_ms": 1e9},
+        {"cascade": Cascade({2: 1}, by="count"), "long_documents": "max", "window": 20, "stride": 10},
+        {"deadline_ms": 0},
+    ],
+    ids=str,
+)
+def test_a_cascade_and_a_deadline_run_in_the_cores_rank(mini: MatryoshkaCrossEncoder, options: dict[str, Any]) -> None:
+    texts = [*TEXTS, LONG]
+    for top_k in (None, 2, 0):
+        for activation, normalize in ((None, True), (torch.nn.Sigmoid(), True), (torch.nn.Identity(), False)):
+            ranking = mini.reranker.rank(QUERY, texts, top_n=top_k or None, normalize=normalize, **options)[:top_k]
+            rows = mini.rank(QUERY, texts, top_k, return_documents=True, activation_fn=activation, **options)
+            assert rows == [
+                {"corpus_id": item.index, "score": pytest.approx(item.score, abs=1e-6), "text": item.text}
+                for item in ranking
+            ]
+    assert mini.rank(QUERY, [], **options) == []
+
+
+def test_the_constructors_cascade_and_windows_are_those_of_rank_and_predict_has_the_windows_only() -> None:
+    texts, options = [*TEXTS, LONG], {"cascade": Cascade({2: 1}, by="count"), "long_documents": "max", "window": 20}
+    core = MatryoshkaReranker("mini", dtype="float32", **options)  # type: ignore[arg-type]
+    plain = MatryoshkaReranker("mini", dtype="float32")
+    wanted = [(item.index, pytest.approx(item.score, abs=1e-6)) for item in core.rank(QUERY, texts)]
+    for model in (
+        MatryoshkaCrossEncoder("mini", **options),  # type: ignore[arg-type]
+        MatryoshkaCrossEncoder(reranker=plain, **options),  # type: ignore[arg-type]
+        MatryoshkaCrossEncoder(reranker=core),
+    ):
+        assert [(row["corpus_id"], row["score"]) for row in model.rank(QUERY, texts)] == wanted
+        every = sorted(plain.score(QUERY, texts, long_documents="max", window=20), reverse=True)
+        rows = model.rank(QUERY, texts, cascade=None)
+        assert [row["score"] for row in rows] == pytest.approx(every, abs=1e-6)
+        pairs = [(QUERY, text) for text in texts]
+        assert model.predict(pairs) == pytest.approx(core.score(QUERY, texts), abs=1e-6)
+        cut = model.predict(pairs, long_documents="truncate")
+        assert cut == pytest.approx(plain.score(QUERY, texts), abs=1e-6)
+        assert model.predict(pairs, window=10, stride=10) == pytest.approx(
+            plain.score(QUERY, texts, long_documents="max", window=10, stride=10), abs=1e-6
+        )
+
+
+def test_a_cascade_takes_the_librarys_prompts() -> None:
+    cascade = Cascade({2: 1}, by="count")
+    model = MatryoshkaCrossEncoder("mini", cascade=cascade, prompts={"ask": "please: "}, default_prompt_name="ask")
+    for options, query in (({}, f"please: {QUERY}"), ({"prompt": "now: "}, f"now: {QUERY}"), ({"prompt": ""}, QUERY)):
+        wanted = [item.index for item in model.reranker.rank(query, TEXTS)]
+        scores = [pytest.approx(item.score, abs=1e-6) for item in model.reranker.rank(query, TEXTS)]
+        rows = model.rank(QUERY, TEXTS, **options)
+        assert ([row["corpus_id"] for row in rows], [row["score"] for row in rows]) == (wanted, scores)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"activation_fn": torch.nn.Tanh()}, {"pool": {"input": None}}, {"device": ["cpu", "cpu"]}], ids=str
+)
+def test_what_a_cascade_cannot_be_combined_with_is_one_line(
+    mini: MatryoshkaCrossEncoder, wrong: dict[str, Any]
+) -> None:
+    for options in ({"cascade": Cascade({2: 1.0})}, {"deadline_ms": 50}):
+        with pytest.raises(ValueError, match=rf"^rank with .*{next(iter(options))}.*{next(iter(wrong))}=") as caught:
+            mini.rank(QUERY, TEXTS, **options, **wrong)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TypeError, match="cascade"):
+        mini.predict(PAIRS, cascade=Cascade({2: 1.0}))
 
 
 def test_batch_size_bounds_the_pairs_of_a_batch(mini: MatryoshkaCrossEncoder) -> None:
