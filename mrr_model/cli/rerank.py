@@ -146,8 +146,12 @@ def _cascade(config: RerankConfig) -> "CascadeOption":
 
 def _reached(ranking: "Ranking") -> str:
     """How deep the documents of a ranking were read, in words."""
-    shares = [f"{share:.0%} {f'to exit {depth}' if depth else 'not at all'}" for depth, share in ranking.shares.items()]
-    return f"documents were read {', '.join(shares)}"
+    parts = [
+        (f"{share:.0%}", f"reached exit {depth}" if depth else "were not read")
+        for depth, share in ranking.shares.items()
+    ]
+    [first, *others] = parts
+    return ", ".join([" of the documents ".join(first), *map(" ".join, others)])
 
 
 def _title(config: RerankConfig, reranker: "MatryoshkaReranker") -> str:

@@ -145,7 +145,7 @@ def test_a_half_pair_in_json_is_scored_replaced_and_comes_back_as_it_was(
     assert texts(documents) == ["a \ufffd"]
     out = io.BytesIO()
     monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=out))
-    write_json_lines([RankedDocument(0, 0.5, "a \ufffd")], documents)
+    write_json_lines([RankedDocument(0, 0.5, "a \ufffd", depth=6)], documents)
     assert out.getvalue() == b'{"text": "a \\ud83d", "\\udc00": 1, "index": 0, "rank": 1, "score": 0.5}\n'
 
 

@@ -8,6 +8,10 @@ from typing import Any, NoReturn
 import pytest
 
 from mrr_model import MatryoshkaReranker, reranker
+from mrr_model.cascade import Cascade
+from mrr_model.compression import Compression
+from mrr_model.ranking import Ranking
+from mrr_model.selection.choose import Choice
 
 QUERY = "what is the panda?"
 TEXTS = ["the panda is eating", "what", "panda panda panda", "is the panda?"]
@@ -88,6 +92,90 @@ def test_top_n_min_score_and_raw(rerank: Mrr, encoder: Path) -> None:
     assert [row["score"] for row in rerank("--raw", "--min-score", logits[2], stdin=stdin).rows] == logits[:3]
 
 
+def test_a_cascade_gives_the_cores_ranking_with_depths(rerank: Mrr, encoder: Path) -> None:
+    stdin = json_lines([{"text": text, "depth": "deep", "span": 1} for text in TEXTS])
+    core = MatryoshkaReranker(encoder, max_length=64)
+    for words, cascade in (
+        (("--cascade", "2:0.5,4:0"), Cascade({2: 0.5, 4: 0.0})),
+        (("--cascade", "2:3,3:1", "--cascade-by", "count"), Cascade({2: 3, 3: 1}, by="count")),
+    ):
+        ranking = core.rank(QUERY, TEXTS, top_n=2, cascade=cascade)
+        assert rerank(*words, "--top-n", 2, stdin=stdin).rows == [
+            {
+                "text": item.text,
+                "span": 1,
+                "input_depth": "deep",
+                "index": item.index,
+                "rank": rank,
+                "score": item.score,
+                "depth": item.depth,
+            }
+            for rank, item in enumerate(ranking, 1)
+        ]
+    assert {row["depth"] for row in rerank(stdin=stdin).rows} == {"deep"}
+
+
+def test_a_deadline_that_cuts_the_ranking_short_is_one_line_on_stderr(rerank: Mrr) -> None:
+    stdin = "\n".join(TEXTS)
+    result = rerank("--deadline-ms", 0, stdin=stdin)
+    assert [(row["index"], row["score"], row["depth"]) for row in result.rows] == [(i, 0.0, 0) for i in range(4)]
+    [line] = result.stderr.splitlines()
+    assert line == "warning: --deadline-ms 0 cut the ranking short: 100% of the documents were not read."
+    result = rerank("--deadline-ms", 1e9, stdin=stdin)
+    assert ([row["depth"] for row in result.rows], result.stderr) == ([6] * 4, "")
+
+
+def test_a_deadline_says_how_deep_the_documents_were_read(rerank: Mrr, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = Ranking(complete=False, shares={6: 0.2, 2: 0.5, 0: 0.3})
+    monkeypatch.setattr(MatryoshkaReranker, "rank", lambda *arguments, **options: cut)
+    assert rerank("--deadline-ms", 2.5, stdin="x").stderr == (
+        "warning: --deadline-ms 2.5 cut the ranking short: 20% of the documents reached exit 6, 50% reached exit 2, "
+        "30% were not read.\n"
+    )
+
+
+def test_a_split_document_has_the_span_of_its_own_text(rerank: Mrr, encoder: Path) -> None:
+    text = "what what is it? " * 20 + "panda panda panda " * 4 + "the is what. " * 30
+    rows = [{"title": "the", "body": text, "span": "mine"}, {"body": TEXTS[0]}]
+    words = ("--long-documents", "max", "--window", 16, "--stride", 8, "--text-field", "body")
+    found = {row["index"]: row for row in rerank(*words, stdin=json_lines(rows)).rows}
+    reranker = MatryoshkaReranker(encoder, max_length=64, long_documents="max", window=16, stride=8)
+    ranking = {item.index: item for item in reranker.rank(QUERY, [f"the {text}", TEXTS[0]])}
+    start, end = found[0]["span"]
+    assert found[0]["body"][start:end] in ranking[0].passage
+    assert end - start >= len(ranking[0].passage) - len("the ")
+    assert found[0]["input_span"] == "mine"
+    assert "span" not in found[1]
+    assert {index: row["score"] for index, row in found.items()} == {i: item.score for i, item in ranking.items()}
+    cut = rerank("--text-field", "body", stdin=json_lines(rows)).rows
+    assert {row.get("span") for row in cut} == {"mine", None}
+
+
+def test_the_table_shows_the_window_the_depth_and_what_ran(rerank: Mrr, encoder: Path) -> None:
+    text = "what what is it? " * 20 + "panda panda panda " * 4 + "the is what. " * 30
+    words = ("--long-documents", "max", "--window", 16, "--cascade", "2:1", "--cascade-by", "count")
+    result = rerank(
+        *words, "--deadline-ms", 1e9, "--format", "table", stdin=json_lines([{"text": text}, {"text": "is it short?"}])
+    )
+    assert "keep ratio 1, cascade of counts 2:1, deadline 1e+09 ms, best windows" in " ".join(result.stdout.split())
+    reranker = MatryoshkaReranker(encoder, max_length=64, long_documents="max", window=16)
+    ranking = reranker.rank(QUERY, [text, "is it short?"], cascade=Cascade({2: 1}, by="count"))
+    lines = result.stdout.splitlines()
+    assert sum("depth" in line for line in lines) == 1
+    for item in ranking:
+        [line] = [line for line in lines if " ".join(item.passage.split())[:40] in " ".join(line.split())]
+        assert f" {item.depth} " in line
+
+
+@pytest.mark.parametrize("need", [("--keep-quality", 0.9), ("--speedup", 2)], ids=str)
+def test_a_need_may_choose_a_cascade(rerank: Mrr, monkeypatch: pytest.MonkeyPatch, need: tuple[object, ...]) -> None:
+    choice = Choice(Compression(5), "it is fast", Cascade({2: 1}, by="count"))
+    monkeypatch.setattr(reranker, "choose", lambda *arguments, **options: choice)
+    stdin = "\n".join(TEXTS)
+    assert sorted(row["depth"] for row in rerank(*need, stdin=stdin).rows) == [2, 2, 2, 5]
+    assert "depth 5, keep ratio 1, cascade of counts 2:1" in rerank(*need, "--format", "table", stdin=stdin).stdout
+
+
 @pytest.mark.parametrize("output", ["table", "jsonl"])
 def test_no_documents_are_a_warning(rerank: Mrr, output: str) -> None:
     result = rerank("--format", output, stdin="\n\n")
@@ -128,6 +216,20 @@ def test_table_names_the_setting_and_shortens_texts(rerank: Mrr) -> None:
         (["--refresh-timings"], "x", "--refresh-timings goes with --max-latency-ms"),
         (["--if-unreachable", "fastest"], "x", "--if-unreachable goes with --speedup"),
         (["--if-unreachable", "no"], "x", "--if-unreachable must be 'raise' or 'fastest'"),
+        (["--cascade", "2:far"], "x", "--cascade 2:far: stages='2:far' cannot be read"),
+        (["--cascade", "2:-1"], "x", "--cascade 2:-1: stages[2] must be"),
+        (["--cascade", "9:1"], "x", "cascade names exit 9, which this model lacks"),
+        (["--cascade", "4:1", "--depth", "4"], "x", "cascade names exit 4, and the setting ends at exit 4"),
+        (["--cascade", "auto"], "x", "cascade='auto' needs a cascade"),
+        (["--cascade", "auto", "--cascade-by", "count"], "x", "--cascade-by goes with --cascade"),
+        (["--cascade-by", "count"], "x", "--cascade-by goes with --cascade"),
+        (["--cascade", "2:1", "--cascade-by", "rank"], "x", "--cascade-by must be 'margin' or 'count'"),
+        (["--speedup", "2", "--cascade", "2:1"], "x", "--speedup chooses the cascade too. Leave out --cascade"),
+        (["--deadline-ms", "-1"], "x", "--deadline-ms must be at least 0"),
+        (["--deadline-ms", "soon"], "x", "--deadline-ms must be a number"),
+        (["--long-documents", "split"], "x", "--long-documents must be 'truncate' or 'max'"),
+        (["--window", "9"], "x", "window=9 needs long_documents='max'"),
+        (["--long-documents", "max", "--window", "9", "--stride", "10"], "x", "stride=10 exceeds window=9"),
         (["--query", " "], "x", "query is empty"),
         (["--model", "no/such/folder"], "x", "model 'no/such/folder'"),
         (["no/such/file"], "", "no/such/file cannot be read: No such file"),
@@ -162,7 +264,7 @@ def test_ctrl_c_is_quiet(rerank: Mrr, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_closed_pipe_is_quiet(rerank: Mrr, monkeypatch: pytest.MonkeyPatch) -> None:
-    def closed(*_: object) -> NoReturn:
+    def closed(*_: object, **__: object) -> NoReturn:
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr("mrr_model.cli.rerank.write_json_lines", closed)
@@ -185,6 +287,7 @@ def test_rerank_passes_on_only_what_is_given(mrr: Mrr, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(reranker, "MatryoshkaReranker", record)
     always = {"device": "auto", "dtype": "auto", "normalize": True, "local_files_only": False}
+    always["long_documents"] = "truncate"
     given = ["--depth", "3", "--keep-ratio", "0.5", "--max-length", "64", "--prompt", "p\udcff", "--batch-tokens", "9"]
     for words in ([], given):
         mrr("rerank", "-q", "x", *words, stdin="a")
