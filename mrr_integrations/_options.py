@@ -238,7 +238,14 @@ class RerankOptions(BaseModel):
         own = {name: getattr(self, name) for name in CHECKS if name != "target"}
         if request.get("long_documents", self.long_documents) != self.long_documents:
             own |= {"window": None, "stride": None}  # they belong to the object's own way
+        if not self._runs_at_own_setting(request):
+            own["cascade"] = None  # it belongs to the object's own setting
         return {**own, **request, "show_progress": self.show_progress}
+
+    def _runs_at_own_setting(self, request: Mapping[str, Any]) -> bool:
+        setting: dict[str, Any] = {"depth": self.depth, "keep_ratio": self.keep_ratio}
+        changed = {**setting, **{name: request[name] for name in setting if name in request}}
+        return changed == setting or self.core.plan(**changed) == self.core.plan(**setting)
 
     async def _arank_arguments(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """`_rank_arguments`; in a worker thread for a target, which may have to time settings first."""

@@ -522,7 +522,9 @@ class MatryoshkaCrossEncoder(CrossEncoder):
             "window": window,
             "stride": stride,
         }
-        cascade = self.reranker.cascade if isinstance(cascade, Default) else cascade
+        if isinstance(cascade, Default):  # the object's own belongs to its setting
+            own_setting = self.reranker.plan(depth, keep_ratio) == self.reranker.plan()
+            cascade = self.reranker.cascade if own_setting else None
         if cascade is not None or deadline_ms is not None:
             if self._distributes(device, pool) or not isinstance(activation, nn.Sigmoid | nn.Identity):
                 raise ValueError(

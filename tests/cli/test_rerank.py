@@ -7,8 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mrr_model import MatryoshkaReranker, reranker
-from mrr_model.cascade import Cascade
+from mrr_model import Cascade, MatryoshkaReranker, reranker
 from mrr_model.compression import Compression
 from mrr_model.ranking import Ranking
 from mrr_model.selection.choose import Choice

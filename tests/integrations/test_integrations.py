@@ -20,9 +20,9 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from mrr_integrations.langchain import MatryoshkaReranker as LangChainReranker
 from mrr_integrations.llama_index import MatryoshkaReranker as LlamaIndexReranker
+from mrr_integrations.llama_index import RerankQuery
 from mrr_integrations.sentence_transformers import MatryoshkaCrossEncoder
-from mrr_model import MatryoshkaReranker, Target
-from mrr_model.cascade import Cascade
+from mrr_model import Cascade, MatryoshkaReranker, Target
 from mrr_model.compression import Compression
 from mrr_model.loaded import LoadedModel
 from mrr_model.selection.choose import Choice
@@ -415,6 +415,33 @@ def test_the_cascade_auto_is_the_profile_s(
         assert built.model_dump()["cascade"] == "auto"
     with pytest.raises(ValueError, match="cascade='auto' needs a cascade"):
         integration.build(core, depth=4, cascade="auto")
+
+
+@pytest.mark.parametrize(
+    "rank",
+    [
+        lambda core, cascade, setting: INTEGRATIONS["langchain"].read(
+            LangChainReranker(reranker=core, cascade=cascade, top_n=None)
+            .as_runnable()
+            .invoke({"query": QUERY, "documents": _documents(TEXTS)}, {"configurable": setting})
+        ),
+        lambda core, cascade, setting: INTEGRATIONS["llama_index"].read(
+            LlamaIndexReranker(reranker=core, cascade=cascade, top_n=None).postprocess_nodes(
+                _nodes(TEXTS), RerankQuery(QUERY, **setting)
+            )
+        ),
+        lambda core, cascade, setting: INTEGRATIONS["sentence_transformers"].read(
+            MatryoshkaCrossEncoder(reranker=core, cascade=cascade).rank(QUERY, TEXTS, **setting)
+        ),
+    ],
+    ids=list(INTEGRATIONS),
+)
+def test_a_call_at_another_setting_runs_without_the_object_s_cascade(rank: Any, core: MatryoshkaReranker) -> None:
+    cascade = Cascade({4: 1}, by="count")
+    staged = core.copy(cascade=cascade)
+    for setting in ({"depth": 3}, {"keep_ratio": 0.5}, {"depth": 6}, {"depth": 5, "cascade": cascade}):
+        assert close(rank(core, cascade, setting), expected(staged, TEXTS, **setting))
+    assert close(rank(core, cascade, {"depth": 3}), expected(core, TEXTS, depth=3))
 
 
 @pytest.mark.parametrize("name", TWO)

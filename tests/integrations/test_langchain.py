@@ -22,9 +22,8 @@ from langchain_core.runnables import ConfigurableField, Runnable, RunnableParall
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 
 from mrr_integrations.langchain import MatryoshkaReranker
+from mrr_model import Cascade, Target
 from mrr_model import MatryoshkaReranker as CoreReranker
-from mrr_model import Target
-from mrr_model.cascade import Cascade
 from mrr_model.compression import Compression
 from mrr_model.selection.choose import Choice
 

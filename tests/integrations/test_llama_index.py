@@ -23,9 +23,8 @@ from llama_index.core.tools import QueryEngineTool
 from pydantic import Field
 
 from mrr_integrations.llama_index import MatryoshkaReranker, RerankQuery
+from mrr_model import Cascade, Target
 from mrr_model import MatryoshkaReranker as CoreReranker
-from mrr_model import Target
-from mrr_model.cascade import Cascade
 
 QUERY = "how do plants make food?"
 TEXTS = ["The committee met.", "Photosynthesis turns light into sugar that plants use as food.", "Bees make honey."]

@@ -24,9 +24,8 @@ from sentence_transformers.cross_encoder.evaluation import (
 from sentence_transformers.util import mine_hard_negatives
 
 from mrr_integrations.sentence_transformers import MatryoshkaCrossEncoder, MatryoshkaModule, MultiExitLoss
-from mrr_model import MatryoshkaReranker, checkpoint
+from mrr_model import Cascade, MatryoshkaReranker, checkpoint
 from mrr_model.calibration.maps import CalibratedSetting, Calibration, PlattMap
-from mrr_model.cascade import Cascade
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.hub import SHIPPED
 from mrr_model.inference.batching import length_sorted_batches
