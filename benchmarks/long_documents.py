@@ -30,7 +30,9 @@ from mrr_model.inference.windows import DocumentSplitter, Windows
 
 COLLECTION = "squad#dev500"
 PARAGRAPH_ID = re.compile(r"(?P<article>.+)-(?P<number>\d+)")
-WINDOWS, STRIDES = (None, 256, 128), (0.5, 0.75, 1.0)
+SHORT = 128
+"""Tokens of a window that is about as long as a paragraph, as the passages that `mini` was trained on."""
+WINDOWS, STRIDES = (None, 256, SHORT), (0.5, 0.75, 1.0)
 """Tokens of a window (None: as many as fit) and strides as shares of a window, for the second part."""
 
 
@@ -60,6 +62,11 @@ def main() -> None:
         Way('`"truncate"`', {"long_documents": "truncate"}),
         Way('`"max"`', {"long_documents": "max"}),
         Way('`"max"`, with a cascade', {"long_documents": "max", "cascade": cascade}),
+        Way(f'`"max"`, `window={SHORT}`', {"long_documents": "max", "window": SHORT}),
+        Way(
+            f'`"max"`, `window={SHORT}`, with a cascade',
+            {"long_documents": "max", "window": SHORT, "cascade": cascade},
+        ),
     ]
     rows = compared(reranker, collection, ways)
     results = {
@@ -161,7 +168,7 @@ def compared(reranker: MatryoshkaReranker, collection: Collection, ways: Sequenc
             begin = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # truncation is what is measured
-                ranking = reranker.rank(collection.queries[query], documents, **way.arguments)
+                ranking = reranker.rank(collection.queries[query], documents, top_n=10, **way.arguments)
             if turn:
                 seconds[way.name].append(time.perf_counter() - begin)
             runs[way.name][query] = {ids[each.index]: -float(rank) for rank, each in enumerate(ranking)}
