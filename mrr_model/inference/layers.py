@@ -184,8 +184,8 @@ class StateSource(Source):
         for index, rows in by_part.items():
             part = self._parts[index]
             assert part is not None
-            found.append(part.hidden.select([self._where[row][1] for row in rows]))
-        return HiddenBatch.joined(found)
+            found.append((part.hidden, [self._where[row][1] for row in rows]))
+        return HiddenBatch.gathered(found)
 
 
 class LayerRun(Generic[Made]):

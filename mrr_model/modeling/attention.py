@@ -6,15 +6,17 @@ function is registered in transformers' attention interface, so that stock block
 Shapes: B pairs, H heads, K key/value heads (H is a multiple of K), T tokens, d head size, Q tokens of a shared prefix.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
+from mrr_model.modeling.gathering import gathered_heads
 
 NAME = "matryoshka"
 """The name of this function in transformers' attention interface."""
@@ -46,17 +48,13 @@ class KeysValues:
         return KeysValues(change(self.key), change(self.value), None if self.query is None else change(self.query))
 
     @classmethod
-    def joined(cls, parts: "Sequence[KeysValues]", size: int) -> "KeysValues":
-        """The rows of several batches, in order, padded to `size` tokens."""
-
-        def padded(tensors: Iterable[Tensor]) -> Tensor:
-            return torch.cat([pad(each, (0, 0, 0, size - each.shape[2])) for each in tensors])
-
+    def gathered(cls, parts: "Sequence[KeysValues]", rows: Sequence[Tensor], size: int) -> "KeysValues":
+        """Some rows of several batches, in order, cut or padded to `size` tokens; `rows`: int64, on their device."""
         queries = [part.query for part in parts if part.query is not None]
         return cls(
-            padded(part.key for part in parts),
-            padded(part.value for part in parts),
-            padded(queries) if queries else None,
+            gathered_heads([part.key for part in parts], rows, size),
+            gathered_heads([part.value for part in parts], rows, size),
+            gathered_heads(queries, rows, size) if queries else None,
         )
 
     def after(self, span: "KeysValues") -> "KeysValues":

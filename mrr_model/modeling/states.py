@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from mrr_model.modeling.attention import KeysValues
 from mrr_model.modeling.backbone import LayerInputs, PooledState
+from mrr_model.modeling.gathering import gathered_rows
 from mrr_model.modeling.merging import Spans, padded_length
 from mrr_model.modeling.prefix import SharedPrefix
 
@@ -53,58 +54,76 @@ class HiddenBatch:
 
     def part(self, pairs: slice) -> "HiddenBatch":
         """Some of the pairs. States are views."""
-        return self._rows(pairs, pairs, self.width)
+        known = self.keys_values
+        return replace(
+            self,
+            states=self.states[pairs],
+            spans=Spans(self.spans.query[pairs], self.spans.passage[pairs], self.spans.prompt[pairs]),
+            logits=[column[pairs] for column in self.logits],
+            counts=None if self.counts is None else self.counts[pairs],
+            inputs=None,
+            keys_values=None if known is None else known.each(lambda each: each[pairs]),
+        )
 
     def select(self, rows: Sequence[int]) -> "HiddenBatch":
         """Some of the pairs, at least one, in the order of `rows`: copies, as wide as the longest of them.
 
         All of them in their order are this batch itself.
         """
-        if list(rows) == list(range(len(self))):
-            return self
-        index = torch.tensor(rows, dtype=torch.int64, device="cpu")
-        longest = int(self.spans.total[index].max())
-        width = min(self.width, padded_length(longest)) if self.rounded else longest
-        return self._rows(index, index.to(self.states.device, non_blocking=True), width)
-
-    def _rows(self, pairs: slice | Tensor, on_device: slice | Tensor, width: int) -> "HiddenBatch":
-        """Some of the pairs, cut to a width. `on_device`: the same rows, on the device of the states."""
-        keys_values = self.keys_values
-        return replace(
-            self,
-            states=self.states[:, :width][on_device],
-            spans=Spans(self.spans.query[pairs], self.spans.passage[pairs], self.spans.prompt[pairs]),
-            logits=[column[on_device] for column in self.logits],
-            counts=None if self.counts is None else self.counts[:, :width][on_device],
-            inputs=None,
-            keys_values=None if keys_values is None else keys_values.each(lambda each: each[:, :, :width][on_device]),
-        )
+        return self.gathered([(self, rows)])
 
     @classmethod
     def joined(cls, parts: "Sequence[HiddenBatch]") -> "HiddenBatch":
-        """The pairs of several batches, in order.
-
-        All must have run through the same layers and have the same prefix, or none. An exit must have been read from
-        all of them, or from none.
-        """
+        """The pairs of several batches, in order, as wide as the widest; see `gathered`."""
         if len(parts) == 1:
             return parts[0]
-        width = max(part.width for part in parts)
-        spans = [part.spans for part in parts]
-        counts = [pad(part.counts, (0, width - part.width)) for part in parts if part.counts is not None]
+        return cls._gathered([(part, range(len(part))) for part in parts], max(part.width for part in parts))
+
+    @classmethod
+    def gathered(cls, chosen: "Sequence[tuple[HiddenBatch, Sequence[int]]]") -> "HiddenBatch":
+        """Some pairs of several batches, at least one, in order: copies, as wide as the longest of them.
+
+        All must have run through the same layers and have the same prefix, or none. An exit must have been read from
+        all of them, or from none. All pairs of one batch, in their order, are that batch itself.
+        """
+        (first, rows), *more = chosen
+        if not more and list(rows) == list(range(len(first))):
+            return first
+        longest = max(int(part.spans.total[torch.tensor(rows, device="cpu")].max()) for part, rows in chosen)
+        width = max(part.width for part, _ in chosen)
+        return cls._gathered(chosen, min(width, padded_length(longest)) if first.rounded else longest)
+
+    @classmethod
+    def _gathered(cls, chosen: "Sequence[tuple[HiddenBatch, Sequence[int]]]", width: int) -> "HiddenBatch":
+        parts = [part for part, _ in chosen]
+        first, spans = parts[0], [part.spans for part in parts]
+        rows = [torch.tensor(rows, dtype=torch.int64, device="cpu") for _, rows in chosen]
+        on_device = [index.to(first.states.device, non_blocking=True) for index in rows]
+
+        def span(lengths: Sequence[Tensor]) -> Tensor:
+            return torch.cat([each[index] for each, index in zip(lengths, rows, strict=True)])
+
+        counts = [
+            pad(part.counts[index, :width], (0, max(0, width - part.width)))
+            for part, index in zip(parts, on_device, strict=True)
+            if part.counts is not None
+        ]
         known = [part.keys_values for part in parts if part.keys_values is not None]
         return replace(
-            parts[0],
-            states=torch.cat([pad(part.states, (0, 0, 0, width - part.width)) for part in parts]),
+            first,
+            states=gathered_rows([part.states for part in parts], on_device, width),
             spans=Spans(
-                torch.cat([each.query for each in spans]),
-                torch.cat([each.passage for each in spans]),
-                torch.cat([each.prompt for each in spans]),
+                span([each.query for each in spans]),
+                span([each.passage for each in spans]),
+                span([each.prompt for each in spans]),
             ),
-            logits=[torch.cat(columns) for columns in zip(*(part.logits for part in parts), strict=True)],
+            logits=[
+                torch.cat([column[index] for column, index in zip(columns, on_device, strict=True)])
+                for columns in zip(*(part.logits for part in parts), strict=True)
+            ],
             counts=torch.cat(counts) if counts else None,
             inputs=None,
-            keys_values=KeysValues.joined(known, width) if known else None,
+            keys_values=KeysValues.gathered(known, on_device, width) if known else None,
         )
 
 
