@@ -416,6 +416,27 @@ def long_documents(result: BenchmarkResult) -> str:
     )
 
 
+def deadlines(result: BenchmarkResult) -> str:
+    found = result.results
+    rows = []
+    for row in found["deadlines"]:
+        late = row.get("overshoot_ms")
+        rows.append(
+            [
+                f"full size, {row['ms']['p50']:.0f} ms" if late is None else f"{row['deadline_ms']:g} ms",
+                "" if late is None else " / ".join(f"{late[each]:.1f}" for each in ("p50", "p95", "p99")),
+                ", ".join(f"{_percent(share)} at {exit_layer}" for exit_layer, share in row["shares"].items()),
+                _decimals(row["quality"]),
+            ]
+        )
+    heads = ["`deadline_ms`", "overshoot in ms, p50 / p95 / p99", "documents by exit", found["metric"]]
+    return (
+        f"{_markdown(heads, rows, numbers=(1, 3))}\n\n`{found['model']}`, {found['dtype']}; {found['queries']} queries "
+        f"of {found['collection']} with {found['candidates']:g} candidates each, whose first-stage order has "
+        f"{found['metric']} {_decimals(found['first_stage'])}. Exit 0: not read."
+    )
+
+
 def frontier_picture(quality: BenchmarkResult, time_share: BenchmarkResult) -> str:
     """Every setting's quality against its share of full size's time and FLOPs."""
     workload = time_share.results["workloads"][0]
