@@ -61,6 +61,8 @@ def main() -> None:
     config = evaluate_config(arguments, arguments.collections, arguments.work, model=arguments.model)
     reranker = open_reranker(config)
     _, _, auto = own_cascade(reranker)
+    # Full size's pass then reads every exit.
+    config = config.model_copy(update={"cascade_stages": (auto.cascade.stages_text,)})
     logits = scored(reranker, config)
     results = {
         "metric": METRIC,
@@ -91,10 +93,8 @@ def own_cascade(reranker: MatryoshkaReranker) -> tuple[Profile, ProfilePoint, Pr
 def scored(reranker: MatryoshkaReranker, config: EvaluateConfig) -> Logits:
     """Every collection at every setting of the grid, and at every exit of full size's pass."""
     grid = config.grid(reranker.exits, merges=True)
-    collections = open_collections(config)
-    return {
-        each.collection.name: each for each in score_collections(reranker, grid, collections, config, tuple(grid[:1]))
-    }
+    found = score_collections(reranker, grid, open_collections(config), config)
+    return {each.collection.name: each for each in found}
 
 
 def quality(logits: Logits, cascade: Cascade) -> list[dict[str, Any]]:

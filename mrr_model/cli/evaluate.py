@@ -82,7 +82,7 @@ def evaluate(config: EvaluateCommand) -> None:
     if config.save_calibration:
         given = config.model_dump(include=set(GridConfig.model_fields))
         with _resumable(config.output):
-            _calibrate(CalibrateConfig(**given), folder)
+            _calibrate(CalibrateConfig(**given), folder, config)
 
 
 @flags_of(CalibrateCommand)
@@ -97,13 +97,14 @@ def calibrate(config: CalibrateCommand) -> None:
         _calibrate(config, folder)
 
 
-def _calibrate(config: CalibrateConfig, folder: Path | None) -> None:
-    """Fit and report; store the maps if there is a folder for them."""
+def _calibrate(config: CalibrateConfig, folder: Path | None, evaluation: EvaluateConfig | None = None) -> None:
+    """Fit and report; store the maps if there is a folder for them. Logits of a given evaluation are used again."""
     from mrr_model.calibration.reliability import error_table
     from mrr_model.evaluation.calibrate import calibrate_model
     from mrr_model.evaluation.store import save_calibration
 
-    made = calibrate_model(_as_evaluation(config), texts=config.texts, held_out=config.held_out, report_to=_note)
+    scored = evaluation or _as_evaluation(config)
+    made = calibrate_model(scored, texts=config.texts, held_out=config.held_out, report_to=_note)
     for name, report in made.reports.items():
         typer.echo(f"\n{name}\n\n{report.markdown()}")
     if made.reports:

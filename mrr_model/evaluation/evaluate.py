@@ -106,7 +106,7 @@ def _evaluate(config: EvaluateConfig, report_to: Callable[[str], object]) -> Eva
     collections = open_collections(config, report_to)
     results: list[CollectionResult] = []
     logits: CascadeLogits = {setting: {} for setting in config.final_settings(grid)}
-    for scored in score_collections(reranker, grid, collections, config, tuple(logits)):
+    for scored in score_collections(reranker, grid, collections, config):
         results.append(_collection_result(scored, config))
         for setting, each in scored.exits.items():
             logits[setting][scored.collection.name] = each
@@ -195,17 +195,16 @@ def score_collections(
     grid: Sequence[Compression],
     collections: Mapping[str, Collection],
     config: EvaluateConfig,
-    final_settings: Sequence[Compression] = (),
 ) -> Iterator[CollectionLogits]:
     """Score each collection at every setting, with the protocol's prompts; logits are written to the output folder.
 
-    The passes of final settings read every exit.
+    The passes of the settings that the config's cascades run to read every exit.
 
     Raises:
         ValueError: If the output folder holds the logits of another evaluation.
     """
     prompts = {source: _prompt(reranker, source, config) for source in collections}
-    folder = config.output / "logits"
+    folder, final_settings = config.output / "logits", config.final_settings(grid)
     return score_grid(reranker, grid, collections, folder, prompts=prompts, final_settings=final_settings)
 
 

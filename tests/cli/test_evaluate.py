@@ -257,6 +257,14 @@ def test_fitted_margins_are_stored_for_cascade_auto(evaluate: Mrr, tmp_path: Pat
     assert "## What each size keeps and costs" in (tmp_path / "copy" / "README.md").read_text(encoding="utf-8")
 
 
+def test_maps_are_fitted_on_the_logits_that_cascades_were(evaluate: Mrr, tmp_path: Path) -> None:
+    given = (*SMALL, "--cascade", "--cascade-top-n", 2)
+    assert evaluate(*given).exit_code == 0
+    with patch.object(InferenceEngine, "logits", side_effect=AssertionError("computed again")):
+        result = evaluate(*given, "--save-calibration", "--save-to", tmp_path / "copy")
+    assert "cannot be calibrated: targets do not rise" in result.stderr  # no map fits a random model's logits
+
+
 # Calibrating
 
 
