@@ -22,10 +22,11 @@ class Target:
 
     Args:
         keep_quality: The share of full size's quality to keep, in (0, 1]. Chooses the fastest setting that kept it on
-            every collection of the profile; full size always did.
-        speedup: How many times as fast as full size, at least 1. Chooses the best setting that is.
+            every collection of the profile; full size always did. It comes with a cascade if that is faster.
+        speedup: How many times as fast as full size, at least 1. Chooses the best setting that is, with a cascade if
+            that keeps more.
         max_latency_ms: The maximum time of a request, in milliseconds. Chooses the best setting that meets it on this
-            device.
+            device; never a cascade, whose time depends on the documents.
         documents: Documents of that request; only with `max_latency_ms`.
         if_unreachable: If no setting is fast enough, `"raise"` a `ValueError`, or use the `"fastest"` setting with a
             `UserWarning`, for a service that should rather be slow than down.
