@@ -110,13 +110,14 @@ class Source(ABC):
 
 
 class TokenSource(Source):
-    """Pairs before the first layer, longest first.
+    """Pairs before the first layer.
 
     Args:
         model: The model.
         pairs: Row -> encoded pair.
         rows: The pairs to run.
         prefix: The query span that they share; None if they share none.
+        sort: Whether the longest pairs run first; else they run in the order of `rows`.
     """
 
     def __init__(
@@ -125,11 +126,13 @@ class TokenSource(Source):
         pairs: Mapping[int, EncodedPair] | Sequence[EncodedPair],
         rows: Sequence[int],
         prefix: SharedPrefix | None = None,
+        *,
+        sort: bool = True,
     ) -> None:
         self.model, self.pairs, self.prefix = model, pairs, prefix
         shared = 0 if prefix is None else prefix.length
         lengths = {row: len(pairs[row].input_ids) - shared for row in rows}
-        ordered = sorted(rows, key=lambda row: -lengths[row])
+        ordered = sorted(rows, key=lambda row: -lengths[row]) if sort else rows
         super().__init__(ordered, [lengths[row] for row in ordered])
 
     def _batch(self, rows: list[int], tokens: int) -> Batch:

@@ -167,7 +167,7 @@ class StagedPass:
                     group = _Group(SharedPrefix(torch.tensor(ids, device="cpu")) if ids else None)
                     self._groups[ids] = group
                 own = [rows[index] for index in found.indices]
-                yield group, TokenSource(self.model, self._pairs, own, group.prefix)
+                yield group, TokenSource(self.model, self._pairs, own, group.prefix, sort=self.deadline is None)
 
     def _continued(self) -> Iterator[tuple[_Group, Source]]:
         """The rows that run on, after an exit."""
