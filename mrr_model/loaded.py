@@ -11,11 +11,13 @@ from typing_extensions import Self
 
 from mrr_model import checkpoint
 from mrr_model.calibration.maps import Calibration
+from mrr_model.cascade import CascadeOption
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.checkpoint.defaults import Defaults
 from mrr_model.checkpoint.origin import Origin
 from mrr_model.compression import Compression
 from mrr_model.inference.engine import InferenceEngine
+from mrr_model.inference.windows import LongDocuments
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile
 from mrr_model.validation.arguments import callers_level
@@ -32,6 +34,14 @@ class LoadedModel:
     """Tokenizes pairs and runs Plans; for evaluation and integrations."""
     compression: Compression
     """The setting of calls that give none."""
+    cascade: CascadeOption
+    """The cascade of rankings at that setting that give none."""
+    long_documents: LongDocuments
+    """What happens to documents that exceed `max_length`, in calls that don't say it."""
+    window: int | None
+    """Tokens of a window, at most; None for as many as fit."""
+    stride: int | None
+    """Tokens after which the next window starts; None for half a window."""
     normalize: bool
     """Whether calls that don't say otherwise return probabilities."""
     prompt: str | None

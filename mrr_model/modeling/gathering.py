@@ -47,4 +47,5 @@ def gathered_heads(tensors: Sequence[Tensor], rows: Sequence[Tensor], size: int)
         return gathered_rows([each.transpose(1, 2) for each in tensors], rows, size).transpose(1, 2)
     heads = tensors[0].shape[1]
     by_head = [(chosen[:, None] * heads + torch.arange(heads, device=chosen.device)).flatten() for chosen in rows]
-    return gathered_rows([each.flatten(0, 1) for each in tensors], by_head, size).unflatten(0, (-1, heads))
+    rows_of_heads = gathered_rows([each.flatten(0, 1) for each in tensors], by_head, size)
+    return rows_of_heads.view(-1, heads, *rows_of_heads.shape[1:])
