@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from mrr_model.cascade import Cascade
 from mrr_model.compression import Plan
+from mrr_model.inference.allocator import ALLOCATOR
 from mrr_model.inference.batching import BatchBudget, query_groups
 from mrr_model.inference.candidates import Candidates, Reached
 from mrr_model.inference.encode import PairEncoder
@@ -212,6 +213,7 @@ class InferenceEngine:
     ) -> Iterator[tuple[MatryoshkaModel, Callable[[int], object]]]:
         """The model with the plan's adapters, and a function that moves a progress bar over `pairs` pairs."""
         POOL.use()
+        ALLOCATOR.keep_freed_memory()
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
             self.compensation.applied(plan.adapters) as model,
