@@ -1,29 +1,46 @@
-"""Memory between batches: it stays with the process, up to 64 MiB.
+"""Memory between batches: it stays with the process, up to `KEPT_BYTES`.
 
 glibc, the C library of most Linux systems, returns the free top of its heap to the system whenever that exceeds a
-threshold, which is smaller than a batch's tensors. Every batch then gets its memory back page by page: with `mini` and
-100 documents some 6,000 pages, 3 to 7 % of the time, and twice as many in a cascade, whose states wait between
-batches. The threshold is twice the largest block, up to 32 MiB, that was mapped apart and freed (`mallopt(3)`, on
-M_MMAP_THRESHOLD), so one such block that nobody writes to is enough to raise it. Other allocators ignore it.
+threshold, which is smaller than a few of a batch's tensors. Every batch then gets its memory back page by page, and in
+a cascade, whose states wait between batches, still more of it. So the threshold is raised, once per process, when
+something is first scored on the CPU. Whoever sets glibc's own variables (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES` …)
+or uses another allocator is left alone.
 """
 
-import torch
+import ctypes
+import os
 
-LARGEST_BLOCK = (32 << 20) - (8 << 10)
-"""Bytes of the largest block that counts, with space for what the allocator adds."""
+KEPT_BYTES = 256 << 20
+"""Free memory at the top of the heap that stays with the process."""
+MAPPED_BYTES = 32 << 20
+"""Larger blocks are mapped apart, and returned as soon as they are freed; glibc allows no more."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""The names of both in `malloc.h`."""
+VARIABLES = ("MALLOC_", "GLIBC_TUNABLES")
+"""Beginnings of the environment variables that set them."""
 
 
 class Allocator:
-    """Raises the threshold once per process."""
+    """The C library's allocator, which can be set up once."""
 
     def __init__(self) -> None:
-        self._raised = False
+        self._set_up = False
 
     def keep_freed_memory(self) -> None:
-        """Let the process keep memory that a batch has freed for the next one."""
-        if not self._raised:
-            self._raised = True
-            torch.empty(LARGEST_BLOCK, dtype=torch.uint8, device="cpu")  # freed at once
+        """Let the process keep the memory that a batch has freed for the next one."""
+        if self._set_up:
+            return
+        self._set_up = True
+        if any(name.startswith(VARIABLES) for name in os.environ):
+            return
+        try:
+            library = ctypes.CDLL(None)
+            mallopt, _ = library.mallopt, library.gnu_get_libc_version
+        except (OSError, AttributeError, TypeError):  # not glibc; TypeError: Windows
+            return
+        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 ALLOCATOR = Allocator()

@@ -213,7 +213,8 @@ class InferenceEngine:
     ) -> Iterator[tuple[MatryoshkaModel, Callable[[int], object]]]:
         """The model with the plan's adapters, and a function that moves a progress bar over `pairs` pairs."""
         POOL.use()
-        ALLOCATOR.keep_freed_memory()
+        if self.model.device.type == "cpu":
+            ALLOCATOR.keep_freed_memory()
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
             self.compensation.applied(plan.adapters) as model,
