@@ -54,6 +54,7 @@ class Candidates:
         self._row = np.array([row for document in documents for row in document], dtype=np.int64)  # (C,)
         self._document = np.repeat(np.arange(len(documents)), windows)  # (C,), ascending
         starts = np.concatenate([[0], np.cumsum(windows, dtype=np.int64)])
+        self._start = starts[:-1]  # each document's first candidate
         bounds = starts[np.concatenate([[0], np.cumsum([len(request) for request in requests], dtype=np.int64)])]
         self._slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._alive = np.ones(len(self._row), dtype=bool)
@@ -104,22 +105,22 @@ class Candidates:
 
     def reached(self) -> list[list[Reached]]:
         """How far each document of each request went."""
-        found, start = [], 0
-        for request in self.requests:
-            own = []
-            for document in request:
-                own.append(self._document_reached(start, start + len(document)))
-                start += len(document)
-            found.append(own)
-        return found
-
-    def _document_reached(self, start: int, stop: int) -> Reached:
-        depth = int(self._depth[start:stop].max())
-        if not depth:
-            return NOT_READ
-        logits = np.where(self._depth[start:stop] == depth, self._logit[start:stop], -np.inf)
-        window = int(logits.argmax())
-        return Reached(depth, float(logits[window]), window)
+        if not len(self._row):
+            return [[] for _ in self.requests]
+        depth = np.maximum.reduceat(self._depth, self._start)  # of each document
+        broken = np.isnan(self._logit)
+        value = np.where(broken, np.inf, self._logit)  # whoever has such a logit is shown with it
+        value = np.where(self._depth == depth[self._document], value, -np.inf)
+        best = np.flatnonzero(value == np.maximum.reduceat(value, self._start)[self._document])
+        _, first = np.unique(self._document[best], return_index=True)
+        best = best[first]
+        found = iter(
+            [
+                Reached(*row) if row[0] else NOT_READ
+                for row in zip(depth.tolist(), self._logit[best].tolist(), (best - self._start).tolist(), strict=True)
+            ]
+        )
+        return [[next(found) for _ in request] for request in self.requests]
 
     def _staying(self, exit_layer: int, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The candidates among some that stay in their request's running, bool (C,)."""

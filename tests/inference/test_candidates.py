@@ -102,3 +102,10 @@ def test_requests_without_documents(requests: Any) -> None:
     candidates.read(2, [0], [1.0])
     candidates.drop(2)
     assert [len(request) for request in candidates.reached()] == [len(request) for request in requests]
+
+
+def test_a_logit_that_is_no_number_is_shown() -> None:
+    candidates = Candidates([[[0], [1, 2]]], 3, Cascade({2: 0.0}), top_n=1)
+    candidates.read(2, [0, 1, 2], [1.0, 0.5, math.nan])
+    candidates.drop(2)
+    assert math.isnan(candidates.reached()[0][1].logit)

@@ -111,8 +111,7 @@ def check_equal(found: list[list[Reached]], expected: list[list[Reached]]) -> No
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize("cascade", CASCADES, ids=str)
-@pytest.mark.parametrize("budget", [1, 150, 10_000])
+@pytest.mark.parametrize(("cascade", "budget"), [(CASCADES[0], 1), *((each, 150) for each in CASCADES)], ids=str)
 def test_documents_are_scored_as_whole_passes_to_their_exits_score_them(
     model: MatryoshkaModel, pairs: list[EncodedPair], plan: Plan, cascade: Cascade, budget: int
 ) -> None:
@@ -292,7 +291,7 @@ class Clock:
             yield self
 
 
-@pytest.mark.parametrize("seconds", [*range(0, 20, 3), 1000, math.inf])
+@pytest.mark.parametrize("seconds", [0, 3, 8, 12, 1000, math.inf])
 @pytest.mark.parametrize("cascade", [None, Cascade({2: 0.05})], ids=str)
 def test_a_deadline_ends_the_pass_after_the_batch_that_passes_it(
     model: MatryoshkaModel, pairs: list[EncodedPair], seconds: float, cascade: Cascade | None
