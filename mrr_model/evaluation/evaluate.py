@@ -111,7 +111,7 @@ def _evaluate(config: EvaluateConfig, report_to: Callable[[str], object]) -> Eva
         for setting, each in scored.exits.items():
             logits[setting][scored.collection.name] = each
     sample = draw_sample(list(collections.values()), config.pairs_to_time, config.seed)
-    cascades = _cascades(reranker, logits, sample, config)
+    cascades = _cascades(reranker, logits, sample, config, report_to)
     results = [
         _with_cascades(result, collections[result.source], logits, tuple(cascades), config) for result in results
     ]
@@ -269,7 +269,11 @@ def _against(metrics: RunMetrics, full: RunMetrics) -> dict[str, Comparison]:
 
 
 def _cascades(
-    reranker: MatryoshkaReranker, logits: CascadeLogits, sample: Sample, config: EvaluateConfig
+    reranker: MatryoshkaReranker,
+    logits: CascadeLogits,
+    sample: Sample,
+    config: EvaluateConfig,
+    report_to: Callable[[str], object],
 ) -> dict[CascadedSetting, ProfileCascade]:
     """The cascades to measure: those fitted to each final setting, then those given, at full size."""
     top_n = config.cascade_top_n
@@ -278,7 +282,9 @@ def _cascades(
         known = list(by_collection.values())
         costs = exit_costs(reranker, setting, known[0].exits, sample[:COST_QUERIES])
         fitted = fit_margins(known, costs, top_n=top_n, lost=config.cascade_loss, seed=config.seed)
-        if fitted is not None:
+        if fitted is None:
+            report_to(f"no cascade to {setting} saves enough")
+        else:
             found[CascadedSetting(setting, fitted.cascade)] = ProfileCascade(
                 **fitted.cascade.to_json(), lost=config.cascade_loss, held_out=fitted.held_out, queries=fitted.queries
             )

@@ -346,6 +346,19 @@ def test_a_cascade_is_timed_as_it_is_called(config_of: Callable[..., EvaluateCon
         assert call.kwargs == {"top_n": 3, "cascade": Cascade({2: 1}, top_n=3), "depth": 6, "keep_ratio": 1.0}
 
 
+@pytest.mark.usefixtures("_no_pictures")
+def test_where_no_cascade_saves_anything_there_is_none(
+    config_of: Callable[..., EvaluateConfig], tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    made = evaluate(config_of(output=tmp_path, cascade=True, cascade_top_n=10), lines.append)  # six candidates each
+    assert points_with_cascades(made) == []
+    assert [line for line in lines if "cascade" in line] == [
+        "no cascade to depth 6, keep ratio 1 saves enough",
+        "no cascade to depth 6, keep ratio 0.5 saves enough",
+    ]
+
+
 def test_a_cascade_that_the_model_cannot_run_is_an_error_before_anything_is_scored(
     config_of: Callable[..., EvaluateConfig], tmp_path: Path
 ) -> None:
