@@ -133,6 +133,17 @@ class Cascade:
             return RANKING_DEPTH if top_n is None else top_n
         return max(self.top_n, top_n or 0)
 
+    def drops(self, documents: int, top_n: int | None = None) -> bool:
+        """Whether any of so many documents can stop before the last exit.
+
+        Example:
+            >>> Cascade({2: 3.0}).drops(10), Cascade({2: 50, 4: 20}, by="count").drops(30)
+            (False, True)
+        """
+        if self.by == "count":
+            return documents > min(number for _, number in self.stages)
+        return documents > self.rank(top_n)
+
     def threshold(self, exit_layer: int, logits: ArrayLike, top_n: int | None = None) -> float:
         """The logit below which documents stop at an exit.
 

@@ -53,9 +53,9 @@ class LoadedModel:
     def save_pretrained(self, path: str | Path) -> None:
         """Save the model, its tokenizer and adapters in this project's own format.
 
-        The setting, lengths, prompt and `normalize` become the defaults of the saved folder. Calibration and profile
-        are saved if the weights are still those that they were measured with. An error or a kill leaves the
-        folder as it was.
+        The setting, lengths, prompt and `normalize` become the defaults of the saved folder; a cascade and what happens
+        to long documents do not. Calibration and profile are saved if the weights are still those that they were
+        measured with. An error or a kill leaves the folder as it was.
 
         Raises:
             OSError: If the folder cannot be written to.

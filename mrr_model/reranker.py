@@ -546,7 +546,8 @@ class MatryoshkaReranker(LoadedModel):
             keep_ratio: The share of the passage tokens to keep, or `{merge layer: ratio}`.
             target: A need instead of a depth and a keep ratio. With `refresh=True` it measures this device again, so
                 that a running service can choose again.
-            cascade: Exits at which unpromising documents stop in `rank`; see the class.
+            cascade: Exits at which unpromising documents stop in `rank`; see the class. A copy at another setting
+                does not inherit it.
             long_documents: `"truncate"` or `"max"`; see the class.
             window: Tokens of a window, at most; with `"max"` only.
             stride: Tokens after which the next window starts; with `"max"` only.
@@ -567,6 +568,8 @@ class MatryoshkaReranker(LoadedModel):
         other.compression = self.compression.override(depth, keep_ratio)
         if not isinstance(cascade, Default):
             other.cascade = checked_cascade(cascade)
+        elif other.plan() != self.plan() or not compensated:  # it belongs to the setting, with its adapters
+            other.cascade = None
         if other.compression != self.compression or other.cascade != self.cascade:
             other._choice = None
         windows = self._windows(long_documents, window, stride)

@@ -54,6 +54,13 @@ def test_more_documents_never_save_one_that_would_stop(logits: list[float], marg
             assert not (whole[:count] & ~part).any()
 
 
+@given(logits=LOGITS, number=st.integers(0, 4), top_n=st.one_of(st.none(), st.integers(1, 6)))
+def test_nothing_stops_where_nothing_can(logits: list[float], number: int, top_n: int | None) -> None:
+    for cascade in (Cascade({2: 0.0}), Cascade({2: number + 1}, by="count"), Cascade({2: 0.0}, top_n=4)):
+        if not cascade.drops(len(logits), top_n):
+            assert cascade.survivors(2, logits, top_n).all()
+
+
 def test_the_best_documents_survive_any_margin() -> None:
     assert Cascade({2: 0.0}).survivors(2, [1.0, 3.0, 2.0, 0.0], top_n=2).tolist() == [False, True, True, False]
 

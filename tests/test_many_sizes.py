@@ -301,6 +301,8 @@ def test_a_call_at_another_setting_runs_without_the_objects_cascade(mini: Matryo
     assert set(own.rank(QUERY, TEXTS, depth=4).shares) == {4}
     assert set(own.rank(QUERY, TEXTS, cascade=None).shares) == {6}
     assert own.score(QUERY, TEXTS) == mini.score(QUERY, TEXTS)
+    assert own.copy(max_length=64).cascade == own.cascade == own.copy(depth=6).cascade
+    assert own.copy(depth=2).cascade is own.copy(compensated=False).cascade is None
     assert pickle.loads(pickle.dumps(own)).cascade == own.cascade
 
 

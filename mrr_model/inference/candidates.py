@@ -62,17 +62,31 @@ class Candidates:
         self._logit = np.zeros(len(self._row))
         self._row_depth = np.zeros(rows, dtype=np.int64)
         self._row_logit = np.zeros(rows)
+        self._read: dict[int, NDArray[np.float64]] = {}  # exit -> (R,)
 
     def read(self, exit_layer: int, rows: Sequence[int], logits: Sequence[float]) -> None:
         """Take the logits of rows at an exit."""
+        if exit_layer not in self._read:
+            self._read[exit_layer] = np.zeros(len(self._row_logit))
+        self._read[exit_layer][rows] = logits
         self._row_depth[rows] = exit_layer
         self._row_logit[rows] = logits
 
     def drop(self, exit_layer: int) -> None:
-        """Drop the documents that stop at an exit, once all rows that reached it have been read."""
-        self.settle()
-        if self.cascade is not None and exit_layer in self.cascade.exits:
-            self._alive &= self._staying(exit_layer, self._alive)
+        """Drop the documents that stop at an exit, once all rows that run have been read there."""
+        logits = self._read.get(exit_layer)
+        if logits is None:  # nothing runs
+            return
+        self._depth[self._alive] = exit_layer
+        self._logit[self._alive] = logits[self._row[self._alive]]
+        if self._drops_at(exit_layer):
+            self._alive &= self._staying(exit_layer, self._alive, logits)
+
+    def expected_share(self, exit_layer: int) -> float:
+        """The share of the rows that run which would stop at an exit if their last logits were those of that exit."""
+        if not self._drops_at(exit_layer) or not self._alive.any():
+            return 0.0
+        return 1.0 - float(self._staying(exit_layer, self._alive, self._row_logit).sum() / self._alive.sum())
 
     def settle(self) -> None:
         """Take what was read as the last word, as far as nothing deeper comes."""
@@ -85,9 +99,9 @@ class Candidates:
         More rows can only raise the bar, so a row that has been read and may not run on will be dropped.
         """
         staying = self._alive.copy()
-        if self.cascade is not None and exit_layer in self.cascade.exits:
+        if self._drops_at(exit_layer):
             read = self._alive & (self._row_depth[self._row] == exit_layer)
-            staying &= ~read | self._staying(exit_layer, read)
+            staying &= ~read | self._staying(exit_layer, read, self._row_logit)
         return self._rows(staying)
 
     def alive(self) -> NDArray[np.bool_]:
@@ -122,15 +136,18 @@ class Candidates:
         )
         return [[next(found) for _ in request] for request in self.requests]
 
-    def _staying(self, exit_layer: int, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The candidates among some that stay in their request's running, bool (C,)."""
+    def _drops_at(self, exit_layer: int) -> bool:
+        return self.cascade is not None and exit_layer in self.cascade.exits
+
+    def _staying(self, exit_layer: int, among: NDArray[np.bool_], row_logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """The candidates among some that stay in their request's running, by logits (R,): bool (C,)."""
         assert self.cascade is not None
         staying = np.zeros(len(self._row), dtype=bool)
         for request in self._slices:
             index = np.flatnonzero(among[request]) + request.start
             if not len(index):
                 continue
-            logits, documents = self._row_logit[self._row[index]], self._document[index]
+            logits, documents = row_logits[self._row[index]], self._document[index]
             first = np.flatnonzero(np.diff(documents, prepend=-1))  # of each document
             best = np.maximum.reduceat(logits, first)
             survivors = self.cascade.survivors(exit_layer, best, self.top_n)

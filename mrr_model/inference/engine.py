@@ -196,8 +196,13 @@ class InferenceEngine:
                     [[numbers.setdefault(pair, len(numbers)) for pair in document] for document in request]
                     for request in portion
                 ]
+                # Where no document can stop, the exits on the way say nothing.
+                idle = cascade is not None and not any(cascade.drops(len(request), top_n) for request in portion)
+                on_the_way = () if idle and deadline is None else exits
                 candidates = Candidates(rows, len(numbers), cascade, top_n)
-                forward = StagedPass(model, plan, exits, candidates, self.budget, deadline=deadline, progress=progress)
+                forward = StagedPass(
+                    model, plan, on_the_way, candidates, self.budget, deadline=deadline, progress=progress
+                )
                 size = None if deadline is None else DEADLINE_PAIRS
                 complete &= forward.run(self._encoded(list(numbers), prompt, size))
                 found += candidates.reached()

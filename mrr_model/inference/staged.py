@@ -2,9 +2,10 @@
 
     pairs ─► layers ─► exit ─► wait ─► drop ─► layers ─► exit ─► wait ─► drop ─► … ─► last exit
 
-An exit is read from the pooled tokens alone; the rest of its layer runs for those that continue. Batches are formed
-again after each exit, from all requests' survivors. A deadline ends the pass between two batches, with what is known by
-then.
+An exit where pairs wait is read from the pooled tokens alone; the rest of its layer runs for those that continue.
+Batches are formed again after it, from all requests' survivors. Waiting has its price, so an exit at which hardly any
+pair is expected to stop is read in passing, and whoever stops there has run on in vain. A deadline ends the pass
+between two batches, with what is known by then.
 
 Shapes: R rows.
 """
@@ -16,7 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mrr_model.compression import Plan
@@ -36,6 +39,9 @@ from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
+
+WORTH_WAITING = 0.1
+"""Pairs wait at an exit if at least this share of them is expected to stop there, by their logits at the one before."""
 
 FIRST_TOKENS = 512
 """Tokens of the first batch under a deadline, before it is known how long a batch takes."""
@@ -138,10 +144,12 @@ class StagedPass:
         """
         with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
             with suppress(TimeUp):
-                sources, before = self._sources(encoded), 0
-                for exit_layer in self.stages:
-                    self._run_stage(exit_layer, exit_layer - before, sources)
-                    sources, before = self._continued(), exit_layer
+                sources, exits, before = self._sources(encoded), self.stages, 0
+                while exits:
+                    passed = self._passed(exits) if before else ()
+                    exit_layer = exits[len(passed)]
+                    self._run_stage(passed, exit_layer, exit_layer - before, sources)
+                    sources, exits, before = self._continued(), exits[len(passed) + 1 :], exit_layer
             self.candidates.settle()
         return self.candidates.complete(self.plan.last_layer)
 
@@ -185,12 +193,22 @@ class StagedPass:
             if lost:
                 yield group, TokenSource(self.model, self._pairs, lost, group.prefix)
 
-    def _run_stage(self, exit_layer: int, layers: int, sources: Iterator[tuple[_Group, Source]]) -> None:
-        """Run all rows to an exit, over so many layers, and drop those that stop there."""
+    def _passed(self, exits: Sequence[int]) -> Sequence[int]:
+        """The first of some exits that are not worth waiting at; the last of them is."""
+        if self.deadline is not None:
+            return ()
+        worth = (at for at, each in enumerate(exits[:-1]) if self.candidates.expected_share(each) >= WORTH_WAITING)
+        return exits[: next(worth, len(exits) - 1)]
+
+    def _run_stage(
+        self, passed: Sequence[int], exit_layer: int, layers: int, sources: Iterator[tuple[_Group, Source]]
+    ) -> None:
+        """Run all rows to an exit, over so many layers, and drop those that stop there or at an exit that they pass."""
         running = self.candidates.alive()
-        scores = PooledScores(self.model, exit_layer, partial(self._read, exit_layer), SCORED_TOGETHER)
+        plan = Plan((*passed, self.plan.last_layer), self.plan.merges, self.plan.adapters)
+        scores = PooledScores(self.model, exit_layer, partial(self._read, [*passed, exit_layer]), SCORED_TOGETHER)
         pace = None if self.deadline is None else partial(self.deadline.tokens, layers)
-        run = LayerRun(self.model, self.plan, self.budget, exit_layer - 1, self._finish(exit_layer), check=self._check)
+        run = LayerRun(self.model, plan, self.budget, exit_layer - 1, self._finish(exit_layer), check=self._check)
         begin = time.monotonic()
         try:
             for group, source in sources:
@@ -198,7 +216,7 @@ class StagedPass:
                     scores.add(rows, pooled)
                     if hidden is not None:
                         # The layers' inputs, masks among them, can be larger than the states: they are made again.
-                        group.parts.append(Part(rows, replace(hidden, inputs=None)))
+                        group.parts.append(Part(rows, replace(hidden, inputs=None, logits=[])))
                         self._waiting += group.parts[-1].tokens
                     del pooled, hidden  # they hold large blocks of memory until then
                     if self.deadline is not None:
@@ -207,28 +225,35 @@ class StagedPass:
                         self.deadline.took(begin - began, sum(len(self._pairs[row].input_ids) for row in rows), layers)
                     if self._waiting > self.budget.waiting:
                         scores.score()
-                        self._make_space(exit_layer)
+                        self._make_space(self.candidates.alive() if passed else self.candidates.running(exit_layer))
         except TimeUp:
             scores.score()  # what there was time for counts
             raise
         scores.score()
-        self.candidates.drop(exit_layer)
+        for each in (*passed, exit_layer):
+            self.candidates.drop(each)
         if self.progress is not None:
             left = 0 if exit_layer == self.plan.last_layer else int(self.candidates.alive().sum())
             self.progress(int(running.sum()) - left)
 
     def _finish(self, exit_layer: int) -> Callable[[HiddenBatch], tuple[PooledBatch, HiddenBatch | None]]:
         """What is left of a batch at an exit: pooled tokens to score, and before the last exit what continues."""
-        if exit_layer == self.plan.last_layer:
-            return lambda hidden: (self.model.pool_last_exit(hidden, self.plan), None)
-        return lambda hidden: self.model.read_exit(hidden, self.plan, exit_layer)
 
-    def _read(self, exit_layer: int, rows: list[int], logits: Tensor) -> None:
-        self.candidates.read(exit_layer, rows, logits[:, -1].tolist())
+        def read(hidden: HiddenBatch) -> tuple[PooledBatch, HiddenBatch | None]:
+            if exit_layer == self.plan.last_layer:
+                return self.model.pool_last_exit(hidden, self.plan), None
+            pooled, after = self.model.read_exit(hidden, self.plan, exit_layer)
+            return replace(pooled, logits=hidden.logits), after
 
-    def _make_space(self, exit_layer: int) -> None:
-        """Forget the states of rows that will be dropped, then the newest ones, if too many tokens wait."""
-        running = self.candidates.running(exit_layer)
+        return read
+
+    def _read(self, exits: Sequence[int], rows: list[int], logits: Tensor) -> None:
+        """Take the logits (pairs, E) of exits."""
+        for exit_layer, column in zip(exits, logits.T.tolist(), strict=True):
+            self.candidates.read(exit_layer, rows, column)
+
+    def _make_space(self, running: NDArray[np.bool_]) -> None:
+        """Forget the states of rows that will not run on, then the newest ones, if too many tokens wait."""
         groups = self._groups.values()
         for group in groups:
             group.parts = [

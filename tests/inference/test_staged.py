@@ -202,6 +202,28 @@ def test_nothing_is_computed_twice(make_model: Callable[..., MatryoshkaModel], p
     assert watch.keys_values == {2: 15, 4: 14, 6: 9}
 
 
+def test_exits_at_which_nothing_is_expected_to_stop_are_read_in_passing(
+    make_model: Callable[..., MatryoshkaModel], pairs: list[EncodedPair]
+) -> None:
+    """Pairs wait at the first exit; then they run to the end, with one more row for each exit."""
+    model, plan, cascade = make_model("bert").eval(), Plan((6,)), Cascade({2: 1e6, 3: 1e6, 4: 1e6})
+    with Watch().watching(model) as watch:
+        found, _ = exit_by_exit(model, plan, pairs, cascade)
+    check_equal(found, simulated(model, plan, pairs, cascade))
+    assert watch.layers == {1: 30, 2: 30, 3: 30, 4: 30, 5: 30}
+    assert watch.keys_values == {2: 30, 6: 30}
+
+
+def test_whoever_stops_at_an_exit_in_passing_counts_as_stopped_there(
+    model: MatryoshkaModel, pairs: list[EncodedPair]
+) -> None:
+    plan, cascade = Plan((6,), {3: HALF}), Cascade({2: 0.05, 3: 0.02, 4: 0.02})
+    expected = simulated(model, plan, pairs, cascade)
+    for least in (0.0, 0.3, 2.0):
+        with patch("mrr_model.inference.staged.WORTH_WAITING", least):
+            check_equal(exit_by_exit(model, plan, pairs, cascade)[0], expected)
+
+
 @pytest.mark.parametrize("cascade", [Cascade({2: 0.3, 4: 0.2}), Cascade({2: 12, 4: 5}, by="count")], ids=str)
 def test_states_that_exceed_their_budget_are_computed_again(
     model: MatryoshkaModel, pairs: list[EncodedPair], cascade: Cascade, caplog: pytest.LogCaptureFixture
