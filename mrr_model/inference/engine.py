@@ -382,7 +382,8 @@ class InferenceEngine:
             self._warn_once(
                 "document",
                 f"{cut} of {documents} documents ({cut / documents:.1%}) were cut, since query and document exceed "
-                f"max_length={self.encoder.max_length} tokens: {longer}split long documents into passages.",
+                f"max_length={self.encoder.max_length} tokens: {longer}split long documents, as rank and score do with "
+                "long_documents='max'.",
             )
 
     def _warn_once(self, what: str, message: str) -> None:
