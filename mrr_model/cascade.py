@@ -26,7 +26,7 @@ By = Literal["margin", "count"]
 Stages = Mapping[int, float] | Mapping[str, float] | Sequence[tuple[int, float]] | str
 """`{exit: number}`, pairs of both, or command-line text (`"2:3,3:2,4:1"`)."""
 
-RANKING_DEPTH = 10
+DEFAULT_RANK = 10
 """The rank that margins are measured from if the call does not say how many documents it wants."""
 
 
@@ -130,7 +130,7 @@ class Cascade:
     def rank(self, top_n: int | None) -> int:
         """The rank that margins are measured from in a call that returns `top_n` documents."""
         if self.top_n is None:
-            return RANKING_DEPTH if top_n is None else top_n
+            return DEFAULT_RANK if top_n is None else top_n
         return max(self.top_n, top_n or 0)
 
     def drops(self, documents: int, top_n: int | None = None) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from mrr_model.cascade import RANKING_DEPTH, By, Cascade
+from mrr_model.cascade import DEFAULT_RANK, By, Cascade
 from mrr_model.compression import DEFAULT_KEEP_RATIOS, Compression, evenly_spread
 from mrr_model.data.collection_source import FirstStage
 from mrr_model.evaluation.presets import PresetName, preset
@@ -158,7 +158,7 @@ class EvaluateConfig(GridConfig):
     """Fit the margins of a cascade for each final setting, and measure it: documents far below the best stop early."""
     cascade_loss: float = Field(default=LOST, ge=0, lt=1)
     """Share of queries that may lose a document by it."""
-    cascade_top_n: int = Field(default=RANKING_DEPTH, ge=1, le=MANY)
+    cascade_top_n: int = Field(default=DEFAULT_RANK, ge=1, le=MANY)
     """Best documents of a query that are not to be lost."""
     cascade_stages: Annotated[tuple[str, ...], Flag(metavar="EXIT:N,EXIT:N,…")] = ()
     """Measure this cascade at full size: 2:3,3:2,4:1. Repeatable."""
