@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 SHOWN_CHARACTERS = 50
 """Characters of a document's text that its `repr` shows."""
@@ -90,9 +89,6 @@ class Ranking(list[RankedDocument]):
         super().__init__(documents)
         self.complete = complete
         self.shares = shares or {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (list(self),), {"complete": self.complete, "shares": self.shares}
 
 
 @dataclass(frozen=True)
