@@ -27,6 +27,9 @@ CHARACTERS_PER_TOKEN = 8
 SEGMENTS = re.compile(r"(?s).{1,100000}(?!\S)|.{1,100000}")
 """Parts of a text that are tokenized one by one to find its tokens: they end with a word if they can."""
 
+WORD_PARTS = re.compile(r"\s*\S{1,16}|\s+")
+"""Parts of a text whose tokens a slow tokenizer counts one by one."""
+
 CHARACTERS_TOGETHER = 1_000_000
 """Texts go to the tokenizer in lists of about this many characters: its results are large."""
 
@@ -51,10 +54,6 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-WORD_PARTS = re.compile(r"\s*\S{1,16}|\s+")
-"""Parts of a text whose tokens a slow tokenizer counts one by one."""
 
 
 class TextTokenizer:
