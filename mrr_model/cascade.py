@@ -134,7 +134,7 @@ class Cascade:
         return max(self.top_n, top_n or 0)
 
     def drops(self, documents: int, top_n: int | None = None) -> bool:
-        """Whether any of so many documents can stop before the last exit.
+        """Whether any of this many documents can stop before the last exit.
 
         Example:
             >>> Cascade({2: 3.0}).drops(10), Cascade({2: 50, 4: 20}, by="count").drops(30)

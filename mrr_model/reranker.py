@@ -311,8 +311,8 @@ class MatryoshkaReranker(LoadedModel):
         Scores never increase along the ranking.
 
         With a deadline, all documents are read at one exit after the other, the most promising first after the first
-        exit, until the time is up. Each counts as deep as it was read by then. Documents that were not read at all
-        come last, in input order. The call returns late by one batch, at most.
+        exit, until the time is up. Each document has the score of the deepest exit that it reached. Documents that were
+        not read at all come last, in input order. The call may return late, by at most one batch.
 
         Args:
             query: The query.
@@ -815,7 +815,7 @@ def _window_pairs(pairs: Sequence[tuple[str, str]], spans: Sequence[Sequence[Spa
 
 
 def _deadline(milliseconds: object) -> Deadline | None:
-    """So many milliseconds from now."""
+    """A deadline some milliseconds from now."""
     checked = optional_milliseconds("deadline_ms", milliseconds)
     return None if checked is None else Deadline(time.monotonic() + checked / 1000)
 

@@ -1,4 +1,4 @@
-"""Cascades on logits that are known: how far each document gets, and the smallest margins that lose few documents.
+"""Cascades on known logits: which exit each document reaches, and the smallest margins that lose few documents.
 
 Nothing here runs a model: one pass that reads every exit says what any cascade would have done.
 
@@ -155,7 +155,7 @@ def loses(reached: NDArray[np.int_], final: NDArray[np.float64], top_n: int) -> 
 def cascade_run(
     outcomes: Mapping[str, Outcome], candidates: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """A cascade's ranking as a run. Logits of different exits do not compare, so the scores are places from above."""
+    """A cascade's ranking as a run. Logits of different exits do not compare, so the scores are places."""
     return {
         query: dict(zip(candidates[query], outcome.scores.tolist(), strict=True)) for query, outcome in outcomes.items()
     }

@@ -1,10 +1,10 @@
 """Memory between batches: it stays with the process, up to `KEPT_BYTES`.
 
 glibc, the C library of most Linux systems, returns the free top of its heap to the system whenever that exceeds a
-threshold, which is smaller than a few of a batch's tensors. Every batch then gets its memory back page by page, and in
-a cascade, whose states wait between batches, still more of it. So the threshold is raised, once per process, when
-something is first scored on the CPU. Whoever sets glibc's own variables (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES` …)
-or uses another allocator is left alone.
+threshold, and a few of a batch's tensors exceed it. The next batch then gets this memory again page by page, which
+takes time; a cascade, whose states wait between batches, loses more. So the threshold is raised, once per process, at
+the first scoring on the CPU. Nothing changes if one of glibc's own variables is set (`MALLOC_TRIM_THRESHOLD_`,
+`GLIBC_TUNABLES` …), or with another allocator.
 """
 
 import ctypes

@@ -65,7 +65,7 @@ class BatchBudget:
             self._warned_of_waiting = True
             logger.warning(
                 "More than %d tokens wait at an exit of a cascade: documents whose states were forgotten are computed "
-                "again if they go on. Rank fewer documents at a time.",
+                "again if they continue. Rank fewer documents at a time.",
                 self.waiting,
             )
 

@@ -83,20 +83,20 @@ class Candidates:
             self._alive &= self._staying(exit_layer, self._alive, logits)
 
     def expected_share(self, exit_layer: int) -> float:
-        """The share of the rows that run which would stop at an exit if their last logits were those of that exit."""
+        """The share of running candidates that would stop at an exit if it gave them the logits that they have now."""
         if not self._drops_at(exit_layer) or not self._alive.any():
             return 0.0
         return 1.0 - float(self._staying(exit_layer, self._alive, self._row_logit).sum() / self._alive.sum())
 
     def settle(self) -> None:
-        """Take what was read as the last word, as far as nothing deeper comes."""
+        """Store what was read last for the documents that have not stopped."""
         rows = self._row[self._alive]
         self._depth[self._alive], self._logit[self._alive] = self._row_depth[rows], self._row_logit[rows]
 
     def running(self, exit_layer: int) -> NDArray[np.bool_]:
-        """The rows that may run on after an exit, judged by those that have been read there, bool (R,).
+        """The rows that may continue after an exit, judged by those that have been read there, bool (R,).
 
-        More rows can only raise the bar, so a row that has been read and may not run on will be dropped.
+        More rows can only raise the bar, so a row that has been read and may not continue will be dropped.
         """
         staying = self._alive.copy()
         if self._drops_at(exit_layer):
@@ -105,7 +105,7 @@ class Candidates:
         return self._rows(staying)
 
     def alive(self) -> NDArray[np.bool_]:
-        """The rows that run on, bool (R,)."""
+        """The rows that continue, bool (R,)."""
         return self._rows(self._alive)
 
     def complete(self, last: int) -> bool:
@@ -113,7 +113,7 @@ class Candidates:
         return bool((self._depth[self._alive] == last).all())
 
     def promise(self, rows: Sequence[int]) -> list[int]:
-        """Rows by their last logit, highest first."""
+        """Rows sorted by their last logit, highest first."""
         logits = self._row_logit[rows]
         return [rows[index] for index in np.argsort(-logits, kind="stable")]
 
@@ -123,7 +123,7 @@ class Candidates:
             return [[] for _ in self.requests]
         depth = np.maximum.reduceat(self._depth, self._start)  # of each document
         broken = np.isnan(self._logit)
-        value = np.where(broken, np.inf, self._logit)  # whoever has such a logit is shown with it
+        value = np.where(broken, np.inf, self._logit)  # a window with such a logit decides: it becomes an error
         value = np.where(self._depth == depth[self._document], value, -np.inf)
         best = np.flatnonzero(value == np.maximum.reduceat(value, self._start)[self._document])
         _, first = np.unique(self._document[best], return_index=True)
@@ -140,7 +140,7 @@ class Candidates:
         return self.cascade is not None and exit_layer in self.cascade.exits
 
     def _staying(self, exit_layer: int, among: NDArray[np.bool_], row_logits: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """The candidates among some that stay in their request's running, by logits (R,): bool (C,)."""
+        """The candidates among some that continue in their request, by logits (R,): bool (C,)."""
         assert self.cascade is not None
         staying = np.zeros(len(self._row), dtype=bool)
         for request in self._slices:

@@ -39,7 +39,7 @@ DEADLINE_PAIRS = 16
 """Pairs to tokenize at a time under a deadline."""
 
 LEAST_CHARACTERS_PER_TOKEN = 3
-"""A rough lower estimate for most languages, of how many pairs' states fit in memory together."""
+"""A rough lower estimate for most languages: it says how many requests fit in memory together."""
 
 Pairs = Sequence[tuple[str, str]]
 """(query, document) pairs."""

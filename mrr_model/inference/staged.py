@@ -3,9 +3,9 @@
     pairs ─► layers ─► exit ─► wait ─► drop ─► layers ─► exit ─► wait ─► drop ─► … ─► last exit
 
 An exit where pairs wait is read from the pooled tokens alone; the rest of its layer runs for those that continue.
-Batches are formed again after it, from all requests' survivors. Waiting has its price, so an exit at which hardly any
-pair is expected to stop is read in passing, and whoever stops there has run on in vain. A deadline ends the pass
-between two batches, with what is known by then.
+Batches are formed again after it, from all requests' survivors. Waiting takes time, so an exit at which hardly any
+pair is expected to stop is read in passing: the pairs that stop there have then run further than they had to. A
+deadline ends the pass between two batches, with what is known by then.
 
 Shapes: R rows.
 """
@@ -75,7 +75,7 @@ class Deadline:
         self._seconds_per_token = seconds / (tokens * layers)
 
     def tokens(self, layers: int) -> int:
-        """How many tokens can run through some layers until then, by the pace of the last batch."""
+        """How many tokens can run through `layers` layers before the deadline, at the pace of the last batch."""
         if self._seconds_per_token is None:
             return FIRST_TOKENS
         left = (self.at - time.monotonic()) / max(self._seconds_per_token * layers, 1e-9)
@@ -133,7 +133,7 @@ class StagedPass:
         """Run the pass.
 
         Args:
-            encoded: The pairs; the iterator is asked for more as the first stage goes on.
+            encoded: The pairs; the first stage takes them from the iterator as it needs them.
 
         Returns:
             Whether it ran to the end; False if the deadline passed before.
@@ -178,7 +178,7 @@ class StagedPass:
                 yield group, TokenSource(self.model, self._pairs, own, group.prefix, sort=self.deadline is None)
 
     def _continued(self) -> Iterator[tuple[_Group, Source]]:
-        """The rows that run on, after an exit."""
+        """The rows that continue after an exit."""
         alive = self.candidates.alive()
         for group in self._groups.values():
             parts, lost = group.parts, [row for row in group.lost if alive[row]]
@@ -188,7 +188,7 @@ class StagedPass:
             if rows:
                 ordered = rows if self.deadline is None else self.candidates.promise(rows)
                 source = StateSource(parts, ordered)
-                del parts  # the source drops each as soon as its rows have run on
+                del parts  # the source drops each as soon as its rows have continued
                 yield group, source
             if lost:
                 yield group, TokenSource(self.model, self._pairs, lost, group.prefix)
@@ -203,7 +203,7 @@ class StagedPass:
     def _run_stage(
         self, passed: Sequence[int], exit_layer: int, layers: int, sources: Iterator[tuple[_Group, Source]]
     ) -> None:
-        """Run all rows to an exit, over so many layers, and drop those that stop there or at an exit that they pass."""
+        """Run all rows to an exit, which is `layers` layers after the last wait, and drop those that stop there or in passing."""
         running = self.candidates.alive()
         plan = Plan((*passed, self.plan.last_layer), self.plan.merges, self.plan.adapters)
         scores = PooledScores(self.model, exit_layer, partial(self._read, [*passed, exit_layer]), SCORED_TOGETHER)
@@ -253,7 +253,7 @@ class StagedPass:
             self.candidates.read(exit_layer, rows, column)
 
     def _make_space(self, running: NDArray[np.bool_]) -> None:
-        """Forget the states of rows that will not run on, then the newest ones, if too many tokens wait."""
+        """Forget the states of rows that will not continue, then the newest ones, if too many tokens wait."""
         groups = self._groups.values()
         for group in groups:
             group.parts = [

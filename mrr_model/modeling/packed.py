@@ -2,7 +2,7 @@
 
 At an exit all tokens need keys and values, and the pooled token alone needs a query. A part of the weights computes
 either. If a module is quantized, or adapted as it runs, only the module itself knows its outputs: then one product
-makes all of them, and the queries are kept with the keys and values for whoever needs them later.
+makes all of them, and the queries are kept with the keys and values until they are needed.
 
 Shapes: D hidden size, Q outputs that are queries, N outputs that are keys, and as many that are values.
 """
