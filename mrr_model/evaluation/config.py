@@ -26,8 +26,8 @@ LOST = 0.01
 TIMING_PAIRS = 200
 """Pairs to time a setting on. Its time depends on their lengths alone, so a few queries suffice."""
 CASCADE_TIMING_PAIRS = 2000
-"""The same with cascades. Their time depends on how many documents of a query lie far below its best and differs from query
-to query, so more of them are needed."""
+"""The same with cascades. Their time depends on how many documents of a query lie far below its best and differs from
+query to query, so more of them are needed."""
 
 
 def _split_ratios(text: str) -> list[str]:
