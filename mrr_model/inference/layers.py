@@ -55,8 +55,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A batch to run.
+class PendingBatch:
+    """A batch that is about to run.
 
     Attributes:
         rows: Its pairs.
@@ -82,7 +82,7 @@ class Source(ABC):
     def __init__(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         self._rows, self._lengths, self._next = rows, lengths, 0
 
-    def batch(self, tokens: int, pairs: int | None = None) -> Batch | None:
+    def batch(self, tokens: int, pairs: int | None = None) -> PendingBatch | None:
         """The next batch; None if no pairs are left.
 
         Args:
@@ -101,12 +101,12 @@ class Source(ABC):
         rows = list(self._rows[self._next : stop])
         return self._batch(rows, len(rows) * longest)
 
-    def done(self, batch: Batch) -> None:
+    def done(self, batch: PendingBatch) -> None:
         """Move on to the pairs after the batch."""
         self._next += len(batch.rows)
 
     @abstractmethod
-    def _batch(self, rows: list[int], tokens: int) -> Batch: ...
+    def _batch(self, rows: list[int], tokens: int) -> PendingBatch: ...
 
 
 class TokenSource(Source):
@@ -135,8 +135,8 @@ class TokenSource(Source):
         ordered = sorted(rows, key=lambda row: -lengths[row]) if sort else rows
         super().__init__(ordered, [lengths[row] for row in ordered])
 
-    def _batch(self, rows: list[int], tokens: int) -> Batch:
-        return Batch(rows, 0, lambda: self._embedded(rows), tokens)
+    def _batch(self, rows: list[int], tokens: int) -> PendingBatch:
+        return PendingBatch(rows, 0, lambda: self._embedded(rows), tokens)
 
     def _embedded(self, rows: list[int]) -> HiddenBatch:
         batch = collate(
@@ -167,7 +167,7 @@ class StateSource(Source):
             self._left[self._where[row][0]] += 1
         super().__init__(rows, [lengths[index][at] for index, at in (self._where[row] for row in rows)])
 
-    def done(self, batch: Batch) -> None:
+    def done(self, batch: PendingBatch) -> None:
         super().done(batch)
         for row in batch.rows:
             index, _ = self._where[row]
@@ -175,12 +175,12 @@ class StateSource(Source):
             if not self._left[index]:
                 self._parts[index] = None  # its states are needed no more
 
-    def _batch(self, rows: list[int], tokens: int) -> Batch:
+    def _batch(self, rows: list[int], tokens: int) -> PendingBatch:
         by_part: dict[int, list[int]] = {}
         for row in rows:
             by_part.setdefault(self._where[row][0], []).append(row)
         ordered = [row for chosen in by_part.values() for row in chosen]
-        return Batch(ordered, self._layer, lambda: self._gathered(by_part), tokens)
+        return PendingBatch(ordered, self._layer, lambda: self._gathered(by_part), tokens)
 
     def _gathered(self, by_part: Mapping[int, list[int]]) -> HiddenBatch:
         found = []
