@@ -425,7 +425,7 @@ def deadlines(result: BenchmarkResult) -> str:
             [
                 f"full size, {row['ms']['p50']:.0f} ms" if late is None else f"{row['deadline_ms']:g} ms",
                 "" if late is None else " / ".join(f"{late[each]:.1f}" for each in ("p50", "p95", "p99")),
-                ", ".join(f"{_percent(share)} at {exit_layer}" for exit_layer, share in row["shares"].items()),
+                ", ".join(f"{share:.0%} at {exit_layer}" for exit_layer, share in row["shares"].items()),
                 _decimals(row["quality"]),
             ]
         )
@@ -470,6 +470,7 @@ TABLES: dict[str, Table] = {
     "training": Table(("training",), training),
     "precision": Table(("precision",), precision),
     "long-documents": Table(("long-documents",), long_documents),
+    "deadlines": Table(("deadlines",), deadlines),
 }
 """Marker -> its table."""
 

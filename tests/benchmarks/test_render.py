@@ -240,6 +240,32 @@ INVENTED: dict[str, dict[str, Any]] = {
             {"window": 128, "stride": 1.0, "windows_per_document": 12.0, "quality": 0.7, "ms_per_query": 200.0},
         ],
     },
+    "deadlines": {
+        "metric": "nDCG@10",
+        "model": "mini",
+        "dtype": "float32",
+        "collection": "birds",
+        "queries": 7,
+        "candidates": 100.0,
+        "first_stage": 0.5,
+        "deadlines": [
+            {
+                "deadline_ms": 10.0,
+                "ms": {"p50": 12.0, "p95": 13.0, "p99": 14.0},
+                "overshoot_ms": {"p50": 2.0, "p95": 3.0, "p99": 4.0},
+                "complete": 0.0,
+                "shares": {"2": 0.25, "0": 0.75},
+                "quality": 0.6,
+            },
+            {
+                "deadline_ms": None,
+                "ms": {"p50": 300.0, "p95": 310.0, "p99": 320.0},
+                "complete": 1.0,
+                "shares": {"6": 1.0},
+                "quality": 0.8,
+            },
+        ],
+    },
 }
 EXPECTED = {
     "sizes": [
@@ -277,6 +303,10 @@ EXPECTED = {
         "| cut | 0.500 | 100 | 25% |",
         "| as many as fit | 0.5 | 4.5 | 0.750 | 400 |",
         "| 128 | 1 | 12.0 | 0.700 | 200 |",
+    ],
+    "deadlines": [
+        "| 10 ms | 2.0 / 3.0 / 4.0 | 25% at 2, 75% at 0 | 0.600 |",
+        "| full size, 300 ms |  | 100% at 6 | 0.800 |",
     ],
     "precision": ["| birds | full size | 0.8000 | 0.7982 | -0.0018 | 0.9951 |"],
 }
