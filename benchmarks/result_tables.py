@@ -194,65 +194,65 @@ def targets(result: BenchmarkResult) -> str:
 
 def cascade(result: BenchmarkResult) -> str:
     found = result.results
-    names, full = list(found["collections"]), found["quality"][0]
-    kept = _markdown(
-        [found["metric"], *names, "mean", "of full size", "least"],
-        [
-            [
-                '`cascade="auto"`' if row["cascade"] else _setting(row, full),
-                *(_decimals(row["values"][name]) for name in names),
-                _decimals(row["mean"]),
-                f"{row['kept']:.1%}",
-                f"{row['min_kept']:.1%}",
-            ]
-            for row in found["quality"]
-        ],
-    )
-    taken = _markdown(
-        ["timed on", "share of full size's time", "median query", "10 % to 90 % of the queries", "FLOPs"],
-        [
-            [
-                f"{name}, {each['collection']}",
-                f"{row['share']:.0%}",
-                f"{row['median']:.0%}",
-                f"{row['p10']:.0%} to {row['p90']:.0%}",
-                f"{row['flops']:.0%}" if "flops" in row else "",
-            ]
-            for each in found["time"]
-            for name, row in [
-                ('`cascade="auto"`', each["cascade"]),
-                *((_setting(row, full), row) for row in each["fixed"]),
-            ]
-        ],
-    )
-    moved = _markdown(
-        [
-            "fitted on the others, measured on",
-            "margins",
-            "queries that lose one of the best 10",
-            "of full size",
-            "FLOPs",
-        ],
-        [
-            [
-                row["held_out"],
-                row["stages"],
-                "" if row["lost"] is None else f"{row['lost']:.1%}",
-                f"{row['kept']:.1%}",
-                f"{row['flops']:.0%}",
-            ]
-            for row in found["transfer"]
-        ],
-        numbers=(2, 3, 4),
-    )
     own = found["cascade"]
     timed = ", ".join(f"{each['queries']} of {each['collection']}" for each in found["time"])
     overhead = ", ".join(f"{each['overhead_of_dropping_nothing']:+.1%}" for each in found["time"])
     return (
-        f"{kept}\n\nThe cascade's {own['text']} were fitted so that at most {own['lost']:.0%} of the queries lose one "
-        f"of full size's best {own['top_n']} documents.\n\n{taken}\n\nQueries with 100 candidates each: {timed}; "
-        f"{found['dtype']}. A cascade that drops nothing takes {overhead} of full size's time.\n\n{moved}"
+        f"{_cascade_quality(found)}\n\nThe cascade's {own['text']} were fitted so that at most {own['lost']:.0%} of "
+        f"the queries lose one of full size's best {own['top_n']} documents.\n\n{_cascade_time(found)}\n\nQueries "
+        f"with 100 candidates each: {timed}; {found['dtype']}. A cascade that drops nothing changes full "
+        f"size's time by {overhead}.\n\n{_cascade_transfer(found)}"
     )
+
+
+def _cascade_quality(found: dict[str, Any]) -> str:
+    names, full = list(found["collections"]), found["quality"][0]
+    rows = [
+        [
+            '`cascade="auto"`' if row["cascade"] else _setting(row, full),
+            *(_decimals(row["values"][name]) for name in names),
+            _decimals(row["mean"]),
+            f"{row['kept']:.1%}",
+            f"{row['min_kept']:.1%}",
+        ]
+        for row in found["quality"]
+    ]
+    return _markdown([found["metric"], *names, "mean", "of full size", "least"], rows)
+
+
+def _cascade_time(found: dict[str, Any]) -> str:
+    full = found["quality"][0]
+    rows = [
+        [
+            f"{name}, {each['collection']}",
+            f"{row['share']:.0%}",
+            f"{row['median']:.0%}",
+            f"{row['p10']:.0%} to {row['p90']:.0%}",
+            f"{row['flops']:.0%}" if "flops" in row else "",
+        ]
+        for each in found["time"]
+        for name, row in [
+            ('`cascade="auto"`', each["cascade"]),
+            *((_setting(row, full), row) for row in each["fixed"]),
+        ]
+    ]
+    heads = ["timed on", "share of full size's time", "median query", "10 % to 90 % of the queries", "FLOPs"]
+    return _markdown(heads, rows)
+
+
+def _cascade_transfer(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["held_out"],
+            row["stages"],
+            "" if row["lost"] is None else f"{row['lost']:.1%}",
+            f"{row['kept']:.1%}",
+            f"{row['flops']:.0%}",
+        ]
+        for row in found["transfer"]
+    ]
+    heads = ["fitted on the others, measured on", "margins", "queries that lose one of the best 10"]
+    return _markdown([*heads, "of full size", "FLOPs"], rows, numbers=(2, 3, 4))
 
 
 def speed(result: BenchmarkResult) -> str:
