@@ -21,6 +21,7 @@ from pydantic.json_schema import SkipJsonSchema
 from mrr_integrations._request import (
     CHECKS,
     CHOSEN,
+    LONG_DOCUMENTS,
     CascadeField,
     DeadlineOption,
     DepthOption,
@@ -120,7 +121,7 @@ def options_shown(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a trace says of a ranking's cascade, deadline and windows, as JSON data: what is not at its default."""
     shown = {"cascade": written_cascade(arguments["cascade"]), "deadline_ms": arguments["deadline_ms"]}
     if arguments["long_documents"] != "truncate":
-        shown |= {name: arguments[name] for name in ("long_documents", "window", "stride")}
+        shown |= {name: arguments[name] for name in LONG_DOCUMENTS}
     return {name: value for name, value in shown.items() if value is not None}
 
 
@@ -256,8 +257,7 @@ class RerankOptions(BaseModel):
     def _loaded(self, given: Collection[str]) -> CoreReranker:
         """A re-ranker of its own. The checkpoint decides what the user did not give."""
         names = (
-            "depth", "keep_ratio", "target", "cascade", "long_documents", "window", "stride", "device", "dtype",
-            "max_length", "batch_tokens", "prompt", "normalize",
+            "target", *CHOSEN, *LONG_DOCUMENTS, "device", "dtype", "max_length", "batch_tokens", "prompt", "normalize",
         )  # fmt: skip
         arguments = {name: getattr(self, name) for name in names if name in given}
         if self.max_length is None:
@@ -288,7 +288,7 @@ class RerankOptions(BaseModel):
 
     def _configured(self, reranker: CoreReranker, given: Collection[str]) -> CoreReranker:
         """The shared re-ranker with the options that were given."""
-        names = ("target", *CHOSEN, "long_documents", "window", "stride")
+        names = ("target", *CHOSEN, *LONG_DOCUMENTS)
         return reranker.copy(**{name: getattr(self, name) for name in names if name in given})
 
 
@@ -298,7 +298,7 @@ def _chosen(reranker: CoreReranker) -> dict[str, Any]:
 
 
 def _long_documents(reranker: CoreReranker) -> dict[str, Any]:
-    return {name: getattr(reranker, name) for name in ("long_documents", "window", "stride")}
+    return {name: getattr(reranker, name) for name in LONG_DOCUMENTS}
 
 
 def _name(dtype: object) -> str:

@@ -42,6 +42,9 @@ CASCADE_SCHEMA = WithJsonSchema(
 CHOSEN = ("depth", "keep_ratio", "cascade")
 """The options that a target chooses."""
 
+LONG_DOCUMENTS = ("long_documents", "window", "stride")
+"""The options that say how long documents are treated."""
+
 
 def _checked_depth(depth: object) -> int | None:
     return Compression(depth=cast(Any, depth)).depth

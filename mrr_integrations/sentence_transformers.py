@@ -533,18 +533,10 @@ class MatryoshkaCrossEncoder(CrossEncoder):
                     "pass cascade=None without a deadline."
                 )
             self._prepare(device)
+            options = {**setting, "top_n": top_k or None, "cascade": cascade, "deadline_ms": deadline_ms}
+            options |= {"normalize": isinstance(activation, nn.Sigmoid), "show_progress": show_progress_bar}
             query, chosen = self._asked_with(query, self._resolve_prompt(prompt, prompt_name))
-            ranking = self.reranker.rank(
-                query,
-                documents,
-                top_n=top_k or None,
-                cascade=cascade,
-                deadline_ms=deadline_ms,
-                normalize=isinstance(activation, nn.Sigmoid),
-                prompt=chosen,
-                show_progress=show_progress_bar,
-                **setting,
-            )
+            ranking = self.reranker.rank(query, documents, prompt=chosen, **options)
             return _result_rows([(each.index, each.score) for each in ranking][:top_k], documents, return_documents)
         logits = self.predict(
             [(query, document) for document in documents],
