@@ -203,7 +203,7 @@ class StagedPass:
     def _run_stage(
         self, passed: Sequence[int], exit_layer: int, layers: int, sources: Iterator[tuple[_Group, Source]]
     ) -> None:
-        """Run all rows to an exit, which is `layers` layers after the last wait, and drop those that stop there or in passing."""
+        """Run all rows through `layers` layers to an exit, and drop those that stop there or at an exit passed."""
         running = self.candidates.alive()
         plan = Plan((*passed, self.plan.last_layer), self.plan.merges, self.plan.adapters)
         scores = PooledScores(self.model, exit_layer, partial(self._read, [*passed, exit_layer]), SCORED_TOGETHER)
