@@ -4,6 +4,8 @@ Counted: matrix products (2 FLOPs per multiply-add), attention over the position
 that weigh merges, and weighted sums of states. Not counted: norms, activations, look-ups, the zeros with which a
 merge's row is computed for all heads at once, the projections of relative positions, which the pairs of a batch share,
 and the merge after an exit that reads the mean over tokens, for pairs that stop there. They are a few percent at most.
+Nor is what a cascade's pass runs beyond an exit that it reads in passing for pairs that stop there
+(`mrr_model.inference.staged`).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
