@@ -21,6 +21,8 @@ class Point:
     keep_ratio: float
     quality: float
     costs: tuple[float, ...]
+    cascade: str = ""
+    """What runs to it, as the legend names it; empty if all documents do."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Axes:
 
 def draw(points: Sequence[Point], costs: Sequence[str], metric: str, baselines: Mapping[str, float]) -> str:
     """Draw one panel for each cost: a line for each depth, a mark for each keep ratio, a dashed line for a baseline.
+
+    A cascade is a diamond beside its name.
 
     The same figures give the same text.
 
@@ -70,7 +74,9 @@ def draw(points: Sequence[Point], costs: Sequence[str], metric: str, baselines: 
         parts += _grid(axes, label, numbered=index == 0)
         parts += _baselines(axes, baselines)
         for depth, color in zip(_depths(points), _colors(points), strict=True):
-            parts += _depth(axes, [point for point in points if point.depth == depth], index, ratios, color)
+            own = [point for point in points if point.depth == depth]
+            parts += _depth(axes, [point for point in own if not point.cascade], index, ratios, color)
+            parts += [part for point in own if point.cascade for part in _cascade(axes, point, index, color)]
     parts += _legend(ratios, dict(zip(_depths(points), _colors(points), strict=True)))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -118,6 +124,17 @@ def _depth(axes: Axes, points: Sequence[Point], panel: int, ratios: Sequence[flo
         label = f"depth {point.depth}, keep_ratio {point.keep_ratio:g}: {point.quality:.3f}"
         parts.append(_mark(ratios.index(point.keep_ratio), x, y, color, label))
     return parts
+
+
+def _cascade(axes: Axes, point: Point, panel: int, color: str) -> list[str]:
+    """A diamond, and its name to the left."""
+    x, y = axes.x(point.costs[panel]), axes.y(point.quality)
+    corners = f"{x:.1f},{y - 7:.1f} {x + 7:.1f},{y:.1f} {x:.1f},{y + 7:.1f} {x - 7:.1f},{y:.1f}"
+    label = f"depth {point.depth}, keep_ratio {point.keep_ratio:g}, {point.cascade}: {point.quality:.3f}"
+    return [
+        f'<polygon points="{corners}" fill="{color}" stroke="#222"><title>{escape(label)}</title></polygon>',
+        _text(x - 11, y + 4, point.cascade, "end"),
+    ]
 
 
 def _mark(kind: int, x: float, y: float, color: str, label: str) -> str:

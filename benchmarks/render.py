@@ -73,7 +73,7 @@ def render(root: Path) -> dict[Path, str]:
                 except RenderError as error:
                     raise RenderError(f"{page.relative_to(root)}: {error}") from error
     if linked:
-        rendered[root / PICTURE] = frontier_picture(files["quality"], files["time-share"])
+        rendered[root / PICTURE] = frontier_picture(files["quality"], files["time-share"], files["cascade"])
     return rendered
 
 

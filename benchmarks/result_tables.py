@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from frontier import Point, draw
@@ -9,6 +10,7 @@ from result_files import BenchmarkResult, RenderError, ResultFiles, command_of
 
 SIZES = ((4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25))
 """The (depth, keep_ratio) pairs of the README's table, besides full size."""
+AUTO = '`cascade="auto"`'
 Row = Mapping[str, Any]
 
 
@@ -35,24 +37,24 @@ def source_line(result: BenchmarkResult) -> str:
     return f"<small>Measured on {result.date:%Y-%m-%d}, {result.machine}; again with `{again}`.</small>"
 
 
-def sizes(quality: BenchmarkResult, time_share: BenchmarkResult) -> str:
+def sizes(quality: BenchmarkResult, time_share: BenchmarkResult, cascade: BenchmarkResult) -> str:
     rows = quality.results["settings"]
     shares = _by_setting(time_share.results["workloads"][0]["settings"])
     full = rows[0]
-    chosen = [full, *(_by_setting(rows)[setting] for setting in SIZES)]
-    return _markdown(
-        ["size", quality.results["metric"], "of full size", "time", "FLOPs"],
+    cells = [
         [
-            [
-                _setting(row, full),
-                f"{row['mean']:.3f}",
-                f"{row['kept']:.1%}",
-                f"{shares[_key(row)]['time']:.0%}",
-                f"{shares[_key(row)]['flops']:.0%}",
-            ]
-            for row in chosen
-        ],
-    )
+            _setting(row, full),
+            f"{row['mean']:.3f}",
+            f"{row['kept']:.1%}",
+            f"{shares[_key(row)]['time']:.0%}",
+            f"{shares[_key(row)]['flops']:.0%}",
+        ]
+        for row in [full, *(_by_setting(rows)[setting] for setting in SIZES)]
+    ]
+    own = _cascaded(cascade)
+    costs = [f"{share:.0%}" for share in _cascade_costs(cascade)]
+    cells.insert(1, [AUTO, f"{own['mean']:.3f}", f"{own['kept']:.1%}", *costs])
+    return _markdown(["size", quality.results["metric"], "of full size", "time", "FLOPs"], cells)
 
 
 def quality(result: BenchmarkResult) -> str:
@@ -437,14 +439,16 @@ def deadlines(result: BenchmarkResult) -> str:
     )
 
 
-def frontier_picture(quality: BenchmarkResult, time_share: BenchmarkResult) -> str:
-    """Every setting's quality against its share of full size's time and FLOPs."""
+def frontier_picture(quality: BenchmarkResult, time_share: BenchmarkResult, cascade: BenchmarkResult) -> str:
+    """Quality of every setting, and of the cascade, against the share of full size's time and FLOPs."""
     workload = time_share.results["workloads"][0]
     shares = _by_setting(workload["settings"])
     points = [
         Point(row["depth"], row["keep_ratio"], row["mean"], (shares[_key(row)]["time"], shares[_key(row)]["flops"]))
         for row in quality.results["settings"]
     ]
+    own = _cascaded(cascade)
+    points.append(Point(own["depth"], own["keep_ratio"], own["mean"], _cascade_costs(cascade), AUTO.strip("`")))
     return draw(
         points,
         costs=("time, share of full size's", "FLOPs, share of full size's"),
@@ -454,7 +458,7 @@ def frontier_picture(quality: BenchmarkResult, time_share: BenchmarkResult) -> s
 
 
 TABLES: dict[str, Table] = {
-    "sizes": Table(("quality", "time-share"), sizes),
+    "sizes": Table(("quality", "time-share", "cascade"), sizes),
     "quality": Table(("quality",), quality),
     "calibration": Table(("calibration",), calibration),
     "ablation": Table(("ablation",), ablation),
@@ -473,6 +477,18 @@ TABLES: dict[str, Table] = {
     "deadlines": Table(("deadlines",), deadlines),
 }
 """Marker -> its table."""
+
+
+def _cascaded(cascade: BenchmarkResult) -> Row:
+    """The quality of the cascade."""
+    found: Row = next(row for row in cascade.results["quality"] if row["cascade"])
+    return found
+
+
+def _cascade_costs(cascade: BenchmarkResult) -> tuple[float, float]:
+    """The cascade's shares of full size's time and FLOPs, averaged over the timed collections."""
+    timed = [row["cascade"] for row in cascade.results["time"]]
+    return mean(row["share"] for row in timed), mean(row["flops"] for row in timed)
 
 
 def _key(row: Row) -> tuple[int, float]:

@@ -271,6 +271,7 @@ EXPECTED = {
     "sizes": [
         "| size | nDCG@10 | of full size | time | FLOPs |",
         "| `depth=4, keep_ratio=0.5` | 0.740 | 98.7% | 33% | 27% |",
+        '| `cascade="auto"` | 0.749 | 99.9% | 52% | 46% |',
     ],
     "quality": [
         "| BM25 | 0.500 | 0.600 | 0.550 |  |",
@@ -432,6 +433,7 @@ def test_the_picture_is_drawn_if_a_page_links_to_it(root: Path) -> None:
     assert {"depth", "6", "4", "3", "2", "keep_ratio", "1", "0.5", "0.25"} <= set(texts)
     titles = [each.text for each in svg.iter("{http://www.w3.org/2000/svg}title")]
     assert titles.count("depth 4, keep_ratio 0.5: 0.740") == 2  # the panels of time and FLOPs
+    assert titles.count('depth 6, keep_ratio 1, cascade="auto": 0.749') == texts.count('cascade="auto"') == 2
 
 
 def test_the_picture_places_better_settings_higher_and_cheaper_ones_to_the_left(root: Path) -> None:
