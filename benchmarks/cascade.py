@@ -2,9 +2,10 @@
 
     python benchmarks/cascade.py --data ../shared/data
 
-- Quality: nDCG@10 of `cascade="auto"` at full size, and of every setting of the grid, on four development collections.
-- Time: full size, `cascade="auto"`, the fixed settings that the profile times nearest to it, and a cascade whose
-  margins are so large that it drops nothing, in turns on the same queries of squad and mlquestions with 100 candidates
+- Quality: nDCG@10 of `cascade="auto"` at full size, and of full size alone, on four development collections;
+  quality.py measures the fixed settings.
+- Time: full size, `cascade="auto"`, the fixed settings that the profile times nearest to it, and a cascade at the same
+  exits whose margins are so large that it drops nothing, in turns on the same queries of squad and mlquestions with 100 candidates
   each. A share of time is the median over a query's turns of the ratio to full size in the same turn.
 - Transfer: margins fitted on three collections, with the profile's share of queries that may lose a document, are
   measured on the fourth.
@@ -20,8 +21,8 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from development import METRIC, add_data_arguments, evaluate_config, ndcg
-from result_files import add_output_argument, write_result
+from development import DEPTHS, METRIC, RATIOS, add_data_arguments, evaluate_config, ndcg
+from result_files import RESULTS, add_output_argument, read_result, write_result
 from result_tables import cascade as table
 from workloads import median_ratio
 
@@ -58,7 +59,8 @@ def main() -> None:
     add_data_arguments(parser, "runs/quality")
     add_output_argument(parser, "cascade")
     arguments = parser.parse_args()
-    config = evaluate_config(arguments, arguments.collections, arguments.work, model=arguments.model)
+    full = {"depths": DEPTHS[:1], "keep_ratios": RATIOS[:1]}
+    config = evaluate_config(arguments, arguments.collections, arguments.work, model=arguments.model, **full)
     reranker = open_reranker(config)
     _, _, auto = own_cascade(reranker)
     # Full size's pass then reads every exit.
@@ -78,7 +80,8 @@ def main() -> None:
         "nDCG@10 and time of mini with the cascade of its profile, against full size and fixed settings; margins "
         "fitted on three collections, measured on the fourth."
     )
-    print(table(write_result(arguments.output, "cascade", what, results, seeds=(0,))))
+    result = write_result(arguments.output, "cascade", what, results, seeds=(0,))
+    print(table(result, read_result(RESULTS / "quality.json")))
 
 
 def own_cascade(reranker: MatryoshkaReranker) -> tuple[Profile, ProfilePoint, ProfileCascade]:
@@ -91,35 +94,27 @@ def own_cascade(reranker: MatryoshkaReranker) -> tuple[Profile, ProfilePoint, Pr
 
 
 def scored(reranker: MatryoshkaReranker, config: EvaluateConfig) -> Logits:
-    """Every collection at every setting of the grid, and at every exit of full size's pass."""
+    """Every collection at every exit of full size's pass."""
     grid = config.grid(reranker.exits, merges=True)
     found = score_collections(reranker, grid, open_collections(config), config)
     return {each.collection.name: each for each in found}
 
 
 def quality(logits: Logits, cascade: Cascade) -> list[dict[str, Any]]:
-    """The metric of full size, the cascade and every other setting."""
-    full, *others = next(iter(logits.values())).runs
-    rows = [
-        (full, False, {name: ndcg(each.collection, each.runs[full]) for name, each in logits.items()}),
-        (full, True, {name: cascade_ndcg(each, cascade) for name, each in logits.items()}),
-    ]
-    for setting in others:
-        rows.append(
-            (setting, False, {name: ndcg(each.collection, each.runs[setting]) for name, each in logits.items()})
-        )
-    whole = rows[0][2]
+    """The metric of full size and of the cascade."""
+    [setting] = next(iter(logits.values())).runs
+    whole = {name: ndcg(each.collection, *each.runs.values()) for name, each in logits.items()}
+    own = {name: cascade_ndcg(each, cascade) for name, each in logits.items()}
     return [
         {
-            "depth": setting.depth,
-            "keep_ratio": setting.keep_ratio,
-            "cascade": with_cascade,
+            **setting.to_kwargs(),
+            "cascade": values is own,
             "values": {name: round(value, 4) for name, value in values.items()},
             "mean": round(mean(values.values()), 4),
             "kept": round(mean(values.values()) / mean(whole.values()), 4),
             "min_kept": round(min(value / whole[name] for name, value in values.items()), 4),
         }
-        for setting, with_cascade, values in rows
+        for values in (whole, own)
     ]
 
 
@@ -135,7 +130,7 @@ def timed(reranker: MatryoshkaReranker, logits: CollectionLogits, arguments: arg
     profile, auto, fitted = own_cascade(reranker)
     [full] = logits.exits
     near = sorted(profile.fixed[1:], key=lambda point: abs(point.seconds - auto.seconds))[:NEAR]
-    nothing = Cascade(dict.fromkeys(reranker.exits[:-1], DROPS_NOTHING))
+    nothing = Cascade(dict.fromkeys(fitted.stages, DROPS_NOTHING))
     options: dict[Any, dict[str, Any]] = {
         FULL: {**full.to_kwargs(), "cascade": None},
         CASCADE: {**full.to_kwargs(), "cascade": "auto"},

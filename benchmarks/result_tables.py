@@ -194,24 +194,24 @@ def targets(result: BenchmarkResult) -> str:
     return _markdown(["target", "choices", "met", "missed"], rows, numbers=(1, 2))
 
 
-def cascade(result: BenchmarkResult) -> str:
+def cascade(result: BenchmarkResult, quality: BenchmarkResult) -> str:
     found = result.results
     own = found["cascade"]
     timed = ", ".join(f"{each['queries']} of {each['collection']}" for each in found["time"])
     overhead = ", ".join(f"{each['overhead_of_dropping_nothing']:+.1%}" for each in found["time"])
     return (
         f"{_cascade_quality(found)}\n\nThe cascade's {own['text']} were fitted so that at most {own['lost']:.0%} of "
-        f"the queries lose one of full size's best {own['top_n']} documents.\n\n{_cascade_time(found)}\n\nQueries "
+        f"the queries lose one of full size's best {own['top_n']} documents.\n\n{_cascade_time(found, quality)}\n\nQueries "
         f"with 100 candidates each: {timed}; {found['dtype']}. A cascade that drops nothing changes full "
         f"size's time by {overhead}.\n\n{_cascade_transfer(found)}"
     )
 
 
 def _cascade_quality(found: dict[str, Any]) -> str:
-    names, full = list(found["collections"]), found["quality"][0]
+    names = list(found["collections"])
     rows = [
         [
-            '`cascade="auto"`' if row["cascade"] else _setting(row, full),
+            AUTO if row["cascade"] else "full size",
             *(_decimals(row["values"][name]) for name in names),
             _decimals(row["mean"]),
             f"{row['kept']:.1%}",
@@ -222,8 +222,9 @@ def _cascade_quality(found: dict[str, Any]) -> str:
     return _markdown([found["metric"], *names, "mean", "of full size", "least"], rows)
 
 
-def _cascade_time(found: dict[str, Any]) -> str:
-    full = found["quality"][0]
+def _cascade_time(found: dict[str, Any], quality: BenchmarkResult) -> str:
+    sizes = _by_setting(quality.results["settings"])
+    kept = next(row["kept"] for row in found["quality"] if row["cascade"])
     rows = [
         [
             f"{name}, {each['collection']}",
@@ -231,15 +232,16 @@ def _cascade_time(found: dict[str, Any]) -> str:
             f"{row['median']:.0%}",
             f"{row['p10']:.0%} to {row['p90']:.0%}",
             f"{row['flops']:.0%}" if "flops" in row else "",
+            f"{own:.1%}",
         ]
         for each in found["time"]
-        for name, row in [
-            ('`cascade="auto"`', each["cascade"]),
-            *((_setting(row, full), row) for row in each["fixed"]),
+        for name, row, own in [
+            (AUTO, each["cascade"], kept),
+            *((_setting(row, quality.results["settings"][0]), row, sizes[_key(row)]["kept"]) for row in each["fixed"]),
         ]
     ]
     heads = ["timed on", "share of full size's time", "median query", "10 % to 90 % of the queries", "FLOPs"]
-    return _markdown(heads, rows)
+    return _markdown([*heads, "quality kept, of all"], rows)
 
 
 def _cascade_transfer(found: dict[str, Any]) -> str:
@@ -464,7 +466,7 @@ TABLES: dict[str, Table] = {
     "ablation": Table(("ablation",), ablation),
     "adapters": Table(("adapters",), adapters),
     "targets": Table(("targets",), targets),
-    "cascade": Table(("cascade",), cascade),
+    "cascade": Table(("cascade", "quality"), cascade),
     "speed": Table(("speed",), speed),
     "elastic": Table(("elastic",), elastic),
     "speed-models": Table(("speed-models",), speed_models),
