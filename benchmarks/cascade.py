@@ -5,8 +5,8 @@
 - Quality: nDCG@10 of `cascade="auto"` at full size, and of full size alone, on four development collections;
   quality.py measures the fixed settings.
 - Time: full size, `cascade="auto"`, the fixed settings that the profile times nearest to it, and a cascade at the same
-  exits whose margins are so large that it drops nothing, in turns on the same queries of squad and mlquestions with 100 candidates
-  each. A share of time is the median over a query's turns of the ratio to full size in the same turn.
+  exits whose margins are so large that it drops nothing, in turns on the same queries of squad and mlquestions with
+  100 candidates each. A share of time is the median over a query's turns of the ratio to full size in the same turn.
 - Transfer: margins fitted on three collections, with the profile's share of queries that may lose a document, are
   measured on the fourth.
 

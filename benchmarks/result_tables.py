@@ -201,8 +201,8 @@ def cascade(result: BenchmarkResult, quality: BenchmarkResult) -> str:
     overhead = ", ".join(f"{each['overhead_of_dropping_nothing']:+.1%}" for each in found["time"])
     return (
         f"{_cascade_quality(found)}\n\nThe cascade's {own['text']} were fitted so that at most {own['lost']:.0%} of "
-        f"the queries lose one of full size's best {own['top_n']} documents.\n\n{_cascade_time(found, quality)}\n\nQueries "
-        f"with 100 candidates each: {timed}; {found['dtype']}. A cascade that drops nothing changes full "
+        f"the queries lose one of full size's best {own['top_n']} documents.\n\n{_cascade_time(found, quality)}\n\n"
+        f"Queries with 100 candidates each: {timed}; {found['dtype']}. A cascade that drops nothing changes full "
         f"size's time by {overhead}.\n\n{_cascade_transfer(found)}"
     )
 
