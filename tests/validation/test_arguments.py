@@ -183,9 +183,9 @@ def test_texts_and_switches() -> None:
 
 
 def test_the_repr_of_a_ranked_document_shortens_a_long_text() -> None:
-    short = RankedDocument(1, 0.5, "it's short")
-    assert repr(short) == 'RankedDocument(index=1, score=0.5, text="it\'s short")'
-    long = RankedDocument(1, 0.5, "word\n" * 1_000_000)
+    short = RankedDocument(1, 0.5, "it's short", depth=6)
+    assert repr(short) == 'RankedDocument(index=1, score=0.5, text="it\'s short", depth=6)'
+    long = RankedDocument(1, 0.5, "word\n" * 1_000_000, depth=6)
     assert len(repr([long])) < 150
     assert "…" in repr(long)
     assert long.text == "word\n" * 1_000_000
