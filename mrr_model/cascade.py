@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from typing_extensions import Self
 
-from mrr_model.validation.arguments import optional_whole_number, whole_number
+from mrr_model.validation.arguments import optional_whole_number, real_number, whole_number
 
 if TYPE_CHECKING:  # the help of commands is made from `By`: it must not wait for numpy
     import numpy as np
@@ -63,7 +63,7 @@ class Cascade:
     top_n: int | None = None
 
     def __init__(self, stages: Stages, by: By = "margin", top_n: int | None = None) -> None:
-        if by not in get_args(By):
+        if not isinstance(by, str) or by not in get_args(By):
             raise ValueError(f"by must be {' or '.join(map(repr, get_args(By)))}, got {by!r}.")
         object.__setattr__(self, "by", by)
         object.__setattr__(self, "stages", _validated_stages(stages, by))
@@ -76,15 +76,19 @@ class Cascade:
         """Read what `to_json` wrote.
 
         Raises:
-            TypeError: If a value is of the wrong type.
+            TypeError: If `data` is no mapping, or a value is of the wrong type.
             ValueError: If a key is unknown, `stages` is missing, or a value is out of its range.
 
         Example:
             >>> Cascade.from_json({"stages": {"2": 50, "4": 20}, "by": "count"})
             Cascade(stages=((2, 50), (4, 20)), by='count', top_n=None)
         """
+        example = 'Write {"stages": {2: 3.0}}, for example.'
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a cascade must be a mapping, got {data!r:.200}. {example}")
         if "stages" not in data or not data.keys() <= {"stages", "by", "top_n"}:
-            raise ValueError(f"a cascade has stages and may have by and top_n, got {', '.join(data) or 'nothing'}.")
+            found = ", ".join(map(str, data)) or "nothing"
+            raise ValueError(f"a cascade has stages and may have by and top_n, got {found}. {example}")
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +105,7 @@ class Cascade:
     @property
     def stages_text(self) -> str:
         """The stages in their command-line form, such as `2:3,4:1`."""
-        return ",".join(f"{exit_layer}:{number:g}" for exit_layer, number in self.stages)
+        return ",".join(f"{exit_layer}:{_number_text(number)}" for exit_layer, number in self.stages)
 
     def __str__(self) -> str:
         return f"{self.by}s {self.stages_text}"
@@ -196,8 +200,10 @@ def checked_cascade(cascade: object) -> CascadeOption:
     Raises:
         TypeError: If it is neither a `Cascade`, `"auto"` nor None.
     """
-    if cascade is None or cascade == "auto" or isinstance(cascade, Cascade):
+    if cascade is None or isinstance(cascade, Cascade):
         return cascade
+    if isinstance(cascade, str) and cascade == "auto":
+        return "auto"
     raise TypeError(
         f"cascade must be a Cascade, 'auto' or None, got {cascade!r:.200}. Write cascade=Cascade({{2: 3.0}}), for "
         "example."
@@ -223,7 +229,7 @@ def _validated_stages(stages: object, by: By) -> tuple[tuple[int, float], ...]:
             raise ValueError(f"stages names exit {exit_layer} twice. Give each exit one {by}.")
         if by == "count" and larger > number:
             raise ValueError(
-                f"stages: counts must not grow with depth, got {larger:g} at exit {deeper} after {number:g} at "
+                f"stages: counts must not grow with depth, got {larger} at exit {deeper} after {number} at "
                 f"{exit_layer}. Each is how many documents survive that exit."
             )
     return tuple(validated)
@@ -243,9 +249,15 @@ def _validated_number(exit_layer: object, number: object, by: By) -> float:
     advice = "It is how many logits below the best documents a document may lie."
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"{name} must be a number, got {number!r} ({type(number).__name__}). {advice}")
-    if not 0 <= float(number) < math.inf:
+    margin = real_number(number)
+    if not 0 <= margin < math.inf:
         raise ValueError(f"{name} must be a finite margin of at least 0, got {number!r}. {advice}")
-    return float(number)
+    return margin
+
+
+def _number_text(number: float) -> str:
+    """The shortest text that is read as the same number."""
+    return repr(number).removesuffix(".0")
 
 
 def _parsed_stages(text: str) -> tuple[tuple[int, float], ...]:

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,10 +81,24 @@ def test_json_round_trip(cascade: Cascade) -> None:
     assert Cascade.from_json(json.loads(json.dumps(cascade.to_json()))) == cascade
 
 
-@pytest.mark.parametrize("data", [{}, {"stages": {"2": 1}, "margins": 1}])
+@pytest.mark.parametrize("data", [{}, {"stages": {"2": 1}, "margins": 1}, {2: 3.0}])
 def test_json_with_other_keys_is_an_error(data: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="stages"):
+    with pytest.raises(ValueError, match="a cascade has stages"):
         Cascade.from_json(data)
+
+
+@pytest.mark.parametrize("data", [[2, 3.0], "stages", None])
+def test_json_that_is_no_mapping_is_an_error(data: Any) -> None:
+    with pytest.raises(TypeError, match="a cascade must be a mapping"):
+        Cascade.from_json(data)
+
+
+@pytest.mark.parametrize("stages", [{2: 3.0, 4: 0.1}, {2: 1.2345678901, 3: 1e-9}, {2: 12_345_678.0}])
+@pytest.mark.parametrize("by", ["margin", "count"])
+def test_the_text_of_stages_says_all_digits(stages: dict[int, float], by: Any) -> None:
+    counts = dict.fromkeys(stages, 10**7 + 1)
+    cascade = Cascade(stages if by == "margin" else counts, by)
+    assert Cascade(cascade.stages_text, by) == cascade
 
 
 @pytest.mark.parametrize(
@@ -93,6 +108,7 @@ def test_json_with_other_keys_is_an_error(data: dict[str, Any]) -> None:
         (({2: -1.0},), ValueError, r"stages\[2\]"),
         (({2: math.nan},), ValueError, r"stages\[2\]"),
         (({2: math.inf},), ValueError, r"stages\[2\]"),
+        (({2: 10**400},), ValueError, r"stages\[2\]"),
         (({2: "3"},), TypeError, r"stages\[2\]"),
         (({2: True},), TypeError, r"stages\[2\]"),
         (({0: 1.0},), ValueError, "stages"),
@@ -106,6 +122,7 @@ def test_json_with_other_keys_is_an_error(data: dict[str, Any]) -> None:
         (({2: 0}, "count"), ValueError, r"stages\[2\]"),
         (({2: 2.5}, "count"), TypeError, r"stages\[2\]"),
         (({2: 1.0}, "share"), ValueError, "by"),
+        (({2: 1.0}, np.array(["margin", "count"])), ValueError, "by"),
         (({2: 1.0}, "margin", 0), ValueError, "top_n"),
         (({2: 10}, "count", 10), ValueError, "top_n"),
     ],
@@ -128,7 +145,7 @@ def test_exits_must_be_the_models_and_lie_before_the_settings_own() -> None:
         cascade.check((6,), 6)
 
 
-@pytest.mark.parametrize("value", ["fast", 3.0, {2: 1.0}, True])
+@pytest.mark.parametrize("value", ["fast", 3.0, {2: 1.0}, True, np.array(["auto", "auto"])])
 def test_a_call_takes_cascades_only(value: Any) -> None:
     with pytest.raises(TypeError, match="cascade must be"):
         checked_cascade(value)

@@ -87,6 +87,19 @@ def optional_whole_number(name: str, value: Any) -> int | None:
     return None if value is None else whole_number(name, value, advice="None is allowed too.")
 
 
+def real_number(value: Any) -> float:
+    """A number as a float; infinite if it is too large for one.
+
+    Example:
+        >>> real_number(10**400)
+        inf
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def optional_number(name: str, value: Any) -> float | None:
     """Check a finite number that may be None.
 
@@ -102,9 +115,10 @@ def optional_number(name: str, value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or None, got {value!r} ({type(value).__name__}).")
-    if not math.isfinite(value):
+    number = real_number(value)
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number or None, got {value!r}.")
-    return float(value)
+    return number
 
 
 def optional_milliseconds(name: str, value: Any) -> float | None:
@@ -122,9 +136,10 @@ def optional_milliseconds(name: str, value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number of milliseconds or None, got {value!r} ({type(value).__name__}).")
-    if not float(value) >= 0:
+    number = real_number(value)
+    if not number >= 0:
         raise ValueError(f"{name} must be at least 0, got {value!r}. None is no deadline.")
-    return float(value)
+    return number
 
 
 def true_or_false(name: str, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from mrr_integrations._options import listed
 from mrr_model import MatryoshkaReranker, RankedDocument
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.validation.arguments import (
+    optional_milliseconds,
     optional_number,
     optional_text,
     optional_whole_number,
@@ -162,6 +164,15 @@ def test_other_whole_numbers_are_errors_that_name_them(number: Any) -> None:
 def test_numbers_of_any_library_are_floats(number: Any) -> None:
     assert optional_number("min_score", number) == number
     assert type(optional_number("min_score", number)) is float
+
+
+def test_numbers_too_large_for_a_float_are_infinite() -> None:
+    assert optional_milliseconds("deadline_ms", 10**400) == math.inf
+    for number in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match=r"^min_score must be a finite number"):
+            optional_number("min_score", number)
+    with pytest.raises(ValueError, match=r"^deadline_ms must be at least 0"):
+        optional_milliseconds("deadline_ms", -(10**400))
 
 
 @pytest.mark.parametrize("number", ["0.5", True, 1j, [0.5], float("nan"), float("inf")], ids=repr)
