@@ -96,12 +96,13 @@ class Candidates:
     def running(self, exit_layer: int) -> NDArray[np.bool_]:
         """The rows that may continue after an exit, judged by those that have been read there, bool (R,).
 
-        More rows can only raise the bar, so a row that has been read and may not continue will be dropped.
+        More rows can only raise the bar, so a row that has been read and lies below it will be dropped. Of those at the
+        bar, which a count decides by their order, all may continue: another window may still lift their document.
         """
         staying = self._alive.copy()
         if self._drops_at(exit_layer):
             read = self._alive & (self._row_depth[self._row] == exit_layer)
-            staying &= ~read | self._staying(exit_layer, read, self._row_logit)
+            staying &= ~read | self._staying(exit_layer, read, self._row_logit, final=False)
         return self._rows(staying)
 
     def alive(self) -> NDArray[np.bool_]:
@@ -139,8 +140,13 @@ class Candidates:
     def _drops_at(self, exit_layer: int) -> bool:
         return self.cascade is not None and exit_layer in self.cascade.exits
 
-    def _staying(self, exit_layer: int, among: NDArray[np.bool_], row_logits: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """The candidates among some that continue in their request, by logits (R,): bool (C,)."""
+    def _staying(
+        self, exit_layer: int, among: NDArray[np.bool_], row_logits: NDArray[np.float64], *, final: bool = True
+    ) -> NDArray[np.bool_]:
+        """The candidates among some that continue in their request, by logits (R,): bool (C,).
+
+        If more are to be read, and the choice is not `final`, all that reach the bar continue.
+        """
         assert self.cascade is not None
         staying = np.zeros(len(self._row), dtype=bool)
         for request in self._slices:
@@ -150,10 +156,10 @@ class Candidates:
             logits, documents = row_logits[self._row[index]], self._document[index]
             first = np.flatnonzero(np.diff(documents, prepend=-1))  # of each document
             best = np.maximum.reduceat(logits, first)
-            survivors = self.cascade.survivors(exit_layer, best, self.top_n)
-            bar = self.cascade.threshold(exit_layer, best, self.top_n)
-            of_survivor = np.repeat(survivors, np.diff(np.append(first, len(index))))
-            staying[index] = of_survivor & (logits >= bar)
+            staying[index] = logits >= self.cascade.threshold(exit_layer, best, self.top_n)
+            if final:
+                survivors = self.cascade.survivors(exit_layer, best, self.top_n)
+                staying[index] &= np.repeat(survivors, np.diff(np.append(first, len(index))))
         return staying
 
     def _rows(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -96,6 +96,15 @@ def test_windows_stop_one_by_one() -> None:
     assert candidates.reached() == [[Reached(6, -1.0, 0), Reached(6, 0.0, 0), Reached(6, 9.0, 0)]]
 
 
+def test_a_window_at_the_bar_waits_for_the_others_of_its_document() -> None:
+    candidates = Candidates([[[0], [1], [2, 3]]], 4, Cascade({2: 2}, by="count"))
+    candidates.read(2, [0, 1, 2], [5.0, 5.0, 5.0])
+    assert candidates.running(2).all()
+    candidates.read(2, [3], [6.0])
+    candidates.drop(2)
+    assert candidates.alive().tolist() == [True, False, True, True]
+
+
 @pytest.mark.parametrize("requests", [[], [[]], [[], [[0]]]])
 def test_requests_without_documents(requests: Any) -> None:
     candidates = Candidates(requests, 1, Cascade({2: 0.0}), top_n=1)
