@@ -4,6 +4,7 @@ import copy
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from mrr_model.checkpoint import Checkpoint, Given
 from mrr_model.checkpoint.hub import locate
 from mrr_model.checkpoint.origin import Origin
 from mrr_model.compression import Compression, KeepRatio, Plan
-from mrr_model.inference.cancelling import in_thread
+from mrr_model.inference.cancelling import check, in_thread
 from mrr_model.inference.candidates import Reached
 from mrr_model.inference.device import device_name, resolve_device, resolve_dtype
 from mrr_model.inference.engine import InferenceEngine
-from mrr_model.inference.staged import Deadline
+from mrr_model.inference.staged import Deadline, TimeUp
 from mrr_model.inference.windows import DocumentSplitter, LongDocuments, Span, Windows, checked_windows
 from mrr_model.loaded import LoadedModel
 from mrr_model.modeling.compensation import Compensation
@@ -626,7 +627,7 @@ class MatryoshkaReranker(LoadedModel):
         normalize = self._normalizes(normalize)
         prompt = self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
         pairs = [(query, text) for query, texts in requests for text in texts]
-        spans = self._spans(pairs, prompt, windows)
+        spans = self._spans(pairs, prompt, windows, deadline)
         split, complete = _window_pairs(pairs, spans), True
         if cascade is None and deadline is None:
             found = self._reached(split, plan, prompt, show_progress=show_progress)
@@ -678,11 +679,27 @@ class MatryoshkaReranker(LoadedModel):
             for document, score, own in zip(documents, scores, spans, strict=True)
         ]
 
-    def _spans(self, pairs: Sequence[tuple[str, str]], prompt: str | None, windows: Windows | None) -> list[list[Span]]:
-        """The windows of each pair's document, one for a document that is not split."""
-        if windows is None:
-            return [[(0, len(text))] for _, text in pairs]
-        return DocumentSplitter(self.engine.encoder).spans(pairs, prompt, windows)
+    def _spans(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        prompt: str | None,
+        windows: Windows | None,
+        deadline: Deadline | None = None,
+    ) -> list[list[Span]]:
+        """The windows of each pair's document, one for a document that is not split.
+
+        If a deadline passes meanwhile, none is: there is no time left to score windows.
+        """
+
+        def check_time() -> None:
+            check()
+            if deadline is not None:
+                deadline.check()
+
+        if windows is not None:
+            with suppress(TimeUp):
+                return DocumentSplitter(self.engine.encoder).spans(pairs, prompt, windows, check=check_time)
+        return [[(0, len(text))] for _, text in pairs]
 
     def _windows(
         self, long_documents: LongDocuments | Default, window: int | Default | None, stride: int | Default | None

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from mrr_model import Cascade, MatryoshkaReranker, Ranking
 from mrr_model.calibration.probability import probability
+from mrr_model.inference.encode import PairEncoder
+from mrr_model.inference.windows import DocumentSplitter
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile, ProfileCascade, ProfilePoint
 
@@ -396,3 +398,44 @@ def test_rank_and_its_other_forms_take_the_same_options() -> None:
     assert {name: rank[name].default for name in many if name in rank} == {
         name: many[name].default for name in many if name in rank
     }
+
+
+def test_a_deadline_ends_the_splitting_of_documents_too(
+    mini: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, split = time.monotonic(), DocumentSplitter.spans
+    clock = iter([now, now, now])  # the deadline's beginning, and two documents
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock, now + 60))
+    begun = []
+
+    def spans(self: DocumentSplitter, *arguments: Any, check: Callable[[], object], **options: Any) -> Any:
+        def counted() -> None:
+            begun.append(None)
+            check()
+
+        return split(self, *arguments, check=counted, **options)
+
+    monkeypatch.setattr(DocumentSplitter, "spans", spans)
+    texts = [f"{number} {LONG}" for number in range(9)]
+    ranking = mini.rank(QUERY, texts, deadline_ms=1000, long_documents="max", window=64)
+    assert len(begun) == 3
+    assert not ranking.complete
+    assert [(document.index, document.depth, document.span) for document in ranking] == [(n, 0, None) for n in range(9)]
+
+
+def test_cancelling_stops_the_splitting_of_documents(mini: MatryoshkaReranker) -> None:
+    documents, begun = iter(range(1000)), []
+
+    def offsets(self: Any, text: str, found: Any = PairEncoder.text_offsets) -> Any:
+        begun.append(next(documents))
+        time.sleep(0.02)
+        return found(self, text)
+
+    async def cancelled() -> None:
+        texts = [f"{number} {LONG}" for number in range(500)]
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(mini.arank(QUERY, texts, long_documents="max", window=64), 0.2)
+
+    with patch.object(PairEncoder, "text_offsets", offsets):
+        asyncio.run(cancelled())
+    assert len(begun) < 100

@@ -27,7 +27,7 @@ UNLIMITED = 10**9
 CHUNK_CHARACTERS = 4_000_000
 """Pairs are encoded in chunks of about this many characters."""
 
-PASSAGES_TOGETHER = 1000
+PASSAGES_TOGETHER = 64
 """Passages that are tokenized together to count their tokens."""
 
 

@@ -7,11 +7,12 @@ tokens, are as long as the input allows unless the caller says otherwise, and en
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mrr_model.inference.breaks import BreakableText
+from mrr_model.inference.cancelling import check
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.tokenize import without_surrogates
 from mrr_model.validation.arguments import optional_whole_number
@@ -107,7 +108,12 @@ class DocumentSplitter:
         self._encoder = encoder
 
     def spans(
-        self, pairs: Sequence[tuple[str, str]], prompt: str | None = None, windows: Windows | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        prompt: str | None = None,
+        windows: Windows | None = None,
+        *,
+        check: Callable[[], object] = check,
     ) -> list[list[Span]]:
         """Split documents.
 
@@ -118,12 +124,14 @@ class DocumentSplitter:
             pairs: (query, document) pairs.
             prompt: The instruction; None for the template's own, `""` for none.
             windows: How to split; None for windows as long as fit.
+            check: Called before each document; what it raises ends the call.
 
         Returns:
             The windows of each pair in reading order. A document that fits is one window: all of it, `(0, len(text))`.
             So is one of whitespace only, and one beside a query that leaves no space.
 
         Raises:
+            Cancelled: Before a document, if the caller has stopped waiting (`mrr_model.inference.cancelling`).
             ValueError: If the prompt leaves no space for texts.
         """
         windows = windows or Windows()
@@ -134,6 +142,7 @@ class DocumentSplitter:
         unsure = [text for text, splits in by_document.items() if not self._surely_fits(text, min(splits))]
         lengths = self._encoder.passage_lengths(unsure, most=max(limits.values(), default=0))
         for document, length in zip(unsure, lengths, strict=True):
+            check()
             splits = by_document[document]
             longer = [limit for limit in splits if self._encoder.passage_frame < limit < length]
             if longer and not document.isspace():
