@@ -19,7 +19,7 @@ class RankedDocument:
         text: Its text.
         depth: The exit that its score was read at; 0 if a deadline passed before it was read at all.
         span: The characters of `text`, from the first to before the last, of the window that decided the score; None if
-            the text was not split.
+            the text was not split or not read.
 
     Example:
         >>> RankedDocument(0, 0.75, "word " * 1000, depth=6)

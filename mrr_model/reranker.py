@@ -675,7 +675,7 @@ class MatryoshkaReranker(LoadedModel):
                 for index, score in zip(own, probabilities(logits, plan.up_to(depth), self.calibration), strict=True):
                     scores[index] = score
         return [
-            Scored(document.logit, score, document.depth, own[document.window] if len(own) > 1 else None)
+            Scored(document.logit, score, document.depth, own[document.window] if document.depth and own[1:] else None)
             for document, score, own in zip(documents, scores, spans, strict=True)
         ]
 

@@ -423,6 +423,14 @@ def test_a_deadline_ends_the_splitting_of_documents_too(
     assert [(document.index, document.depth, document.span) for document in ranking] == [(n, 0, None) for n in range(9)]
 
 
+def test_documents_that_were_not_read_have_no_window(mini: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = DocumentSplitter.spans
+    monkeypatch.setattr(DocumentSplitter, "spans", lambda *arguments, check, **options: split(*arguments, **options))
+    ranking = mini.rank(QUERY, [LONG, "Plants."], deadline_ms=0, long_documents="max", window=64)
+    assert [(document.depth, document.span) for document in ranking] == [(0, None)] * 2
+    assert ranking[0].passage == LONG
+
+
 def test_cancelling_stops_the_splitting_of_documents(mini: MatryoshkaReranker) -> None:
     documents, begun = iter(range(1000)), []
 
