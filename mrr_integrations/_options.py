@@ -36,6 +36,7 @@ from mrr_integrations._request import (
     WindowOption,
     check_target_alone,
     checked_request,
+    checked_values,
     written_cascade,
 )
 from mrr_model.inference.cancelling import in_thread
@@ -236,7 +237,7 @@ class RerankOptions(BaseModel):
             if target not in self._choices:
                 self._choices[target] = _chosen(self.core.copy(target=target))
             request |= self._choices[target]
-        own = {name: getattr(self, name) for name in CHECKS if name != "target"}
+        own = checked_values({name: getattr(self, name) for name in CHECKS if name != "target"})  # may be assigned to
         if request.get("long_documents", self.long_documents) != self.long_documents:
             own |= {"window": None, "stride": None}  # they belong to the object's own way
         if not self._runs_at_own_setting(request):

@@ -398,6 +398,17 @@ def test_a_cascade_is_serialized_as_a_dict(name: str, core: MatryoshkaReranker, 
     assert again.model_dump() == built.model_dump()
 
 
+@pytest.mark.parametrize("name", TWO)
+def test_a_cascade_may_be_assigned_as_a_dict(name: str, core: MatryoshkaReranker) -> None:
+    built, integration = TWO[name](reranker=core, top_n=None), INTEGRATIONS[name]
+    built.cascade = {"stages": {2: 2}, "by": "count"}
+    ranking = integration.read(integration.rank(built, QUERY, integration.wrap(TEXTS)))
+    assert close(ranking, expected(core, TEXTS, cascade=Cascade({2: 2}, by="count")))
+    built.cascade = {2: 2}
+    with pytest.raises(ValueError, match=r"cascade=\{2: 2\}: a cascade has stages"):
+        integration.rank(built, QUERY, integration.wrap(TEXTS))
+
+
 @pytest.mark.parametrize("name", INTEGRATIONS)
 def test_the_cascade_auto_is_the_profile_s(
     name: str, core: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch
