@@ -114,12 +114,15 @@ def sentence(subject: str, fault: Mapping[str, Any]) -> str:
 
 
 def _line(fault: Mapping[str, Any], config: type[BaseModel] | None, name: Name) -> str:
-    keys = [part for part in fault["loc"] if part != "[key]"]
+    if fault["loc"][-1:] == ("[key]",):  # the key is before it
+        path = tuple(map(str, fault["loc"][:-2]))
+        return sentence(f"a key of {name(path)}" if path else "a key", fault)
+    keys = list(fault["loc"])
     item = f", item {keys.pop() + 1}," if keys and isinstance(keys[-1], int) else ""
     path = tuple(map(str, keys))
     if fault["type"] == "extra_forbidden":
         return f"{name(path)} is not an option.{_suggested(path, config)}"
-    if fault["type"] == "invalid_key" or "[key]" in fault["loc"]:
+    if fault["type"] == "invalid_key":
         return sentence(f"a key of {name(path)}" if path else "a key", {**fault, "type": "string_type"})
     return sentence(name(path) + item if path else item.strip(" ,"), fault)
 

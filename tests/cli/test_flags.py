@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from mrr_model.cli.command import Command
 from mrr_model.cli.flags import flags_of, read_yaml
+from mrr_model.selection.profile import ProfileCascade
 from mrr_model.training.config import FinetuneConfig
 from mrr_model.validation.config import Config, Flag
 from mrr_model.validation.config_errors import ConfigError, lines_of
@@ -417,6 +418,12 @@ def test_a_list_whose_items_are_wrong_is_not_called_too_short() -> None:
     with pytest.raises(ValidationError) as raised:
         FinetuneConfig(model="m", train=("t",), output=Path("o"), exits=("a",))  # type: ignore[arg-type]
     assert lines_of(raised.value) == ["exits, item 1, must be a whole number, got 'a'."]
+
+
+def test_a_wrong_key_is_named_by_what_it_must_be() -> None:
+    with pytest.raises(ValidationError) as raised:
+        ProfileCascade.model_validate({"stages": {"two": 1.0}})
+    assert lines_of(raised.value) == ["a key of stages must be a whole number, got 'two'."]
 
 
 class Declared(Config):
