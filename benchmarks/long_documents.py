@@ -133,8 +133,10 @@ def join_paragraphs(
 
 
 def first_queries(collection: Collection, count: int) -> Collection:
+    """The first queries of a collection, with their own judgements: an average is over these alone."""
     queries = dict(list(collection.queries.items())[:count])
-    return Collection(collection.name, collection.corpus, queries, collection.qrels, collection.candidates)
+    qrels = {query: collection.qrels[query] for query in queries}
+    return Collection(collection.name, collection.corpus, queries, qrels, collection.candidates)
 
 
 def described(reranker: MatryoshkaReranker, collection: Collection) -> dict[str, Any]:
