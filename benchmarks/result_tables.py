@@ -11,6 +11,8 @@ from result_files import BenchmarkResult, RenderError, ResultFiles, command_of
 SIZES = ((4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25))
 """The (depth, keep_ratio) pairs of the README's table, besides full size."""
 AUTO = '`cascade="auto"`'
+LEAST_SAMPLE = 10
+"""Windows and strides that were compared on fewer queries are not shown: they differ by chance."""
 Row = Mapping[str, Any]
 
 
@@ -412,11 +414,13 @@ def long_documents(result: BenchmarkResult) -> str:
         ],
     )
     tokens = facts["tokens"]
+    enough = found["sample"] >= LEAST_SAMPLE
+    compared = f"\n\nWindows and strides, on {found['sample']} of the queries:\n\n{windows}" if enough else ""
     return (
         f"{ways}\n\n`{found['model']}`, {found['dtype']}, `max_length={found['max_length']}`; {facts['queries']} "
         f"queries with {facts['candidates']:g} candidates each, among them the relevant one for "
         f"{facts['with_relevant_candidate']:.0%}. Documents have {tokens['least']} to {tokens['most']} tokens (mean "
-        f"{tokens['mean']}).\n\nWindows and strides, on {found['sample']} of the queries:\n\n{windows}"
+        f"{tokens['mean']}).{compared}"
     )
 
 

@@ -234,7 +234,7 @@ INVENTED: dict[str, dict[str, Any]] = {
             {"name": "cut", "quality": 0.5, "ms_per_query": 100.4},
             {"name": "split", "quality": 0.75, "ms_per_query": 400.0},
         ],
-        "sample": 2,
+        "sample": 10,
         "windows": [
             {"window": None, "stride": 0.5, "windows_per_document": 4.5, "quality": 0.75, "ms_per_query": 400.0},
             {"window": 128, "stride": 1.0, "windows_per_document": 12.0, "quality": 0.7, "ms_per_query": 200.0},
