@@ -194,12 +194,17 @@ class Watch:
 def test_nothing_is_computed_twice(make_model: Callable[..., MatryoshkaModel], pairs: list[EncodedPair]) -> None:
     """Each pair runs through each layer once: those that stop at an exit through its keys and values only."""
     model, plan, cascade = make_model("bert").eval(), Plan((6,)), Cascade({2: 14, 4: 9}, by="count")
+    keys: Counter[int] = Counter()  # layer -> pairs whose keys were projected, by whoever does it
+    for layer in range(1, 7):
+        project, _ = model.backbone.key_value_projections(layer)
+        project.register_forward_hook(lambda module, inputs, output, layer=layer: keys.update({layer: len(inputs[0])}))
     with Watch().watching(model) as watch:
         found, _ = exit_by_exit(model, plan, pairs[::2], cascade, requests=[[[index] for index in range(15)]])
     assert Counter(each.depth for each in found[0]) == {2: 1, 4: 5, 6: 9}
     assert watch.embedded == 15
     assert watch.layers == {1: 15, 2: 14, 3: 14, 4: 9, 5: 9}
     assert watch.keys_values == {2: 15, 4: 14, 6: 9}
+    assert keys == {1: 15, 2: 15, 3: 14, 4: 14, 5: 9, 6: 9}
 
 
 def test_exits_at_which_nothing_is_expected_to_stop_are_read_in_passing(
