@@ -18,7 +18,8 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from mrr_integrations._request import (
+from mrr_model.inference.cancelling import in_thread
+from mrr_model.request import (
     CHECKS,
     CHOSEN,
     LONG_DOCUMENTS,
@@ -39,7 +40,6 @@ from mrr_integrations._request import (
     checked_values,
     written_cascade,
 )
-from mrr_model.inference.cancelling import in_thread
 from mrr_model.reranker import MatryoshkaReranker as CoreReranker
 from mrr_model.reranker import RankedDocument, Ranking
 from mrr_model.selection.target import Target

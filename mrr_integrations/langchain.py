@@ -16,7 +16,7 @@ from mrr_integrations._options import (
     progress_shown,
     with_span,
 )
-from mrr_integrations._request import CHECKS, CHOSEN, CascadeForm, checked_values, written_cascade
+from mrr_model.request import CHECKS, CHOSEN, CascadeForm, checked_values, written_cascade
 
 try:
     from langchain_core.callbacks import Callbacks

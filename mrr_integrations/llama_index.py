@@ -19,7 +19,7 @@ from mrr_integrations._options import (
     progress_shown,
     with_span,
 )
-from mrr_integrations._request import CHECKS, checked_request
+from mrr_model.request import CHECKS, checked_request
 
 try:
     from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload

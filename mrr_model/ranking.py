@@ -93,19 +93,21 @@ class Ranking(list[RankedDocument]):
 
 @dataclass(frozen=True)
 class Scored:
-    """What is known of one document before it is ranked.
+    """What is known of one document before it is ranked; `MatryoshkaReranker.score_documents` says it.
 
     Attributes:
         logit: At the exit that it reached; any number if it was not read.
         score: Its score at that exit, by itself.
         depth: That exit; 0 if it was not read.
         span: See `RankedDocument`.
+        tokens: Of its input, of all of them if it was split; 0 if it was not encoded.
     """
 
     logit: float
     score: float
     depth: int
     span: tuple[int, int] | None = None
+    tokens: int = 0
 
 
 def ranked(

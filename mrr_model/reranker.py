@@ -23,6 +23,7 @@ from mrr_model.inference.cancelling import check, in_thread
 from mrr_model.inference.candidates import Reached
 from mrr_model.inference.device import device_name, resolve_device, resolve_dtype
 from mrr_model.inference.engine import InferenceEngine
+from mrr_model.inference.metering import metered
 from mrr_model.inference.staged import Deadline, TimeUp
 from mrr_model.inference.windows import DocumentSplitter, LongDocuments, Span, Windows, checked_windows
 from mrr_model.loaded import LoadedModel
@@ -422,6 +423,56 @@ class MatryoshkaReranker(LoadedModel):
             **options,
         )
 
+    def score_documents(
+        self,
+        requests: Mapping[str, Iterable[str]] | Iterable[tuple[str, Iterable[str]]],
+        *,
+        top_n: int | None = None,
+        depth: int | Default | None = DEFAULT,
+        keep_ratio: KeepRatio | Default = DEFAULT,
+        cascade: CascadeOption | Default = DEFAULT,
+        normalize: bool | Default = DEFAULT,
+        prompt: str | Default | None = DEFAULT,
+    ) -> list[list[Scored]]:
+        """All that `rank_many` knows of each document, before it ranks them: for servers and other schedulers.
+
+        Without a cascade, a document's values do not depend on the others: the documents of one request may be
+        scored in several calls. `mrr_model.ranking.ranked` makes the ranking.
+
+        Args:
+            requests: `{query: documents}`, or (query, documents) pairs.
+            top_n: How many documents each request will return; what a cascade drops depends on it.
+            depth: Run at most this many layers in this call; `None` runs all of them.
+            keep_ratio: The share of the passage tokens to keep in this call, or `{merge layer: ratio}`.
+            cascade: Exits at which unpromising documents stop; see `rank`.
+            normalize: Return probabilities, or raw logits with `False`, as `score`.
+            prompt: The instruction; `None` is the template's own.
+
+        Returns:
+            For each query, in input order, what is known of each document, in input order.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of its range, or the model lacks the setting or the cascade's exits.
+
+        Example:
+            >>> reranker = MatryoshkaReranker()
+            >>> [[one, other]] = reranker.score_documents({"who wrote Faust?": ["Goethe did.", "Bees make honey."]})
+            >>> one.score > other.score, one.depth, one.tokens
+            (True, 6, 10)
+        """
+        scored, _ = self._scored_requests(
+            checked_requests(requests),
+            self.plan(depth, keep_ratio),
+            cascade,
+            self._windows(DEFAULT, DEFAULT, DEFAULT),
+            optional_whole_number("top_n", top_n),
+            normalize=normalize,
+            prompt=prompt,
+            show_progress=False,
+        )
+        return scored
+
     async def ascore(self, query: str, documents: Iterable[str], **options: Any) -> list[float]:
         """Run `score`, with its options, in a worker thread.
 
@@ -615,40 +666,57 @@ class MatryoshkaReranker(LoadedModel):
         windows: Windows | None,
         top_n: int | None,
         min_score: float | None,
+        **options: Any,
+    ) -> list[Ranking]:
+        """The rankings of requests."""
+        top_n, min_score = optional_whole_number("top_n", top_n), optional_number("min_score", min_score)
+        scored, complete = self._scored_requests(requests, plan, cascade, windows, top_n, **options)
+        return [
+            ranked(texts, found, top_n, min_score, complete=complete)
+            for (_, texts), found in zip(requests, scored, strict=True)
+        ]
+
+    def _scored_requests(
+        self,
+        requests: Sequence[tuple[str, list[str]]],
+        plan: Plan,
+        cascade: CascadeOption | Default,
+        windows: Windows | None,
+        top_n: int | None,
         *,
         normalize: bool | Default,
         prompt: str | Default | None,
         show_progress: bool | None,
         deadline: Deadline | None = None,
-    ) -> list[Ranking]:
-        """The rankings of requests."""
-        top_n, min_score = optional_whole_number("top_n", top_n), optional_number("min_score", min_score)
+    ) -> tuple[list[list[Scored]], bool]:
+        """What is known of each request's documents, and whether no deadline passed before."""
         cascade = self._resolved(cascade, plan)
         normalize = self._normalizes(normalize)
         prompt = self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
         pairs = [(query, text) for query, texts in requests for text in texts]
         spans = self._spans(pairs, prompt, windows, deadline)
         split, complete = _window_pairs(pairs, spans), True
-        if cascade is None and deadline is None:
-            found = self._reached(split, plan, prompt, show_progress=show_progress)
-        else:
-            exits = [exit_layer for exit_layer in self.exits if exit_layer < plan.last_layer]
-            parts = iter(split)
-            staged = self.engine.staged(
-                [[next(parts) for _ in texts] for _, texts in requests],
-                plan,
-                exits if cascade is None else cascade.exits,
-                cascade=cascade,
-                top_n=top_n,
-                deadline=deadline,
-                prompt=prompt,
-                show_progress=show_progress,
-            )
-            found, complete = [document for request in staged.requests for document in request], staged.complete
-        scored = iter(self._scored(found, spans, plan, normalize))
-        return [
-            ranked(texts, [next(scored) for _ in texts], top_n, min_score, complete=complete) for _, texts in requests
-        ]
+        with metered() as meter:
+            if cascade is None and deadline is None:
+                found = self._reached(split, plan, prompt, show_progress=show_progress)
+            else:
+                exits = [exit_layer for exit_layer in self.exits if exit_layer < plan.last_layer]
+                parts = iter(split)
+                staged = self.engine.staged(
+                    [[next(parts) for _ in texts] for _, texts in requests],
+                    plan,
+                    exits if cascade is None else cascade.exits,
+                    cascade=cascade,
+                    top_n=top_n,
+                    deadline=deadline,
+                    prompt=prompt,
+                    show_progress=show_progress,
+                )
+                found = [document for request in staged.requests for document in request]
+                complete = staged.complete
+        tokens = [sum(meter.tokens.get(pair, 0) for pair in own) for own in split]
+        scored = iter(self._scored(found, spans, tokens, plan, normalize))
+        return [[next(scored) for _ in texts] for _, texts in requests], complete
 
     def _reached(
         self, documents: Sequence[Sequence[tuple[str, str]]], plan: Plan, prompt: str | None, **options: Any
@@ -664,7 +732,12 @@ class MatryoshkaReranker(LoadedModel):
         return found
 
     def _scored(
-        self, documents: Sequence[Reached], spans: Sequence[Sequence[Span]], plan: Plan, normalize: bool
+        self,
+        documents: Sequence[Reached],
+        spans: Sequence[Sequence[Span]],
+        tokens: Sequence[int],
+        plan: Plan,
+        normalize: bool,
     ) -> list[Scored]:
         """What is known of each document, calibrated at the exit that it reached."""
         scores = [document.logit for document in documents]
@@ -675,8 +748,14 @@ class MatryoshkaReranker(LoadedModel):
                 for index, score in zip(own, probabilities(logits, plan.up_to(depth), self.calibration), strict=True):
                     scores[index] = score
         return [
-            Scored(document.logit, score, document.depth, own[document.window] if document.depth and own[1:] else None)
-            for document, score, own in zip(documents, scores, spans, strict=True)
+            Scored(
+                document.logit,
+                score,
+                document.depth,
+                own[document.window] if document.depth and own[1:] else None,
+                count,
+            )
+            for document, score, own, count in zip(documents, scores, spans, tokens, strict=True)
         ]
 
     def _spans(

@@ -1,15 +1,16 @@
-"""Calls in worker threads that stop early once nobody waits for them."""
+"""Long calls that stop early, or make way for others, between two of their batches."""
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_given_up: ContextVar[threading.Event | None] = ContextVar("_given_up", default=None)
+_between_batches: ContextVar[Callable[[], object] | None] = ContextVar("_between_batches", default=None)
 
 
 class Cancelled(Exception):  # noqa: N818  # not an error: nobody sees it
@@ -17,14 +18,28 @@ class Cancelled(Exception):  # noqa: N818  # not an error: nobody sees it
 
 
 def check() -> None:
-    """Stop here if this runs inside `in_thread` and its caller no longer waits. Long work calls this between its parts.
+    """Run what the caller wants to happen between the parts of long work, which calls this before each of them.
 
     Raises:
         Cancelled: If the caller no longer waits.
     """
-    event = _given_up.get()
-    if event is not None and event.is_set():
-        raise Cancelled
+    call = _between_batches.get()
+    if call is not None:
+        call()
+
+
+@contextmanager
+def between_batches(call: Callable[[], object]) -> Iterator[None]:
+    """Have something called before each batch of what runs inside.
+
+    Args:
+        call: It may raise `Cancelled`, which ends the work, or take its time, during which the work waits.
+    """
+    token = _between_batches.set(call)
+    try:
+        yield
+    finally:
+        _between_batches.reset(token)
 
 
 async def in_thread(
@@ -37,10 +52,14 @@ async def in_thread(
     """
     event = threading.Event()
 
+    def raise_if_cancelled() -> None:
+        if event.is_set():
+            raise Cancelled
+
     def run() -> Result:
-        _given_up.set(event)  # in the thread's own copy of the context
-        check()
-        return function(*args, **kwargs)
+        raise_if_cancelled()
+        with between_batches(raise_if_cancelled):  # in the thread's own copy of the context
+            return function(*args, **kwargs)
 
     try:
         return await asyncio.to_thread(run)

@@ -24,6 +24,7 @@ from mrr_model.inference.candidates import Candidates, Reached
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.forking import POOL
 from mrr_model.inference.forward import ForwardPass
+from mrr_model.inference.metering import count_pairs
 from mrr_model.inference.staged import Deadline, StagedPass
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
@@ -246,6 +247,7 @@ class InferenceEngine:
             chunks = (([*part], self.encoder.encode([pairs[index] for index in part], prompt)) for part in parts)
         cut = encoded_pairs = 0
         for chunk, encoded in chunks:
+            count_pairs(pairs, chunk, encoded)
             self._warn_of_cut_query(encoded)
             cut += sum(pair.passage_cut for pair in encoded)
             encoded_pairs += len(encoded)

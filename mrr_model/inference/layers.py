@@ -22,6 +22,7 @@ from mrr_model.compression import Plan
 from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.cancelling import check
 from mrr_model.inference.device import out_of_memory
+from mrr_model.inference.metering import count_batch
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
@@ -146,6 +147,8 @@ class TokenSource(Source):
             max_tokens=self.model.backbone.max_tokens,
             prefix_length=0 if self.prefix is None else self.prefix.length,
         )
+        tokens = batch.input_ids.numel()
+        count_batch(tokens, tokens - int(batch.spans.total.sum()))
         return self.model.embed(batch.to(self.model.device), self.prefix)
 
 
