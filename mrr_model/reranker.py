@@ -195,7 +195,7 @@ class MatryoshkaReranker(LoadedModel):
         self._choice: Choice | None = None
         if target is not None:
             self._choose(target)
-        self._resolved(DEFAULT, self.plan())
+        self.resolved_cascade(DEFAULT, self.plan())
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **kwargs: Any) -> Self:
@@ -550,6 +550,27 @@ class MatryoshkaReranker(LoadedModel):
         adapters = self.engine.compensation
         return self.model.plan(setting, vertical=adapters.vertical, horizontal=adapters.horizontal)
 
+    def resolved_cascade(self, cascade: CascadeOption | Default, plan: Plan) -> Cascade | None:
+        """The cascade of a ranking.
+
+        Args:
+            cascade: What the call gives; `DEFAULT` stands for the object's own, which belongs to its setting: calls at
+                another run without it.
+            plan: What the call runs.
+
+        Raises:
+            TypeError: If it is no cascade.
+            ValueError: If it does not fit, or is `"auto"` and the checkpoint's profile has none for the Plan.
+        """
+        if isinstance(cascade, Default):
+            cascade = self.cascade if plan == self.plan() else None
+        cascade = checked_cascade(cascade)
+        if cascade == "auto":
+            return self._own_cascade(plan)
+        if cascade is not None:
+            cascade.check(self.exits, plan.last_layer)
+        return cascade
+
     def explain(
         self,
         *,
@@ -575,7 +596,7 @@ class MatryoshkaReranker(LoadedModel):
             profile=self.profile,
             resolve=lambda other: self.plan(other.depth, other.keep_ratio),
             weights_changed=self.weights_changed,
-            cascade=self._resolved(cascade, plan),
+            cascade=self.resolved_cascade(cascade, plan),
         )
 
     def copy(
@@ -639,7 +660,7 @@ class MatryoshkaReranker(LoadedModel):
             given_cascade = None if isinstance(cascade, Default) else cascade
             _check_target(target, other.compression if given else Compression(), given_cascade)
             other._choose(target)
-        other._resolved(DEFAULT, other.plan())
+        other.resolved_cascade(DEFAULT, other.plan())
         return other
 
     def _scores(
@@ -690,7 +711,7 @@ class MatryoshkaReranker(LoadedModel):
         deadline: Deadline | None = None,
     ) -> tuple[list[list[Scored]], bool]:
         """What is known of each request's documents, and whether no deadline passed before."""
-        cascade = self._resolved(cascade, plan)
+        cascade = self.resolved_cascade(cascade, plan)
         normalize = self._normalizes(normalize)
         prompt = self._checked_prompt(self.prompt if isinstance(prompt, Default) else prompt)
         pairs = [(query, text) for query, texts in requests for text in texts]
@@ -791,21 +812,6 @@ class MatryoshkaReranker(LoadedModel):
             own[0] if isinstance(window, Default) else window,
             own[1] if isinstance(stride, Default) else stride,
         )
-
-    def _resolved(self, cascade: CascadeOption | Default, plan: Plan) -> Cascade | None:
-        """A cascade for a Plan. The object's own belongs to its setting: calls at another run without it.
-
-        Raises:
-            ValueError: If it does not fit, or is `"auto"` and the checkpoint's profile has none for the Plan.
-        """
-        if isinstance(cascade, Default):
-            cascade = self.cascade if plan == self.plan() else None
-        cascade = checked_cascade(cascade)
-        if cascade == "auto":
-            return self._own_cascade(plan)
-        if cascade is not None:
-            cascade.check(self.exits, plan.last_layer)
-        return cascade
 
     def _own_cascade(self, plan: Plan) -> Cascade:
         """The cascade that the checkpoint's profile has for a Plan."""

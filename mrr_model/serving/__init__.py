@@ -1,0 +1,1 @@
+"""One HTTP server for the clients of several re-ranking APIs: `mrr serve`. Needs the extra `serve`."""
