@@ -184,6 +184,8 @@ class Scheduler:
         self._default_share, self._max_queue = default_share, max_queue
         self.observe: Callable[[BatchRecord], None] | None = None
         """Called after each slice, in the scheduler's thread."""
+        self.warmed_up = False
+        """Whether the pace is a usual one; until then, the best is taken."""
         self._pace = 0.0  # seconds per token at full size
         self._jobs: list[Job] = []
         self._virtual_time = 0.0
@@ -425,7 +427,10 @@ class Scheduler:
             self._nested_seconds += time.monotonic() - begin
 
     def _learn(self, pace: float) -> None:
-        self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
+        if self.warmed_up:
+            self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace
+        else:
+            self._pace = min(self._pace or pace, pace)
 
 
 def _turns(jobs: Sequence[Job], budget: float) -> list[Part]:

@@ -22,6 +22,8 @@ USUAL_DOCUMENTS = 100
 """Documents of a usual request: `auto` sheds by how long one takes."""
 WARM_UP = Work([("what do bees make?", ["Bees make honey from the nectar of flowers. " * 4] * 16)])
 """What is scored once before the service is ready."""
+WARM_UPS = 3
+"""How often: the first is slower than all that follow."""
 POLL_SECONDS = 0.02
 
 
@@ -102,12 +104,13 @@ class RerankService:
             await asyncio.to_thread(self._open)
             assert self._scheduler is not None
             self._scheduler.start()
-            for _ in range(2):  # the first is slower than all that follow
+            for _ in range(WARM_UPS):
                 await self._scheduler.submit(WARM_UP).future
             if self.config.shed == "auto":
                 assert self._chooser is not None
                 seconds = self._scheduler.pace_of(WARM_UP) * USUAL_DOCUMENTS * self._chooser.default.flops_share
                 self._shedding = Shedding(automatic_policy(seconds, self._chooser.reaches))
+            self._scheduler.warmed_up = True
             self._scheduler.observe = None if self._observer is None else self._observer.batch
         except BaseException:
             self.state = "failed"
@@ -177,7 +180,7 @@ class RerankService:
 
     def _asked(self, work: Work, seconds_at_full_size: float) -> ServedSetting | None:
         assert self._chooser is not None
-        return self._chooser.chosen(work.knobs, seconds_at_full_size) if work.knobs.given else None
+        return self._chooser.chosen(work.knobs, seconds_at_full_size, work.pairs) if work.knobs.given else None
 
     def _unasked(self, queue_seconds: float) -> ServedSetting:
         assert self._chooser is not None

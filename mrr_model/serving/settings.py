@@ -1,5 +1,6 @@
 """From what a request asks for to the setting that runs."""
 
+import warnings
 from collections.abc import Collection
 from functools import lru_cache
 
@@ -37,12 +38,13 @@ class SettingChooser:
             reason = f"{reason}: {explanation.reason}"
         self.default = self._served(reranker.compression, DEFAULT, "server", reason)
 
-    def chosen(self, knobs: Knobs, seconds_at_full_size: float) -> ServedSetting:
+    def chosen(self, knobs: Knobs, seconds_at_full_size: float, pairs: int) -> ServedSetting:
         """The setting of a request.
 
         Args:
             knobs: What it asks for.
             seconds_at_full_size: How long it would take at full size, for a target of a latency.
+            pairs: How many pairs it has.
 
         Raises:
             ServingError: NOT_ALLOWED for a knob that the server keeps to itself, INVALID for one that the model lacks.
@@ -63,7 +65,7 @@ class SettingChooser:
             if len(knobs.given) > 1:
                 raise ValueError("target chooses depth, keep_ratio and cascade: give it or them, not both.")
             if knobs.target.max_latency_ms is not None:
-                return self._within(knobs.target, seconds_at_full_size)
+                return self._within(knobs.target, seconds_at_full_size, pairs)
             return self._target(knobs.target)
         except (TypeError, ValueError) as error:
             raise ServingError(Fault.INVALID, str(error)) from error
@@ -98,15 +100,22 @@ class SettingChooser:
         return choose_by_profile(action, profile.model_copy(update={"points": profile.fixed})).setting
 
     def _chosen_for(self, target: Target) -> ServedSetting:
-        chosen = self.reranker.copy(target=target)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a target out of reach; the answer says it
+            chosen = self.reranker.copy(target=target)
         cascade = chosen.cascade if isinstance(chosen.cascade, Cascade) else None
         return self._served(chosen.compression, cascade, "request", chosen.explain().reason)
 
-    def _within(self, target: Target, seconds_at_full_size: float) -> ServedSetting:
-        """The best setting of the profile that takes at most so long, by the server's own pace."""
+    def _within(self, target: Target, seconds_at_full_size: float, pairs: int) -> ServedSetting:
+        """The best setting of the profile that takes at most so long, by the server's own pace, else the fastest."""
         profile = self._profile()
         full = profile.full.seconds
         seconds = {point.setting: seconds_at_full_size * point.seconds / full for point in profile.fixed}
+        target = Target(max_latency_ms=target.max_latency_ms, documents=pairs, if_unreachable=target.if_unreachable)
+        fastest = min(profile.fixed, key=lambda point: point.seconds)
+        if target.if_unreachable == "fastest" and 1000 * seconds[fastest.setting] > (target.max_latency_ms or 0):
+            reason = f"the fastest setting: {1000 * seconds[fastest.setting]:.0f} ms at this server's pace"
+            return self._served(fastest.setting, None, "request", f"{reason}, without waiting")
         choice = choose_by_profile(target, profile, seconds, timed="at this server's pace, without waiting")
         return self._served(choice.setting, None, "request", choice.reason)
 
