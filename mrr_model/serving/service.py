@@ -20,7 +20,9 @@ State = Literal["loading", "ready", "draining", "failed"]
 KNOBS = ("depth", "keep_ratio", "target", "cascade")
 USUAL_DOCUMENTS = 100
 """Documents of a usual request: `auto` sheds by how long one takes."""
-WARM_UP = Work([("what do bees make?", ["Bees make honey from the nectar of flowers. " * 4] * 16)])
+WARM_UP = Work(
+    [("what do bees make?", [f"{number} bees make honey from the nectar of flowers. " * 4 for number in range(32)])]
+)
 """What is scored once before the service is ready."""
 WARM_UPS = 3
 """How often: the first is slower than all that follow."""
