@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from mrr_model.inference.cancelling import Cancelled, between_batches
 from mrr_model.inference.metering import metered
@@ -53,10 +54,12 @@ class Job:
         loop: The event loop of who waits.
         number: Its number in the order of arrival.
         setting: What it runs; None until its first slice if it asks for nothing.
-        costs: Estimated tokens of each pair.
+        pairs: Its (query, document) pairs.
+        costs: Estimated tokens of each.
         arrived: On the clock of `time.monotonic`.
         served: Where its turn is: the virtual time of its arrival, and the tokens it has had since.
         next: Its first pair that has not been scored.
+        tokens_left: Estimated tokens of that and all later ones.
         scored: What is known of the pairs before that one.
         started: When its first slice started; None before.
         model_seconds: Time of the slices that it had part in.
@@ -69,10 +72,12 @@ class Job:
     loop: asyncio.AbstractEventLoop
     number: int
     setting: ServedSetting | None
+    pairs: list[tuple[str, str]]
     costs: list[int]
     arrived: float
     served: float = 0.0
     next: int = 0
+    tokens_left: int = 0
     scored: list[Scored] = field(default_factory=list)
     started: float | None = None
     model_seconds: float = 0.0
@@ -83,20 +88,6 @@ class Job:
     def left(self) -> int:
         """Pairs that have not been scored."""
         return len(self.costs) - self.next
-
-    @property
-    def tokens_left(self) -> int:
-        """Estimated tokens of those."""
-        return sum(self.costs[self.next :])
-
-    def pairs(self, start: int, stop: int) -> Iterator[tuple[str, list[str]]]:
-        """Some of its pairs, as (query, documents)."""
-        at = 0
-        for query, documents in self.work.requests:
-            own = documents[max(0, start - at) : max(0, stop - at)]
-            if own:
-                yield query, list(own)
-            at += len(documents)
 
     def settle(self, outcome: Answer | ServingError) -> None:
         """Give the one who waits an answer or an error, from any thread."""
@@ -193,7 +184,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._stopping = False
         self._nested_seconds = 0.0
-        self._resized: dict[int, MatryoshkaReranker] = {}
+        self._resized: dict[int | None, MatryoshkaReranker] = {None: reranker}
         self._thread = threading.Thread(target=self._run_jobs, name="mrr-scheduler", daemon=True)
 
     def start(self) -> None:
@@ -225,7 +216,7 @@ class Scheduler:
 
     def pace_of(self, work: Work) -> float:
         """Seconds per pair of a request at full size, without waiting, by the pace so far."""
-        return sum(self._costs(work)) * self._pace / work.pairs
+        return sum(self._costs(work)) * self._pace / max(1, work.pairs)
 
     def submit(self, work: Work) -> Job:
         """Put a request into the queue. Call it on the event loop that will wait for `Job.future`.
@@ -233,8 +224,10 @@ class Scheduler:
         Raises:
             ServingError: OVERLOADED if the queue is full; INVALID or NOT_ALLOWED for its knobs.
         """
+        self._check(work)
         costs = self._costs(work)
         setting = self._decide(work, sum(costs) * self._pace)
+        pairs = [(query, text) for query, documents in work.requests for text in documents]
         loop = asyncio.get_running_loop()
         with self._changed:
             waiting = sum(job.left for job in self._jobs)
@@ -246,10 +239,14 @@ class Scheduler:
                     "later, or with fewer documents.",
                     retry_after=max(1.0, math.ceil(seconds)),
                 )
-            job = Job(work, loop.create_future(), loop, next(self._numbers), setting, costs, time.monotonic())
-            job.served = self._virtual_time
-            self._jobs.append(job)
-            self._changed.notify_all()
+            job = Job(work, loop.create_future(), loop, next(self._numbers), setting, pairs, costs, time.monotonic())
+            job.served, job.tokens_left = self._virtual_time, sum(costs)
+            if pairs:
+                self._jobs.append(job)
+                self._changed.notify_all()
+        if not pairs:
+            job.setting, job.started = setting or self._unasked(0.0), job.arrived
+            job.settle(_answer(job))
         return job
 
     def give_up(self, job: Job) -> None:
@@ -258,6 +255,21 @@ class Scheduler:
             job.given_up = True
             if not job.running and job in self._jobs:
                 self._jobs.remove(job)
+
+    def _check(self, work: Work) -> None:
+        """Check what only the model knows about a request's options. Raises `ServingError` (INVALID)."""
+        try:
+            if work.max_length not in self._resized:
+                shorter = min(work.max_length or 0, self.reranker.max_length)
+                self._resized[work.max_length] = self.reranker.copy(max_length=shorter)
+            if isinstance(work.prompt, str):
+                if not self.reranker.model.matryoshka.template.takes_prompt:
+                    raise ValueError("instruction: the model's input template has none. Leave it out.")
+                encoder = self._resized[work.max_length].engine.encoder
+                for query, _ in work.requests[:1]:
+                    encoder.passage_space(query, work.prompt)
+        except (TypeError, ValueError) as error:
+            raise ServingError(Fault.INVALID, str(error)) from error
 
     def _costs(self, work: Work) -> list[int]:
         """Estimated tokens of each pair."""
@@ -275,14 +287,21 @@ class Scheduler:
 
     def _run_jobs(self) -> None:
         while True:
-            with self._changed:
-                while not self._jobs and not self._stopping:
-                    self._changed.wait()
-                if not self._jobs:
-                    return
-                piece = self._next_slice()
-            if piece is not None:
-                self._run(piece)
+            try:
+                with self._changed:
+                    while not self._jobs and not self._stopping:
+                        self._changed.wait()
+                    if not self._jobs:
+                        return
+                    piece = self._next_slice()
+                if piece is not None:
+                    self._run(piece)
+            except Exception:  # without this thread no request would ever be answered
+                logger.exception("scheduling failed; the %d requests in the queue get an error", len(self._jobs))
+                with self._changed:
+                    jobs, self._jobs = self._jobs, []
+                for job in jobs:
+                    job.settle(_failed())
 
     def _next_slice(self, most_cascade_pairs: float = math.inf) -> Slice | None:
         """The slice whose turn it is. Its jobs are marked as running. Call it with the lock held.
@@ -347,18 +366,23 @@ class Scheduler:
         seconds = time.monotonic() - begin - (self._nested_seconds - nested)
         if piece.setting.cascade is None:
             self._learn(seconds / (piece.tokens * piece.setting.flops_share))
+        self._deliver(piece, found, seconds)
         if self.observe is not None:
             tokens = meter.batch_tokens - meter.padding_tokens
             self.observe(
                 BatchRecord(piece.setting.label, len(piece.parts), piece.pairs, tokens, meter.padding_tokens, seconds)
             )
-        self._deliver(piece, found, seconds)
 
     def _scored(self, piece: Slice) -> list[Scored]:
         """What is known of the slice's pairs."""
         work, setting = piece.work, piece.setting
-        requests = [request for part in piece.parts for request in part.job.pairs(part.start, part.stop)]
-        found = self._at_length(work.max_length).score_documents(
+        pairs = [pair for part in piece.parts for pair in part.job.pairs[part.start : part.stop]]
+        if setting.cascade is None:
+            by_query = itertools.groupby(pairs, key=itemgetter(0))
+            requests = [(query, [text for _, text in own]) for query, own in by_query]
+        else:  # what stops depends on the other documents of the request
+            requests = [(query, list(texts)) for job in piece.jobs for query, texts in job.work.requests]
+        found = self._resized[work.max_length].score_documents(
             requests,
             **setting.setting.to_kwargs(),
             cascade=setting.cascade,
@@ -368,14 +392,6 @@ class Scheduler:
         )
         return [document for documents in found for document in documents]
 
-    def _at_length(self, max_length: int | None) -> MatryoshkaReranker:
-        """The model with inputs of at most so many tokens."""
-        if max_length is None or max_length >= self.reranker.max_length:
-            return self.reranker
-        if max_length not in self._resized:
-            self._resized[max_length] = self.reranker.copy(max_length=max_length)
-        return self._resized[max_length]
-
     def _deliver(self, piece: Slice, found: Sequence[Scored], seconds: float) -> None:
         at, done = 0, []
         with self._changed:
@@ -383,6 +399,7 @@ class Scheduler:
                 job, count = part.job, part.stop - part.start
                 job.scored += found[at : at + count]
                 job.next, job.running = part.stop, False
+                job.tokens_left -= part.tokens
                 job.model_seconds += seconds
                 at += count
                 if job.given_up or not job.left:
@@ -404,7 +421,7 @@ class Scheduler:
         with self._changed:
             job.running = False
             self._jobs.remove(job)
-        job.settle(ServingError(Fault.FAILED, "the model failed on this request; the server's log says why."))
+        job.settle(_failed())
 
     def _release(self, jobs: Iterable[Job]) -> None:
         """Drop jobs that were given up while they ran."""
@@ -458,6 +475,10 @@ def _whole(jobs: Sequence[Job], budget: float) -> Iterator[Part]:
         if tokens > budget and tokens > job.tokens_left:
             return
         yield Part(job, 0, len(job.costs))
+
+
+def _failed() -> ServingError:
+    return ServingError(Fault.FAILED, "the model failed on this request; the server's log says why.")
 
 
 def _answer(job: Job) -> Answer:

@@ -129,7 +129,6 @@ class RerankService:
             ServingError: UNAVAILABLE, INVALID, NOT_ALLOWED, OVERLOADED, TIMED_OUT or FAILED.
         """
         scheduler = self._running()
-        self._check(work)
         timeout = self.config.timeout if work.timeout is None else min(work.timeout, self.config.timeout)
         job = scheduler.submit(work)
         try:
@@ -190,14 +189,6 @@ class RerankService:
         if not self._level:
             return self._chooser.default
         return self._chooser.shed(self._shedding.steps[self._level - 1], queue_seconds)
-
-    def _check(self, work: Work) -> None:
-        """Check what the model says about a request's options."""
-        takes_prompt = self.reranker.model.matryoshka.template.takes_prompt
-        if isinstance(work.prompt, str) and not takes_prompt:
-            raise ServingError(
-                Fault.INVALID, f"instruction: the input template of {self.model_name!r} has none. Leave it out."
-            )
 
     def _running(self) -> Scheduler:
         if self.state != "ready" or self._scheduler is None:
