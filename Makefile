@@ -15,13 +15,17 @@ TEST_PROCESSES ?= 2
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-fast lint fix types docs results test-versions clean
+.PHONY: help quickstart serve install test test-fast lint fix types docs results test-versions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.runtime  ## Install the package with what it needs to run, then run the example
 	$(BIN)/python examples/quickstart.py
+
+# Another model, address or default: make serve SERVE="MODEL --port 9000 --depth 4".
+serve: $(VENV)/.serve  ## Install the package with its server, then serve mini on http://127.0.0.1:8080
+	$(BIN)/mrr serve $(SERVE)
 
 install: $(VENV)/.dev  ## Install the package, editable, with the development tools
 
@@ -82,9 +86,13 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e .
 	@touch $@
 
+$(VENV)/.serve: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e ".[serve]"
+	@touch $@ $(VENV)/.runtime
+
 $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e ".[dev]"
-	@touch $@ $(VENV)/.runtime
+	@touch $@ $(VENV)/.runtime $(VENV)/.serve
 
 $(VENV)/.docs: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e ".[docs]"
