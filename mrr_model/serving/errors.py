@@ -11,8 +11,10 @@ class Fault(Enum):
     UNAUTHORIZED = 401
     NOT_ALLOWED = 403  # a setting that this server does not grant
     NOT_FOUND = 404
+    WRONG_METHOD = 405
     TOO_SLOW = 408  # the request did not arrive in time
     TOO_LARGE = 413
+    NOT_JSON = 415
     INVALID = 422  # JSON with a wrong type or value
     OVERLOADED = 429
     FAILED = 500  # the model failed on this request
