@@ -1,4 +1,4 @@
-"""The command line: `mrr rerank | info | evaluate | calibrate | mine | finetune | self-distill`.
+"""The command line: `mrr rerank | serve | info | evaluate | calibrate | mine | finetune | self-distill`.
 
 Each command here holds its help and returns its function, which is loaded when the command is called: `mrr --help`
 imports neither torch nor pydantic, and a command's help no torch. Only results go to stdout. Wrong arguments and bad
@@ -68,6 +68,19 @@ def rerank() -> Flags:
     from mrr_model.cli import rerank
 
     return rerank.rerank
+
+
+@_command
+def serve() -> Flags:
+    """Serve a model over HTTP to the clients of Cohere, Jina, Voyage, vLLM and text-embeddings-inference.
+
+    A page to try it is at /, the routes at /docs. Ctrl-C and SIGTERM finish the requests that were accepted; a second
+    Ctrl-C does not. The environment variable MRR_API_KEY holds keys with commas between them and, unlike --api-key,
+    does not show in the list of processes.
+    """
+    from mrr_model.cli import serve
+
+    return serve.serve
 
 
 @_command

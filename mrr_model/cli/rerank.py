@@ -12,18 +12,15 @@ from typing_extensions import Self
 from mrr_model.cascade import By
 from mrr_model.cli.documents import Document, Format, read_documents, write_json_lines
 from mrr_model.cli.flags import flags_of
+from mrr_model.cli.opening import cascade_of, check_needs, needs_of, open_model
 from mrr_model.cli.reporting import need_output, say
 from mrr_model.inference.config import InferenceConfig
 from mrr_model.selection.target import IfUnreachable
 from mrr_model.validation.config import Flag
 
 if TYPE_CHECKING:
-    from mrr_model.cascade import CascadeOption
     from mrr_model.reranker import MatryoshkaReranker, Ranking
     from mrr_model.selection.target import Target
-
-NEEDS = {"keep_quality": "--keep-quality", "speedup": "--speedup", "max_latency_ms": "--max-latency-ms"}
-"""Fields that choose a setting, and their flags."""
 
 
 class RerankConfig(InferenceConfig):
@@ -80,15 +77,11 @@ class RerankConfig(InferenceConfig):
 
     @model_validator(mode="after")
     def _check_target(self) -> Self:
-        given = [flag for need, flag in NEEDS.items() if getattr(self, need) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} each choose a setting. Give only one of them")
+        check_needs(self)
         if self.refresh_timings and self.max_latency_ms is None:
             raise ValueError("--refresh-timings goes with --max-latency-ms: nothing else is timed. Leave it out")
-        if self.if_unreachable != "raise" and not given:
+        if self.if_unreachable != "raise" and not needs_of(self):
             raise ValueError("--if-unreachable goes with --speedup or --max-latency-ms. Leave it out")
-        if given and self.cascade is not None:
-            raise ValueError(f"{given[0]} chooses the cascade too. Leave out --cascade")
         if self.cascade_by is not None and self.cascade in (None, "auto"):
             raise ValueError("--cascade-by goes with --cascade EXIT:NUMBER. Leave it out")
         return self
@@ -102,19 +95,8 @@ def rerank(config: RerankConfig) -> None:
     if not documents:
         source = "stdin" if config.file is None or str(config.file) == "-" else config.file
         say("warning", f"{source} holds no documents.")
-    from mrr_model.reranker import MatryoshkaReranker
-
-    names = ("depth", "keep_ratio", "prompt", "max_length", "query_max_length", "batch_tokens", "template", "answers")
-    options: dict[str, Any] = {name: getattr(config, name) for name in names}
-    options |= {"target": _target(config, len(documents)), "cascade": _cascade(config)}
-    options |= {name: getattr(config, name) for name in ("long_documents", "window", "stride")}
-    reranker = MatryoshkaReranker(
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        normalize=not config.raw,
-        local_files_only=config.local_files_only,
-        **{name: value for name, value in options.items() if value is not None},
+    reranker = open_model(
+        config, _target(config, len(documents)), cascade_of(config, config.cascade_by), normalize=not config.raw
     )
     if config.explain:
         typer.echo(str(reranker.explain()), err=True)
@@ -129,19 +111,6 @@ def rerank(config: RerankConfig) -> None:
         _write_table(ranking, documents, _title(config, reranker), with_depth=staged)
     else:
         write_json_lines(ranking, documents, with_depth=staged, with_spans=config.long_documents == "max")
-
-
-def _cascade(config: RerankConfig) -> "CascadeOption":
-    from mrr_model.cascade import Cascade
-
-    if config.cascade is None:
-        return None
-    if config.cascade == "auto":
-        return "auto"
-    try:
-        return Cascade(config.cascade, config.cascade_by or "margin")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"--cascade {config.cascade}: {error}") from None
 
 
 def _reached(ranking: "Ranking") -> str:
@@ -169,7 +138,7 @@ def _title(config: RerankConfig, reranker: "MatryoshkaReranker") -> str:
 def _target(config: RerankConfig, documents: int) -> "Target | None":
     from mrr_model.selection.target import Target
 
-    needs = {need: value for need in NEEDS if (value := getattr(config, need)) is not None}
+    needs: dict[str, Any] = needs_of(config)
     if not needs:
         return None
     if "max_latency_ms" in needs:

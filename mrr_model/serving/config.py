@@ -1,14 +1,18 @@
 """The config of `mrr serve`. Help is made from it: nothing here imports torch or fastapi."""
 
-from typing import Annotated, ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from mrr_model.inference.config import InferenceConfig
 from mrr_model.validation.config import Flag
 
 Knob = Literal["depth", "keep_ratio", "target", "cascade"]
 """What a request may choose for itself."""
+KEY = re.compile(r"[!-+\--~]+")
+"""An API key: visible ASCII without commas, so that headers and MRR_API_KEY can hold it."""
 
 
 class ServeConfig(InferenceConfig):
@@ -42,7 +46,9 @@ class ServeConfig(InferenceConfig):
     shed: Annotated[str | None, Flag(metavar="auto|POLICY")] = None
     """Do less per request as the queue grows: auto, or "queue>200ms: speedup=2; queue>500ms: speedup=4"."""
 
-    api_key: Annotated[tuple[str, ...], Flag(metavar="KEY", default="MRR_API_KEY, else none")] = ()
+    api_key: Annotated[tuple[str, ...], Flag(metavar="KEY", default="MRR_API_KEY, else none")] = Field(
+        default=(), repr=False, exclude=True
+    )
     """Key that requests must bring. Repeat it for several keys."""
     cors_origin: Annotated[tuple[str, ...], Flag(metavar="ORIGIN")] = ()
     """Origin whose web pages may call this server. Repeat it for several."""
@@ -67,3 +73,42 @@ class ServeConfig(InferenceConfig):
     """Form of the access log, on stderr."""
     log_texts: bool = False
     """Write the queries and documents of requests into the log."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.host:
+            raise ValueError("--host is empty. Give an address, such as 127.0.0.1 or 0.0.0.0")
+        allowed = self.allow_settings.split(",")
+        if self.allow_settings not in ("any", "none") and not {*allowed} <= {*get_args(Knob)}:
+            raise ValueError(
+                f"--allow-settings must be any, none, or some of {', '.join(get_args(Knob))} with commas between them, "
+                f"got {self.allow_settings!r}"
+            )
+        if self.shed is not None and self.shed != "auto":
+            from mrr_model.serving.shedding import parse_policy
+
+            try:
+                parse_policy(self.shed)
+            except ValueError as error:
+                raise ValueError(f"--shed: {error}") from None
+        if not all(KEY.fullmatch(key) for key in self.api_key):
+            raise ValueError("--api-key: a key must be visible ASCII characters without spaces and commas")
+        return self
+
+    def with_keys(self, keys: str) -> Self:
+        """This config with the keys of the environment variable MRR_API_KEY.
+
+        Args:
+            keys: Keys with commas between them; empty for none.
+
+        Raises:
+            ValueError: If a key has other characters than visible ASCII; the message shows no key.
+
+        Example:
+            >>> ServeConfig().with_keys("one, two").api_key
+            ('one', 'two')
+        """
+        found = tuple(key.strip() for key in keys.split(",") if key.strip())
+        if not all(KEY.fullmatch(key) for key in found):
+            raise ValueError("MRR_API_KEY: a key must be visible ASCII characters without spaces and commas.")
+        return self.model_copy(update={"api_key": found})

@@ -14,7 +14,6 @@ class Fault(Enum):
     WRONG_METHOD = 405
     TOO_SLOW = 408  # the request did not arrive in time
     TOO_LARGE = 413
-    NOT_JSON = 415
     INVALID = 422  # JSON with a wrong type or value
     OVERLOADED = 429
     FAILED = 500  # the model failed on this request

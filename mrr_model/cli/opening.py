@@ -1,0 +1,77 @@
+"""From the config of a command to its model."""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mrr_model.cascade import By, CascadeOption
+    from mrr_model.reranker import MatryoshkaReranker
+    from mrr_model.selection.target import Target
+
+NEEDS = {"keep_quality": "--keep-quality", "speedup": "--speedup", "max_latency_ms": "--max-latency-ms"}
+"""Fields that choose a setting, and their flags."""
+OPTIONS = (
+    "depth", "keep_ratio", "prompt", "max_length", "query_max_length", "batch_tokens", "template", "answers",
+    "long_documents", "window", "stride", "device", "dtype", "local_files_only",
+)  # fmt: skip
+"""Fields that are the reranker's arguments too."""
+
+
+class Opening(Protocol):
+    """What the configs of commands that open a model share."""
+
+    model: str
+    cascade: str | None
+
+
+def needs_of(config: Opening) -> dict[str, float]:
+    """The fields that choose a setting, and their values."""
+    return {need: value for need in NEEDS if (value := getattr(config, need, None)) is not None}
+
+
+def check_needs(config: Opening) -> None:
+    """Check that at most one flag chooses a setting.
+
+    Raises:
+        ValueError: If not.
+    """
+    given = [NEEDS[need] for need in needs_of(config)]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} each choose a setting. Give only one of them")
+    if given and config.cascade is not None:
+        raise ValueError(f"{given[0]} chooses the cascade too. Leave out --cascade")
+
+
+def cascade_of(config: Opening, by: "By | None" = None) -> "CascadeOption":
+    """The cascade that `--cascade` names.
+
+    Raises:
+        ValueError: If it is none; the message names the flag.
+    """
+    from mrr_model.cascade import Cascade
+
+    if config.cascade is None:
+        return None
+    if config.cascade == "auto":
+        return "auto"
+    try:
+        return Cascade(config.cascade, by or "margin")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--cascade {config.cascade}: {error}") from None
+
+
+def open_model(
+    config: Opening, target: "Target | None", cascade: "CascadeOption", **options: Any
+) -> "MatryoshkaReranker":
+    """Open the model of a command.
+
+    Args:
+        config: The command's config.
+        target: A need instead of a setting.
+        cascade: Exits at which unpromising documents stop.
+        options: Further arguments of the reranker.
+    """
+    from mrr_model.reranker import MatryoshkaReranker
+
+    given = {name: getattr(config, name, None) for name in OPTIONS} | {"target": target, "cascade": cascade}
+    given = {name: value for name, value in given.items() if value is not None}
+    return MatryoshkaReranker(config.model, **given, **options)
