@@ -1,0 +1,1 @@
+"""The request and answer forms of the re-ranking APIs that the server speaks."""

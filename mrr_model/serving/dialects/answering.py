@@ -1,0 +1,141 @@
+"""What the handlers of all dialects have in common: a body in, an answer or an error in the dialect's form out."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from mrr_model.serving.config import ServeConfig
+from mrr_model.serving.dialects.body import check_content_type, parse
+from mrr_model.serving.dialects.errors import Dialect, error_response
+from mrr_model.serving.dialects.knobs import TIMEOUT_HEADER, timeout_of
+from mrr_model.serving.dialects.truncation import Truncation
+from mrr_model.serving.errors import ServingError
+from mrr_model.serving.service import RerankService
+from mrr_model.serving.work import Answer, Work
+
+SETTING_HEADER = "X-MRR-Setting"
+"""The header that says which setting ran, and why."""
+
+HUNG_UP = 499
+"""The status of a request whose client hung up; nobody reads it."""
+
+THREAD_BYTES = 262_144
+"""Bodies of more bytes, and requests with more characters, are handled in a thread: others must not wait for them."""
+
+T = TypeVar("T")
+
+
+class DialectRequest(Protocol):
+    """A request of any dialect, validated."""
+
+    timeout: float | None
+
+    @property
+    def cut(self) -> Truncation:
+        """How long documents are cut."""
+
+    def work(self, config: ServeConfig) -> Work:
+        """What is to be done."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A validated request, and how its answer is written.
+
+    Args:
+        request: The request.
+        body: Makes the answer's body from the model's answer and the request's name.
+    """
+
+    request: DialectRequest
+    body: Callable[[Answer, str], Any]
+
+
+Read = Callable[[Mapping[str, Any], Callable[[Dialect], None]], Exchange]
+"""Validates JSON data. It says whose form the errors have before it raises one."""
+
+
+async def answered(
+    request: Request, service: RerankService, config: ServeConfig, dialect: Dialect, read: Read
+) -> Response:
+    """Answer one request.
+
+    Args:
+        request: The HTTP request.
+        service: Scores.
+        config: How to serve.
+        dialect: Whose form errors have until the body says more.
+        read: Validates the body.
+    """
+    request.state.dialect = dialect
+    arrived = time.monotonic()
+
+    def speak(dialect: Dialect) -> None:
+        request.state.dialect = dialect
+
+    try:
+        check_content_type(request.headers.get("content-type"))
+        body = await request.body()
+        exchange = await _apart(len(body), lambda: read(parse(body), speak))
+        work = exchange.request.work(config)
+        timeout = timeout_of(exchange.request.timeout, request.headers.get(TIMEOUT_HEADER))
+        size = sum(len(query) + sum(map(len, documents)) for query, documents in work.requests)
+        if not exchange.request.cut.is_models:
+            work = await _apart(size, lambda: _cut(work, exchange.request.cut, service))
+        if timeout is not None:
+            work = replace(work, timeout=max(timeout - (time.monotonic() - arrived), 0.0))
+        answer = await while_connected(request, service.run(work))
+        request.state.answer = answer
+        name = request_id(request)
+        headers = {SETTING_HEADER: answer.setting.header}
+        return await _apart(size, lambda: JSONResponse(exchange.body(answer, name), headers=headers))
+    except ServingError as error:
+        return error_response(error, request.state.dialect)
+    except ClientDisconnect:
+        return Response(status_code=HUNG_UP)
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work as long as the client does. The request's body must have been read.
+
+    Raises:
+        ClientDisconnect: If the client hung up before; the work is cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    hung_up = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        hung_up.cancel()
+        await asyncio.gather(task, hung_up, return_exceptions=True)
+
+
+def request_id(request: Request) -> str:
+    """The request's name: the one that the server has given it, else a new one."""
+    name = getattr(request.state, "request_id", None)
+    return str(name) if name else uuid.uuid4().hex
+
+
+async def _apart(size: int, call: Callable[[], T]) -> T:
+    """Call something; in a thread if it takes long."""
+    return await asyncio.to_thread(call) if size > THREAD_BYTES else call()
+
+
+def _cut(work: Work, truncation: Truncation, service: RerankService) -> Work:
+    prompt = work.prompt if isinstance(work.prompt, str) else service.reranker.prompt
+    return replace(work, requests=truncation.cut(service.reranker, work.requests, prompt))
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

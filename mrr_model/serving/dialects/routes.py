@@ -1,0 +1,132 @@
+"""The routes of all dialects."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from mrr_model.serving.config import ServeConfig
+from mrr_model.serving.dialects import examples
+from mrr_model.serving.dialects.answering import Exchange, Read, answered
+from mrr_model.serving.dialects.body import validated
+from mrr_model.serving.dialects.cohere import RerankAnswer, RerankRequest, rerank_body
+from mrr_model.serving.dialects.errors import Dialect, error_response
+from mrr_model.serving.dialects.openapi import WITHOUT_BODY, request_form, responses
+from mrr_model.serving.dialects.tei import Info, Rank, TEIRerankRequest, info, ranks
+from mrr_model.serving.dialects.vllm import REQUESTS, Models, ScoreAnswer, form_of, models, score_body
+from mrr_model.serving.errors import ServingError
+from mrr_model.serving.service import RerankService
+from mrr_model.serving.work import Answer
+
+Speak = Callable[[Dialect], None]
+
+VOYAGE_KEYS = ("top_k", "truncation")
+"""Fields that Voyage's client sends, and Cohere's does not."""
+
+
+def router(service: RerankService, config: ServeConfig) -> APIRouter:
+    """The routes that rank and score, and those that say what the model is.
+
+    Args:
+        service: Scores.
+        config: How to serve.
+    """
+    routes, started = APIRouter(), time.time()
+    cohere_v1, cohere_v2 = (partial(_read_cohere, service, version) for version in ("1", "2"))
+
+    async def post(request: Request, dialect: Dialect, read: Read) -> Response:
+        return await answered(request, service, config, dialect, read)
+
+    @routes.post(
+        "/rerank",
+        tags=["rerank"],
+        openapi_extra=request_form([RerankRequest, TEIRerankRequest], {**examples.COHERE, **examples.TEI}),
+        responses=responses(RerankAnswer | list[Rank], ["cohere", "tei"]),
+    )
+    async def rerank(request: Request) -> Response:
+        """Rank documents, best first: with `documents` as Cohere, Jina, Voyage and vLLM, with `texts` as TEI does."""
+        return await post(request, "cohere", partial(_read_any, service, cohere_v1))
+
+    @routes.post(
+        "/v1/rerank",
+        tags=["rerank"],
+        openapi_extra=request_form([RerankRequest], examples.COHERE),
+        responses=responses(RerankAnswer, ["cohere"]),
+    )
+    async def rerank_v1(request: Request) -> Response:
+        """Rank documents, best first, as Cohere's API v1, Jina, Voyage and vLLM do."""
+        return await post(request, "cohere", cohere_v1)
+
+    @routes.post(
+        "/v2/rerank",
+        tags=["rerank"],
+        openapi_extra=request_form([RerankRequest], examples.COHERE),
+        responses=responses(RerankAnswer, ["cohere"]),
+    )
+    async def rerank_v2(request: Request) -> Response:
+        """Rank documents, best first, as Cohere's API v2 does."""
+        return await post(request, "cohere", cohere_v2)
+
+    for path in ("/v1/score", "/score"):
+
+        @routes.post(
+            path,
+            tags=["score"],
+            name=f"score {path}",
+            openapi_extra=request_form(REQUESTS, examples.VLLM),
+            responses=responses(ScoreAnswer, ["vllm"]),
+        )
+        async def score(request: Request) -> Response:
+            """Score documents for a query, or pairs of both, in input order, as vLLM does."""
+            return await post(request, "vllm", partial(_read_scores, service))
+
+    @routes.get("/v1/models", tags=["server"], responses=responses(Models, ["vllm"], WITHOUT_BODY))
+    async def served_models(request: Request) -> Response:
+        """The model that is served, as OpenAI and vLLM say it."""
+        return _said(request, "vllm", lambda: models(service, started))
+
+    @routes.get("/info", tags=["server"], responses=responses(Info, ["tei"], WITHOUT_BODY))
+    async def served_info(request: Request) -> Response:
+        """The model and the server's limits, as text-embeddings-inference says them."""
+        return _said(request, "tei", lambda: info(service, config))
+
+    return routes
+
+
+def _said(request: Request, dialect: Dialect, body: Callable[[], Any]) -> Response:
+    request.state.dialect = dialect
+    try:
+        return JSONResponse(body())
+    except ServingError as error:
+        return error_response(error, dialect)
+
+
+def _read_any(service: RerankService, cohere: Read, data: Mapping[str, Any], speak: Speak) -> Exchange:
+    if "texts" not in data or "documents" in data:
+        return cohere(data, speak)
+    speak("tei")
+    request = validated(TEIRerankRequest, data)
+    return Exchange(request, lambda answer, _: ranks(request, answer))
+
+
+def _read_cohere(service: RerankService, version: str, data: Mapping[str, Any], speak: Speak) -> Exchange:
+    speak("cohere")
+    request = validated(RerankRequest, data)
+    for_voyage = any(key in data for key in VOYAGE_KEYS)
+
+    def body(answer: Answer, name: str) -> dict[str, Any]:
+        return rerank_body(
+            request, answer, request_id=name, model=service.model_name, version=version, for_voyage=for_voyage
+        )
+
+    return Exchange(request, body)
+
+
+def _read_scores(service: RerankService, data: Mapping[str, Any], speak: Speak) -> Exchange:
+    speak("vllm")
+    request = validated(form_of(data), data)
+    return Exchange(request, lambda answer, name: score_body(answer, request_id=name, model=service.model_name))
