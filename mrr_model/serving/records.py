@@ -5,6 +5,11 @@ from typing import Protocol
 
 from mrr_model.serving.work import Answer
 
+UNKNOWN_ROUTE = "unknown"
+"""The route of a request that matches none."""
+HUNG_UP = 499
+"""The status of a request whose client closed the connection before it had the answer."""
+
 
 @dataclass(frozen=True)
 class BatchRecord:
