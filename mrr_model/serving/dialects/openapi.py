@@ -67,7 +67,7 @@ def responses(
     headers = {} if faults else {"headers": {SETTING_HEADER: header}}
     found: dict[int | str, dict[str, Any]] = {200: {"model": answer, "description": "OK.", **headers}}
     by_status: dict[int, tuple[list[Dialect], str]] = {}
-    for fault in faults or [fault for fault in Fault if fault is not Fault.NOT_FOUND]:
+    for fault in faults or [fault for fault in Fault if fault in DESCRIPTIONS]:
         for dialect in dialects:
             speakers, _ = by_status.setdefault(status_of(fault, dialect), ([], DESCRIPTIONS[fault]))
             speakers.append(dialect)
