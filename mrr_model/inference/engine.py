@@ -23,7 +23,7 @@ from mrr_model.inference.batching import BatchBudget, query_groups
 from mrr_model.inference.candidates import Candidates, Reached
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.forking import POOL
-from mrr_model.inference.forward import ForwardPass
+from mrr_model.inference.forward import ForwardPass, PendingLogits
 from mrr_model.inference.metering import count_pairs
 from mrr_model.inference.staged import Deadline, StagedPass
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN
@@ -147,9 +147,12 @@ class InferenceEngine:
         texts = list(distinct)
         logits = torch.empty(len(texts), len(plan.exits), dtype=torch.float32, device="cpu")
         with self._scoring(plan, len(texts), show_progress) as (model, progress):
+            pending = list[tuple[list[int], PendingLogits]]()
             for chunk, encoded in self._encoded(texts, prompt):
                 forward = ForwardPass(model, plan, encoded, self.budget, batch_size=batch_size, progress=progress)
-                logits[chunk] = forward.logits()
+                pending.append((chunk, forward.launch()))
+            for chunk, found in pending:
+                logits[chunk] = found.read()
         logits = logits[[distinct[pair] for pair in pairs]]
         if not logits.isfinite().all():
             index, column = (~logits.isfinite()).nonzero()[0].tolist()

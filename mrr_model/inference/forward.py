@@ -20,6 +20,28 @@ from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
 
 
+class PendingLogits:
+    """Logits of a pass that has been queued; an accelerator may still compute them.
+
+    Args:
+        logits: Where they are written.
+        scores: What writes them.
+    """
+
+    def __init__(self, logits: Tensor, scores: PooledScores) -> None:
+        self._logits, self._scores = logits, scores
+
+    def read(self) -> Tensor:
+        """Wait for them.
+
+        Returns:
+            Float32 (N, E) on the CPU, in the order of the pairs.
+        """
+        with torch.inference_mode():
+            self._scores.read()
+        return self._logits
+
+
 class ForwardPass:
     """The forward pass of one call's pairs under one Plan. Run it once.
 
@@ -46,10 +68,24 @@ class ForwardPass:
         self.batch_size, self.progress = batch_size, progress
 
     def logits(self) -> Tensor:
-        """Run the pass.
+        """Run the pass, and wait for it.
 
         Returns:
             Float32 (N, E) on the CPU, in the order of the pairs.
+
+        Raises:
+            Cancelled: See `launch`.
+            RuntimeError: See `launch`.
+        """
+        return self.launch().read()
+
+    def launch(self) -> PendingLogits:
+        """Run the pass. On an accelerator this queues the work; the host never waits for the device here.
+
+        `torch.cuda.set_sync_debug_mode("error")` may be on around this call.
+
+        Returns:
+            The logits, to read when they are needed.
 
         Raises:
             Cancelled: Before the next batch, if the caller has stopped waiting (`mrr_model.inference.cancelling`).
@@ -75,5 +111,5 @@ class ForwardPass:
                     del pooled  # it holds large blocks of memory until then
                     if self.progress is not None:
                         self.progress(len(rows))
-            scores.score()
-        return logits
+            scores.finish()
+        return PendingLogits(logits, scores)

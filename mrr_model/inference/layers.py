@@ -327,6 +327,9 @@ class PooledScores:
     They are copied to one buffer. Left where they were made they would, small as they are, keep the allocator from
     using the large blocks around them again, and memory would grow with every batch.
 
+    On an accelerator the host queues work faster than the device does it: logits stay there until `read`, the one
+    place where the host waits.
+
     Args:
         model: The model.
         exit_layer: The exit.
@@ -340,6 +343,7 @@ class PooledScores:
         self.model, self.exit_layer, self.write, self.capacity = model, exit_layer, write, max(1, capacity)
         self._rows: list[int] = []
         self._buffer: PooledBatch | None = None
+        self._unread: list[tuple[list[int], Tensor]] = []
 
     def add(self, rows: list[int], pooled: PooledBatch) -> None:
         """Collect the pooled tokens of a batch; if there is no space, score those collected before first."""
@@ -356,7 +360,23 @@ class PooledScores:
         if self._rows:
             assert self._buffer is not None
             rows, self._rows = self._rows, []
-            self.write(rows, self._logits(self._buffer.part(slice(len(rows)))).to("cpu"))
+            logits = self._logits(self._buffer.part(slice(len(rows))))
+            if logits.device.type == "cpu":
+                self.write(rows, logits)
+            else:
+                self._unread.append((rows, logits))
+
+    def finish(self) -> None:
+        """Score what was collected, and free the buffer: nothing is added after this."""
+        self.score()
+        self._buffer = None
+
+    def read(self) -> None:
+        """Score what was collected, wait for the device, and write all logits that have not been written yet."""
+        self.score()
+        unread, self._unread = self._unread, []
+        if unread:
+            self.write([row for rows, _ in unread for row in rows], torch.cat([each for _, each in unread]).to("cpu"))
 
     def _logits(self, pooled: PooledBatch) -> Tensor:
         """Logits of pooled tokens, (pairs, E); if memory runs out, half of the pairs at a time."""

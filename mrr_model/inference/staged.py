@@ -220,16 +220,16 @@ class StagedPass:
                         self._waiting += group.parts[-1].tokens
                     del pooled, hidden  # they hold large blocks of memory until then
                     if self.deadline is not None:
-                        scores.score()
+                        scores.read()
                         begin, began = time.monotonic(), begin
                         self.deadline.took(begin - began, sum(len(self._pairs[row].input_ids) for row in rows), layers)
                     if self._waiting > self.budget.waiting:
-                        scores.score()
+                        scores.read()
                         self._make_space(self.candidates.alive() if passed else self.candidates.running(exit_layer))
         except TimeUp:
-            scores.score()  # what there was time for counts
+            scores.read()  # what there was time for counts
             raise
-        scores.score()
+        scores.read()
         for each in (*passed, exit_layer):
             self.candidates.drop(each)
         if self.progress is not None:

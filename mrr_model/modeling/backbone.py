@@ -241,24 +241,23 @@ class Backbone(ABC):
         """The pooled tokens' positions, int64 (B,) on `device`; None if the mean over tokens is pooled."""
         if self.pooling == "mean":
             return None
-        index = {
-            "first": torch.zeros_like(spans.total),
-            "last": spans.total - 1,
-            "separator": spans.query - 1,
+        own = spans.on(device)
+        return {
+            "first": torch.zeros_like(own.total),
+            "last": own.total - 1,
+            "separator": own.query - 1,
         }[self.pooling]
-        return index.to(device)
 
     def token_type_ids(self, input_ids: Tensor, spans: Spans) -> Tensor:
         """The token type ids of a batch, int64 (B, T)."""
         if self.token_types is None:
             return torch.zeros_like(input_ids)
         query, passage, prompt = self.token_types
-        positions = torch.arange(input_ids.shape[1], device="cpu")[None, :]
-        end = spans.query + spans.passage
-        types = torch.where(
-            positions < spans.query[:, None], query, torch.where(positions < end[:, None], passage, prompt)
-        )
-        return types.to(input_ids.device)
+        own = spans.on(input_ids.device)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
+        end = own.query + own.passage
+        types = torch.full_like(input_ids, prompt).masked_fill(positions < end[:, None], passage)
+        return types.masked_fill(positions < own.query[:, None], query)
 
     def token_positions(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         """The positions of the tokens of `hidden` (B, T, D): those given, int64 (B, T), else 0 … T−1, (1, T)."""
@@ -269,7 +268,8 @@ class Backbone(ABC):
 
         `before` counts tokens before every row: they are valid positions too, and come first.
         """
-        total, size = spans.total + before, hidden.shape[1] + before
-        if int(total.min()) == size:
+        size = hidden.shape[1] + before
+        if int(spans.total.min()) + before == size:
             return None
-        return (torch.arange(size, device="cpu")[None, :] < total[:, None]).to(hidden.device)
+        total = spans.on(hidden.device).total + before
+        return torch.arange(size, device=hidden.device)[None, :] < total[:, None]

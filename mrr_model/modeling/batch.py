@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mrr_model.modeling.merging import Spans, padded_length
+from mrr_model.modeling.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Batch:
     rounded: bool = False
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its ids on `device`."""
-        return replace(self, input_ids=self.input_ids.to(device, non_blocking=True))
+        """The same batch with its ids on `device`, and its lengths there too."""
+        return replace(self, input_ids=to_device(self.input_ids, device), spans=self.spans.to(device))
 
 
 def collate(

@@ -24,6 +24,7 @@ from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.construction import NamedTensors
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
+from mrr_model.modeling.transfer import to_device
 
 CHUNK = 1 << 20
 """Products with relative positions that are held at a time, per kind: pairs run in chunks of at most this many."""
@@ -229,13 +230,13 @@ class Deberta(Backbone):
             return torch.zeros(1, size, size, dtype=torch.int64, device=hidden.device), None
         if positions is not None:
             farthest = len(self._rows) // 2
-            rows = self._rows.to(hidden.device, non_blocking=True)
+            rows = to_device(self._rows, hidden.device)
             distance = positions[:, :, None] - positions[:, None, :]  # (B, T, T)
             index = rows[distance.clamp(-farthest, farthest) + farthest]
             return index, cast(Any, self.model.encoder).get_rel_embedding()
         rows = self._rows[self._distances(size)]  # ascending
         first, last = int(rows[0]), int(rows[-1])
-        rows = (rows - first).to(hidden.device, non_blocking=True)
+        rows = to_device(rows - first, hidden.device)
         index = rows.unfold(0, size, 1).flip(1)[None]  # row i − j + T − 1 for tokens i and j
         return index, cast(Any, self.model.encoder).get_rel_embedding()[first : last + 1]
 

@@ -20,6 +20,7 @@ from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
+from mrr_model.modeling.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Decoder(Backbone):
         if prefix is not None:
             before = prefix.length
             if prefix.hidden is None:
-                ids = prefix.input_ids.to(hidden.device)
+                ids = to_device(prefix.input_ids, hidden.device)
                 states = self.embed(ids[None], spans)
                 # Set when all of it is there: if memory runs out before, the next batch starts the prefix again.
                 prefix.rotary, prefix.hidden = (

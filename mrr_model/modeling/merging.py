@@ -1,14 +1,19 @@
 """Token merging (width): groups of neighbouring passage tokens become one state each. Pure tensor functions.
 
+No function gives `torch.where` a Python number: on CUDA it would copy it to the device and wait.
+
 Shapes: B pairs, T tokens before a merge, T' tokens after it, D hidden size. Rows are right-padded.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+from mrr_model.modeling.transfer import to_device
 
 BAG_DEVICES = ("cpu", "cuda")
 """Devices on which torch sums weighted bags in every version that this package supports."""
@@ -18,15 +23,20 @@ BAG_DEVICES = ("cpu", "cuda")
 class Spans:
     """The lengths in tokens of each pair's spans: three int64 tensors (B,), on the CPU.
 
+    Sizes are read from them, so that the host never waits for the device; what tensors on the device need, masks and
+    destinations, is made there, from `on`.
+
     Attributes:
         query: Tokens of the query spans.
         passage: Tokens of the passage spans.
         prompt: Tokens of the prompt spans.
+        device_lengths: The same lengths on the model's device, int64 (3, B); None if it is the CPU.
     """
 
     query: Tensor
     passage: Tensor
     prompt: Tensor
+    device_lengths: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -35,7 +45,43 @@ class Spans:
 
     def merged(self, step: Fraction) -> "Spans":
         """The lengths after one merge: passages shrink to their `group_count`, the other spans stay."""
-        return Spans(self.query, group_count(self.passage, step), self.prompt)
+        merged = replace(self, passage=group_count(self.passage, step))
+        if self.device_lengths is None:
+            return merged
+        query, passage, prompt = self.device_lengths
+        return replace(merged, device_lengths=torch.stack([query, group_count(passage, step), prompt]))
+
+    def lengths(self) -> Tensor:
+        """The lengths as one tensor, int64 (3, B), on the CPU."""
+        return torch.stack([self.query, self.passage, self.prompt])
+
+    def to(self, device: torch.device) -> "Spans":
+        """The same spans with their lengths on `device` too."""
+        return self if device.type == "cpu" else replace(self, device_lengths=to_device(self.lengths(), device))
+
+    def on(self, device: torch.device) -> "Spans":
+        """Spans whose three tensors are on `device`, to compute with tensors there."""
+        if self.device_lengths is None:
+            return self if device.type == "cpu" else Spans(*to_device(self.lengths(), device))
+        return Spans(*self.device_lengths)
+
+    def part(self, pairs: slice) -> "Spans":
+        """Those of some of the pairs."""
+        known = self.device_lengths
+        own = self.query[pairs], self.passage[pairs], self.prompt[pairs]
+        return Spans(*own, None if known is None else known[:, pairs])
+
+    @classmethod
+    def gathered(cls, parts: "Sequence[Spans]", rows: Sequence[Tensor], on_device: Sequence[Tensor]) -> "Spans":
+        """Those of some pairs of several batches, in order; `rows`: int64, on the CPU and on the parts' device."""
+        own = torch.cat([part.lengths()[:, index] for part, index in zip(parts, rows, strict=True)], 1)
+        query, passage, prompt = own
+        known = [
+            part.device_lengths[:, index]
+            for part, index in zip(parts, on_device, strict=True)
+            if part.device_lengths is not None
+        ]
+        return cls(query, passage, prompt, torch.cat(known, 1) if known else None)
 
 
 def group_count(length: Tensor, step: Fraction) -> Tensor:
@@ -52,7 +98,8 @@ def group_count(length: Tensor, step: Fraction) -> Tensor:
         >>> group_count(torch.tensor([0, 1, 4, 5]), Fraction(1, 2)).tolist()
         [0, 1, 2, 3]
     """
-    return torch.where(length > 0, (length - 1).clamp(min=0) * step.numerator // step.denominator + 1, 0)
+    groups = (length - 1).clamp(min=0) * step.numerator // step.denominator + 1
+    return groups.masked_fill(length <= 0, 0)
 
 
 def span_means(hidden: Tensor, spans: Spans) -> Tensor:
@@ -73,12 +120,12 @@ def span_means(hidden: Tensor, spans: Spans) -> Tensor:
         >>> span_means(states, Spans(one([3]), one([2]), one([0]))).tolist()
         [[[2.0], [6.0]]]
     """
-    position = torch.arange(hidden.shape[1], device="cpu")[None]  # (1, T)
+    spans = spans.on(hidden.device)
+    position = torch.arange(hidden.shape[1], device=hidden.device)[None]  # (1, T)
     query, end = spans.query[:, None], (spans.query + spans.passage)[:, None]  # (B, 1)
     chosen = torch.stack([(position > 0) & (position < query), (position >= query) & (position < end)], 1)  # (B, 2, T)
-    counts = chosen.sum(2, keepdim=True).clamp(min=1).to(hidden.device, torch.float32, non_blocking=True)
-    weights = chosen.to(hidden.device, hidden.dtype, non_blocking=True)
-    return torch.bmm(weights, hidden).float() / counts
+    counts = chosen.sum(2, keepdim=True).clamp(min=1).float()
+    return torch.bmm(chosen.to(hidden.dtype), hidden).float() / counts
 
 
 def token_mean(states: Tensor, counts: Tensor) -> Tensor:
@@ -161,9 +208,9 @@ def destinations(spans: Spans, step: Fraction, size: int | None = None) -> Tenso
     of their own.
 
     Args:
-        spans: Lengths in tokens before the merge.
+        spans: Lengths in tokens before the merge, on the device of the result (`Spans.on`).
         step: The merge's step ratio.
-        size: T; None for the longest row.
+        size: T; None for the longest row, which waits for the device.
 
     Returns:
         Int64 (B, T), ascending in each row, then −1 for padding.
@@ -174,12 +221,12 @@ def destinations(spans: Spans, step: Fraction, size: int | None = None) -> Tenso
         [[0, 1, 2, 2, 3, 3, 4, 5]]
     """
     total = spans.total
-    position = torch.arange(size or int(total.max()), device="cpu")[None, :]  # (1, T)
+    position = torch.arange(size or int(total.max()), device=total.device)[None, :]  # (1, T)
     start, end = spans.query[:, None], (spans.query + spans.passage)[:, None]  # (B, 1)
     group = start + (position - start) * step.numerator // step.denominator
     after = position - (spans.passage - group_count(spans.passage, step))[:, None]
     target = torch.where(position < start, position, torch.where(position < end, group, after))  # (B, T)
-    return torch.where(position < total[:, None], target, -1)
+    return target.masked_fill(position >= total[:, None], -1)
 
 
 def merge_tokens(hidden: Tensor, target: Tensor, size: int, weights: Tensor | None) -> Tensor:
@@ -205,7 +252,7 @@ def merge_tokens(hidden: Tensor, target: Tensor, size: int, weights: Tensor | No
     """
     batch, _, dim = hidden.shape
     real = target >= 0
-    target = torch.where(real, target, size - 1)  # padding joins the last position with a share of 0
+    target = target.masked_fill(~real, size - 1)  # padding joins the last position with a share of 0
     share = _group_shares(weights, real, target, size).to(hidden.dtype)  # (B, T)
 
     index = (torch.arange(batch, device=hidden.device)[:, None] * size + target).flatten()  # (B · T), ascending
@@ -241,4 +288,4 @@ def _group_shares(weights: Tensor | None, real: Tensor, target: Tensor, size: in
         return mean
     weights = weights.float() * count
     total = group_sum(weights)
-    return torch.where(total > 0, weights / total.where(total > 0, 1.0), mean)
+    return torch.where(total > 0, weights / total.masked_fill(total <= 0, 1.0), mean)

@@ -316,8 +316,8 @@ class MatryoshkaModel(nn.Module):
         """How many tokens each state stands for, int64 (B, T); 0 for padding."""
         if hidden.counts is not None:
             return hidden.counts
-        position = torch.arange(hidden.width, device="cpu")[None]
-        return (position < hidden.spans.total[:, None]).long().to(hidden.states.device, non_blocking=True)
+        position = torch.arange(hidden.width, device=hidden.states.device)[None]
+        return (position < hidden.spans.on(hidden.states.device).total[:, None]).long()
 
     def _means(self, hidden: HiddenBatch) -> Tensor | None:
         """The mean states that a similarity head compares, (B, 2, D).
@@ -329,7 +329,7 @@ class MatryoshkaModel(nn.Module):
     def _merged(self, hidden: HiddenBatch, step: Fraction, row: AttentionRow | None) -> HiddenBatch:
         """The batch after one merge, weighted by attention if given."""
         weights = None if row is None else row.weights  # (B, T)
-        target = destinations(hidden.spans, step, hidden.width).to(hidden.states.device, non_blocking=True)
+        target = destinations(hidden.spans.on(hidden.states.device), step, hidden.width)
         spans = hidden.spans.merged(step)
         longest = int(spans.total.max())
         size = min(hidden.width, padded_length(longest)) if hidden.rounded else longest

@@ -15,6 +15,7 @@ from mrr_model.modeling.backbone import LayerInputs, PooledState
 from mrr_model.modeling.gathering import gathered_rows
 from mrr_model.modeling.merging import Spans, padded_length
 from mrr_model.modeling.prefix import SharedPrefix
+from mrr_model.modeling.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class HiddenBatch:
         return replace(
             self,
             states=self.states[pairs],
-            spans=Spans(self.spans.query[pairs], self.spans.passage[pairs], self.spans.prompt[pairs]),
+            spans=self.spans.part(pairs),
             logits=[column[pairs] for column in self.logits],
             counts=None if self.counts is None else self.counts[pairs],
             inputs=None,
@@ -96,12 +97,9 @@ class HiddenBatch:
     @classmethod
     def _gathered(cls, chosen: "Sequence[tuple[HiddenBatch, Sequence[int]]]", width: int) -> "HiddenBatch":
         parts = [part for part, _ in chosen]
-        first, spans = parts[0], [part.spans for part in parts]
+        first = parts[0]
         rows = [torch.tensor(rows, dtype=torch.int64, device="cpu") for _, rows in chosen]
-        on_device = [index.to(first.states.device, non_blocking=True) for index in rows]
-
-        def span(lengths: Sequence[Tensor]) -> Tensor:
-            return torch.cat([each[index] for each, index in zip(lengths, rows, strict=True)])
+        on_device = [to_device(index, first.states.device) for index in rows]
 
         counts = [
             pad(part.counts[index, :width], (0, max(0, width - part.width)))
@@ -112,11 +110,7 @@ class HiddenBatch:
         return replace(
             first,
             states=gathered_rows([part.states for part in parts], on_device, width),
-            spans=Spans(
-                span([each.query for each in spans]),
-                span([each.passage for each in spans]),
-                span([each.prompt for each in spans]),
-            ),
+            spans=Spans.gathered([part.spans for part in parts], rows, on_device),
             logits=[
                 torch.cat([column[index] for column, index in zip(columns, on_device, strict=True)])
                 for columns in zip(*(part.logits for part in parts), strict=True)

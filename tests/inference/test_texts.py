@@ -165,7 +165,7 @@ def test_a_chunk_is_scored_before_the_next_is_tokenized(
 ) -> None:
     monkeypatch.setattr(inputs, "CHUNK_CHARACTERS", 1000)
     events: list[str] = []
-    encode, logits = PairEncoder.encode, ForwardPass.logits
+    encode, launch = PairEncoder.encode, ForwardPass.launch
 
     def encoding(self: PairEncoder, pairs: Any, prompt: str | None = None) -> Any:
         events.append(f"encode {len(pairs)}")
@@ -173,10 +173,10 @@ def test_a_chunk_is_scored_before_the_next_is_tokenized(
 
     def scoring(self: ForwardPass) -> Any:
         events.append(f"score {len(self.pairs)}")
-        return logits(self)
+        return launch(self)
 
     monkeypatch.setattr(PairEncoder, "encode", encoding)
-    monkeypatch.setattr(ForwardPass, "logits", scoring)
+    monkeypatch.setattr(ForwardPass, "launch", scoring)
     with patch("mrr_model.inference.engine.tqdm", side_effect=lambda **options: _Bar(events, **options)):
         reranker.score_pairs(pairs_of_three_queries(), show_progress=True)
     distinct = len(set(pairs_of_three_queries()))

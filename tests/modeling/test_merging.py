@@ -1,6 +1,7 @@
 """Token merging against the slow loop of its equation, for any lengths, ratios and weights."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -187,10 +188,11 @@ def test_counts_and_positions_equal_the_loop(
     rows: list[tuple[int, int, int]], merges: list[Fraction], padding: int
 ) -> None:
     spans = spans_of(rows)
+    spans = replace(spans, device_lengths=spans.lengths())
     counts = ones_of(spans, padding)
     members = [[[token] for token in range(sum(row))] for row in rows]  # the tokens that each state stands for
     for step in merges:
-        for index, (query, passage, prompt) in enumerate(zip(*map(Tensor.tolist, vars(spans).values()), strict=True)):
+        for index, (query, passage, prompt) in enumerate(spans.lengths().T.tolist()):
             targets = slow_targets(query, passage, prompt, step)
             merged: list[list[int]] = [[] for _ in range(max(targets) + 1)]
             for tokens, target in zip(members[index], targets, strict=True):
@@ -199,6 +201,8 @@ def test_counts_and_positions_equal_the_loop(
         target = destinations(spans, step, counts.shape[1])
         spans = spans.merged(step)
         counts = merged_counts(counts, target, int(spans.total.max()) + padding)
+        assert spans.device_lengths is not None
+        assert spans.device_lengths.equal(spans.lengths())
     assert counts.sum(1).tolist() == [sum(row) for row in rows]
     positions = middle_positions(counts)
     for row, found, at, states in zip(rows, counts.tolist(), positions.tolist(), members, strict=True):
