@@ -51,7 +51,10 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its ids on `device`, and its lengths there too."""
-        return replace(self, input_ids=to_device(self.input_ids, device), spans=self.spans.to(device))
+        if self.input_ids.device.type == device.type:
+            return self
+        ids, lengths = to_device([self.input_ids, self.spans.lengths()], device)
+        return replace(self, input_ids=ids, spans=replace(self.spans, device_lengths=lengths))
 
 
 def collate(

@@ -230,13 +230,13 @@ class Deberta(Backbone):
             return torch.zeros(1, size, size, dtype=torch.int64, device=hidden.device), None
         if positions is not None:
             farthest = len(self._rows) // 2
-            rows = to_device(self._rows, hidden.device)
+            [rows] = to_device([self._rows], hidden.device)
             distance = positions[:, :, None] - positions[:, None, :]  # (B, T, T)
             index = rows[distance.clamp(-farthest, farthest) + farthest]
             return index, cast(Any, self.model.encoder).get_rel_embedding()
         rows = self._rows[self._distances(size)]  # ascending
         first, last = int(rows[0]), int(rows[-1])
-        rows = to_device(rows - first, hidden.device)
+        [rows] = to_device([rows - first], hidden.device)
         index = rows.unfold(0, size, 1).flip(1)[None]  # row i − j + T − 1 for tokens i and j
         return index, cast(Any, self.model.encoder).get_rel_embedding()[first : last + 1]
 

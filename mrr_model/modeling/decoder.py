@@ -111,7 +111,7 @@ class Decoder(Backbone):
         if prefix is not None:
             before = prefix.length
             if prefix.hidden is None:
-                ids = to_device(prefix.input_ids, hidden.device)
+                [ids] = to_device([prefix.input_ids], hidden.device)
                 states = self.embed(ids[None], spans)
                 # Set when all of it is there: if memory runs out before, the next batch starts the prefix again.
                 prefix.rotary, prefix.hidden = (

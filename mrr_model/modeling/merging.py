@@ -55,15 +55,11 @@ class Spans:
         """The lengths as one tensor, int64 (3, B), on the CPU."""
         return torch.stack([self.query, self.passage, self.prompt])
 
-    def to(self, device: torch.device) -> "Spans":
-        """The same spans with their lengths on `device` too."""
-        return self if device.type == "cpu" else replace(self, device_lengths=to_device(self.lengths(), device))
-
     def on(self, device: torch.device) -> "Spans":
         """Spans whose three tensors are on `device`, to compute with tensors there."""
-        if self.device_lengths is None:
-            return self if device.type == "cpu" else Spans(*to_device(self.lengths(), device))
-        return Spans(*self.device_lengths)
+        if self.device_lengths is not None:
+            return Spans(*self.device_lengths)
+        return Spans(*to_device([self.query, self.passage, self.prompt], device))
 
     def part(self, pairs: slice) -> "Spans":
         """Those of some of the pairs."""

@@ -99,7 +99,7 @@ class HiddenBatch:
         parts = [part for part, _ in chosen]
         first = parts[0]
         rows = [torch.tensor(rows, dtype=torch.int64, device="cpu") for _, rows in chosen]
-        on_device = [to_device(index, first.states.device) for index in rows]
+        on_device = to_device(rows, first.states.device)
 
         counts = [
             pad(part.counts[index, :width], (0, max(0, width - part.width)))
