@@ -3,7 +3,7 @@
 import copy
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from mrr_model.inference.prefetch import prefetched
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN, TextTokenizer, without_surrogates
 from mrr_model.modeling.batch import EncodedPair
 from mrr_model.template import SPECIAL_TOKENS, InputTemplate
@@ -26,6 +27,9 @@ UNLIMITED = 10**9
 
 CHUNK_CHARACTERS = 4_000_000
 """Pairs are encoded in chunks of about this many characters."""
+
+PREFETCHED_CHARACTERS = 1_000_000
+"""The same if each chunk is encoded while the one before it is used: the first one must be short, since it is not."""
 
 PASSAGES_TOGETHER = 64
 """Passages that are tokenized together to count their tokens."""
@@ -100,15 +104,31 @@ class PairEncoder:
         return [self._cut(layout, queries[query], passages[passage]) for query, passage in pairs]
 
     def chunks(
-        self, pairs: Sequence[tuple[str, str]], prompt: str | None = None
-    ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
+        self,
+        pairs: Sequence[tuple[str, str]],
+        prompt: str | None = None,
+        *,
+        size: int | None = None,
+        prefetch: bool = False,
+    ) -> Generator[tuple[list[int], list[EncodedPair]], None, None]:
         """Encode pairs chunk by chunk, so that memory stays bounded. A query's pairs share a chunk if they fit.
+
+        Args:
+            pairs: The pairs.
+            prompt: The instruction; None for the template's own, `""` for none.
+            size: Pairs of each chunk, in order; None for chunks of about `CHUNK_CHARACTERS` characters.
+            prefetch: Encode each chunk in a thread while the one before it is used, in chunks of about
+                `PREFETCHED_CHARACTERS`. Close the iterator if you do not use all of it.
 
         Yields:
             The indices of a chunk's pairs, and their encodings.
         """
-        for chunk in self._chunks(pairs):
-            yield chunk, self.encode([pairs[index] for index in chunk], prompt)
+        if size is not None:
+            chunks = [[*range(start, min(start + size, len(pairs)))] for start in range(0, len(pairs), size)]
+        else:
+            chunks = [*self._chunks(pairs, PREFETCHED_CHARACTERS if prefetch else CHUNK_CHARACTERS)]
+        encoded = ((chunk, self.encode([pairs[index] for index in chunk], prompt)) for chunk in chunks)
+        yield from prefetched(encoded) if prefetch and len(chunks) > 1 else encoded
 
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose texts have this many tokens; its ids are zeros."""
@@ -224,7 +244,7 @@ class PairEncoder:
         ids = self._tokenizer.ids(ordered, slot.before, slot.after, most)
         return {text: tokens[: most + 1] for text, tokens in zip(ordered, ids, strict=True)}
 
-    def _chunks(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[int]]:
+    def _chunks(self, pairs: Sequence[tuple[str, str]], characters: int) -> Iterator[list[int]]:
         longest = CHARACTERS_PER_TOKEN * self.max_length
         sizes = [min(len(query), longest) + min(len(passage), longest) for query, passage in pairs]
         by_query: dict[str, list[int]] = {}
@@ -233,11 +253,11 @@ class PairEncoder:
         chunk: list[int] = []
         taken = 0
         for indices in by_query.values():
-            if chunk and taken + sum(sizes[index] for index in indices) > CHUNK_CHARACTERS:
+            if chunk and taken + sum(sizes[index] for index in indices) > characters:
                 yield sorted(chunk)
                 chunk, taken = [], 0
             for index in indices:
-                if chunk and taken + sizes[index] > CHUNK_CHARACTERS:
+                if chunk and taken + sizes[index] > characters:
                     yield sorted(chunk)
                     chunk, taken = [], 0
                 chunk.append(index)

@@ -6,8 +6,8 @@ Shapes: B pairs, T tokens, E exits.
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -148,9 +148,10 @@ class InferenceEngine:
         logits = torch.empty(len(texts), len(plan.exits), dtype=torch.float32, device="cpu")
         with self._scoring(plan, len(texts), show_progress) as (model, progress):
             pending = list[tuple[list[int], PendingLogits]]()
-            for chunk, encoded in self._encoded(texts, prompt):
-                forward = ForwardPass(model, plan, encoded, self.budget, batch_size=batch_size, progress=progress)
-                pending.append((chunk, forward.launch()))
+            with closing(self._encoded(texts, prompt)) as chunks:
+                for chunk, encoded in chunks:
+                    forward = ForwardPass(model, plan, encoded, self.budget, batch_size=batch_size, progress=progress)
+                    pending.append((chunk, forward.launch()))
             for chunk, found in pending:
                 logits[chunk] = found.read()
         logits = logits[[distinct[pair] for pair in pairs]]
@@ -208,7 +209,8 @@ class InferenceEngine:
                     model, plan, on_the_way, candidates, self.budget, deadline=deadline, progress=progress
                 )
                 size = None if deadline is None else DEADLINE_PAIRS
-                complete &= forward.run(self._encoded(list(numbers), prompt, size))
+                with closing(self._encoded(list(numbers), prompt, size)) as encoded:
+                    complete &= forward.run(encoded)
                 found += candidates.reached()
         for documents in found:
             for index, document in enumerate(documents):
@@ -242,20 +244,25 @@ class InferenceEngine:
 
     def _encoded(
         self, pairs: Pairs, prompt: str | None, size: int | None = None
-    ) -> Iterator[tuple[list[int], list[EncodedPair]]]:
-        """Encode pairs chunk by chunk, or `size` pairs at a time, and warn of texts that were cut."""
-        chunks: Iterator[tuple[list[int], list[EncodedPair]]] = self.encoder.chunks(pairs, prompt)
-        if size is not None:
-            parts = (range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size))
-            chunks = (([*part], self.encoder.encode([pairs[index] for index in part], prompt)) for part in parts)
+    ) -> Generator[tuple[list[int], list[EncodedPair]], None, None]:
+        """Encode pairs chunk by chunk, or `size` pairs at a time, and warn of texts that were cut.
+
+        Close the iterator if you do not use all of it: a thread may be encoding the next chunk.
+        """
         cut = encoded_pairs = 0
-        for chunk, encoded in chunks:
-            count_pairs(pairs, chunk, encoded)
-            self._warn_of_cut_query(encoded)
-            cut += sum(pair.passage_cut for pair in encoded)
-            encoded_pairs += len(encoded)
-            yield chunk, encoded
+        with closing(self.encoder.chunks(pairs, prompt, size=size, prefetch=self._computes_apart)) as chunks:
+            for chunk, encoded in chunks:
+                count_pairs(pairs, chunk, encoded)
+                self._warn_of_cut_query(encoded)
+                cut += sum(pair.passage_cut for pair in encoded)
+                encoded_pairs += len(encoded)
+                yield chunk, encoded
         self._warn_of_cut_documents(cut, encoded_pairs)
+
+    @property
+    def _computes_apart(self) -> bool:
+        """Whether the model computes on a device of its own, so that the host can tokenize meanwhile."""
+        return self.model.device.type != "cpu"
 
     def _portions(
         self, requests: Sequence[Sequence[Sequence[tuple[str, str]]]]
