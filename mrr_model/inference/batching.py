@@ -9,6 +9,7 @@ import torch
 from mrr_model.inference.device import default_batch_tokens
 from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.model import MatryoshkaModel
+from mrr_model.modeling.unpadded import has_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,14 @@ class BatchBudget:
     Args:
         model: The model. Its device, size and dtype give the default.
         limit: Tokens; None for the default.
+
+    Attributes:
+        unpad: Whether batches run without padding, if the model can; None: if a fused kernel computes their attention.
     """
 
     def __init__(self, model: MatryoshkaModel, limit: int | None = None) -> None:
         self.model, self.limit = model, limit
+        self.unpad: bool | None = None
         self._warned = self._warned_of_waiting = False
 
     @property
@@ -43,6 +48,16 @@ class BatchBudget:
         return self.limit or default_batch_tokens(
             self.model.device, self.model.config.hidden_size, self.model.model.dtype
         )
+
+    @property
+    def unpads(self) -> bool:
+        """Whether batches run without padding."""
+        if not self.model.can_unpad:
+            return False
+        if self.unpad is not None:
+            return self.unpad
+        head_size = self.model.backbone.attention_size // int(self.model.config.num_attention_heads)
+        return has_kernel(self.model.device, self.model.model.dtype, head_size)
 
     def halve(self, tokens: int) -> None:
         """Allow at most half of the `tokens` of a batch that did not fit in memory; warn of the first one."""

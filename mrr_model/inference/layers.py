@@ -31,6 +31,11 @@ from mrr_model.modeling.states import HiddenBatch, PooledBatch
 SCORED_TOGETHER = 256
 """How many pooled tokens are collected before they run through an exit's MLP and head together."""
 
+MAX_SPREAD = 2
+"""An unpadded batch would take at most so many times the token budget if it were padded. Its pooled tokens' attention
+pads the keys.
+"""
+
 MAX_JOINED_PADDING = 9 / 8
 """Batches are joined after a merge if padding them to one width adds at most an eighth to their tokens."""
 
@@ -52,7 +57,7 @@ class Part:
     @property
     def tokens(self) -> int:
         """Tokens, padding counted."""
-        return len(self.rows) * self.hidden.width
+        return self.hidden.tokens
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,11 @@ class Source(ABC):
     Args:
         rows: The pairs.
         lengths: Tokens of each.
+        unpadded: Whether batches have no padding.
     """
 
-    def __init__(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        self._rows, self._lengths, self._next = rows, lengths, 0
+    def __init__(self, rows: Sequence[int], lengths: Sequence[int], unpadded: bool = False) -> None:
+        self._rows, self._lengths, self._next, self._unpadded = rows, lengths, 0, unpadded
 
     def batch(self, tokens: int, pairs: int | None = None) -> PendingBatch | None:
         """The next batch; None if no pairs are left.
@@ -92,15 +98,16 @@ class Source(ABC):
         """
         if self._next == len(self._rows):
             return None
-        longest, stop = 0, self._next
+        longest, total, held, stop = 0, 0, 0, self._next
         while stop < len(self._rows):
             longest, count = max(longest, self._lengths[stop]), stop - self._next + 1
-            if count > 1 and (count * longest > tokens or (pairs is not None and count > pairs)):
-                longest = max(self._lengths[self._next : stop])
+            total += self._lengths[stop]
+            fits = _fits(total, count * longest, tokens, self._unpadded)
+            if count > 1 and (not fits or (pairs is not None and count > pairs)):
                 break
+            held = total if self._unpadded else count * longest
             stop += 1
-        rows = list(self._rows[self._next : stop])
-        return self._batch(rows, len(rows) * longest)
+        return self._batch(list(self._rows[self._next : stop]), held)
 
     def done(self, batch: PendingBatch) -> None:
         """Move on to the pairs after the batch."""
@@ -119,6 +126,7 @@ class TokenSource(Source):
         rows: The pairs to run.
         prefix: The query span that they share; None if they share none.
         sort: Whether the longest pairs run first; else they run in the order of `rows`.
+        unpad: Whether batches have no padding. With a prefix they have.
     """
 
     def __init__(
@@ -129,12 +137,13 @@ class TokenSource(Source):
         prefix: SharedPrefix | None = None,
         *,
         sort: bool = True,
+        unpad: bool = False,
     ) -> None:
         self.model, self.pairs, self.prefix = model, pairs, prefix
         shared = 0 if prefix is None else prefix.length
         lengths = {row: len(pairs[row].input_ids) - shared for row in rows}
         ordered = sorted(rows, key=lambda row: -lengths[row]) if sort else rows
-        super().__init__(ordered, [lengths[row] for row in ordered])
+        super().__init__(ordered, [lengths[row] for row in ordered], unpad and prefix is None)
 
     def _batch(self, rows: list[int], tokens: int) -> PendingBatch:
         return PendingBatch(rows, 0, lambda: self._embedded(rows), tokens)
@@ -146,6 +155,7 @@ class TokenSource(Source):
             rounded=True,
             max_tokens=self.model.backbone.max_tokens,
             prefix_length=0 if self.prefix is None else self.prefix.length,
+            unpadded=self._unpadded,
         )
         tokens = batch.input_ids.numel()
         count_batch(tokens, tokens - int(batch.spans.total.sum()))
@@ -168,7 +178,8 @@ class StateSource(Source):
         self._left = [0] * len(parts)
         for row in rows:
             self._left[self._where[row][0]] += 1
-        super().__init__(rows, [lengths[index][at] for index, at in (self._where[row] for row in rows)])
+        unpadded = bool(parts) and parts[0].hidden.unpadded
+        super().__init__(rows, [lengths[index][at] for index, at in (self._where[row] for row in rows)], unpadded)
 
     def done(self, batch: PendingBatch) -> None:
         super().done(batch)
@@ -296,11 +307,12 @@ class LayerRun(Generic[Made]):
     def _can_join(self, parts: Sequence[Part]) -> bool:
         """Whether batches fit the budget together, without much padding."""
         pairs = sum(len(each.rows) for each in parts)
-        tokens = pairs * max(each.hidden.width for each in parts)
+        tokens, padded = sum(each.tokens for each in parts), pairs * max(each.hidden.width for each in parts)
+        unpadded = parts[0].hidden.unpadded
         return (
             pairs <= (self.batch_size or pairs)
-            and tokens <= self.budget.tokens
-            and tokens <= MAX_JOINED_PADDING * sum(each.tokens for each in parts)
+            and _fits(tokens, padded, self.budget.tokens, unpadded)
+            and (unpadded or padded <= MAX_JOINED_PADDING * tokens)
         )
 
     def _joined(self, parts: list[Part]) -> list[Part]:
@@ -397,6 +409,11 @@ def unless_out_of_memory(step: Callable[[], Made], parts: int) -> Made | None:
         if not out_of_memory(error) or parts == 1:
             raise
     return None
+
+
+def _fits(tokens: int, padded: int, budget: int, unpadded: bool) -> bool:
+    """Whether a batch fits a budget; `padded`: its tokens, padding counted."""
+    return tokens <= budget and padded <= MAX_SPREAD * budget if unpadded else padded <= budget
 
 
 def halves(pairs: Sized) -> tuple[slice, slice]:

@@ -175,7 +175,8 @@ class StagedPass:
                     group = _Group(SharedPrefix(torch.tensor(ids, device="cpu")) if ids else None)
                     self._groups[ids] = group
                 own = [rows[index] for index in found.indices]
-                yield group, TokenSource(self.model, self._pairs, own, group.prefix, sort=self.deadline is None)
+                sort, unpad = self.deadline is None, self.budget.unpads
+                yield group, TokenSource(self.model, self._pairs, own, group.prefix, sort=sort, unpad=unpad)
 
     def _continued(self) -> Iterator[tuple[_Group, Source]]:
         """The rows that continue after an exit."""
@@ -191,7 +192,7 @@ class StagedPass:
                 del parts  # the source drops each as soon as its rows have continued
                 yield group, source
             if lost:
-                yield group, TokenSource(self.model, self._pairs, lost, group.prefix)
+                yield group, TokenSource(self.model, self._pairs, lost, group.prefix, unpad=self.budget.unpads)
 
     def _passed(self, exits: Sequence[int]) -> Sequence[int]:
         """The first of some exits that are not worth waiting at; the last of them is."""

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from mrr_model.modeling import unpadded
 from mrr_model.modeling.gathering import gathered_heads
 
 NAME = "matryoshka"
@@ -47,6 +48,20 @@ class KeysValues:
         """These tensors, changed."""
         return KeysValues(change(self.key), change(self.value), None if self.query is None else change(self.query))
 
+    def tokens(self, index: Tensor) -> "KeysValues":
+        """Those of some of the tokens, int64 (N',), of an unpadded batch; they lie token by token."""
+        return self.each(lambda each: each.transpose(1, 2).index_select(1, index).transpose(1, 2))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[KeysValues]") -> "KeysValues":
+        """Those of several unpadded batches, one after the other."""
+        queries = [part.query for part in parts if part.query is not None]
+        return cls(
+            torch.cat([part.key for part in parts], 2),
+            torch.cat([part.value for part in parts], 2),
+            torch.cat(queries, 2) if queries else None,
+        )
+
     @classmethod
     def gathered(cls, parts: "Sequence[KeysValues]", rows: Sequence[Tensor], size: int) -> "KeysValues":
         """Some rows of several batches, in order, cut or padded to `size` tokens; `rows`: int64, on their device."""
@@ -76,12 +91,15 @@ class AttentionRow:
         counts: How many tokens each state stands for, int64 (B, T); None if each stands for one.
         weights: The pooled token's attention to each position, summed over heads, float32 (B, T). Without a pooled
             token, the attention that each position receives from all tokens, on average.
+        layout: Of an unpadded batch: keys and values are (1, K, N, d), and `weights` (1, N); `index` and `valid` are
+            those of its padded form. None for padded batches.
     """
 
     index: Tensor | None
     valid: Tensor | None
     counts: Tensor | None = None
     weights: Tensor | None = None
+    layout: unpadded.Layout | None = None
 
 
 def register() -> None:
@@ -103,6 +121,7 @@ def attention(
     attention_row: AttentionRow | None = None,
     prefix: KeysValues | None = None,
     bands: dict[int, Tensor] | None = None,
+    layout: unpadded.Layout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' calling convention.
@@ -122,10 +141,16 @@ def attention(
         prefix: Keys and values of a span before every row, which every row sees. `attention_row` counts its tokens in
             its index and leaves them out of its weights.
         bands: Sliding-window masks by window: the first layer that needs one makes it, later layers use it.
+        layout: Of an unpadded batch; there is no mask, cap, window, prefix or dropout then. The batch is one row.
 
     Returns:
         (B, T, H, d), and None for the weights.
     """
+    if layout is not None:
+        if attention_row is not None:
+            attention_row.weights = layout.tokens(row_weights(query, key, attention_row, scaling))
+        causal = bool(getattr(module, "is_causal", True))
+        return unpadded.attend(query, key, value, layout, causal=causal, scaling=scaling), None
     before = 0
     if prefix is not None:
         # The span's queries are zeros, and their attention is thrown away: the attention stays square, so that the
@@ -187,12 +212,16 @@ def row_weights(
         bias: What is added to the pooled tokens' products, (B, H, T); None for nothing.
 
     Returns:
-        Float32 (B, T).
+        Float32 (B, T), for an unpadded batch too.
     """
     assert row.index is not None
-    batch, heads, _, size = query.shape
-    index = row.index[:, None, None, None].expand(batch, heads, 1, size)
-    pooled = query.gather(2, index).view(batch, key.shape[1], -1, size)  # (B, K, H/K, d)
+    if row.layout is not None:
+        own = query[0].index_select(1, row.layout.starts[:-1] + row.index)  # (H, B, d)
+        query, key = own.transpose(0, 1), row.layout.padded(key)
+    else:
+        index = row.index[:, None, None, None].expand(*query.shape[:2], 1, query.shape[3])
+        query = query.gather(2, index)  # (B, H, 1, d)
+    pooled = query.reshape(len(query), key.shape[1], -1, query.shape[-1])  # (B, K, H/K, d)
     return _row_softmax(pooled, key, row, scaling, softcap, sliding_window, bias).sum((1, 2))  # (B, T)
 
 
@@ -269,6 +298,8 @@ def row_attention(
     Returns:
         (B, H · d).
     """
+    if row.layout is not None:
+        key, value = row.layout.padded(key), row.layout.padded(value)
     batch, heads, _, size = query.shape
     pooled = query.view(batch, key.shape[1], -1, size)  # (B, K, H/K, d): the heads of one key become its rows
     if softcap is None and bias is None:

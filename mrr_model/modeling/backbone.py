@@ -18,6 +18,7 @@ from mrr_model.modeling.attention import AttentionRow, KeysValues
 from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
+from mrr_model.modeling.unpadded import Layout
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class LayerInputs:
         valid: Which positions hold tokens, bool (B, T), or (B, Q + T) with a prefix; None if all do.
         block_inputs: The keyword arguments that a stock block takes besides its hidden states.
         prefix: The query span that the batch's pairs share; the batch then holds the tokens after it.
+        layout: Where the pairs of an unpadded batch lie; its one row has all their tokens, `pooled_index` counts in
+            that row, and `valid` is None. None for padded batches.
     """
 
     pooled_index: Tensor | None
     valid: Tensor | None
     block_inputs: dict[str, Any]
     prefix: SharedPrefix | None = None
+    layout: Layout | None = None
 
     def attention_row(self, counts: Tensor | None = None) -> AttentionRow:
         """A request for a merge's weights, for a block to fill in.
@@ -42,12 +46,14 @@ class LayerInputs:
         `counts` says how many tokens each state stands for, int64 (B, T); None if each stands for one.
         """
         index = self.pooled_index
+        if index is not None and self.layout is not None:
+            return AttentionRow(index - self.layout.starts[:-1], self.layout.valid, counts, layout=self.layout)
         if index is not None and self.prefix is not None:
             index = index + self.prefix.length
         return AttentionRow(index, self.valid, counts)
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        """The pooled tokens' states, copied: (B, T, D) to (B, D)."""
+        """The pooled tokens' states, copied: (B, T, D), or (1, N, D) of an unpadded batch, to (B, D)."""
         assert self.pooled_index is not None
         return hidden[torch.arange(len(hidden), device=hidden.device), self.pooled_index]
 
@@ -113,6 +119,22 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
         """Token ids (B, T) to the states before the first block, (B, T, D)."""
+
+    @property
+    def can_unpad(self) -> bool:
+        """Whether it runs unpadded batches: `embed_unpadded` and `unpadded_inputs` are its own then."""
+        return False
+
+    def embed_unpadded(self, input_ids: Tensor, spans: Spans, layout: Layout) -> Tensor:
+        """The same for an unpadded batch, (1, N) to (1, N, D)."""
+        return self.embed(input_ids, spans)
+
+    def unpadded_inputs(self, hidden: Tensor, spans: Spans, layout: Layout) -> LayerInputs:
+        """What all blocks at a width of an unpadded batch share; `hidden` (1, N, D)."""
+        index = self.pooled_index(spans, hidden.device)
+        assert index is not None
+        inputs = {"attention_mask": None, "layout": layout}
+        return LayerInputs(index + layout.starts[:-1], None, inputs, layout=layout)
 
     @abstractmethod
     def layer_inputs(
@@ -248,16 +270,20 @@ class Backbone(ABC):
             "separator": own.query - 1,
         }[self.pooling]
 
-    def token_type_ids(self, input_ids: Tensor, spans: Spans) -> Tensor:
-        """The token type ids of a batch, int64 (B, T)."""
+    def token_type_ids(self, input_ids: Tensor, spans: Spans, layout: Layout | None = None) -> Tensor:
+        """The token type ids of a batch, int64 (B, T), or (1, N) with the layout of an unpadded one."""
         if self.token_types is None:
             return torch.zeros_like(input_ids)
         query, passage, prompt = self.token_types
         own = spans.on(input_ids.device)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
-        end = own.query + own.passage
-        types = torch.full_like(input_ids, prompt).masked_fill(positions < end[:, None], passage)
-        return types.masked_fill(positions < own.query[:, None], query)
+        if layout is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :]
+            middle, end = own.query[:, None], (own.query + own.passage)[:, None]  # (B, 1)
+        else:
+            positions = layout.positions[None]
+            middle, end = own.query[layout.rows][None], (own.query + own.passage)[layout.rows][None]  # (1, N)
+        types = torch.full_like(input_ids, prompt).masked_fill(positions < end, passage)
+        return types.masked_fill(positions < middle, query)
 
     def token_positions(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         """The positions of the tokens of `hidden` (B, T, D): those given, int64 (B, T), else 0 … T−1, (1, T)."""

@@ -1,10 +1,11 @@
 """What goes into the model: pairs as token ids, one by one and padded to a batch.
 
-Shapes: B pairs, T tokens.
+Shapes: B pairs, T tokens, N tokens of all pairs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -37,17 +38,19 @@ class EncodedPair:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs padded on the right.
+    """Pairs padded on the right, or one after the other.
 
     Attributes:
         input_ids: Int64 (B, T), on the model's device.
         spans: Lengths in tokens.
         rounded: Whether widths are rounded up (`padded_length`), so that few shapes occur.
+        unpadded: Whether there is no padding: `input_ids` is one row, (1, N), with one pair after the other.
     """
 
     input_ids: Tensor
     spans: Spans
     rounded: bool = False
+    unpadded: bool = False
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its ids on `device`, and its lengths there too."""
@@ -64,6 +67,7 @@ def collate(
     rounded: bool = False,
     max_tokens: int | None = None,
     prefix_length: int = 0,
+    unpadded: bool = False,
 ) -> Batch:
     """Pad pairs on the right to the longest of them.
 
@@ -74,6 +78,7 @@ def collate(
         max_tokens: The positions that the model has: no width is rounded above it.
         prefix_length: Leave out that many tokens at the start of every query span: pass them to the model beside the
             batch, as a `SharedPrefix`.
+        unpadded: Do not pad: put one pair after the other.
 
     Returns:
         The batch, on the CPU.
@@ -85,13 +90,16 @@ def collate(
     """
     rows = [pair.input_ids[prefix_length:] for pair in pairs]
     longest = max(map(len, rows))
-    if rounded:
+    if rounded and not unpadded:
         longest = max(longest, min(padded_length(longest), max_tokens or padded_length(longest)))
     spans = Spans(
         torch.tensor([pair.query_length - prefix_length for pair in pairs], device="cpu"),
         torch.tensor([pair.passage_length for pair in pairs], device="cpu"),
         torch.tensor([pair.prompt_length for pair in pairs], device="cpu"),
     )
+    if unpadded:
+        ids = np.fromiter(chain.from_iterable(rows), np.int64, sum(map(len, rows)))[None]
+        return Batch(torch.from_numpy(ids), spans, unpadded=True)
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)  # numpy reads lists several times as fast as torch
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row

@@ -176,7 +176,8 @@ class DisentangledAttention(DisentangledSelfAttention):
 
 def _part(row: AttentionRow, pairs: slice) -> AttentionRow:
     """The request for some of the pairs."""
-    return AttentionRow(*(None if each is None else each[pairs] for each in (row.index, row.valid, row.counts)))
+    index, valid, counts = (None if each is None else each[pairs] for each in (row.index, row.valid, row.counts))
+    return AttentionRow(index, valid, counts)
 
 
 class Deberta(Backbone):

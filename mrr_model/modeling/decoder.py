@@ -21,6 +21,7 @@ from mrr_model.modeling.config import Pooling
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.transfer import to_device
+from mrr_model.modeling.unpadded import Layout
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,22 @@ class Decoder(Backbone):
         }
         return LayerInputs(self.pooled_index(spans, hidden.device), valid, inputs, prefix)
 
+    @property
+    def can_unpad(self) -> bool:
+        """Not if tokens see a window, if products are capped, or if positions depend on lengths or merges."""
+        every = (self._attention_options(layer + 1) for layer in range(len(self.layers)))
+        plain = all(each["softcap"] is None and each["sliding_window"] is None for each in every)
+        return plain and self.pooling != "mean" and not self.keeps_positions and self.rotary.fixed_length is None
+
+    def unpadded_inputs(self, hidden: Tensor, spans: Spans, layout: Layout) -> LayerInputs:
+        inputs, positions = super().unpadded_inputs(hidden, spans, layout), layout.positions[None]
+        angles = {
+            "position_ids": positions,
+            "position_embeddings": self.rotary.angles(hidden, positions, layout.lengths),
+            "bands": {},
+        }
+        return replace(inputs, block_inputs={**inputs.block_inputs, **angles})
+
     def block(
         self, layer: int, hidden: Tensor, inputs: LayerInputs, attention_row: AttentionRow | None = None
     ) -> Tensor:
@@ -210,6 +227,7 @@ class Decoder(Backbone):
             attention_row=attention_row,
             prefix=None if inputs.prefix is None else self._prefix_keys_values(inputs.prefix, layer),
             bands=inputs.block_inputs["bands"],
+            layout=inputs.layout,
         )
         return out.flatten(2)
 

@@ -21,6 +21,10 @@ class DistilBert(Encoder):
     def layers(self) -> nn.ModuleList:
         return cast(nn.ModuleList, cast(Any, self.model.transformer).layer)
 
+    @property
+    def can_unpad(self) -> bool:
+        return False
+
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
         return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids))
 

@@ -14,6 +14,7 @@ from mrr_model.modeling.attention import AttentionRow, KeysValues, attention, po
 from mrr_model.modeling.backbone import Backbone, LayerInputs, PooledState
 from mrr_model.modeling.merging import Spans
 from mrr_model.modeling.prefix import SharedPrefix
+from mrr_model.modeling.unpadded import Layout
 
 
 class Encoder(Backbone):
@@ -26,10 +27,27 @@ class Encoder(Backbone):
         return cast(nn.ModuleList, cast(Any, self.model.encoder).layer)
 
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
-        token_types = self.token_type_ids(input_ids, spans)
-        hidden = cast(nn.Module, self.model.embeddings)(input_ids=input_ids, token_type_ids=token_types)
+        return self._embedded(input_ids, self.token_type_ids(input_ids, spans))
+
+    def _embedded(self, input_ids: Tensor, token_types: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        hidden = cast(nn.Module, self.model.embeddings)(
+            input_ids=input_ids, token_type_ids=token_types, position_ids=position_ids
+        )
         project = getattr(self.model, "embeddings_project", None)  # of ELECTRA models with narrow embeddings
         return cast(Tensor, hidden if project is None else project(hidden))
+
+    @property
+    def can_unpad(self) -> bool:
+        return self.pooling != "mean" and not self.keeps_positions and not self.model.config.chunk_size_feed_forward
+
+    def embed_unpadded(self, input_ids: Tensor, spans: Spans, layout: Layout) -> Tensor:
+        token_types = self.token_type_ids(input_ids, spans, layout)
+        return self._embedded(input_ids, token_types, layout.positions[None] + self._first_position)
+
+    @property
+    def _first_position(self) -> int:
+        """RoBERTa and its kin count positions from after the padding id, which their embeddings keep."""
+        return int(getattr(self.model.embeddings, "padding_idx", -1)) + 1
 
     def layer_inputs(
         self, hidden: Tensor, spans: Spans, prefix: SharedPrefix | None = None, positions: Tensor | None = None
@@ -73,7 +91,9 @@ class Encoder(Backbone):
     ) -> Tensor:
         own, mask = self.self_attention(layer), inputs.block_inputs["attention_mask"]
         query = self._heads(self.projections(layer)[0](hidden))  # (B, H, T, d)
-        out, _ = attention(own, query, keys_values.key, keys_values.value, mask, attention_row=attention_row)
+        out, _ = attention(
+            own, query, keys_values.key, keys_values.value, mask, attention_row=attention_row, layout=inputs.layout
+        )
         return out.flatten(2)
 
     def pooled_output(self, layer: int, pooled: PooledState) -> Tensor:
@@ -89,9 +109,7 @@ class Encoder(Backbone):
 
     @property
     def max_tokens(self) -> int | None:
-        """The positions of RoBERTa and its kin start after the padding id, which their embeddings keep."""
-        offset = getattr(self.model.embeddings, "padding_idx", -1) + 1
-        return int(self.model.config.max_position_embeddings) - offset
+        return int(self.model.config.max_position_embeddings) - self._first_position
 
     def key_value_projections(self, layer: int) -> tuple[nn.Module, ...]:
         return self.projections(layer)[1:]

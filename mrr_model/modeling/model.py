@@ -32,6 +32,7 @@ from mrr_model.modeling.merging import (
 )
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
+from mrr_model.modeling.unpadded import Layout
 
 
 class MatryoshkaModel(nn.Module):
@@ -204,8 +205,17 @@ class MatryoshkaModel(nn.Module):
         """The batch before the first layer."""
         if prefix is not None and not self._backbone.shares_prefix:
             raise ValueError("pairs share a prefix only if the model is causal and pools the last token")
-        states = self._backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
-        return HiddenBatch(0, states, batch.spans, [], batch.rounded, prefix)
+        if batch.unpadded:
+            layout = Layout.of(batch.spans, batch.input_ids.device)
+            states = self._backbone.embed_unpadded(batch.input_ids, batch.spans, layout)  # (1, N, D)
+        else:
+            states = self._backbone.embed(batch.input_ids, batch.spans)  # (B, T, D)
+        return HiddenBatch(0, states, batch.spans, [], batch.rounded, prefix, unpadded=batch.unpadded)
+
+    @property
+    def can_unpad(self) -> bool:
+        """Whether it runs unpadded batches, in evaluation mode: if its backbone and its heads do."""
+        return self._backbone.can_unpad and self.matryoshka.head != "similarity"
 
     def run_layers(self, hidden: HiddenBatch, plan: Plan, last: int) -> HiddenBatch:
         """Run layers up to and including the next merge, or layer `last` if that comes first.
@@ -227,7 +237,7 @@ class MatryoshkaModel(nn.Module):
                 logits = self.heads[str(hidden.layer)](self._pooled(hidden, inputs), means)
                 hidden = replace(hidden, logits=[*hidden.logits, logits])
             if hidden.layer in plan.merges:
-                return self._merged(hidden, plan.merges[hidden.layer], row)
+                return self._merged(hidden, plan.merges[hidden.layer], row, inputs)
         return replace(hidden, inputs=inputs)
 
     def read_exit(self, hidden: HiddenBatch, plan: Plan, exit_layer: int) -> tuple[PooledBatch, HiddenBatch]:
@@ -250,7 +260,7 @@ class MatryoshkaModel(nn.Module):
             after, row = self._run_layer(hidden, plan, inputs)
             pooled = PooledBatch([], self._pooled(after, inputs))
             step = plan.merges.get(exit_layer)
-            return pooled, replace(after, inputs=inputs) if step is None else self._merged(after, step, row)
+            return pooled, replace(after, inputs=inputs) if step is None else self._merged(after, step, row, inputs)
         keys_values = hidden.keys_values or self._backbone.keys_values(exit_layer, hidden.states, inputs)
         state = self._backbone.pooled_attention(exit_layer, hidden.states, inputs, keys_values)
         return PooledBatch([], state, self._means(hidden)), replace(hidden, inputs=inputs, keys_values=keys_values)
@@ -297,6 +307,9 @@ class MatryoshkaModel(nn.Module):
     def _layer_inputs(self, hidden: HiddenBatch) -> LayerInputs:
         if hidden.inputs is not None:
             return hidden.inputs
+        if hidden.unpadded:
+            layout = Layout.of(hidden.spans, hidden.states.device)
+            return self._backbone.unpadded_inputs(hidden.states, hidden.spans, layout)
         positions = None
         if self._backbone.keeps_positions and hidden.counts is not None:
             positions = middle_positions(hidden.counts)
@@ -326,9 +339,18 @@ class MatryoshkaModel(nn.Module):
         """
         return span_means(hidden.states, hidden.spans) if self.matryoshka.head == "similarity" else None
 
-    def _merged(self, hidden: HiddenBatch, step: Fraction, row: AttentionRow | None) -> HiddenBatch:
-        """The batch after one merge, weighted by attention if given."""
+    def _merged(
+        self, hidden: HiddenBatch, step: Fraction, row: AttentionRow | None, inputs: LayerInputs
+    ) -> HiddenBatch:
+        """The batch after one merge, weighted by attention if given; `inputs`: those of the layer before it."""
         weights = None if row is None else row.weights  # (B, T)
+        if inputs.layout is not None:
+            own, spans = hidden.spans.on(hidden.states.device), hidden.spans.merged(step)
+            target = inputs.layout.tokens(destinations(own, step, inputs.layout.longest))  # (1, N)
+            start = spans.on(hidden.states.device).total.cumsum(0) - spans.on(hidden.states.device).total
+            target = target + start[inputs.layout.rows]
+            states = merge_tokens(hidden.states, target, int(spans.total.sum()), weights)  # (1, N', D)
+            return replace(hidden, states=states, spans=spans, inputs=None)
         target = destinations(hidden.spans.on(hidden.states.device), step, hidden.width)
         spans = hidden.spans.merged(step)
         longest = int(spans.total.max())

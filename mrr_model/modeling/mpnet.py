@@ -63,6 +63,10 @@ class MPNet(Encoder):
         for block in self.layers:
             cast(Any, block).attention.attn.__class__ = FusedSelfAttention
 
+    @property
+    def can_unpad(self) -> bool:
+        return False
+
     def embed(self, input_ids: Tensor, spans: Spans) -> Tensor:
         return cast(Tensor, cast(nn.Module, self.model.embeddings)(input_ids=input_ids))
 

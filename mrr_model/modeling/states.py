@@ -24,7 +24,7 @@ class HiddenBatch:
 
     Attributes:
         layer: How many layers have run.
-        states: Hidden states, (B, T, D): the tokens that `spans` counts, then padding.
+        states: Hidden states, (B, T, D): the tokens that `spans` counts, then padding. Of an unpadded batch (1, N, D).
         spans: Lengths in tokens at the current width.
         logits: Of the exits so far, float32 (B,) each.
         rounded: Whether widths are rounded up, as in `Batch`.
@@ -33,6 +33,7 @@ class HiddenBatch:
             models that never need it.
         inputs: What the layers at this width share, once one of them has needed it.
         keys_values: Those of layer `layer` + 1, if the exit after it has been read from these states; else None.
+        unpadded: Whether there is no padding, as in `Batch`.
     """
 
     layer: int
@@ -44,18 +45,37 @@ class HiddenBatch:
     counts: Tensor | None = None
     inputs: LayerInputs | None = None
     keys_values: KeysValues | None = None
+    unpadded: bool = False
 
     def __len__(self) -> int:
-        return len(self.states)
+        return len(self.spans.query)
 
     @property
     def width(self) -> int:
-        """T."""
-        return self.states.shape[1]
+        """T: of an unpadded batch the tokens of its longest pair."""
+        return int(self.spans.total.max()) if self.unpadded else self.states.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all pairs, padding counted."""
+        rows, width, _ = self.states.shape
+        return rows * width
 
     def part(self, pairs: slice) -> "HiddenBatch":
         """Some of the pairs. States are views."""
         known = self.keys_values
+        if self.unpadded:
+            bounds = [0, *self.spans.total.cumsum(0).tolist()]
+            start, stop, _ = pairs.indices(len(self))
+            tokens = slice(bounds[start], bounds[stop])
+            return replace(
+                self,
+                states=self.states[:, tokens],
+                spans=self.spans.part(pairs),
+                logits=[column[pairs] for column in self.logits],
+                inputs=None,
+                keys_values=None if known is None else known.each(lambda each: each[:, :, tokens]),
+            )
         return replace(
             self,
             states=self.states[pairs],
@@ -101,6 +121,8 @@ class HiddenBatch:
         rows = [torch.tensor(rows, dtype=torch.int64, device="cpu") for _, rows in chosen]
         on_device = to_device(rows, first.states.device)
 
+        if first.unpadded:
+            return cls._gathered_unpadded(parts, rows, on_device)
         counts = [
             pad(part.counts[index, :width], (0, max(0, width - part.width)))
             for part, index in zip(parts, on_device, strict=True)
@@ -119,6 +141,38 @@ class HiddenBatch:
             inputs=None,
             keys_values=KeysValues.gathered(known, on_device, width) if known else None,
         )
+
+    @classmethod
+    def _gathered_unpadded(
+        cls, parts: "Sequence[HiddenBatch]", rows: Sequence[Tensor], on_device: Sequence[Tensor]
+    ) -> "HiddenBatch":
+        first = parts[0]
+        chosen = [_token_index(part.spans.total, index) for part, index in zip(parts, rows, strict=True)]
+        tokens = to_device(chosen, first.states.device)
+        known = [
+            part.keys_values.tokens(index)
+            for part, index in zip(parts, tokens, strict=True)
+            if part.keys_values is not None
+        ]
+        selected = [part.states.index_select(1, index) for part, index in zip(parts, tokens, strict=True)]
+        return replace(
+            first,
+            states=torch.cat(selected, 1),
+            spans=Spans.gathered([part.spans for part in parts], rows, on_device),
+            logits=[
+                torch.cat([column[index] for column, index in zip(columns, on_device, strict=True)])
+                for columns in zip(*(part.logits for part in parts), strict=True)
+            ],
+            inputs=None,
+            keys_values=KeysValues.joined(known) if known else None,
+        )
+
+
+def _token_index(lengths: Tensor, rows: Tensor) -> Tensor:
+    """The tokens of some pairs of an unpadded batch, int64 (N',), on the CPU; `lengths` (B,): of all its pairs."""
+    own = lengths[rows]
+    first = (lengths.cumsum(0) - lengths)[rows]
+    return torch.arange(int(own.sum()), device="cpu") + (first - (own.cumsum(0) - own)).repeat_interleave(own)
 
 
 @dataclass(frozen=True)

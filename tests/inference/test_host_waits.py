@@ -44,9 +44,16 @@ class Copies(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert", "deberta-v2", "mpnet", "qwen3", "gemma3_text"])
+PADDED = ["bert", "xlm-roberta", "modernbert", "deberta-v2", "mpnet", "qwen3", "gemma3_text"]
+UNPADDED = ["bert", "xlm-roberta", "qwen3"]
+
+
+@pytest.mark.parametrize(
+    ("family", "unpad"), [*((family, False) for family in PADDED), *((family, True) for family in UNPADDED)]
+)
 def test_the_layer_loop_reads_nothing_from_the_device(
     family: str,
+    unpad: bool,
     make_model: Callable[..., MatryoshkaModel],
     make_pairs: Callable[..., list[EncodedPair]],
     monkeypatch: pytest.MonkeyPatch,
@@ -56,8 +63,11 @@ def test_the_layer_loop_reads_nothing_from_the_device(
     pairs = make_pairs([(5, 20 + index % 7, 2) for index in range(12)])
     pairs += [EncodedPair([*pairs[0].input_ids[:5], *pair.input_ids[5:]], 5, pair.passage_length, 2) for pair in pairs]
     plan = Plan((2, 4), {1: Fraction(1, 2), 3: Fraction(1, 2)})
+    budget = BatchBudget(model, 150)
+    budget.unpad = unpad
+    assert budget.unpads == unpad
     with Copies() as copies:
-        pending = ForwardPass(model, plan, pairs, BatchBudget(model, 150)).launch()
+        pending = ForwardPass(model, plan, pairs, budget).launch()
     assert copies.count > 0
     assert not copies.blocking
     with pytest.raises(NotImplementedError, match="meta"):
