@@ -45,8 +45,12 @@ class Machine(BaseModel):
     """Vector and matrix instructions, by the names of `FEATURES`."""
     cores: int = Field(ge=1)
     """Cores that the process may use."""
+    accelerator: str | None = None
+    """The GPU that was measured; None if the processor was."""
 
     def __str__(self) -> str:
+        if self.accelerator:
+            return f"{self.accelerator}, {self.processor}, {self.cores} cores"
         facts = [*self.features[:1], f"{self.cores} core{'s' if self.cores > 1 else ''}"]
         return f"{self.processor}, {', '.join(facts)}"
 
@@ -93,6 +97,8 @@ def write_result(
     *,
     seeds: Sequence[int] = (),
     notes: Sequence[str] = (),
+    accelerator: str | None = None,
+    commit: str | None = None,
 ) -> BenchmarkResult:
     """Write a benchmark's figures with the machine, versions, commit, command line and date of this run.
 
@@ -103,6 +109,8 @@ def write_result(
         results: The figures, as JSON holds them.
         seeds: Seeds that the figures depend on.
         notes: What else a reader needs to know.
+        accelerator: The GPU that was measured; None if the processor was.
+        commit: The commit whose code was measured, for a copy of the code without git's files; None to ask git.
 
     Returns:
         What was written.
@@ -110,9 +118,9 @@ def write_result(
     result = BenchmarkResult(
         name=name,
         what=what,
-        machine=this_machine(),
+        machine=this_machine().model_copy(update={"accelerator": accelerator}),
         versions=installed_versions(),
-        commit=current_commit(),
+        commit=commit or current_commit(),
         command=command_line(sys.argv),
         date=datetime.datetime.now(datetime.timezone.utc).date(),
         seeds=tuple(seeds),

@@ -1,15 +1,23 @@
 """The device, dtype and batch budget that `"auto"` stands for."""
 
+import json
+import math
 import platform
 import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+TABLE = Path(__file__).with_name("batch_tokens.json")
+"""Device class -> `MeasuredBudget`s, measured with `benchmarks/gpu.py`."""
+
 CUDA_BATCH_TOKENS = 65536
-"""Tokens of a batch on an NVIDIA GPU, where large batches fill the chip. Not measured."""
+"""Tokens of a batch on an NVIDIA GPU that `TABLE` lacks. Large batches fill the chip. Not measured."""
 
 BATCH_TOKENS, BATCH_BYTES = 1024, 3072 * 384 * 2
 """On other devices: the fewest tokens of a batch, and the bytes of hidden states that a larger batch may take.
@@ -32,6 +40,17 @@ OUT_OF_MEMORY = re.compile(
     re.VERBOSE,
 )
 """Messages of the plain `RuntimeError` that allocators and libraries raise when memory runs out."""
+
+
+class MeasuredBudget(TypedDict):
+    """The best batch budget of one model: the smallest that is about as fast as any."""
+
+    hidden_size: int
+    dtype: str
+    batch_tokens: int
+
+
+BatchTable = Mapping[str, Sequence[MeasuredBudget]]
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -104,12 +123,56 @@ def default_batch_tokens(device: torch.device, hidden_size: int, dtype: torch.dt
     Example:
         >>> [default_batch_tokens(torch.device("cpu"), size, torch.bfloat16) for size in (384, 768, 4096)]
         [3072, 1536, 1024]
-        >>> [default_batch_tokens(torch.device(name), 384, torch.float32) for name in ("cpu", "mps", "cuda")]
-        [1536, 1536, 65536]
+        >>> [default_batch_tokens(torch.device(name), 384, torch.float32) for name in ("cpu", "mps")]
+        [1536, 1536]
     """
     if device.type == "cuda":
-        return CUDA_BATCH_TOKENS
+        return measured_batch_tokens(read_batch_table(), device_class(device), hidden_size, dtype) or CUDA_BATCH_TOKENS
     return max(BATCH_TOKENS, BATCH_BYTES // (hidden_size * dtype.itemsize))
+
+
+def measured_batch_tokens(table: BatchTable, device: str, hidden_size: int, dtype: torch.dtype) -> int | None:
+    """The budget of the model nearest in hidden size among those measured on a class of devices.
+
+    Args:
+        table: The measurements.
+        device: The class, as `device_class` names it.
+        hidden_size: The model's hidden size.
+        dtype: The dtype of its hidden states.
+
+    Returns:
+        Tokens; None if nothing was measured on that class in that dtype.
+
+    Example:
+        >>> rows = [MeasuredBudget(hidden_size=size, dtype="bfloat16", batch_tokens=64 * size) for size in (384, 1024)]
+        >>> measured_batch_tokens({"sm_90": rows}, "sm_90", 768, torch.bfloat16)
+        65536
+        >>> measured_batch_tokens({"sm_90": rows}, "sm_80", 768, torch.bfloat16) is None
+        True
+    """
+    rows = [row for row in table.get(device, ()) if getattr(torch, row["dtype"]) == dtype]
+    nearest = min(rows, key=lambda row: abs(math.log(row["hidden_size"] / hidden_size)), default=None)
+    return None if nearest is None else nearest["batch_tokens"]
+
+
+def device_class(device: torch.device) -> str:
+    """What devices with like batch budgets have in common: the compute capability, or the type of other devices.
+
+    Example:
+        >>> device_class(torch.device("cpu"))
+        'cpu'
+    """
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@lru_cache
+def read_batch_table(file: Path = TABLE) -> BatchTable:
+    """The batch budgets that come with the package."""
+    table: BatchTable = json.loads(file.read_text(encoding="utf-8"))
+    return table
 
 
 def out_of_memory(error: RuntimeError | MemoryError) -> bool:
