@@ -11,11 +11,14 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 # Each test file runs in one of these processes, each on one thread.
 TEST_PROCESSES ?= 2
+# How long `make gpu` may take, and where it writes.
+GPU_MINUTES ?= 6
+GPU_OUTPUT ?= outputs/gpu
 # Where `make docs` writes.
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve install test test-fast lint fix types docs results test-versions clean
+.PHONY: help quickstart serve install test test-fast lint fix types docs results gpu test-versions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +57,10 @@ docs: $(VENV)/.docs  ## Build the documentation into site/, strictly and without
 
 results: $(VENV)/.dev  ## Render benchmarks/results/*.json into the tables and the picture of README.md and docs/
 	$(BIN)/python benchmarks/render.py
+
+# Any Python with the requirements will do, from a bare checkout: a borrowed machine has its own.
+gpu:  ## Check, profile and measure on a CUDA device, within GPU_MINUTES, into GPU_OUTPUT
+	$(PYTHON) benchmarks/gpu.py --minutes $(GPU_MINUTES) --output $(GPU_OUTPUT)
 
 ADAPTERS := langchain-core llama-index-core sentence-transformers
 ADAPTER_TESTS := tests/integrations

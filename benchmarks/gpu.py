@@ -1,7 +1,7 @@
 """The GPU kit: all that a few minutes on a GPU are needed for, in one command.
 
-    python benchmarks/gpu.py --minutes 6 --output gpu-run     # `make gpu`
-    python benchmarks/gpu.py --tiny --output gpu-run          # tiny models on the CPU: exercises the kit
+    python benchmarks/gpu.py --minutes 6 --output outputs/gpu    # `make gpu`
+    python benchmarks/gpu.py --tiny --output outputs/gpu         # tiny models on the CPU: exercises the kit
 
 In order: correctness on the device; the best batch budget, for the table that `mrr_model/inference/device.py` reads;
 where the time of a call goes; speed beside sentence-transformers' CrossEncoder on the same weights, in bfloat16; and
@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare checkout will do: nothing needs installing
 
 import torch
 from gpu_budget import sweep

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import torch
-from gpu_run import Row, Run, seconds_of
+from gpu_run import Row, Run, release, seconds_of
 from gpu_shapes import Shape, mixed_documents
 from workloads import QUERY
 
@@ -38,6 +38,7 @@ def sweep(run: Run, shapes: dict[str, Shape], rate: float) -> None:
             seconds = OVERHEAD + 3 * foreseen(reranker, shape.swept_tokens, rate)
             run.item(name, seconds, lambda shape=shape, reranker=reranker: swept(run, shape, reranker, rate))
             del reranker
+            release(run.device)
     table = merged_table(read_batch_table(), run)
     (run.output / TABLE.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 

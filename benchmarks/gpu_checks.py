@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,22 +63,33 @@ def check(run: Run) -> None:
     }
     for name, measure in checks.items():
         run.item(name, SECONDS, lambda measure=measure: measure(run))
+    opened_mini.cache_clear()
+    opened_mistral.cache_clear()
 
 
 REFERENCE_NAMES = ("mistral", "gemma2", "minicpm")
 
 
-def mini(run: Run, dtype: str = "float32", device: Any = None, **options: Any) -> MatryoshkaReranker:
-    return MatryoshkaReranker("mini", device=device or run.device, dtype=dtype, normalize=False, **options)
+def mini(run: Run, dtype: str = "float32", **options: Any) -> MatryoshkaReranker:
+    return opened_mini(**{"device": run.device, "dtype": dtype, **options})
 
 
 def mistral(run: Run, dtype: str = "float32") -> MatryoshkaReranker:
     """The reference decoder with its adapters."""
+    return opened_mistral(run.device, dtype)
+
+
+@lru_cache
+def opened_mini(**options: Any) -> MatryoshkaReranker:
+    return MatryoshkaReranker("mini", normalize=False, **options)
+
+
+@lru_cache
+def opened_mistral(device: torch.device, dtype: str) -> MatryoshkaReranker:
     folder = REFERENCE / "mistral"
     adapters = {"vertical": folder / "vertical", "horizontal": {0.5: folder / "horizontal_2"}}
-    return MatryoshkaReranker(
-        folder / "model", adapters=adapters, device=run.device, dtype=dtype, normalize=False, max_length=512
-    )
+    options: Row = {"device": device, "dtype": dtype, "adapters": adapters}
+    return MatryoshkaReranker(folder / "model", normalize=False, max_length=512, **options)
 
 
 def texts(run: Run) -> list[str]:
@@ -134,7 +146,7 @@ def by_setting(name: str) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
 
 def across_devices(run: Run) -> Row:
     """The shipped model on the device and on the CPU, at settings with and without adapters."""
-    here, cpu, documents = mini(run), mini(run, device="cpu"), texts(run)
+    here, cpu, documents = mini(run), mini(run, device=torch.device("cpu")), texts(run)
     rows = [
         compared(here.score(QUERY, documents, **size), cpu.score(QUERY, documents, **size), ACROSS_DEVICES)
         for size in sizes()
@@ -183,17 +195,17 @@ def slow_merge(states: Tensor, weights: Tensor, spans: tuple[int, int, int], ste
 def batch_invariance(run: Run) -> Row:
     """Logits in any order, in small batches and one by one."""
     documents, rows = texts(run), []
+    pairs = [(QUERY, text) for text in documents]
     shuffled = random.Random(0).sample(documents, len(documents))
     for dtype in SAME_DEVICE:
         reranker = mini(run, str(dtype).removeprefix("torch."))
-        small = mini(run, str(dtype).removeprefix("torch."), batch_tokens=700)
         for size in sizes():
             expected = reranker.score(QUERY, documents, **size)
             place = dict(zip(shuffled, reranker.score(QUERY, shuffled, **size), strict=True))
             alone = [reranker.score(QUERY, [text], **size)[0] for text in documents[:20]]
             rows += [
                 compared([place[text] for text in documents], expected, SAME_DEVICE[dtype]),
-                compared(small.score(QUERY, documents, **size), expected, SAME_DEVICE[dtype]),
+                compared(reranker.score_pairs(pairs, batch_size=3, **size), expected, SAME_DEVICE[dtype]),
                 compared(alone, expected[:20], SAME_DEVICE[dtype]),
             ]
     return together(rows)
@@ -212,7 +224,9 @@ def adapters(run: Run) -> Row:
     """Adapters folded into copies of the weights, and added as the model runs."""
     reranker, rows = mistral(run), []
     pairs = [(QUERY, text) for text in texts(run)[:20]]
+    opened_mistral.cache_clear()  # hooks stay on a model whose adapters run: it has to be another one
     running = mistral(run)
+    opened_mistral.cache_clear()
     unfolded = Compensation(running.model, running.engine.compensation.adapters, fold_limit=0)
     engine = running.engine.copy(compensation=unfolded)
     for depth, keep_ratio in ((6, 1.0), (None, 0.5), (4, 0.5)):

@@ -4,7 +4,7 @@ import resource
 
 import torch
 from gpu_budget import OVERHEAD, best_reranker, foreseen
-from gpu_run import Row, Run
+from gpu_run import Row, Run, release
 from gpu_shapes import MAX_LENGTH, Shape, documents_of
 from workloads import QUERY
 
@@ -33,6 +33,7 @@ def measure(run: Run, shapes: dict[str, Shape], rate: float) -> None:
                 lambda reranker=reranker, keep_ratio=keep_ratio: peak(run, reranker, passages, keep_ratio),
             )
         del reranker
+        release(run.device)
 
 
 def peak(run: Run, reranker: MatryoshkaReranker, passages: int, keep_ratio: float) -> Row:

@@ -26,7 +26,7 @@ KERNELS, FUNCTIONS = 15, 30
 """Rows of the texts."""
 SECONDS = 6.0
 """What a workload takes at most, roughly."""
-PAIRS = {60: 2048, 400: 512}
+MAX_PAIRS = 2048
 Interval = tuple[float, float]
 
 
@@ -37,8 +37,8 @@ def profile_calls(run: Run, shapes: dict[str, Shape]) -> None:
         reranker = run.attempt(name, lambda shape=shape: best_reranker(run, shape))
         if reranker is None:
             continue
-        for words in shape.pairs:
-            documents = documents_of(words, min(PAIRS[words], shape.pairs[words]))
+        for words, count in shape.pairs.items():
+            documents = documents_of(words, min(MAX_PAIRS, count))
             for depth, keep_ratio in shape.settings[:2]:
                 title = f"{name}, {words} words, depth {depth}, keep ratio {keep_ratio:g}"
                 call = Call(reranker, documents, depth, keep_ratio)
@@ -72,7 +72,8 @@ def profiled(run: Run, title: str, call: Call) -> Row:
         synchronize(run.device)
         wall = time.perf_counter() - begin
     events = [event for event in profiler.events() if event.device_type == device_type]
-    busy = union([(event.time_range.start, event.time_range.end) for event in events]) / 1e6
+    ran = sorted((event.time_range.start, event.time_range.end, event.name) for event in events)
+    busy = union([(start, end) for start, end, _ in ran]) / 1e6
     row = {
         "pairs": len(call.documents),
         "seconds": round(seconds, 4),
@@ -84,7 +85,7 @@ def profiled(run: Run, title: str, call: Call) -> Row:
         "kernels": len(events),
     }
     parts = [f"# {title}", "\n".join(f"{key}: {value}" for key, value in row.items())]
-    parts += [kernel_table([(event.name, event.time_range.elapsed_us()) for event in events]), host_functions(call)]
+    parts += [kernel_table([(name, end - start) for start, end, name in ran]), gap_table(ran), host_functions(call)]
     with (run.output / "profile.txt").open("a", encoding="utf-8") as file:
         file.write("\n\n".join(parts) + "\n\n")
     return row
@@ -116,6 +117,21 @@ def kernel_table(kernels: Sequence[tuple[str, float]]) -> str:
         for name, took in total.most_common(KERNELS)
     ]
     return "\n".join(["kernels", *lines])
+
+
+def gap_table(ran: Sequence[tuple[float, float, str]]) -> str:
+    """The longest times in which the device did nothing: milliseconds, when, and the kernels around them."""
+    gaps, end, before = [], ran[0][0] if ran else 0.0, "the first"
+    for start, stop, name in ran:
+        if start > end:
+            gaps.append((start - end, end - ran[0][0], before, name))
+        if stop > end:
+            end, before = stop, name
+    lines = [
+        f"{gap / 1000:9.3f} ms at {at / 1000:9.3f} ms: after {before[:70]}, before {after[:70]}"
+        for gap, at, before, after in sorted(gaps, reverse=True)[:KERNELS]
+    ]
+    return "\n".join([f"idle between the first and the last kernel, {len(gaps)} times", *lines])
 
 
 def host_functions(call: Call) -> str:

@@ -4,6 +4,7 @@ A run may end at any moment, so the result file is written after every item. An 
 share of the time is recorded as skipped, one that raises as failed.
 """
 
+import gc
 import time
 import traceback
 from collections.abc import Callable
@@ -163,6 +164,13 @@ def device_facts(device: torch.device) -> Row:
             "cuda": torch.version.cuda,
         }
     return facts
+
+
+def release(device: torch.device) -> None:
+    """Free the memory of models that are needed no more; reference cycles would keep them for a while."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def synchronize(device: torch.device) -> None:

@@ -4,10 +4,12 @@ Layers, heads and sizes are the published models'. The vocabulary and the tokeni
 embeddings small and changes nothing else that takes time.
 """
 
+import copy
 import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from speed import mixed_passages
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from workloads import PROMPT, QUERY, passages
 
 from mrr_model import MatryoshkaReranker
@@ -64,12 +66,12 @@ class Shape:
 
     def tiny(self) -> "Shape":
         """The same shape with almost no work."""
-        pairs = dict.fromkeys(self.pairs, 6)
+        pairs = dict.fromkeys((words // 6 for words in self.pairs), 6)
         return replace(self, pairs=pairs, swept_tokens=min(1500, self.swept_tokens), fields={**self.fields, **TINY})
 
     def reranker(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> MatryoshkaReranker:
         """The model with random weights, made on the device in its dtype."""
-        tokenizer = MatryoshkaReranker("mini", device="cpu").tokenizer
+        tokenizer = copy.deepcopy(mini_tokenizer())
         decoder = is_decoder(self.model_type)
         if decoder:
             tokenizer.bos_token = "[CLS]"
@@ -121,6 +123,11 @@ class Shape:
         if is_decoder(self.model_type):
             return [(f"A: {QUERY}\nB: {text}", f"\n{PROMPT}") for text in documents]
         return [(QUERY, text) for text in documents]
+
+
+@lru_cache
+def mini_tokenizer() -> PreTrainedTokenizerBase:
+    return MatryoshkaReranker("mini", device="cpu").tokenizer
 
 
 def draw_missing(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

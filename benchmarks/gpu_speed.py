@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from gpu_budget import OVERHEAD, best_reranker, foreseen
-from gpu_run import Row, Run, seconds_of
+from gpu_run import Row, Run, release, seconds_of
 from gpu_shapes import Shape, documents_of
 from sentence_transformers import CrossEncoder
 from speed import predict
@@ -51,6 +51,7 @@ def compare(run: Run, shapes: dict[str, Shape], rate: float) -> None:
                 ),
             )
         del reranker, peers
+        release(run.device)
 
 
 def opened_peers(run: Run, name: str, shape: Shape, reranker: MatryoshkaReranker) -> dict[str, CrossEncoder]:
