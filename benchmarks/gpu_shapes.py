@@ -4,7 +4,6 @@ Layers, heads and sizes are the published models'. The vocabulary and the tokeni
 embeddings small and changes nothing else that takes time.
 """
 
-import copy
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -71,13 +70,9 @@ class Shape:
 
     def reranker(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> MatryoshkaReranker:
         """The model with random weights, made on the device in its dtype."""
-        tokenizer = copy.deepcopy(mini_tokenizer())
         decoder = is_decoder(self.model_type)
-        if decoder:
-            tokenizer.bos_token = "[CLS]"
         token_types = BERT_TEMPLATE.token_types if self.model_type == "bert" else None
-        typed = ["token_type_ids"] if token_types else []
-        tokenizer.model_input_names = ["input_ids", *typed, "attention_mask"]
+        tokenizer = tokenizer_of(decoder, token_types is not None)
         special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": None}
         config = CONFIG_MAPPING[self.model_type](vocab_size=len(tokenizer), **special, **self.fields)
         config.dtype = dtype
@@ -126,8 +121,14 @@ class Shape:
 
 
 @lru_cache
-def mini_tokenizer() -> PreTrainedTokenizerBase:
-    return MatryoshkaReranker("mini", device="cpu").tokenizer
+def tokenizer_of(decoder: bool, token_types: bool) -> PreTrainedTokenizerBase:
+    """mini's tokenizer as a decoder's or an encoder's, with token types or without."""
+    tokenizer = MatryoshkaReranker("mini", device="cpu").tokenizer
+    if decoder:
+        tokenizer.bos_token = "[CLS]"
+    typed = ["token_type_ids"] if token_types else []
+    tokenizer.model_input_names = ["input_ids", *typed, "attention_mask"]
+    return tokenizer
 
 
 def draw_missing(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -24,7 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MEASURED_CODE = ("mrr_model", "mrr_integrations", "benchmarks", "examples", ":(exclude)benchmarks/results")
 """Uncommitted changes here make a commit `-dirty`."""
 PACKAGES = ("matryoshka-reranker", "torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
-COMMANDS = {"speed-models": "speed.py --model all"}
+COMMANDS = {"speed-models": "speed.py --model all", "gpu": "gpu.py --minutes 6 --output outputs/gpu"}
 """Result file -> what writes it, if that is not the script of its name."""
 CPU_INFO = Path("/proc/cpuinfo")
 FEATURES = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}

@@ -43,7 +43,9 @@ def test_what_does_not_fit_or_fails_is_recorded(tmp_path: Path) -> None:
     assert run.item("long", 100.0, dict) is None
     assert run.item("broken", 0.0, lambda: {"share": 1 / 0}) is None
     assert run.item("good", 0.0, lambda: {"passed": True}) is not None
-    results = read_result(tmp_path / "gpu.json").results
+    result = read_result(tmp_path / "gpu.json")
+    assert str(result.machine).startswith(f"{result.results['device']['name']}, ")
+    results = result.results
     assert [row["name"] for row in results["skipped"]] == ["long"]
     [failed] = results["failed"]
     assert failed["error"].startswith("ZeroDivisionError")
