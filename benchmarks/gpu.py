@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --tiny --output outputs/gpu         # tiny models on the CPU: exercises the kit
 
 In order: correctness on the device; the best batch budget, for the table that `mrr_model/inference/device.py` reads;
-where the time of a call goes; speed beside sentence-transformers' CrossEncoder on the same weights, in bfloat16; and
+speed beside sentence-transformers' CrossEncoder on the same weights, in bfloat16; where the time of a call goes; and
 peak memory. All models but the shipped one and the reference data have random weights, in published shapes.
 
 Needs torch, transformers, sentence-transformers and this package's other requirements, and no network. Writes to the
@@ -34,7 +34,7 @@ from gpu_speed import compare
 from gpu_tables import summary
 from transformers.utils import logging
 
-TINY_MATRIX = 64
+TINY_MATRIX = 512
 
 
 def main() -> None:
@@ -64,8 +64,8 @@ def measured(run: Run) -> bool:
     steps = {
         "correctness": lambda: check(run),
         "budget": lambda: sweep(run, shapes, rate),
-        "profile": lambda: profile_calls(run, shapes),
         "speed": lambda: compare(run, shapes, rate),
+        "profile": lambda: profile_calls(run, shapes),
         "memory": lambda: measure(run, shapes, rate),
     }
     for name, step in steps.items():

@@ -20,9 +20,9 @@ BUDGETS = tuple(1 << power for power in range(13, 20))
 """8k to 512k tokens."""
 TOLERANCE = 0.03
 REPEATS = 3
-FULL_RATE_SIZE, MAX_RATE = 8192, 0.5
-"""Hidden size over the first is the share of the device's matrix rate that is assumed to foresee how long a call takes,
-up to the second.
+FULL_RATE_SIZE, RATES = 8192, (0.04, 0.5)
+"""Hidden size over the first, within bounds, is the share of the device's matrix rate that is assumed to foresee how
+long a call takes.
 """
 OVERHEAD = 1.5
 """Seconds that any item takes besides."""
@@ -45,7 +45,7 @@ def sweep(run: Run, shapes: dict[str, Shape], rate: float) -> None:
 
 def foreseen(reranker: MatryoshkaReranker, tokens: int, rate: float) -> float:
     """Seconds that a call at full size takes, roughly."""
-    share = min(MAX_RATE, reranker.model.config.hidden_size / FULL_RATE_SIZE)
+    share = min(max(reranker.model.config.hidden_size / FULL_RATE_SIZE, RATES[0]), RATES[1])
     return tokens / 128 * reranker.engine.pair_flops(reranker.plan(), 16, 108) / (share * rate)
 
 

@@ -12,7 +12,7 @@ def summary(result: BenchmarkResult) -> str:
     """All tables, what was left out and what failed."""
     found = result.results
     parts = [f"{found['device']['name']}, bfloat16 matrix product {found['matrix_rate'] / 1e12:.0f} TFLOP/s"]
-    parts += [checks(result), budgets(result), idle(result), speed(result), memory(result)]
+    parts += [checks(result), budgets(result), speed(result), idle(result), memory(result)]
     for kind, key in (("skipped", "why"), ("failed", "error")):
         parts.append("\n".join(f"{kind}: {row['step']}, {row['name']}: {row[key][:200]}" for row in found[kind]))
     parts.append("seconds: " + ", ".join(f"{step} {seconds:.0f}" for step, seconds in found["seconds"].items()))
