@@ -16,14 +16,12 @@ from mrr_model.serving.dialects.errors import Dialect, error_response
 from mrr_model.serving.dialects.knobs import TIMEOUT_HEADER, timeout_of
 from mrr_model.serving.dialects.truncation import Truncation
 from mrr_model.serving.errors import ServingError
+from mrr_model.serving.records import HUNG_UP
 from mrr_model.serving.service import RerankService
 from mrr_model.serving.work import Answer, Work
 
 SETTING_HEADER = "X-MRR-Setting"
 """The header that says which setting ran, and why."""
-
-HUNG_UP = 499
-"""The status of a request whose client hung up; nobody reads it."""
 
 THREAD_BYTES = 262_144
 """Bodies of more bytes, and requests with more characters, are handled in a thread: others must not wait for them."""

@@ -135,7 +135,7 @@ def _message(error: ErrorDetails) -> str:
     bounds = {"greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt")}
     if kind in bounds:
         words, key = bounds[kind]
-        return f"{name} must be {words} {context[key]}, got {came}."
+        return f"{name} must be {words} {context[key]:g}, got {came}."
     if kind == "literal_error":
         return f"{name} must be {context['expected']}, got {came}."
     return f"{name}: {error['msg']}, got {came}."

@@ -1,4 +1,4 @@
-"""Requests that /docs shows."""
+"""Requests and answers that /docs shows."""
 
 QUERY = "who wrote Faust?"
 DOCUMENTS = ["Goethe wrote the tragedy Faust.", "Bees make honey from nectar."]
@@ -14,4 +14,34 @@ TEI = {"tei": {"query": QUERY, "texts": DOCUMENTS, "raw_scores": False, "return_
 VLLM = {
     "one query": {"model": "mini", "text_1": QUERY, "text_2": DOCUMENTS},
     "pairs": {"queries": [QUERY, "what do bees make?"], "documents": DOCUMENTS},
+}
+
+SETTING = {
+    "depth": 6,
+    "keep_ratio": 1.0,
+    "cascade": None,
+    "chosen_by": "server",
+    "reason": "the server's default",
+    "flops_share": 1.0,
+    "quality_kept": 1.0,
+}
+RANKING = {
+    "id": "2af1fb00831f4c9abb811dc16e3b7f07",
+    "model": "mini",
+    "results": [{"index": 0, "relevance_score": 0.7042930581262757}],
+    "usage": {"prompt_tokens": 26, "total_tokens": 26},
+    "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
+    "setting": SETTING,
+}
+SCORES = {
+    "id": "4f2ace8249a94a4e8713f173c13c96b0",
+    "object": "list",
+    "created": 1795761005,
+    "model": "mini",
+    "data": [
+        {"index": 0, "object": "score", "score": 0.7042930581262757},
+        {"index": 1, "object": "score", "score": 2.581287291300061e-05},
+    ],
+    "usage": {"prompt_tokens": 26, "total_tokens": 26, "completion_tokens": 0},
+    "setting": SETTING,
 }

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from mrr_model.cascade import CascadeOption
 from mrr_model.compression import KeepRatio
 from mrr_model.request import CASCADE_SCHEMA, CHECKS
-from mrr_model.selection.target import IfUnreachable, Target
+from mrr_model.selection.target import NEEDS, IfUnreachable, Target
 from mrr_model.serving.dialects.body import SHOWN_CHARACTERS, described
 from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.work import Knobs
@@ -36,6 +36,8 @@ TARGET_SCHEMA = {
     ],
     "examples": [{"speedup": 3}, {"keep_quality": 0.98}, {"max_latency_ms": 50}],
 }
+
+TARGET_KEYS = {*NEEDS, "if_unreachable"}
 
 KEEP_RATIO_SCHEMA = {
     "anyOf": [
@@ -73,14 +75,15 @@ def _keep_ratio(value: object) -> KeepRatio | None:
 
 
 def _target(value: object) -> Target | None:
-    if isinstance(value, Mapping):
-        value = {"if_unreachable": "fastest", **value}
-    elif value is not None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not value.keys() <= TARGET_KEYS:
+        came = "an object with other keys" if isinstance(value, Mapping) else described(value)
         raise ValueError(
-            f'target must be an object such as {{"speedup": 3}}, {{"keep_quality": 0.98}} or {{"max_latency_ms": 50}}, '
-            f"got {described(value)}."
+            f"target must be an object with one of {', '.join(NEEDS)}, and if_unreachable at most, got {came}. "
+            'Write {"speedup": 3}, for example.'
         )
-    checked: Target | None = _checked("target", value)
+    checked: Target = _checked("target", {"if_unreachable": "fastest", **value})
     return checked
 
 

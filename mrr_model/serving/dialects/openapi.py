@@ -11,10 +11,9 @@ from mrr_model.serving.dialects.knobs import TIMEOUT_HEADER
 from mrr_model.serving.errors import Fault
 
 DESCRIPTIONS = {
-    Fault.MALFORMED: "The body is no JSON.",
+    Fault.MALFORMED: "The body is no JSON, or TEI's `texts` is empty.",
     Fault.UNAUTHORIZED: "The API key is missing or wrong.",
     Fault.NOT_ALLOWED: "This server does not let requests choose this setting.",
-    Fault.NOT_FOUND: "No such route.",
     Fault.TOO_SLOW: "The request did not arrive in time.",
     Fault.TOO_LARGE: "The body is too large, or has too many documents.",
     Fault.INVALID: "A field is missing, or has a wrong type or value.",
@@ -23,7 +22,10 @@ DESCRIPTIONS = {
     Fault.UNAVAILABLE: "The model is not loaded yet, or the server is about to stop.",
     Fault.TIMED_OUT: "The answer would have come too late.",
 }
-"""What each fault means."""
+"""What each fault of a route means."""
+
+SCORING = tuple(DESCRIPTIONS)
+"""The faults of routes that score."""
 
 WITHOUT_BODY = (Fault.UNAUTHORIZED, Fault.TOO_SLOW, Fault.UNAVAILABLE)
 """The faults of routes that take no body."""
@@ -35,6 +37,11 @@ TIMEOUT_PARAMETER = {
     "description": "Seconds within which the answer must be there, else status 504.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
+
+
+SETTING_HEADER_FORM = {"description": "The setting that ran, and why.", "schema": {"type": "string"}}
+RETRY_AFTER_FORM = {"description": "Seconds after which it may work.", "schema": {"type": "integer", "minimum": 1}}
+RETRYABLE = (Fault.OVERLOADED.value, Fault.UNAVAILABLE.value)
 
 
 def request_form(models: Sequence[type[BaseModel]], examples: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,26 +61,36 @@ def request_form(models: Sequence[type[BaseModel]], examples: Mapping[str, Any])
 
 
 def responses(
-    answer: Any, dialects: Sequence[Dialect], faults: Sequence[Fault] = ()
+    answer: Any, dialects: Sequence[Dialect], example: Any = None, faults: Sequence[Fault] = SCORING
 ) -> dict[int | str, dict[str, Any]]:
     """The answers of a route.
 
     Args:
         answer: The model of its body.
         dialects: The forms of its errors.
-        faults: Why it may fail; none for those of a route that scores.
+        example: An answer.
+        faults: Why it may fail.
     """
-    header = {"description": "The setting that ran, and why.", "schema": {"type": "string"}}
-    headers = {} if faults else {"headers": {SETTING_HEADER: header}}
-    found: dict[int | str, dict[str, Any]] = {200: {"model": answer, "description": "OK.", **headers}}
-    by_status: dict[int, tuple[list[Dialect], str]] = {}
-    for fault in faults or [fault for fault in Fault if fault in DESCRIPTIONS]:
+    found: dict[int | str, dict[str, Any]] = {200: {"model": answer, "description": "OK."}}
+    if example is not None:
+        found[200]["content"] = {"application/json": {"example": example}}
+    if faults == SCORING:
+        found[200]["headers"] = {SETTING_HEADER: SETTING_HEADER_FORM}
+    for status, speakers in _speakers(dialects, faults).items():
+        model: Any = Union[tuple(map(error_model, dict.fromkeys(dialect for dialect, _ in speakers)))]  # noqa: UP007
+        means = dict.fromkeys(DESCRIPTIONS[fault] for _, fault in speakers)
+        found[status] = {"model": model, "description": " ".join(means)}
+        if status in RETRYABLE:
+            found[status]["headers"] = {"Retry-After": RETRY_AFTER_FORM}
+    return found
+
+
+def _speakers(dialects: Sequence[Dialect], faults: Sequence[Fault]) -> dict[int, list[tuple[Dialect, Fault]]]:
+    """For each status, the dialects that answer with it, and why."""
+    found: dict[int, list[tuple[Dialect, Fault]]] = {}
+    for fault in faults:
         for dialect in dialects:
-            speakers, _ = by_status.setdefault(status_of(fault, dialect), ([], DESCRIPTIONS[fault]))
-            speakers.append(dialect)
-    for status, (speakers, description) in by_status.items():
-        model: Any = Union[tuple(error_model(dialect) for dialect in speakers)]  # noqa: UP007  # made from a list
-        found[status] = {"model": model, "description": description}
+            found.setdefault(status_of(fault, dialect), []).append((dialect, fault))
     return found
 
 

@@ -38,58 +38,57 @@ def router(service: RerankService, config: ServeConfig) -> APIRouter:
     routes, started = APIRouter(), time.time()
     cohere_v1, cohere_v2 = (partial(_read_cohere, service, version) for version in ("1", "2"))
 
-    async def post(request: Request, dialect: Dialect, read: Read) -> Response:
+    async def scored(request: Request, dialect: Dialect, read: Read) -> Response:
         return await answered(request, service, config, dialect, read)
 
     @routes.post(
         "/rerank",
         tags=["rerank"],
         openapi_extra=request_form([RerankRequest, TEIRerankRequest], {**examples.COHERE, **examples.TEI}),
-        responses=responses(RerankAnswer | list[Rank], ["cohere", "tei"]),
+        responses=responses(RerankAnswer | list[Rank], ["cohere", "tei"], examples.RANKING),
     )
     async def rerank(request: Request) -> Response:
         """Rank documents, best first: with `documents` as Cohere, Jina, Voyage and vLLM, with `texts` as TEI does."""
-        return await post(request, "cohere", partial(_read_any, service, cohere_v1))
+        return await scored(request, "cohere", partial(_read_any, service, cohere_v1))
 
     @routes.post(
         "/v1/rerank",
         tags=["rerank"],
         openapi_extra=request_form([RerankRequest], examples.COHERE),
-        responses=responses(RerankAnswer, ["cohere"]),
+        responses=responses(RerankAnswer, ["cohere"], examples.RANKING),
     )
     async def rerank_v1(request: Request) -> Response:
         """Rank documents, best first, as Cohere's API v1, Jina, Voyage and vLLM do."""
-        return await post(request, "cohere", cohere_v1)
+        return await scored(request, "cohere", cohere_v1)
 
     @routes.post(
         "/v2/rerank",
         tags=["rerank"],
         openapi_extra=request_form([RerankRequest], examples.COHERE),
-        responses=responses(RerankAnswer, ["cohere"]),
+        responses=responses(RerankAnswer, ["cohere"], examples.RANKING),
     )
     async def rerank_v2(request: Request) -> Response:
         """Rank documents, best first, as Cohere's API v2 does."""
-        return await post(request, "cohere", cohere_v2)
+        return await scored(request, "cohere", cohere_v2)
 
     for path in ("/v1/score", "/score"):
 
         @routes.post(
             path,
             tags=["score"],
-            name=f"score {path}",
             openapi_extra=request_form(REQUESTS, examples.VLLM),
-            responses=responses(ScoreAnswer, ["vllm"]),
+            responses=responses(ScoreAnswer, ["vllm"], examples.SCORES),
         )
         async def score(request: Request) -> Response:
             """Score documents for a query, or pairs of both, in input order, as vLLM does."""
-            return await post(request, "vllm", partial(_read_scores, service))
+            return await scored(request, "vllm", partial(_read_scores, service))
 
-    @routes.get("/v1/models", tags=["server"], responses=responses(Models, ["vllm"], WITHOUT_BODY))
+    @routes.get("/v1/models", tags=["server"], responses=responses(Models, ["vllm"], faults=WITHOUT_BODY))
     async def served_models(request: Request) -> Response:
         """The model that is served, as OpenAI and vLLM say it."""
         return _said(request, "vllm", lambda: models(service, started))
 
-    @routes.get("/info", tags=["server"], responses=responses(Info, ["tei"], WITHOUT_BODY))
+    @routes.get("/info", tags=["server"], responses=responses(Info, ["tei"], faults=WITHOUT_BODY))
     async def served_info(request: Request) -> Response:
         """The model and the server's limits, as text-embeddings-inference says them."""
         return _said(request, "tei", lambda: info(service, config))
