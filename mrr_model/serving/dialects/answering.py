@@ -84,11 +84,15 @@ async def answered(
         work = exchange.request.work(config)
         timeout = timeout_of(exchange.request.timeout, request.headers.get(TIMEOUT_HEADER))
         size = sum(len(query) + sum(map(len, documents)) for query, documents in work.requests)
-        if not exchange.request.cut.is_models:
-            work = await _apart(size, lambda: _cut(work, exchange.request.cut, service))
-        if timeout is not None:
-            work = replace(work, timeout=max(timeout - (time.monotonic() - arrived), 0.0))
-        answer = await while_connected(request, service.run(work))
+
+        async def run() -> Answer:
+            ready = await _apart(size, lambda: _cut(work, exchange.request.cut, service))
+            if timeout is None:
+                return await service.run(ready)
+            left = max(0.0, timeout - (time.monotonic() - arrived))
+            return await service.run(replace(ready, timeout=round(left, 3)))
+
+        answer = await while_connected(request, run())
         request.state.answer = answer
         name = request_id(request)
         headers = {SETTING_HEADER: answer.setting.header}
@@ -130,6 +134,8 @@ async def _apart(size: int, call: Callable[[], T]) -> T:
 
 
 def _cut(work: Work, truncation: Truncation, service: RerankService) -> Work:
+    if truncation.is_models:
+        return work
     prompt = work.prompt if isinstance(work.prompt, str) else service.reranker.prompt
     return replace(work, requests=truncation.cut(service.reranker, work.requests, prompt))
 

@@ -1,7 +1,7 @@
 """The fields that a request of any dialect may have beside the dialect's own: how much work to do, and how."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,6 +18,9 @@ from mrr_model.validation.arguments import DEFAULT, Default
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 """The header that says within how many seconds the answer must be there."""
+
+KNOB_CHARACTERS = 100
+"""Characters of a text in a knob, at most."""
 
 TARGET_SCHEMA = {
     "anyOf": [
@@ -62,12 +65,26 @@ def whole(value: object) -> object:
 
 def _checked(name: str, value: object) -> Any:
     """A knob's value, checked as the core checks it."""
-    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
-        raise ValueError(f"{name}: {described(value)} is too long.")
+    for text in _strings(value):
+        if len(text) > KNOB_CHARACTERS:  # errors show a knob's value, and must not show texts
+            raise ValueError(f"{name}: {described(text)} is too long.")
     try:
         return CHECKS[name](whole(value))
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All strings in JSON data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from _strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)
 
 
 def _keep_ratio(value: object) -> KeepRatio | None:
