@@ -19,11 +19,16 @@ OPTIONS = (
 class Opening(Protocol):
     """What the configs of commands that open a model share."""
 
-    model: str
-    cascade: str | None
+    @property
+    def model(self) -> str:
+        """The model's name."""
+
+    @property
+    def cascade(self) -> str | None:
+        """A cascade as text."""
 
 
-def needs_of(config: Opening) -> dict[str, float]:
+def needs_of(config: Opening) -> dict[str, Any]:
     """The fields that choose a setting, and their values."""
     return {need: value for need in NEEDS if (value := getattr(config, need, None)) is not None}
 
@@ -72,6 +77,6 @@ def open_model(
     """
     from mrr_model.reranker import MatryoshkaReranker
 
-    given = {name: getattr(config, name, None) for name in OPTIONS} | {"target": target, "cascade": cascade}
-    given = {name: value for name, value in given.items() if value is not None}
+    values = {name: getattr(config, name, None) for name in OPTIONS} | {"target": target, "cascade": cascade}
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     return MatryoshkaReranker(config.model, **given, **options)

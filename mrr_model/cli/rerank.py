@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 from pydantic import Field, model_validator
@@ -138,7 +138,7 @@ def _title(config: RerankConfig, reranker: "MatryoshkaReranker") -> str:
 def _target(config: RerankConfig, documents: int) -> "Target | None":
     from mrr_model.selection.target import Target
 
-    needs: dict[str, Any] = needs_of(config)
+    needs = needs_of(config)
     if not needs:
         return None
     if "max_latency_ms" in needs:

@@ -1,17 +1,23 @@
 """The HTTP app of one served model: routes inside, middleware around them."""
 
+from importlib import import_module
+from importlib.util import find_spec
+
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from mrr_model import __version__
 from mrr_model.serving.config import ServeConfig
+from mrr_model.serving.dialects.errors import error_response
+from mrr_model.serving.dialects.routes import router as dialect_router
 from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.guard import Guard, dialect_of
 from mrr_model.serving.limits import MEGABYTE, BodyLimits
-from mrr_model.serving.parts import Observability, dialect_router, error_response, page_router
+from mrr_model.serving.observability import Observability
+from mrr_model.serving.reference import POLICY, reference_page
 from mrr_model.serving.security import ApiKeys
 from mrr_model.serving.service import RerankService
 
@@ -35,12 +41,19 @@ def create_app(service: RerankService, config: ServeConfig, observability: Obser
         title="Matryoshka Re-Ranker",
         version=__version__,
         description="Re-rank documents. Requests choose how much work is done: depth, keep_ratio, target, cascade.",
+        docs_url=None,  # FastAPI's loads scripts from elsewhere
         redoc_url=None,
     )
     app.include_router(probes(service))
     app.include_router(dialect_router(service, config))
     app.include_router(observability.router(service))
-    app.include_router(page_router(service))
+    if find_spec("mrr_model.serving.page"):  # it comes with another change
+        app.include_router(import_module("mrr_model.serving.page").router(service))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(reference_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
+
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
 
@@ -87,7 +100,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = error.headers or {}
     if error.status_code == Fault.WRONG_METHOD.value:
-        message = f"this route does not take {request.method}; it takes {headers.get('allow')}."
+        message = f"this route does not take {request.method}; it takes {headers.get('Allow')}."
         refused = ServingError(Fault.WRONG_METHOD, message)
     else:
         refused = ServingError(Fault.NOT_FOUND, "there is no such route; GET /docs lists them.")

@@ -6,9 +6,9 @@ import logging
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mrr_model.serving.dialects.errors import dialect_of_path, error_response
 from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.limits import has_body
-from mrr_model.serving.parts import dialect_of_path, error_response
 from mrr_model.serving.security import SAFE_HEADERS
 from mrr_model.serving.service import RerankService
 

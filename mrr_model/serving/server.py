@@ -16,10 +16,11 @@ from typing import Any, NoReturn, cast
 import uvicorn
 
 from mrr_model.reranker import MatryoshkaReranker
+from mrr_model.serving.access_log import set_up_logging
 from mrr_model.serving.app import create_app
 from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.errors import ServingError
-from mrr_model.serving.parts import Observability, set_up_logging
+from mrr_model.serving.observability import Observability
 from mrr_model.serving.protocol import Connections, Protocol
 from mrr_model.serving.security import is_loopback
 from mrr_model.serving.service import RerankService
