@@ -445,6 +445,50 @@ def deadlines(result: BenchmarkResult) -> str:
     )
 
 
+def serving(result: BenchmarkResult) -> str:
+    found = result.results
+    contenders = _markdown(
+        ["server", "`mrr serve` against it", "pairs/s", "latency in ms, p50 / p99", "answers by status"],
+        [
+            [
+                row["name"],
+                f"{row['ours']:.2f} ×",
+                f"{row['pairs_per_second']:.0f}",
+                _percentiles(row["ms"], 0),
+                _counts(row["answers"]),
+            ]
+            for row in found["contenders"]
+        ],
+        numbers=(1, 2, 3),
+    )
+    checked, rss, shed = found["checked"], found["rss_mib"], found["shedding"]
+    shedding = _markdown(
+        ["server", "against idle, p50 / p99", "latency in ms, p50 / p99", "idle, p50 / p99", "settings", "by status"],
+        [
+            [
+                f"`{row['name']}`",
+                _percentiles(row["against_idle"], 1, " ×"),
+                _percentiles(row["ms"], 0),
+                _percentiles(row["idle_ms"], 0),
+                ", ".join(f"{share:.0%} {setting}" for setting, share in row["settings"].items()),
+                _counts(row["answers"]),
+            ]
+            for row in shed["servers"]
+        ],
+        numbers=(1, 2, 3),
+    )
+    return (
+        f"{contenders}\n\n`{found['model']}`, {found['dtype']}; {found['clients']} clients with requests of "
+        f"{found['documents'][0]} to {found['documents'][1]} documents (mean {found['mean_documents']:.0f}), "
+        f"{found['seconds']:.0f} seconds in {found['turns']} turns. Of {checked['answers']:,} answers of `mrr serve`, "
+        f"{checked['lost']} were lost, {checked['doubled']} doubled and {checked['mixed_up']} mixed up; scores differ "
+        f"from the core's by at most {checked['largest_difference']:.0e}. Its memory: {rss['first']:.0f} MiB after "
+        f"{rss['after_seconds']} seconds, {rss['last']:.0f} MiB at the end. The clients took "
+        f"{found['client_cpu']:.1%} of a core at most.\n\nArrivals at {shed['load']:g} times what full size does "
+        f"({shed['requests_per_second']:.1f} requests per second, for {shed['seconds']:.0f} seconds):\n\n{shedding}"
+    )
+
+
 def frontier_picture(quality: BenchmarkResult, time_share: BenchmarkResult, cascade: BenchmarkResult) -> str:
     """Quality of every setting, and of the cascade, against the share of full size's time and FLOPs."""
     workload = time_share.results["workloads"][0]
@@ -481,6 +525,7 @@ TABLES: dict[str, Table] = {
     "precision": Table(("precision",), precision),
     "long-documents": Table(("long-documents",), long_documents),
     "deadlines": Table(("deadlines",), deadlines),
+    "serving": Table(("serving",), serving),
 }
 """Marker -> its table."""
 
@@ -519,6 +564,14 @@ def _workload(row: Row) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def _percentiles(values: Mapping[str, float], digits: int, unit: str = "") -> str:
+    return " / ".join(f"{values[each]:,.{digits}f}{unit}" for each in ("p50", "p99"))
+
+
+def _counts(answers: Mapping[str, int]) -> str:
+    return ", ".join(f"{status}: {count:,}" for status, count in answers.items())
 
 
 def _decimals(value: float | None, digits: int = 3, missing: str = "") -> str:

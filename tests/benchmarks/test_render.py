@@ -266,6 +266,52 @@ INVENTED: dict[str, dict[str, Any]] = {
             },
         ],
     },
+    "serving": {
+        "model": "mini",
+        "dtype": "float32",
+        "clients": 64,
+        "documents": [10, 200],
+        "mean_documents": 63.4,
+        "seconds": 121.5,
+        "turns": 3,
+        "contenders": [
+            {
+                "name": "mrr serve",
+                "ours": 1.0,
+                "pairs_per_second": 500.4,
+                "ms": {"p50": 7000.0, "p99": 21_000.4},
+                "answers": {"200": 1000},
+            },
+            {
+                "name": "FastAPI and CrossEncoder, 1 thread",
+                "ours": 2.345,
+                "pairs_per_second": 213.0,
+                "ms": {"p50": 18_000.0, "p99": 19_000.0},
+                "answers": {"200": 420, "500": 3},
+            },
+        ],
+        "checked": {"answers": 1000, "lost": 0, "doubled": 0, "mixed_up": 0, "largest_difference": 3e-07},
+        "rss_mib": {"after_seconds": 10, "first": 700.0, "last": 702.0},
+        "client_cpu": 0.0123,
+        "shedding": {
+            "load": 1.3,
+            "seconds": 60.0,
+            "requests_per_second": 10.25,
+            "servers": [
+                {
+                    "name": "mrr serve --shed auto",
+                    "against_idle": {"p50": 1.54, "p99": 2.5},
+                    "slowdown": {"p50": 1.5, "p99": 4.0},
+                    "ms": {"p50": 154.0, "p99": 1250.0},
+                    "idle_ms": {"p50": 100.0, "p99": 500.0},
+                    "settings": {"6@1": 0.75, "4@0.5": 0.25},
+                    "answers": {"200": 600},
+                    "lost": 0,
+                    "drained_after_seconds": 0.4,
+                }
+            ],
+        },
+    },
 }
 EXPECTED = {
     "sizes": [
@@ -308,6 +354,10 @@ EXPECTED = {
     "deadlines": [
         "| 10 ms | 2.0 / 3.0 / 4.0 | 25% at 2, 75% at 0 | 0.600 |",
         "| full size, 300 ms |  | 100% at 6 | 0.800 |",
+    ],
+    "serving": [
+        "| FastAPI and CrossEncoder, 1 thread | 2.35 × | 213 | 18,000 / 19,000 | 200: 420, 500: 3 |",
+        "| `mrr serve --shed auto` | 1.5 × / 2.5 × | 154 / 1,250 | 100 / 500 | 75% 6@1, 25% 4@0.5 | 200: 600 |",
     ],
     "precision": ["| birds | full size | 0.8000 | 0.7982 | -0.0018 | 0.9951 |"],
 }
