@@ -21,7 +21,7 @@ from mrr_model.serving.reference import POLICY, reference_page
 from mrr_model.serving.security import ApiKeys
 from mrr_model.serving.service import RerankService
 
-EXPOSED_HEADERS = ("X-MRR-Setting", "X-Request-ID", "Retry-After")
+EXPOSED_HEADERS = ("X-MRR-Setting", "X-Request-ID", "Retry-After", "Server-Timing")
 """What scripts of other origins may read of an answer, if CORS is on."""
 
 

@@ -23,6 +23,9 @@ from mrr_model.serving.work import Answer, Work
 SETTING_HEADER = "X-MRR-Setting"
 """The header that says which setting ran, and why."""
 
+TIMING_HEADER = "Server-Timing"
+"""The header that says how long the request waited and how long the model took, which browsers show."""
+
 THREAD_BYTES = 262_144
 """Bodies of more bytes, and requests with more characters, are handled in a thread: others must not wait for them."""
 
@@ -95,7 +98,7 @@ async def answered(
         answer = await while_connected(request, run())
         request.state.answer = answer
         name = request_id(request)
-        headers = {SETTING_HEADER: answer.setting.header}
+        headers = {SETTING_HEADER: answer.setting.header, TIMING_HEADER: timing_of(answer)}
         return await _apart(size, lambda: JSONResponse(exchange.body(answer, name), headers=headers))
     except ServingError as error:
         return error_response(error, request.state.dialect)
@@ -120,6 +123,15 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
         task.cancel()
         hung_up.cancel()
         await asyncio.gather(task, hung_up, return_exceptions=True)
+
+
+def timing_of(answer: Answer) -> str:
+    """The value of the header `Server-Timing`, in milliseconds.
+
+    Example:
+        `queue;dur=0.3, model;dur=41.7`
+    """
+    return f"queue;dur={1000 * answer.queue_seconds:.1f}, model;dur={1000 * answer.model_seconds:.1f}"
 
 
 def request_id(request: Request) -> str:

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ def test_order_and_scores_are_the_cores(client: TestClient, mini: MatryoshkaRera
     assert body["setting"]["depth"] == 6
     assert "document" not in body["results"][0]
     assert answer.headers["X-MRR-Setting"].startswith("depth=6; keep_ratio=1; chosen_by=server")
+    assert re.fullmatch(r"queue;dur=[\d.]+, model;dur=[\d.]+", answer.headers["Server-Timing"])
 
 
 def test_dify_gets_its_documents_back(client: TestClient, mini: MatryoshkaReranker) -> None:
