@@ -141,16 +141,18 @@ def attention(
         prefix: Keys and values of a span before every row, which every row sees. `attention_row` counts its tokens in
             its index and leaves them out of its weights.
         bands: Sliding-window masks by window: the first layer that needs one makes it, later layers use it.
-        layout: Of an unpadded batch; there is no mask, cap, window, prefix or dropout then. The batch is one row.
+        layout: Of an unpadded batch; there is no mask, cap, prefix or dropout then. The batch is one row.
 
     Returns:
         (B, T, H, d), and None for the weights.
     """
     if layout is not None:
         if attention_row is not None:
-            attention_row.weights = layout.tokens(row_weights(query, key, attention_row, scaling))
+            weights = row_weights(query, key, attention_row, scaling, sliding_window=sliding_window)
+            attention_row.weights = layout.tokens(weights)  # (1, N)
         causal = bool(getattr(module, "is_causal", True))
-        return unpadded.attend(query, key, value, layout, causal=causal, scaling=scaling), None
+        options: dict[str, Any] = {"causal": causal, "scaling": scaling, "window": sliding_window if causal else None}
+        return unpadded.attend(query, key, value, layout, **options), None
     before = 0
     if prefix is not None:
         # The span's queries are zeros, and their attention is thrown away: the attention stays square, so that the

@@ -135,9 +135,8 @@ class Decoder(Backbone):
 
     @property
     def can_unpad(self) -> bool:
-        """Not if tokens see a window, if products are capped, or if positions depend on lengths or merges."""
-        every = (self._attention_options(layer + 1) for layer in range(len(self.layers)))
-        plain = all(each["softcap"] is None and each["sliding_window"] is None for each in every)
+        """Not if products are capped, or if positions depend on lengths or merges."""
+        plain = all(self._attention_options(layer)["softcap"] is None for layer in range(1, len(self.layers) + 1))
         return plain and self.pooling != "mean" and not self.keeps_positions and self.rotary.fixed_length is None
 
     def unpadded_inputs(self, hidden: Tensor, spans: Spans, layout: Layout) -> LayerInputs:

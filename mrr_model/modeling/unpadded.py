@@ -7,6 +7,7 @@ Shapes: B pairs, N tokens of all pairs, T tokens of the longest, H heads, K key/
 head size.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,14 +22,18 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from mrr_model.modeling.merging import Spans
 
+logger = logging.getLogger(__name__)
+
 LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
 """The head sizes that the fused kernels take."""
 
 FIRST_CAPABILITY = (8, 0)
 """The oldest NVIDIA architecture that they run on."""
 
-Kernel = Callable[[Tensor, Tensor, Tensor, "Layout", bool, float], Tensor]
-"""Attention of queries (N, H, d), keys and values (N, K, d), causal or not, with the factor of its products."""
+Kernel = Callable[[Tensor, Tensor, Tensor, "Layout", bool, float, int | None], Tensor]
+"""Attention of queries (N, H, d), keys and values (N, K, d), causal or not, with the factor of its products, and how
+many tokens back a causal one sees, itself included; None for all.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +97,16 @@ class Layout:
         return values.flatten().index_select(0, self.rows * values.shape[1] + self.positions)[None]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, *, causal: bool, scaling: float | None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    *,
+    causal: bool,
+    scaling: float | None,
+    window: int | None = None,
+) -> Tensor:
     """Attention within each pair.
 
     Args:
@@ -102,24 +116,35 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, *, causal:
         layout: Where the pairs lie.
         causal: Whether a token sees only those before it.
         scaling: Factor of the products; None for 1 / √d.
+        window: How many tokens back a causal token sees, itself included; None for all.
 
     Returns:
         (1, N, H, d).
     """
+    if window is not None and layout.longest <= window:
+        window = None
     size = query.shape[3]
     kernel = _kernel() if has_kernel(query.device, query.dtype, size) else None
     query, key, value = (heads[0].transpose(0, 1) for heads in (query, key, value))  # (N, H or K, d)
-    return (kernel or by_pair)(query, key, value, layout, causal, scaling or size**-0.5)[None]
+    return (kernel or by_pair)(query, key, value, layout, causal, scaling or size**-0.5, window)[None]
 
 
-def by_pair(query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, scaling: float) -> Tensor:
+def by_pair(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, scaling: float, window: int | None
+) -> Tensor:
     """What a kernel computes, one pair after the other."""
     groups = query.shape[1] // key.shape[1]
     heads = query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
     for start, stop in pairwise(accumulate(layout.lengths.tolist(), initial=0)):
         own_query, own_key, own_value = (each[None, start:stop].transpose(1, 2) for each in heads)  # (1, H, t, d)
-        own = scaled_dot_product_attention(own_query, own_key, own_value, is_causal=causal, scale=scaling)
+        position = torch.arange(stop - start, device=query.device)
+        band = None if window is None else position > position[:, None] - window
+        if causal and band is not None:
+            band = band & (position <= position[:, None])
+        own = scaled_dot_product_attention(
+            own_query, own_key, own_value, attn_mask=band, is_causal=causal and band is None, scale=scaling
+        )
         outputs.append(own[0].transpose(0, 1))
     return torch.cat(outputs)  # (N, H, d)
 
@@ -136,14 +161,26 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
         and dtype in (torch.bfloat16, torch.float16)
         and head_size <= LARGEST_HEAD
         and head_size % HEAD_MULTIPLE == 0
-        and _capability(device) >= FIRST_CAPABILITY
-        and _kernel() is not None
+        and _runs(device, dtype, head_size)
     )
 
 
 @cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _runs(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether the kernel runs at all: torch may be built without it, or not for this device."""
+    kernel = _kernel()
+    if kernel is None or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return False
+    length = torch.ones(1, dtype=torch.int64, device="cpu")
+    heads = torch.zeros(3, 1, head_size, dtype=dtype, device=device)
+    try:
+        kernel(heads, heads, heads, Layout.of(Spans(length, length, length), device), False, 1.0, None)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        logger.info("No unpadded batches on %s: %s", device, error)
+        return False
+    return True
 
 
 @cache
@@ -164,10 +201,15 @@ def torch_kernel(varlen_attn: Any) -> Kernel:
     """The kernel in torch. Its versions differ in how they take causality, the factor, and fewer key/value heads."""
     known = signature(varlen_attn).parameters
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, scaling: float) -> Tensor:
+    def kernel(
+        query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, scaling: float, window: int | None
+    ) -> Tensor:
         options: dict[str, Any] = {}
+        if window is not None and "window_size" not in known:
+            return by_pair(query, key, value, layout, causal, scaling, window)
         if causal:
-            options |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+            back = -1 if window is None else window - 1
+            options |= {"window_size": (back, 0)} if "window_size" in known else {"is_causal": True}
         if "scale" in known:
             options["scale"] = scaling
         else:
@@ -186,11 +228,13 @@ def torch_kernel(varlen_attn: Any) -> Kernel:
 def flash_kernel(flash_attn_varlen_func: Any) -> Kernel:
     """The flash-attn package's kernel."""
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, scaling: float) -> Tensor:
+    def kernel(
+        query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, scaling: float, window: int | None
+    ) -> Tensor:
         bounds, longest = layout.bounds, layout.longest
-        out = flash_attn_varlen_func(
-            query, key, value, bounds, bounds, longest, longest, softmax_scale=scaling, causal=causal
-        )
-        return cast(Tensor, out)
+        options: dict[str, Any] = {"softmax_scale": scaling, "causal": causal}
+        if window is not None:
+            options["window_size"] = (window - 1, 0)
+        return cast(Tensor, flash_attn_varlen_func(query, key, value, bounds, bounds, longest, longest, **options))
 
     return kernel
