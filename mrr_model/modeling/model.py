@@ -214,8 +214,9 @@ class MatryoshkaModel(nn.Module):
 
     @property
     def can_unpad(self) -> bool:
-        """Whether it runs unpadded batches, in evaluation mode: if its backbone and its heads do."""
-        return self._backbone.can_unpad and self.matryoshka.head != "similarity"
+        """Whether it runs unpadded batches, in evaluation mode: if its backbone and its heads do, on one device."""
+        devices = getattr(self.model, "hf_device_map", {}).values()
+        return self._backbone.can_unpad and self.matryoshka.head != "similarity" and len(set(devices)) < 2
 
     def run_layers(self, hidden: HiddenBatch, plan: Plan, last: int) -> HiddenBatch:
         """Run layers up to and including the next merge, or layer `last` if that comes first.

@@ -137,11 +137,15 @@ def test_other_families_stay_padded(
     assert not budget(make_model(family), 100, unpad=True).unpads
 
 
-def test_padding_stays_where_no_kernel_is(make_model: Callable[..., MatryoshkaModel]) -> None:
+def test_padding_stays_where_it_is_needed(make_model: Callable[..., MatryoshkaModel]) -> None:
     assert not BatchBudget(make_model("bert")).unpads
     for name in ("mean pooling", "similarity"):
         own = {"pooling": "mean"} if name == "mean pooling" else {"head": "similarity", "pooling": "separator"}
         assert not budget(make_model("bert", own=own), 100, unpad=True).unpads
+    model = make_model("bert")
+    assert budget(model, 100, unpad=True).unpads
+    model.model.hf_device_map = {"embeddings": 0, "encoder": 1}
+    assert not budget(model, 100, unpad=True).unpads
 
 
 @pytest.mark.parametrize("known", ["is_causal", "window_size scale", "window_size scale enable_gqa"])
