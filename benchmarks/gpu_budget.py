@@ -62,6 +62,10 @@ def swept(run: Run, shape: Shape, reranker: MatryoshkaReranker, rate: float) -> 
         rows.append({"batch_tokens": budget, **timed(run, reranker, budget, documents, tokens)})
     best = max(row["tokens_per_second"] for row in rows)
     good = [row for row in rows if row["tokens_per_second"] >= (1 - TOLERANCE) * best and row["fitted"]]
+    chosen = min((row["batch_tokens"] for row in good), default=None)
+    padded = None
+    if chosen is not None and (reranker.engine.budget.unpads or run.tiny):
+        padded = timed(run, reranker, chosen, documents, tokens, unpad=False)
     return {
         "like": shape.like,
         "hidden_size": reranker.model.config.hidden_size,
@@ -69,13 +73,22 @@ def swept(run: Run, shape: Shape, reranker: MatryoshkaReranker, rate: float) -> 
         "tokens": tokens,
         "documents": len(documents),
         "budgets": rows,
-        "best": min((row["batch_tokens"] for row in good), default=None),
+        "best": chosen,
+        "with_padding": padded,
     }
 
 
-def timed(run: Run, reranker: MatryoshkaReranker, budget: int, documents: list[str], tokens: int) -> Row:
-    """The fastest of up to `REPEATS` calls with one budget."""
+def timed(
+    run: Run,
+    reranker: MatryoshkaReranker,
+    budget: int,
+    documents: list[str],
+    tokens: int,
+    unpad: bool | None = None,
+) -> Row:
+    """The fastest of up to `REPEATS` calls with one budget; without padding, with it, or as the engine chooses."""
     measured = with_budget(reranker, budget)
+    measured.engine.budget.unpad = unpad
     taken: list[float] = []
     if run.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from workloads import QUERY
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.compression import VERTICAL, Plan, horizontal_name
+from mrr_model.modeling.batch import collate
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.modeling.merging import Spans, destinations, merge_tokens
 
@@ -57,7 +59,7 @@ def check(run: Run) -> None:
         "shared query spans": shared_prefix,
         "adapters, folded and running": adapters,
         "ten threads": threads,
-        "batches, against one padded batch": padded,
+        "batches with and without padding": padding,
         "bfloat16, against float32": bfloat16,
         "no synchronisation in the layer loop": synchronisation,
     }
@@ -255,19 +257,22 @@ def threads(run: Run) -> Row:
     return compared(torch.tensor(found), torch.tensor(expected), SAME_DEVICE[torch.float32])
 
 
-def padded(run: Run) -> Row:
-    """The engine's batches, however it packs them, against the forward pass of one padded batch."""
+def padding(run: Run) -> Row:
+    """The engine's batches without padding, as fused kernels or the slow loop compute them, against padded ones."""
     rows = []
     for dtype, tolerance in SAME_DEVICE.items():
         for make in (mini, mistral):
-            reranker = make(run, str(dtype).removeprefix("torch."))
-            pairs = [(QUERY, text) for text in texts(run)[:40]]
+            engine = make(run, str(dtype).removeprefix("torch.")).engine
+            pairs = [(QUERY if index % 2 else text, text) for index, text in enumerate(texts(run)[:40])]
             for size in sizes():
-                plan = reranker.plan(**size)
+                plan = make(run, str(dtype).removeprefix("torch.")).plan(**size)
                 with torch.inference_mode():
-                    expected = reranker.engine.forward(reranker.engine.batch(pairs), plan)
-                rows.append({"dtype": str(dtype)} | compared(reranker.engine.logits(pairs, plan), expected, tolerance))
-    return together(rows)
+                    expected = engine.forward(engine.batch(pairs), plan)
+                for unpad in (True, False, None):
+                    engine.budget.unpad = unpad
+                    found = compared(engine.logits(pairs, plan), expected, tolerance)
+                    rows.append({"dtype": str(dtype), "unpadded": engine.budget.unpads, **found})
+    return {**together(rows), "rows": rows}
 
 
 def bfloat16(run: Run) -> Row:
@@ -285,10 +290,14 @@ def synchronisation(run: Run) -> Row:
     rows: list[Row] = []
     for reranker in (mini(run, "bfloat16"), mistral(run, "bfloat16")):
         pairs = [(QUERY, text) for text in texts(run)[:40]]
-        batch = reranker.engine.batch(pairs).to(run.device)
-        for size in sizes():
+        batches = {"padded": reranker.engine.batch(pairs).to(run.device)}
+        if reranker.engine.budget.unpads or (run.tiny and reranker.model.can_unpad):
+            encoded = reranker.engine.encoder.encode(pairs)
+            batches["unpadded"] = collate(encoded, pad_id=0, unpadded=True).to(run.device)
+        for size, (layout, batch) in product(sizes(), batches.items()):
             plan = reranker.plan(**size)
-            row: Row = {"model": str(reranker.model.config.model_type), "plan": str(plan), "traceback": []}
+            model = f"{reranker.model.config.model_type}, {layout}"
+            row: Row = {"model": model, "plan": str(plan), "traceback": []}
             with torch.inference_mode():
                 reranker.engine.forward(batch, plan)  # folds adapters and loads kernels
                 try:
