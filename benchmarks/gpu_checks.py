@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from gpu_run import TRACEBACK_LINES, Row, Run
-from gpu_shapes import documents_of
+from gpu_shapes import SHAPES, TINY, documents_of
 from result_files import ROOT
 from scipy.stats import kendalltau
 from speed import mixed_passages
@@ -79,6 +80,13 @@ def mini(run: Run, dtype: str = "float32", **options: Any) -> MatryoshkaReranker
 def mistral(run: Run, dtype: str = "float32") -> MatryoshkaReranker:
     """The reference decoder with its adapters."""
     return opened_mistral(run.device, dtype)
+
+
+def encoder(run: Run, dtype: str = "float32") -> MatryoshkaReranker:
+    """MiniLM-L6's shape with random weights: unlike mini, whose head compares mean states, it can run unpadded."""
+    shape = SHAPES["minilm-l6"]
+    tiny = replace(shape, fields={**shape.fields, **TINY, "num_hidden_layers": shape.layers})
+    return (tiny if run.tiny else shape).reranker(run.device, getattr(torch, dtype))
 
 
 @lru_cache
@@ -261,11 +269,12 @@ def padding(run: Run) -> Row:
     """The engine's batches without padding, as fused kernels or the slow loop compute them, against padded ones."""
     rows = []
     for dtype, tolerance in SAME_DEVICE.items():
-        for make in (mini, mistral):
-            engine = make(run, str(dtype).removeprefix("torch.")).engine
+        for make in (mini, mistral, encoder):
+            reranker = make(run, str(dtype).removeprefix("torch."))
+            engine = reranker.engine
             pairs = [(QUERY if index % 2 else text, text) for index, text in enumerate(texts(run)[:40])]
             for size in sizes():
-                plan = make(run, str(dtype).removeprefix("torch.")).plan(**size)
+                plan = reranker.plan(**size)
                 with torch.inference_mode():
                     expected = engine.forward(engine.batch(pairs), plan)
                 for unpad in (True, False, None):
@@ -288,7 +297,7 @@ def bfloat16(run: Run) -> Row:
 def synchronisation(run: Run) -> Row:
     """One batch's layers while every wait of the host for the device is an error, and where a whole call waits."""
     rows: list[Row] = []
-    for reranker in (mini(run, "bfloat16"), mistral(run, "bfloat16")):
+    for reranker in (mini(run, "bfloat16"), mistral(run, "bfloat16"), encoder(run, "bfloat16")):
         pairs = [(QUERY, text) for text in texts(run)[:40]]
         batches = {"padded": reranker.engine.batch(pairs).to(run.device)}
         if reranker.engine.budget.unpads or (run.tiny and reranker.model.can_unpad):
