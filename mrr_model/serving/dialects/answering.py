@@ -10,12 +10,11 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects.body import check_content_type, parse
 from mrr_model.serving.dialects.errors import Dialect, error_response
 from mrr_model.serving.dialects.knobs import TIMEOUT_HEADER, timeout_of
 from mrr_model.serving.dialects.truncation import Truncation
-from mrr_model.serving.errors import ServingError
+from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.records import HUNG_UP
 from mrr_model.serving.service import RerankService
 from mrr_model.serving.work import Answer, Work
@@ -41,7 +40,7 @@ class DialectRequest(Protocol):
     def cut(self) -> Truncation:
         """How long documents are cut."""
 
-    def work(self, config: ServeConfig) -> Work:
+    def work(self) -> Work:
         """What is to be done."""
 
 
@@ -62,15 +61,12 @@ Read = Callable[[Mapping[str, Any], Callable[[Dialect], None]], Exchange]
 """Validates JSON data. It says whose form the errors have before it raises one."""
 
 
-async def answered(
-    request: Request, service: RerankService, config: ServeConfig, dialect: Dialect, read: Read
-) -> Response:
+async def answered(request: Request, service: RerankService, dialect: Dialect, read: Read) -> Response:
     """Answer one request.
 
     Args:
         request: The HTTP request.
         service: Scores.
-        config: How to serve.
         dialect: Whose form errors have until the body says more.
         read: Validates the body.
     """
@@ -84,16 +80,13 @@ async def answered(
         check_content_type(request.headers.get("content-type"))
         body = await request.body()
         exchange = await _apart(len(body), lambda: read(parse(body), speak))
-        work = exchange.request.work(config)
+        work = exchange.request.work()
         timeout = timeout_of(exchange.request.timeout, request.headers.get(TIMEOUT_HEADER))
         size = sum(len(query) + sum(map(len, documents)) for query, documents in work.requests)
 
         async def run() -> Answer:
             ready = await _apart(size, lambda: _cut(work, exchange.request.cut, service))
-            if timeout is None:
-                return await service.run(ready)
-            left = max(0.0, timeout - (time.monotonic() - arrived))
-            return await service.run(replace(ready, timeout=round(left, 3)))
+            return await service.run(ready if timeout is None else replace(ready, timeout=_left(timeout, arrived)))
 
         answer = await while_connected(request, run())
         request.state.answer = answer
@@ -142,7 +135,29 @@ def request_id(request: Request) -> str:
 
 async def _apart(size: int, call: Callable[[], T]) -> T:
     """Call something; in a thread if it takes long."""
-    return await asyncio.to_thread(call) if size > THREAD_BYTES else call()
+    if size <= THREAD_BYTES:
+        return call()
+
+    def outcome() -> T | ServingError:
+        try:
+            return call()
+        except ServingError as error:
+            return error.with_traceback(None)  # which holds the data: freeing it takes long too
+
+    found = await asyncio.to_thread(outcome)
+    if isinstance(found, ServingError):
+        raise found
+    return found
+
+
+def _left(timeout: float, arrived: float) -> float:
+    """Seconds that are left of a timeout."""
+    left = timeout - (time.monotonic() - arrived)
+    if left <= 0:
+        raise ServingError(
+            Fault.TIMED_OUT, f"no answer within {timeout:g} seconds: reading the request took longer. Send less text."
+        )
+    return round(left, 3) or left
 
 
 def _cut(work: Work, truncation: Truncation, service: RerankService) -> Work:

@@ -7,13 +7,11 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_va
 from typing_extensions import Self
 
 from mrr_model.request import CHECKS
-from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects.body import described
 from mrr_model.serving.dialects.documents import (
     DOCUMENT_SCHEMA,
-    TEXT_SCHEMA,
+    QUERY_SCHEMA,
     Document,
-    check_count,
     check_list,
     document_of,
     query_of,
@@ -25,6 +23,8 @@ from mrr_model.validation.arguments import DEFAULT
 
 DOCUMENTS_PER_UNIT = 100
 """Cohere bills a search unit per query with up to so many documents."""
+
+MAX_RANK_FIELDS = 100
 
 CHUNKS_WARNING = "max_chunks_per_doc is ignored: the server's --long-documents says how long documents are scored."
 
@@ -51,7 +51,7 @@ MinScore = Annotated[
 class RerankRequest(ScoreFields):
     """A query and the documents to rank for it."""
 
-    query: Annotated[str, BeforeValidator(_query), WithJsonSchema(TEXT_SCHEMA)]
+    query: Annotated[str, BeforeValidator(_query), WithJsonSchema(QUERY_SCHEMA)]
     """What the documents are ranked for."""
     documents: Annotated[
         list[Any], BeforeValidator(_documents), WithJsonSchema({"type": "array", "items": DOCUMENT_SCHEMA})
@@ -61,7 +61,7 @@ class RerankRequest(ScoreFields):
     """Documents to return, at most; 0 or null for all."""
     top_k: Annotated[Whole, Field(ge=0)] | None = None
     """The same, as Voyage says it; the answer has `data` beside `results` then."""
-    rank_fields: list[str] | None = None
+    rank_fields: Annotated[list[str], Field(max_length=MAX_RANK_FIELDS)] | None = None
     """The keys of document objects to score, in this order; without it, `text`."""
     return_documents: bool | None = None
     """Whether results have the documents too."""
@@ -93,13 +93,8 @@ class RerankRequest(ScoreFields):
             self.max_tokens_per_doc, self.truncation_side or "right", self.truncation is not False, self.max_length
         )
 
-    def work(self, config: ServeConfig) -> Work:
-        """What is to be done.
-
-        Raises:
-            ServingError: TOO_LARGE for too many documents.
-        """
-        check_count("documents", len(self.documents), config)
+    def work(self) -> Work:
+        """What is to be done."""
         return Work(
             requests=[(self.query, self.texts)],
             knobs=self.knobs,

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects.body import described
-from mrr_model.serving.errors import Fault, ServingError
+
+NOT_EMPTY = r"\S"
+"""What a query must have."""
 
 TEXT_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -16,6 +17,14 @@ TEXT_SCHEMA: dict[str, Any] = {
     ]
 }
 """A text in its forms."""
+
+QUERY_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "pattern": NOT_EMPTY},
+        {"type": "object", "properties": {"text": {"type": "string", "pattern": NOT_EMPTY}}, "required": ["text"]},
+    ]
+}
+"""A query in its forms."""
 
 DOCUMENT_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": True}]}
 """A document in its forms; an object has `text`, or the request's `rank_fields`."""
@@ -109,20 +118,6 @@ def check_list(name: str, value: object) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{name} must be a list, got {described(value)}.")
     return value
-
-
-def check_count(name: str, count: int, config: ServeConfig) -> None:
-    """Check that a request has no more documents than the server takes.
-
-    Raises:
-        ServingError: TOO_LARGE if it has.
-    """
-    if count > config.max_documents:
-        raise ServingError(
-            Fault.TOO_LARGE,
-            f"{name} has {count} entries, and this server takes {config.max_documents} per request "
-            "(--max-documents). Send fewer.",
-        )
 
 
 def _written(value: object) -> str:

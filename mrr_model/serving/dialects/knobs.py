@@ -133,7 +133,8 @@ class RequestFields(BaseModel):
     @property
     def knobs(self) -> Knobs:
         """How much work the request asks for."""
-        given = self.model_fields_set
+        nulls_count = self.target is None  # some clients send all fields; beside a target, null is no choice
+        given = {name for name in self.model_fields_set if nulls_count or getattr(self, name) is not None}
         cascade: CascadeOption | Default = self.cascade if "cascade" in given else DEFAULT
         return Knobs(
             depth=self.depth if "depth" in given else DEFAULT,

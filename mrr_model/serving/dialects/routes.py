@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects import examples
 from mrr_model.serving.dialects.answering import Exchange, Read, answered
-from mrr_model.serving.dialects.body import validated
+from mrr_model.serving.dialects.body import check_counts, validated
 from mrr_model.serving.dialects.cohere import RerankAnswer, RerankRequest, rerank_body
 from mrr_model.serving.dialects.errors import Dialect, error_response
 from mrr_model.serving.dialects.openapi import WITHOUT_BODY, request_form, responses
@@ -36,10 +36,10 @@ def router(service: RerankService, config: ServeConfig) -> APIRouter:
         config: How to serve.
     """
     routes, started = APIRouter(), time.time()
-    cohere_v1, cohere_v2 = (partial(_read_cohere, service, version) for version in ("1", "2"))
+    cohere_v1, cohere_v2 = (partial(_read_cohere, service, config, version) for version in ("1", "2"))
 
     async def scored(request: Request, dialect: Dialect, read: Read) -> Response:
-        return await answered(request, service, config, dialect, read)
+        return await answered(request, service, dialect, read)
 
     @routes.post(
         "/rerank",
@@ -49,7 +49,7 @@ def router(service: RerankService, config: ServeConfig) -> APIRouter:
     )
     async def rerank(request: Request) -> Response:
         """Rank documents, best first: with `documents` as Cohere, Jina, Voyage and vLLM, with `texts` as TEI does."""
-        return await scored(request, "cohere", partial(_read_any, service, cohere_v1))
+        return await scored(request, "cohere", partial(_read_any, config, cohere_v1))
 
     @routes.post(
         "/v1/rerank",
@@ -81,7 +81,7 @@ def router(service: RerankService, config: ServeConfig) -> APIRouter:
         )
         async def score(request: Request) -> Response:
             """Score documents for a query, or pairs of both, in input order, as vLLM does."""
-            return await scored(request, "vllm", partial(_read_scores, service))
+            return await scored(request, "vllm", partial(_read_scores, service, config))
 
     @routes.get("/v1/models", tags=["server"], responses=responses(Models, ["vllm"], faults=WITHOUT_BODY))
     async def served_models(request: Request) -> Response:
@@ -104,16 +104,20 @@ def _said(request: Request, dialect: Dialect, body: Callable[[], Any]) -> Respon
         return error_response(error, dialect)
 
 
-def _read_any(service: RerankService, cohere: Read, data: Mapping[str, Any], speak: Speak) -> Exchange:
+def _read_any(config: ServeConfig, cohere: Read, data: Mapping[str, Any], speak: Speak) -> Exchange:
     if "texts" not in data or "documents" in data:
         return cohere(data, speak)
     speak("tei")
+    check_counts(data, ["texts"], config)
     request = validated(TEIRerankRequest, data)
     return Exchange(request, lambda answer, _: ranks(request, answer))
 
 
-def _read_cohere(service: RerankService, version: str, data: Mapping[str, Any], speak: Speak) -> Exchange:
+def _read_cohere(
+    service: RerankService, config: ServeConfig, version: str, data: Mapping[str, Any], speak: Speak
+) -> Exchange:
     speak("cohere")
+    check_counts(data, ["documents"], config)
     request = validated(RerankRequest, data)
     for_voyage = any(key in data for key in VOYAGE_KEYS)
 
@@ -125,7 +129,9 @@ def _read_cohere(service: RerankService, version: str, data: Mapping[str, Any], 
     return Exchange(request, body)
 
 
-def _read_scores(service: RerankService, data: Mapping[str, Any], speak: Speak) -> Exchange:
+def _read_scores(service: RerankService, config: ServeConfig, data: Mapping[str, Any], speak: Speak) -> Exchange:
     speak("vllm")
-    request = validated(form_of(data), data)
+    form = form_of(data)
+    check_counts(data, form.names, config)
+    request = validated(form, data)
     return Exchange(request, lambda answer, name: score_body(answer, request_id=name, model=service.model_name))

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects.body import described
 from mrr_model.serving.dialects.cohere import MinScore
-from mrr_model.serving.dialects.documents import check_count, check_list, query_of
+from mrr_model.serving.dialects.documents import NOT_EMPTY, check_list, query_of
 from mrr_model.serving.dialects.errors import NothingToRankError
 from mrr_model.serving.dialects.knobs import RequestFields, Whole
 from mrr_model.serving.dialects.truncation import Truncation
@@ -35,7 +35,7 @@ def _direction(value: object) -> object:
 class TEIRerankRequest(RequestFields):
     """A query and the texts to rank for it."""
 
-    query: Annotated[str, BeforeValidator(_query), WithJsonSchema({"type": "string"})]
+    query: Annotated[str, BeforeValidator(_query), WithJsonSchema({"type": "string", "pattern": NOT_EMPTY})]
     """What the texts are ranked for."""
     texts: Annotated[list[str], BeforeValidator(_texts)]
     """What is ranked."""
@@ -58,15 +58,14 @@ class TEIRerankRequest(RequestFields):
         side: Literal["left", "right"] = "left" if self.truncation_direction == "Left" else "right"
         return Truncation(side=side, allowed=self.truncate is not False, refusal=Fault.TOO_LARGE)
 
-    def work(self, config: ServeConfig) -> Work:
+    def work(self) -> Work:
         """What is to be done.
 
         Raises:
-            ServingError: TOO_LARGE for too many texts, MALFORMED for none, as TEI has it.
+            ServingError: MALFORMED if there are no texts, as TEI has it.
         """
         if not self.texts:
             raise NothingToRankError(Fault.MALFORMED, "texts is empty. Give at least one.")
-        check_count("texts", len(self.texts), config)
         return Work(
             requests=[(self.query, self.texts)],
             knobs=self.knobs,

@@ -8,9 +8,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects.cohere import SettingForm
-from mrr_model.serving.dialects.documents import TEXT_SCHEMA, check_count, query_of, text_of
+from mrr_model.serving.dialects.documents import QUERY_SCHEMA, TEXT_SCHEMA, query_of, text_of
 from mrr_model.serving.dialects.knobs import ScoreFields
 from mrr_model.serving.dialects.truncation import Truncation
 from mrr_model.serving.errors import Fault, ServingError
@@ -28,7 +27,14 @@ Texts = Annotated[
     BeforeValidator(_one_or_list),
     WithJsonSchema({"anyOf": [*TEXT_SCHEMA["anyOf"], {"type": "array", "items": TEXT_SCHEMA}]}),
 ]
-"""One text or a list of them."""
+"""One document or a list of them."""
+
+Queries = Annotated[
+    list[Any],
+    BeforeValidator(_one_or_list),
+    WithJsonSchema({"anyOf": [*QUERY_SCHEMA["anyOf"], {"type": "array", "items": QUERY_SCHEMA}]}),
+]
+"""One query or a list of them."""
 
 
 class ScoreRequest(ScoreFields):
@@ -60,14 +66,9 @@ class ScoreRequest(ScoreFields):
             )
         return self
 
-    def work(self, config: ServeConfig) -> Work:
-        """What is to be done.
-
-        Raises:
-            ServingError: TOO_LARGE for too many documents.
-        """
+    def work(self) -> Work:
+        """What is to be done."""
         queries, documents = self.queries_and_documents
-        check_count(self.names[1], len(documents), config)
         if len(queries) == 1:
             requests = [(queries[0], documents)]
         else:
@@ -86,7 +87,7 @@ class TextsRequest(ScoreRequest):
 
     names = ("text_1", "text_2")
 
-    text_1: Texts
+    text_1: Queries
     """One query, or one for each document."""
     text_2: Texts
     """The documents."""
@@ -97,7 +98,7 @@ class QueriesRequest(ScoreRequest):
 
     names = ("queries", "documents")
 
-    queries: Texts
+    queries: Queries
     """One query, or one for each document."""
     documents: Texts
     """The documents."""
@@ -108,7 +109,7 @@ class ItemsRequest(ScoreRequest):
 
     names = ("queries", "items")
 
-    queries: Texts
+    queries: Queries
     """One query, or one for each item."""
     items: Texts
     """The documents."""
@@ -119,7 +120,7 @@ class DataRequest(ScoreRequest):
 
     names = ("data_1", "data_2")
 
-    data_1: Texts
+    data_1: Queries
     """One query, or one for each document."""
     data_2: Texts
     """The documents."""

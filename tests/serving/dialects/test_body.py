@@ -74,6 +74,7 @@ def test_surrogate_pairs_are_characters(client: TestClient) -> None:
         ({"top_n": 1.5}, "top_n"),
         ({"top_n": True}, "top_n"),
         ({"rank_fields": [1]}, "rank_fields"),
+        ({"rank_fields": ["a"] * 101}, "rank_fields"),
         ({"return_documents": SECRET}, "return_documents"),
         ({"min_score": SECRET}, "min_score"),
         ({"timeout": 0}, "timeout"),

@@ -101,7 +101,7 @@ def test_objects_and_rank_fields(client: TestClient, mini: MatryoshkaReranker) -
         ({"depth": 4, "keep_ratio": 0.5}, {"depth": 4, "keep_ratio": 0.5}),
         ({"depth": 4.0, "keep_ratio": {"2": 0.5}}, {"depth": 4, "keep_ratio": {2: 0.5}}),
         ({"keep_ratio": "0.5"}, {"keep_ratio": 0.5}),
-        ({"target": {"speedup": 2}}, {"target": {"speedup": 2}}),
+        ({"target": {"speedup": 2}, "depth": None, "cascade": None}, {"target": {"speedup": 2}}),
         ({"cascade": {"stages": {"2": 2}, "by": "count"}}, {"cascade": {"stages": {2: 2}, "by": "count"}}),
         ({"min_score": 0.5}, {"min_score": 0.5}),
         ({"normalize": False}, {"normalize": False}),
