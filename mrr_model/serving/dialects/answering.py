@@ -92,7 +92,7 @@ async def answered(request: Request, service: RerankService, dialect: Dialect, r
         request.state.answer = answer
         name = request_id(request)
         headers = {SETTING_HEADER: answer.setting.header, TIMING_HEADER: timing_of(answer)}
-        return await _apart(size, lambda: JSONResponse(exchange.body(answer, name), headers=headers))
+        return await _apart(size, lambda: _written(exchange.body(answer, name), headers))
     except ServingError as error:
         return error_response(error, request.state.dialect)
     except ClientDisconnect:
@@ -148,6 +148,13 @@ async def _apart(size: int, call: Callable[[], T]) -> T:
     if isinstance(found, ServingError):
         raise found
     return found
+
+
+def _written(body: Any, headers: Mapping[str, str]) -> JSONResponse:
+    try:
+        return JSONResponse(body, headers=headers)
+    except ValueError:  # JSON can write an infinite number, 1e999, that it cannot give back
+        raise ServingError(Fault.INVALID, "a document has a number that is too large to be returned.") from None
 
 
 def _left(timeout: float, arrived: float) -> float:

@@ -1,7 +1,6 @@
 """Bytes to JSON data, and JSON data to a request. All that can be wrong with either is one `ServingError`."""
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,14 +14,13 @@ from mrr_model.serving.errors import Fault, ServingError
 
 JSON_TYPE = re.compile(r"(application|text)/(json|[\w.+-]+\+json)", re.IGNORECASE)
 
-MAX_DIGITS = 300
-"""Digits of a whole number, at most: longer ones are no float, and slow to read."""
-
 MAX_DEPTH = 64
-"""Lists and objects inside each other, at most."""
+"""Lists and objects inside each other, at most, in what is used of a body."""
 
-EXTREME = re.compile(rb"[0-9]{%d}|[eE][+]?0*[1-9][0-9]{2}" % MAX_DIGITS)
-"""A number that may be too long or too large; or a text that looks like one."""
+MANY_COMMAS = 1_000_000
+"""A body with more may have millions of numbers. They are read by a function of ours then: it is slow, but other
+threads run meanwhile.
+"""
 
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escape that may be half a character."""
@@ -69,15 +67,12 @@ def parse(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise ServingError(Fault.MALFORMED, "the body is empty: send a JSON object.")
     try:
-        extreme = EXTREME.search(body) is not None
         data = json.loads(
             body.decode("utf-8-sig"),
             object_pairs_hook=_object,
             parse_constant=_not_a_number,
-            parse_float=_float if extreme else None,  # without a function of ours, millions of numbers are read fast
-            parse_int=_int if extreme else None,
+            parse_int=_int if body.count(b",") > MANY_COMMAS else None,
         )
-        _check_depth(data)
         if SURROGATE.search(body):
             json.dumps(data, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -90,13 +85,27 @@ def parse(body: bytes) -> dict[str, Any]:
         raise ServingError(
             Fault.MALFORMED, f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
+    except ValueError:
+        raise ServingError(Fault.MALFORMED, "a whole number has too many digits.") from None
     except RecursionError:
-        raise ServingError(
-            Fault.MALFORMED, f"the body has more than {MAX_DEPTH} lists and objects inside each other."
-        ) from None
+        raise ServingError(Fault.MALFORMED, "the body has too many lists and objects inside each other.") from None
     if not isinstance(data, dict):
         raise ServingError(Fault.INVALID, f"the body must be a JSON object, got {described(data)}.")
     return data
+
+
+def check_depth(name: str, value: object) -> None:
+    """Check that a value can be walked, compared and printed.
+
+    Raises:
+        ValueError: If it has too many lists and objects inside each other.
+    """
+    layer = [value]
+    for _ in range(MAX_DEPTH):
+        layer = [part for each in layer for part in _parts(each) if isinstance(part, list | dict)]
+        if not layer:
+            return
+    raise ValueError(f"{name} has more than {MAX_DEPTH} lists and objects inside each other.")
 
 
 def check_counts(data: Mapping[str, Any], names: Iterable[str], config: ServeConfig) -> None:
@@ -164,19 +173,10 @@ def _message(error: ErrorDetails) -> str:
     return f"{name}: {error['msg']}, got {came}."
 
 
-def _check_depth(data: object) -> None:
-    """Check that the data can be walked, compared and printed."""
-    layer = [data]
-    for _ in range(MAX_DEPTH):
-        layer = [
-            part
-            for each in layer
-            for part in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
-            if isinstance(part, list | dict)
-        ]
-        if not layer:
-            return
-    raise RecursionError
+def _parts(value: object) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -191,14 +191,5 @@ def _not_a_number(name: str) -> NoReturn:
     raise ServingError(Fault.MALFORMED, f"{name} is no JSON number.")
 
 
-def _float(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ServingError(Fault.MALFORMED, f"the number {digits[:SHOWN_CHARACTERS]} is too large.")
-    return number
-
-
 def _int(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ServingError(Fault.MALFORMED, f"a whole number has more than {MAX_DIGITS} digits.")
     return int(digits)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mrr_model.serving.dialects.body import described
+from mrr_model.serving.dialects.body import check_depth, described
 
 NOT_EMPTY = r"\S"
 """What a query must have."""
@@ -100,6 +100,7 @@ def document_of(name: str, value: object, rank_fields: Sequence[str] | None = No
     """
     if isinstance(value, str):
         return Document(value, value)
+    check_depth(name, value)
     if isinstance(value, Mapping) and rank_fields:
         parts = [_written(value[field]) for field in rank_fields if value.get(field) is not None]
         if not parts:

@@ -11,7 +11,7 @@ from mrr_model.cascade import CascadeOption
 from mrr_model.compression import KeepRatio
 from mrr_model.request import CASCADE_SCHEMA, CHECKS
 from mrr_model.selection.target import NEEDS, IfUnreachable, Target
-from mrr_model.serving.dialects.body import SHOWN_CHARACTERS, described
+from mrr_model.serving.dialects.body import SHOWN_CHARACTERS, check_depth, described
 from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.work import Knobs
 from mrr_model.validation.arguments import DEFAULT, Default
@@ -65,6 +65,7 @@ def whole(value: object) -> object:
 
 def _checked(name: str, value: object) -> Any:
     """A knob's value, checked as the core checks it."""
+    check_depth(name, value)
     for text in _strings(value):
         if len(text) > KNOB_CHARACTERS:  # errors show a knob's value, and must not show texts
             raise ValueError(f"{name}: {described(text)} is too long.")
@@ -72,6 +73,8 @@ def _checked(name: str, value: object) -> Any:
         return CHECKS[name](whole(value))
     except TypeError as error:
         raise ValueError(str(error)) from None
+    except OverflowError:
+        raise ValueError(f"{name} has a number that is too large.") from None
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -95,6 +95,15 @@ def test_objects_and_rank_fields(client: TestClient, mini: MatryoshkaReranker) -
     assert pairs(body.json()) == expected(mini, QUERY, ["Faust\nGoethe", "bees"])
 
 
+def test_what_is_ignored_is_said(client: TestClient, mini: MatryoshkaReranker) -> None:
+    request = {"query": QUERY, "documents": DOCUMENTS, "max_chunks_per_doc": 10, "max_tokens_per_doc": 3}
+    body = client.post("/v1/rerank", json={**request, "return_documents": True}).json()
+    assert "max_chunks_per_doc" in body["meta"]["warnings"][0]
+    cut = ["Bees make honey", "Goethe wrote the", "Faust is a", "Rain is wet"]
+    assert pairs(body) == expected(mini, QUERY, cut)
+    assert {result["document"]["text"] for result in body["results"]} == set(DOCUMENTS)
+
+
 @pytest.mark.parametrize(
     ("knobs", "options"),
     [
