@@ -1,8 +1,5 @@
 """The HTTP app of one served model: routes inside, middleware around them."""
 
-from importlib import import_module
-from importlib.util import find_spec
-
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -17,6 +14,7 @@ from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.guard import Guard, dialect_of
 from mrr_model.serving.limits import MEGABYTE, BodyLimits
 from mrr_model.serving.observability import Observability
+from mrr_model.serving.page import router as page_router
 from mrr_model.serving.reference import POLICY, reference_page
 from mrr_model.serving.security import ApiKeys
 from mrr_model.serving.service import RerankService
@@ -47,8 +45,7 @@ def create_app(service: RerankService, config: ServeConfig, observability: Obser
     app.include_router(probes(service))
     app.include_router(dialect_router(service, config))
     app.include_router(observability.router(service))
-    if find_spec("mrr_model.serving.page"):  # it comes with another change
-        app.include_router(import_module("mrr_model.serving.page").router(service))
+    app.include_router(page_router(service))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -60,6 +57,7 @@ def create_app(service: RerankService, config: ServeConfig, observability: Obser
     # The last is the outermost.
     app.add_middleware(BodyLimits, max_bytes=int(config.max_body_mb * MEGABYTE), timeout=config.read_timeout)
     app.add_middleware(ApiKeys, keys=config.api_key)
+    app.add_middleware(Guard, service=service)
     if config.cors_origin:
         app.add_middleware(
             CORSMiddleware,
@@ -68,7 +66,6 @@ def create_app(service: RerankService, config: ServeConfig, observability: Obser
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(Guard, service=service)
     app.add_middleware(observability.middleware)
     return app
 
