@@ -227,7 +227,7 @@ def large_bodies(server: Server) -> str:
 
 def slow_heads(server: Server) -> str:
     """Connections whose request heads come a byte at a time (slow loris)."""
-    return _dripped(server, HEAD[:20])
+    return _dripped(server, "GET /")
 
 
 def slow_bodies(server: Server) -> str:
