@@ -11,8 +11,8 @@ import mrr_model
 DISTRIBUTION = "matryoshka-reranker"
 EXTRAS = {"docs", "langchain", "llama-index", "sentence-transformers", "train", "eval", "dev", "all"}
 NOT_FOR_IMPORT = {
-    "accelerate", "bm25s", "datasets", "langchain_core", "llama_index", "pandas", "peft",
-    "rich", "scipy", "sentence_transformers", "sklearn", "typer",
+    "accelerate", "bm25s", "datasets", "fastapi", "langchain_core", "llama_index", "pandas",
+    "peft", "rich", "scipy", "sentence_transformers", "sklearn", "typer", "uvicorn",
 }  # fmt: skip
 
 

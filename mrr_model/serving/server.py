@@ -126,12 +126,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._url = url_of(sockets or [])
         logger.info("%s is being loaded; %s answers /health and /ready", self.service.model_name, self._url)
-        if not self._config.api_key and not is_loopback(self._config.host):
-            logger.warning(
-                "--host %s makes this server reachable from other machines, and it has no API key: set --api-key or "
-                "MRR_API_KEY",
-                self._config.host,
-            )
+        self.warn()
         self._loading = asyncio.create_task(self.service.start())
         self._loading.add_done_callback(self._loaded)
 
@@ -155,6 +150,14 @@ class Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             leave(INTERRUPTED)
         self.should_exit = True
+
+    def warn(self) -> None:
+        """Warn if others may use the server, and none needs a key."""
+        if not self._config.api_key and not is_loopback(self._config.host):
+            logger.warning(
+                "--host %s lets other machines use this server without an API key: set MRR_API_KEY or --api-key",
+                self._config.host,
+            )
 
     def _loaded(self, loading: "asyncio.Task[None]") -> None:
         if loading.cancelled():

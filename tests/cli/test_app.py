@@ -42,7 +42,7 @@ finally:
     assert not {"torch", "transformers", "pydantic"} & set(sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(command in run.stdout for command in ("rerank", "finetune", "self-distill", "mine", "info"))
+    assert all(command in run.stdout for command in ("rerank", "serve", "finetune", "self-distill", "mine", "info"))
 
 
 def test_version(mrr: Mrr) -> None:

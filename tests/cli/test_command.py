@@ -17,9 +17,10 @@ from mrr_model.cli.evaluate import CalibrateCommand, EvaluateCommand
 from mrr_model.cli.info import InfoConfig
 from mrr_model.cli.rerank import RerankConfig
 from mrr_model.cli.train import FinetuneCommand, SelfDistillCommand
+from mrr_model.serving.config import ServeConfig
 from mrr_model.training.config import MineConfig
 
-NAMES = ["rerank", "info", "evaluate", "calibrate", "mine", "finetune", "self-distill"]
+NAMES = ["rerank", "serve", "info", "evaluate", "calibrate", "mine", "finetune", "self-distill"]
 """In the order of use."""
 EVERY = pytest.mark.parametrize("name", ["", *NAMES])
 
@@ -85,7 +86,8 @@ def configs() -> Iterator[Any]:
                 yield from models(type(field.get_default()))
 
     for config in (
-        RerankConfig, InfoConfig, EvaluateCommand, CalibrateCommand, MineConfig, FinetuneCommand, SelfDistillCommand
+        RerankConfig, ServeConfig, InfoConfig, EvaluateCommand, CalibrateCommand, MineConfig, FinetuneCommand,
+        SelfDistillCommand,
     ):  # fmt: skip
         yield from models(config)
 
@@ -121,7 +123,8 @@ def imported(command):
         cli.app([*command, "--help"])
     except SystemExit as ended:
         assert ended.code == 0
-    return {{"torch", "transformers", "peft", "numpy", "datasets", "accelerate", "rich.table"}} & set(sys.modules)
+    heavy = {{"torch", "transformers", "peft", "numpy", "datasets", "accelerate", "rich.table", "fastapi"}}
+    return heavy & set(sys.modules)
 
 assert not imported([]) and "pydantic" not in sys.modules
 for name in {NAMES}:
@@ -144,6 +147,7 @@ def completed(line: str) -> list[str]:
     [
         ("mrr fi", ["finetune"]),
         ("mrr rerank --keep-", ["--keep-ratio", "--keep-quality"]),
+        ("mrr serve --log-format j", ["json"]),
         ("mrr finetune --distill-le", ["--distill-learning-rate"]),
         ("mrr finetune --model m --no-b", ["--no-bf16"]),
         ("mrr finetune --dtype bf", ["bfloat16"]),
