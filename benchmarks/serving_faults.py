@@ -38,7 +38,9 @@ class Sizes:
     idle_connections: int = 1000
     killed_clients: int = 20
     clients: int = 64
-    documents: int = 400
+    documents: int = 100
+    max_connections: int = 4096
+    max_queue: int = 2000
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def request(documents: int = 2, head: str = HEAD, **fields: object) -> bytes:
 def served(*flags: str, read_timeout: float, sizes: Sizes) -> Iterator[Server]:
     """Run a server until the end of the block."""
     command = [sys.executable, "-m", "mrr_model", "serve", "--port", "0", "--dtype", "float32", *flags]
-    command += ["--read-timeout", str(read_timeout)]
+    command += ["--read-timeout", str(read_timeout), "--max-connections", str(sizes.max_connections)]
+    command += ["--max-queue", str(sizes.max_queue)]
     with TemporaryFile() as file:
         process = subprocess.Popen(
             command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -266,10 +269,12 @@ def idle_connections(server: Server) -> str:
         assert server.rerank().status == 200
         for connection in connections:
             connection.socket.setblocking(False)
+        time.sleep(0.1)
         closed = 0
         for connection in connections:
             with suppress(BlockingIOError):
                 closed += not connection.socket.recv(1)
+    assert closed >= len(connections) + 1 - server.sizes.max_connections
     return f"{closed} closed for being idle longest, {len(connections) - closed} kept, new ones served"
 
 
@@ -359,7 +364,7 @@ def terminated(server: Server) -> str:
     def client(number: int) -> None:
         with server.connect() as connection:
             for _ in range(20):
-                connection.send(request(server.sizes.documents // 8))
+                connection.send(request(server.sizes.documents // 4))
                 try:
                     answer = connection.answer()
                 except ConnectionError:

@@ -16,14 +16,20 @@ from mrr_model import MatryoshkaReranker
 pytestmark = pytest.mark.slow
 
 SIZES = Sizes(
-    body_bytes=5_000_000, slow_connections=10, idle_connections=60, killed_clients=3, clients=12, documents=100
+    body_bytes=5_000_000,
+    slow_connections=10,
+    idle_connections=60,
+    killed_clients=3,
+    clients=12,
+    documents=100,
+    max_connections=40,
+    max_queue=400,
 )
-FLAGS = ("--max-connections", "40", "--max-queue", "400", "--max-body-mb", "1", "--keep-alive", "20")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with served(*FLAGS, read_timeout=1.0, sizes=SIZES) as server:
+    with served("--max-body-mb", "1", read_timeout=1.0, sizes=SIZES) as server:
         yield server
 
 

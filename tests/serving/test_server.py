@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from serving_faults import Connection, request
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.serving import server as serving
@@ -71,6 +72,43 @@ def test_a_model_that_cannot_score_ends_the_server(mini: MatryoshkaReranker, mon
     monkeypatch.setattr(MatryoshkaReranker, "score_documents", fails)
     with pytest.raises(RuntimeError, match="mini: the model failed"):
         server_of(lambda: mini).run(listen("127.0.0.1", 0))
+
+
+def test_a_request_that_outlasts_the_shutdown(
+    mini: MatryoshkaReranker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_score, logits, codes = threading.Event(), mini.engine.logits, list[int]()
+
+    def waits(*arguments: Any, **options: Any) -> Any:
+        running.set()
+        assert may_score.wait(60)
+        return logits(*arguments, **options)
+
+    monkeypatch.setattr(serving, "leave", codes.append)
+    server, listeners = server_of(lambda: mini, max_connections=1, shutdown_timeout=0.2), listen("127.0.0.1", 0)
+    address, running = listeners[0].getsockname(), threading.Event()
+    thread = threading.Thread(target=server.run, args=(listeners,))
+    thread.start()
+    try:
+        while not server.service.ready:
+            time.sleep(0.02)
+        monkeypatch.setattr(mini.engine, "logits", waits)
+        with Connection(address) as idle, Connection(address) as accepted:
+            accepted.send(request())
+            assert running.wait(30)
+            assert idle.is_closed()  # it made way for the other
+            with Connection(address) as another:  # no connection is idle
+                assert another.answer().status == 503
+            server.should_exit = True
+            answer = accepted.answer()
+            assert (answer.status, answer.headers["connection"]) == (503, "close")
+            assert b"stopped" in answer.body
+    finally:
+        may_score.set()
+        server.should_exit = True
+        thread.join(30)
+    assert codes == [0]
+    assert "1 requests were not finished" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
