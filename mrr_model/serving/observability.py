@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, FastAPI, Header, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -153,4 +153,7 @@ def _route(scope: Scope) -> str:
     path: str | None = route.path if isinstance(route, Route) else None
     if not scope.get("path_params") and (path is not None or inspect.isfunction(scope.get("endpoint"))):
         return str(scope["path"])
+    app = scope.get("app")
+    if path is None and isinstance(app, FastAPI) and scope["path"] in app.openapi()["paths"]:
+        return str(scope["path"])  # refused before it was routed
     return path or UNKNOWN_ROUTE

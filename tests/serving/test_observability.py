@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException, Request, WebSocket
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from httpx import ASGITransport, AsyncClient, Response
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mrr_model import MatryoshkaReranker
 from mrr_model.compression import Compression, Plan
@@ -94,6 +95,17 @@ async def socket(websocket: WebSocket) -> None:
     await websocket.close()
 
 
+class Closed:
+    """Refuses requests with a certain header before they are routed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = (b"x-refuse", b"yes") in scope.get("headers", ())
+        await (PlainTextResponse("no", 401) if refused else self.app)(scope, receive, send)
+
+
 class Watched:
     """An app under observation, and what it shows."""
 
@@ -103,6 +115,7 @@ class Watched:
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.observability = Observability(config or ServeConfig(), Tracing(provider))
         app = FastAPI()
+        app.add_middleware(Closed)
         app.include_router(routes)
         app.include_router(routes, prefix="/v1")
         app.include_router(self.observability.router(RerankService(lambda: MatryoshkaReranker("mini"), ServeConfig())))
@@ -178,6 +191,12 @@ async def test_routes_are_counted_by_template(watched: Watched) -> None:
         ("/openapi.json", "200"): 1,
         ("/missing", "405"): 1,
     }
+
+
+async def test_a_request_that_is_refused_early_is_counted_by_its_route(watched: Watched) -> None:
+    for path in ("/v1/missing", "/nothing"):
+        await watched.get(path, headers={"X-Refuse": "yes"})
+    assert watched.counted() == {("/v1/missing", "401"): 1, (UNKNOWN_ROUTE, "401"): 1}
 
 
 async def test_settings_that_requests_invent_share_a_label_after_the_first(watched: Watched) -> None:
