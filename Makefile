@@ -14,11 +14,15 @@ TEST_PROCESSES ?= 2
 # How long `make gpu` may take, and where it writes.
 GPU_MINUTES ?= 6
 GPU_OUTPUT ?= outputs/gpu
+# More options of pytest for `make test`.
+TEST_OPTIONS ?=
+APT_CHROMIUM = { echo "Installing Chromium ..." && timeout 60 apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+    timeout 180 apt-get -qq install --no-install-recommends chromium > /dev/null; }
 # Where `make docs` writes.
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve install test test-fast lint fix types docs results gpu test-versions clean
+.PHONY: help quickstart serve install test browser test-fast lint fix types docs results gpu test-versions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +37,13 @@ serve: $(VENV)/.serve  ## Install the package with its server, then serve mini o
 install: $(VENV)/.dev  ## Install the package, editable, with the development tools
 
 test: lint types  ## Check style and types, then run the tests, the doctests and the README's snippets
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TEST_OPTIONS)
+
+# Without Chromium, and without a way to install it, the tests are skipped and say so.
+browser: $(VENV)/.dev  ## Test the server's page in Chromium, which apt installs if it is missing
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || $(APT_CHROMIUM) || \
+	    echo "Chromium is missing, and apt-get could not install it."
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/browser
 
 test-fast: $(VENV)/.dev  ## Run the tests that start no process, train nothing and need no framework
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m "not slow" \

@@ -14,6 +14,7 @@ SLOW = (
     "mrr_integrations",
     "mrr_model/loaded.py",
     "mrr_model/reranker.py",
+    "tests/browser",
     "tests/docs",
     "tests/examples",
     "tests/integrations",

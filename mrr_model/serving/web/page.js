@@ -244,7 +244,8 @@ function showControls() {
       : "all tokens stay.";
   setText("layers-caption", `${run}; ${tokens}`);
   const count = texts().documents.length;
-  setText("count", count === 0 ? "none yet" : count === 1 ? "1 document" : `${number(count)} documents`);
+  const noun = create("span", "hidden", count === 1 ? " document" : " documents");
+  element("count").replaceChildren(...(count === 0 ? ["none yet"] : [number(count), noun]));
   const query = element("query").value;
   for (const button of element("suggestions").children) {
     button.setAttribute("aria-pressed", String(button.textContent === query));
