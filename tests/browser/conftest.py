@@ -24,7 +24,7 @@ DESKTOP = {"width": 1280, "height": 860}
 OpenPage = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright runs, other tests cannot have an event loop
 def browser() -> "Iterator[Browser]":
     executable = next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
@@ -38,7 +38,7 @@ def browser() -> "Iterator[Browser]":
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server; it is not started if there is no browser."""
     log = tmp_path_factory.mktemp("server") / "log"
