@@ -41,9 +41,10 @@ HIDDEN_CHARACTERS = 500
 
 
 class CohereError(BaseModel):
-    """An error as Cohere writes it."""
+    """An error as Cohere writes it, and as Voyage and Jina do."""
 
     message: str = Field(description="What is wrong, and what to do.")
+    detail: str = Field(description="The same: Voyage's client reads it here, and no error of its own without it.")
 
 
 class TEIError(BaseModel):
@@ -91,7 +92,7 @@ def error_response(error: ServingError, dialect: str) -> JSONResponse:
     if error.fault is Fault.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     message = _printable(str(error))
-    body: dict[str, Any] = {"message": message}
+    body: dict[str, Any] = {"message": message, "detail": message}
     if dialect == "tei":
         empty = isinstance(error, NothingToRankError)
         body = {"error": message, "error_type": "Empty" if empty else TEI_TYPES.get(error.fault, "Validation")}

@@ -146,7 +146,7 @@ def test_the_answer_has_the_requests_name_and_its_record(app: FastAPI, mini: Mat
 @pytest.mark.parametrize("fault", Fault)
 def test_every_fault_has_every_form(fault: Fault) -> None:
     error = ServingError(fault, "first line\nsecond \ud800", retry_after=0.2)
-    for dialect, keys in {"cohere": {"message"}, "tei": {"error", "error_type"}, "vllm": {"error"}}.items():
+    for dialect, keys in {"cohere": {"message", "detail"}, "tei": {"error", "error_type"}, "vllm": {"error"}}.items():
         answer = error_response(error, dialect)
         assert answer.headers["retry-after"] == "1"
         assert json.loads(answer.body).keys() == keys

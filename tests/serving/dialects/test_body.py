@@ -30,7 +30,7 @@ GOOD = {"query": "who wrote Faust?", "documents": ["Goethe did.", "Bees make hon
 def test_what_is_no_json_is_malformed(client: TestClient, path: str, body: bytes) -> None:
     answer = client.post(path, content=body, headers=JSON)
     assert answer.status_code == 400
-    assert answer.json().keys() == ({"error"} if path == "/score" else {"message"})
+    assert answer.json().keys() == ({"error"} if path == "/score" else {"message", "detail"})
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "/"])
@@ -123,7 +123,7 @@ def test_surrogate_pairs_are_characters(client: TestClient) -> None:
 def test_wrong_values_are_named_and_not_echoed(client: TestClient, change: dict[str, Any], named: str) -> None:
     answer = client.post("/v1/rerank", json={**GOOD, **change})
     assert answer.status_code == 422
-    assert answer.json().keys() == {"message"}
+    assert answer.json().keys() == {"message", "detail"}
     assert named in answer.json()["message"]
     assert SECRET[:20] not in answer.text
     assert len(answer.text) < 500
