@@ -25,6 +25,7 @@ SLOW = (
     "tests/checkpoint/test_io.py",
     "tests/cli/test_evaluate.py",
     "tests/cli/test_rerank.py",
+    "tests/clients",
     "tests/checkpoint/test_measured.py",
     "tests/checkpoint/test_parity.py",
     "tests/checkpoint/test_templates.py",
