@@ -110,7 +110,7 @@ async function run() {
     show();
     if (full === null && comparable()) await compare(query, documents, key);
   } catch (error) {
-    if (error.name !== "AbortError" && !controller.signal.aborted) fail(error, run);
+    if (!controller.signal.aborted) fail(error, run);
   } finally {
     if (request === controller) busy(false);
   }
@@ -124,8 +124,9 @@ async function compare(query, documents, key) {
     own.answer = await rank(query, documents, fullSize(), own.controller.signal);
     if (full === own) show();
   } catch (error) {
-    if (full === own) full = null;
-    throw error;
+    if (full !== own) return; // it was aborted, as the texts are others now
+    full = null;
+    fail(error, run);
   }
 }
 
