@@ -36,8 +36,8 @@ VLLM_TYPES = {
 VLLM_PATHS = ("/score", "/v1/score", "/v1/models")
 TEI_PATHS = ("/info",)
 
-HIDDEN_CHARACTERS = 500
-"""A message ends after this many characters: it may name a value of the request."""
+MESSAGE_CHARACTERS = 500
+"""Characters of a message, at most: it may name a value of the request."""
 
 
 class CohereError(BaseModel):
@@ -126,4 +126,4 @@ def error_model(dialect: str) -> type[BaseModel]:
 def _printable(message: str) -> str:
     """The message in one line that can be encoded."""
     line = " ".join(message.encode("utf-8", "replace").decode("utf-8").split())
-    return line if len(line) <= HIDDEN_CHARACTERS else line[:HIDDEN_CHARACTERS] + "…"
+    return line if len(line) <= MESSAGE_CHARACTERS else line[:MESSAGE_CHARACTERS] + "…"
