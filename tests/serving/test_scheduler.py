@@ -143,7 +143,7 @@ async def test_requests_with_one_plan_share_a_slice(slow: Slow, waiting: Schedul
 
 
 async def test_a_short_request_does_not_wait_for_a_long_one(slow: Slow, waiting: Scheduler) -> None:
-    long = waiting.submit(work(*(f"{text} {copy}" for copy in range(3) for text in DOCUMENTS), query="long"))
+    long = waiting.submit(work(*(f"{text} {copy}" for copy in range(6) for text in DOCUMENTS), query="long"))
     await until(lambda: slow.calls)
     short = waiting.submit(work(*DOCUMENTS[:3], query="short"))
     slow.may_run.set()
