@@ -2,8 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,33 @@ def folders(
     return made
 
 
+@contextmanager
+def all_together() -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, around in AROUND.items():
+            if name not in ("bfloat16", "float16"):  # one default format at a time
+                stack.enter_context(around())
+        yield
+
+
+def check_scores(folder: str | Path, around: Mapping[str, Callable[[], Any]]) -> None:
+    for dtype in ("float32", "bfloat16"):
+        expected = load_and_score(folder, dtype)
+        loaded_before = MatryoshkaReranker(folder, dtype=dtype, max_length=100)
+        for name, enter in around.items():
+            with enter():
+                assert load_and_score(folder, dtype) == expected, name
+                assert [loaded_before.score(QUERY, TEXTS, normalize=False, **s) for s in SETTINGS] == expected, name
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_around_a_call_moves_its_scores(folders: dict[str, str | Path], family: str) -> None:
-    for dtype in ("float32", "bfloat16"):
-        expected = load_and_score(folders[family], dtype)
-        loaded_before = MatryoshkaReranker(folders[family], dtype=dtype, max_length=100)
-        for name, around in AROUND.items():
-            with around():
-                assert load_and_score(folders[family], dtype) == expected, name
-                assert [loaded_before.score(QUERY, TEXTS, normalize=False, **s) for s in SETTINGS] == expected, name
+    check_scores(folders[family], {"all": all_together})
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_nothing_alone_moves_them_either(folders: dict[str, str | Path], family: str) -> None:
+    check_scores(folders[family], AROUND)
 
 
 def test_logits_without_pairs_ignore_the_defaults_too(make_checkpoint: Callable[..., Checkpoint]) -> None:
