@@ -106,7 +106,8 @@ class ForwardPass:
                     lambda hidden: self.model.pool_last_exit(hidden, self.plan),
                     batch_size=self.batch_size,
                 )
-                source = TokenSource(self.model, self.pairs, group.indices, prefix, unpad=self.budget.unpads)
+                unpad = prefix is None and self.budget.unpads
+                source = TokenSource(self.model, self.pairs, group.indices, prefix, unpad=unpad)
                 for rows, pooled in run.batches(source):
                     scores.add(rows, pooled)
                     del pooled  # it holds large blocks of memory until then
