@@ -41,7 +41,7 @@ async def test_what_is_no_route_is_answered_in_a_dialect() -> None:
     app, _ = app_of()
     async with client_of(app) as client:
         missing = await client.get("/v3/rerank")
-        assert (missing.status_code, list(missing.json())) == (404, ["message", "detail"])
+        assert (missing.status_code, "message" in missing.json()) == (404, True)
         wrong = await client.get("/score")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
         assert wrong.json()["error"]["code"] == 405
@@ -82,7 +82,7 @@ async def test_bodies_are_limited(headers: dict[str, str], content: bytes, statu
 
     async with client_of(app) as client:
         answer = await client.post("/v2/rerank", content=chunks(), headers=headers)
-    assert (answer.status_code, list(answer.json())) == (status, ["message", "detail"])
+    assert (answer.status_code, "message" in answer.json()) == (status, True)
 
 
 async def test_a_body_that_does_not_arrive() -> None:
