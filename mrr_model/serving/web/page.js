@@ -237,7 +237,8 @@ function showControls() {
     column.classList.toggle("idle", index >= runs);
     column.style.height = percent(merges && index >= layer ? ratio : 1, 1);
   });
-  const run = runs === layers ? `All ${layers} layers run` : `${runs} of ${layers} layers run`;
+  const fixed = runs === layers ? `All ${layers} layers run` : `${runs} of ${layers} layers run`;
+  const run = element("cascade").checked ? `Up to ${runs} of ${layers} layers run` : fixed;
   const tokens = merges
     ? `from layer ${layer + 1} on, ${percent(ratio)} of a passage’s tokens are left.`
     : ratio < 1
@@ -317,7 +318,7 @@ function summary(ranks) {
   const first = best === 0 ? "The best one is that of full size" : `The best one is number ${number(best + 1)} at full size`;
   const top = Math.min(10, Math.floor(results.length / 2));
   const common = results.slice(0, top).filter(({ index }) => ranks.get(index) < top).length;
-  const shared = top > 1 ? `, and ${common === top ? "all" : common} of the first ${top} are the same` : "";
+  const shared = top > 1 ? `, and ${common === top ? "all" : common} of the first ${top} are the same documents` : "";
   return `${first}${shared}. ${number(moved)} of ${documents} moved.${why}`;
 }
 
@@ -524,8 +525,8 @@ function prepare() {
   const point = cascadePoint();
   element("cascade-control").hidden = point === null || !allows("cascade") || !comparable();
   if (point !== null) {
-    const where = `depth ${point.depth}, ${typeof point.keep_ratio === "number" ? percent(point.keep_ratio) : "merged"} tokens`;
-    setText("cascade-hint", `Documents that fall behind stop early. Measured at ${where}.`);
+    const tokens = point.keep_ratio === 1 ? "all tokens" : "fewer tokens";
+    setText("cascade-hint", `Documents that fall behind stop early. For depth ${point.depth} with ${tokens}.`);
   }
   const refused = ["depth", "keep_ratio"].filter((name) => !allows(name));
   const several = typeof own.keep_ratio !== "number" && Object.keys(own.keep_ratio).length > 1;
