@@ -85,7 +85,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def full_queue(server: Server) -> Iterator[None]:
     """While tests run, a request of another client fills the queue, which may hold one pair."""
-    text = Path(__file__).read_text()
+    text = Path(__file__).read_text(encoding="utf-8")
     body = json.dumps({"query": QUERY, "documents": [f"{index} {text}" for index in range(1000)]}).encode()
     host = httpx.URL(server.url)
     head = (
