@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from gpu_run import TRACEBACK_LINES, Row, Run
 from gpu_shapes import SHAPES, TINY, documents_of
-from result_files import ROOT
+from reference import REFERENCE
 from scipy.stats import kendalltau
 from speed import mixed_passages
 from torch import Tensor
@@ -32,7 +32,6 @@ from mrr_model.modeling.batch import collate
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.modeling.merging import Spans, destinations, merge_tokens
 
-REFERENCE = ROOT / "tests" / "fixtures" / "reference"
 ADAPTERS: dict[str, tuple[str, ...]] = {
     "base": (), "other_prompt": (), "vertical": (VERTICAL,), "horizontal_2": (horizontal_name(Fraction(1, 2)),),
     "vertical+horizontal_2": (VERTICAL, horizontal_name(Fraction(1, 2))),

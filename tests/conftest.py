@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from reference import REFERENCE
 from tiny import TINY, stock_config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel, WordPiece
@@ -43,8 +44,6 @@ from mrr_model.modeling.compensation import Adapter, LowRank
 from mrr_model.modeling.config import MatryoshkaConfig
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile, ProfilePoint
-
-REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 
 FIRST_ID = 5
 """Random ids start here: no special tokens, and no padding id, by which XLM-RoBERTa counts its positions."""

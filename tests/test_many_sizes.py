@@ -8,13 +8,13 @@ import pickle
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reference import MISTRAL
 
 from mrr_model import Cascade, MatryoshkaReranker, Ranking
 from mrr_model.calibration.probability import probability
@@ -23,7 +23,7 @@ from mrr_model.inference.windows import DocumentSplitter
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.selection.profile import Profile, ProfileCascade, ProfilePoint
 
-DECODER = Path(__file__).parent / "fixtures" / "reference" / "mistral" / "model"
+DECODER = MISTRAL
 QUERY = "how do plants make food?"
 TEXTS = [
     "Photosynthesis turns light, water and carbon dioxide into sugar.",

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from reference import MISTRAL
 from transformers import BertModel
 
 from mrr_model import Compression, MatryoshkaReranker, RankedDocument, Target
@@ -25,7 +26,7 @@ from mrr_model.compression import Plan
 from mrr_model.inference.batching import MIN_SHARING_PAIRS
 from mrr_model.modeling.model import MatryoshkaModel
 
-DECODER = Path(__file__).parent / "fixtures" / "reference" / "mistral" / "model"
+DECODER = MISTRAL
 QUERY = "how do plants make food?"
 DOCUMENTS = [
     "Photosynthesis turns light, water and carbon dioxide into sugar.",

@@ -1,7 +1,7 @@
 """Scores of the published formats' reference checkpoints, as the authors' released models give them.
 
-Every expected number comes from `fixtures/reference/*/golden.json.gz` (see fixtures/README.md) and holds within 1e-4 in
-float32.
+Every expected number comes from `golden.json.gz` of the reference data (see fixtures/README.md) and holds within 1e-4
+in float32.
 """
 
 import gzip
@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from reference import REFERENCE
 
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.checkpoint import Checkpoint
@@ -26,7 +26,6 @@ from mrr_model.inference.encode import PairEncoder
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.compensation import FOLD_LIMIT, Compensation
 
-REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference"
 FORMATS = ("mistral", "gemma2", "minicpm")
 TOLERANCE = 1e-4
 HORIZONTAL = horizontal_name(Fraction(1, 2))

@@ -10,13 +10,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from reference import MISTRAL
 
 from mrr_model import MatryoshkaReranker, checkpoint
 from mrr_model.inference import encode as inputs
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.forward import ForwardPass
 
-DECODER = Path(__file__).parents[1] / "fixtures" / "reference" / "mistral" / "model"
+DECODER = MISTRAL
 QUERY = "how do plants make food?"
 RELEVANT, IRRELEVANT = "Plants make food by photosynthesis.", "The committee met on Tuesday to discuss the budget."
 

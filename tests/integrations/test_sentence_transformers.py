@@ -14,6 +14,7 @@ import pandas
 import pytest
 import torch
 from datasets import Dataset
+from reference import MISTRAL
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
 from sentence_transformers.cross_encoder.evaluation import (
@@ -33,7 +34,7 @@ from mrr_model.inference.batching import length_sorted_batches
 QUERY = "how do plants make food?"
 TEXTS = ["The committee met.", "Photosynthesis turns light into sugar that plants use as food.", "Bees make honey."]
 PAIRS = [(QUERY, text) for text in TEXTS]
-DECODER = Path(__file__).parents[1] / "fixtures" / "reference" / "mistral" / "model"
+DECODER = MISTRAL
 MakeCheckpoint = Callable[..., Checkpoint]
 
 
