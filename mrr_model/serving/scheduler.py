@@ -366,10 +366,11 @@ class Scheduler:
         seconds = time.monotonic() - begin - (self._nested_seconds - nested)
         if piece.setting.cascade is None:
             self._learn(seconds / (piece.tokens * piece.setting.flops_share))
+        observe = self.observe  # before the last warm-up's answer makes the service set it
         self._deliver(piece, found, seconds)
-        if self.observe is not None:
+        if observe is not None:
             tokens = meter.batch_tokens - meter.padding_tokens
-            self.observe(
+            observe(
                 BatchRecord(piece.setting.label, len(piece.parts), piece.pairs, tokens, meter.padding_tokens, seconds)
             )
 
