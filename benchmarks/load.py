@@ -246,7 +246,7 @@ async def one_by_one(port: int, requests: Sequence[Request]) -> Load:
 
 
 async def open_loop(port: int, requests: Sequence[Request], rate: float, seconds: float, seed: int = 0) -> Load:
-    """Requests that arrive as a Poisson process, whether or not earlier ones have been answered.
+    """Requests that arrive as a Poisson process from the first on, whether or not earlier ones have been answered.
 
     Args:
         port: The server's, on loopback.
@@ -268,11 +268,11 @@ async def open_loop(port: int, requests: Sequence[Request], rate: float, seconds
     with _timed(load) as begin:
         arrival, tasks = begin, []
         for at in itertools.cycle(range(len(requests))):
-            arrival += generator.expovariate(rate)
             if arrival > begin + seconds:
                 break
             await asyncio.sleep(max(0.0, arrival - time.perf_counter()))
             tasks.append(asyncio.create_task(ask(at, arrival)))
+            arrival += generator.expovariate(rate)
         await asyncio.gather(*tasks)
     await _close(load, connections)
     return load

@@ -112,13 +112,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="of load on each server")
     parser.add_argument("--turns", type=int, default=3, help="of all servers, in which they share the seconds")
     parser.add_argument("--arrivals-seconds", type=float, default=60, help="of arrivals, with shedding and without")
+    parser.add_argument("--documents", type=int, nargs=2, default=DOCUMENTS, help="of a request, at least and at most")
     parser.add_argument("--pools", type=int, nargs="+", default=POOLS, help="threads of the endpoint's pool")
     add_output_argument(parser, "serving")
     arguments = parser.parse_args()
     texts = mixed_passages(PASSAGES)
     reranker = MatryoshkaReranker(MODEL, dtype=DTYPE)
     count = arguments.clients * REQUESTS_PER_CLIENT
-    requests = [scored(reranker, request) for request in make_requests(texts, count, seed=0)]
+    requests = [scored(reranker, request) for request in make_requests(texts, arguments.documents, count, seed=0)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         write_stock(reranker, Path(folder))
         commands = {OURS: list(SERVE), OURS_SHEDDING: [*SERVE, "--shed", "auto"]}
@@ -132,7 +133,7 @@ def main() -> None:
         seconds = arguments.seconds / arguments.turns
         load = compare(compared, requests, arguments.clients, seconds, arguments.turns)
         capacity = load["contenders"][0]["pairs_per_second"]
-        arrivals = make_requests(texts, MAX_ARRIVALS, seed=1)
+        arrivals = make_requests(texts, arguments.documents, MAX_ARRIVALS, seed=1)
         shedding = [servers[OURS], servers[OURS_SHEDDING]]
         shed = compare_shedding(shedding, arrivals, capacity, arguments.arrivals_seconds)
     results = {
@@ -140,7 +141,7 @@ def main() -> None:
         "dtype": DTYPE,
         "torch_threads": torch.get_num_threads(),
         "clients": arguments.clients,
-        "documents": list(DOCUMENTS),
+        "documents": list(arguments.documents),
         "mean_documents": round(mean(request.pairs for request in requests), 1),
         **load,
         "shedding": shed,
@@ -236,12 +237,12 @@ def compare_shedding(
     return {"load": LOAD, "seconds": seconds, "requests_per_second": round(rate, 2), "servers": rows}
 
 
-def make_requests(texts: Sequence[str], count: int, seed: int) -> list[Request]:
+def make_requests(texts: Sequence[str], documents: Sequence[int], count: int, seed: int) -> list[Request]:
     """Requests with different queries, and of many sizes."""
     generator = random.Random(seed)
     names = [form.format(name) for form in QUERIES for name in passages()]
     queries = generator.sample(names, count)
-    low, high = map(math.log, DOCUMENTS)
+    low, high = map(math.log, documents)
     sizes = [round(math.exp(generator.uniform(low, high))) for _ in queries]
     return [Request(query, generator.sample(list(texts), size)) for query, size in zip(queries, sizes, strict=True)]
 

@@ -102,7 +102,21 @@ async def test_requests_arrive_whether_or_not_earlier_ones_were_answered() -> No
 @pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "serving.json"
-    flags = ["--clients", "2", "--seconds", "2", "--turns", "1", "--arrivals-seconds", "1", "--pools", "40"]
+    flags = [
+        "--clients",
+        "2",
+        "--seconds",
+        "2",
+        "--turns",
+        "1",
+        "--arrivals-seconds",
+        "1",
+        "--pools",
+        "40",
+        "--documents",
+        "2",
+        "8",
+    ]
     monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks" / "serving.py"), *flags, "--output", str(file)])
     serving.main()
     found = read_result(file).results
