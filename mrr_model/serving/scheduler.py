@@ -1,9 +1,9 @@
 """One model, many requests: pairs of different requests share batches, and each request gets its turn.
 
 The pairs of requests that run the same Plan are scored together, a *slice* at a time: about a tenth of a second of
-work. Requests take turns by how much of their work has been done (start-time fair queueing; Goyal, Vin & Cheng, 1996),
-so that a short request does not wait for a long one to end. What a cascade drops depends on all documents of a
-request, so it runs whole; others get a slice between two of its batches.
+work, or one batch if that takes longer. Requests come in the order of `FairOrder`, so that a short one does not wait
+for a long one. What a cascade drops depends on all documents of a request, so it runs whole; others get a slice between
+two of its batches.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN
 from mrr_model.ranking import Scored
 from mrr_model.reranker import MatryoshkaReranker
 from mrr_model.serving.errors import Fault, ServingError
+from mrr_model.serving.fairness import FairOrder
 from mrr_model.serving.records import BatchRecord
 from mrr_model.serving.work import Answer, ServedSetting, Work
 
@@ -33,8 +34,6 @@ SLICE_SECONDS = 0.1
 """How long a slice may take, about."""
 MAX_SLICE_BATCHES = 8
 """A slice holds at most so many batches' tokens, however fast they are."""
-TURN_PAIRS = 32
-"""Pairs that a request gets into a slice before the next request's turn."""
 NESTED_SHARE = 0.25
 """A cascade makes way for another with at most this share of its pairs."""
 PACE_MEMORY = 0.8
@@ -57,7 +56,7 @@ class Job:
         pairs: Its (query, document) pairs.
         costs: Estimated tokens of each.
         arrived: On the clock of `time.monotonic`.
-        served: Where its turn is: the virtual time of its arrival, and the tokens it has had since.
+        end: When it would end with equal shares; the first runs first.
         next: Its first pair that has not been scored.
         tokens_left: Estimated tokens of that and all later ones.
         scored: What is known of the pairs before that one.
@@ -75,7 +74,7 @@ class Job:
     pairs: list[tuple[str, str]]
     costs: list[int]
     arrived: float
-    served: float = 0.0
+    end: float = 0.0
     next: int = 0
     tokens_left: int = 0
     scored: list[Scored] = field(default_factory=list)
@@ -179,7 +178,7 @@ class Scheduler:
         """Whether the pace is a usual one; until then, the best is taken."""
         self._pace = 0.0  # seconds per token at full size
         self._jobs: list[Job] = []
-        self._virtual_time = 0.0
+        self._order = FairOrder()
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._stopping = False
@@ -240,8 +239,9 @@ class Scheduler:
                     retry_after=max(1.0, math.ceil(seconds)),
                 )
             job = Job(work, loop.create_future(), loop, next(self._numbers), setting, pairs, costs, time.monotonic())
-            job.served, job.tokens_left = self._virtual_time, sum(costs)
+            job.tokens_left = sum(costs)
             if pairs:
+                job.end = self._order.arrive(job.tokens_left)
                 self._jobs.append(job)
                 self._changed.notify_all()
         if not pairs:
@@ -254,7 +254,7 @@ class Scheduler:
         with self._changed:
             job.given_up = True
             if not job.running and job in self._jobs:
-                self._jobs.remove(job)
+                self._drop(job)
 
     def _check(self, work: Work) -> None:
         """Check what only the model knows about a request's options. Raises `ServingError` (INVALID)."""
@@ -289,6 +289,8 @@ class Scheduler:
         while True:
             try:
                 with self._changed:
+                    if not self._jobs:
+                        self._order = FairOrder()
                     while not self._jobs and not self._stopping:
                         self._changed.wait()
                     if not self._jobs:
@@ -299,7 +301,7 @@ class Scheduler:
             except Exception:  # without this thread no request would ever be answered
                 logger.exception("scheduling failed; the %d requests in the queue get an error", len(self._jobs))
                 with self._changed:
-                    jobs, self._jobs = self._jobs, []
+                    jobs, self._jobs, self._order = self._jobs, [], FairOrder()
                 for job in jobs:
                     job.settle(_failed())
 
@@ -310,9 +312,9 @@ class Scheduler:
             most_cascade_pairs: The pairs of a request with a cascade, at most.
         """
         waiting = []
-        for job in sorted(self._jobs, key=lambda job: (job.served, job.number)):
+        for job in sorted(self._jobs, key=lambda job: (job.end, job.number)):
             if job.given_up and not job.running:
-                self._jobs.remove(job)
+                self._drop(job)
             elif not job.running:
                 waiting.append(job)
         open_job = next((job for job in waiting if job.setting is None), None)
@@ -327,17 +329,15 @@ class Scheduler:
         first = next((job for job in waiting if setting(job).cascade is None or job.left <= most_cascade_pairs), None)
         if first is None:
             return None
-        self._virtual_time = max(self._virtual_time, first.served)
         options = self._options(first.work, setting(first))
         alike = [job for job in waiting if self._options(job.work, setting(job)) == options]
         budget = self._slice_tokens(setting(first))
-        take = _turns if setting(first).cascade is None else _whole
+        take = _parts if setting(first).cascade is None else _whole
         piece = Slice(list(take(alike, budget)))
         for part in piece.parts:
             job = part.job
             job.setting, job.running = setting(job), True
             job.started = job.started or time.monotonic()
-            job.served = max(job.served, self._virtual_time) + part.tokens
         return piece
 
     def _options(self, work: Work, setting: ServedSetting) -> tuple[object, ...]:
@@ -401,10 +401,13 @@ class Scheduler:
                 job.scored += found[at : at + count]
                 job.next, job.running = part.stop, False
                 job.tokens_left -= part.tokens
+                self._order.work(part.tokens)
                 job.model_seconds += seconds
                 at += count
-                if job.given_up or not job.left:
-                    self._jobs.remove(job)
+                if job.given_up:
+                    self._drop(job)
+                elif not job.left:
+                    self._jobs.remove(job)  # the imaginary server of the order may still work on it
                     done.append(job)
         for job in done:
             job.settle(_answer(job))
@@ -421,7 +424,7 @@ class Scheduler:
         [job] = piece.jobs
         with self._changed:
             job.running = False
-            self._jobs.remove(job)
+            self._drop(job)
         job.settle(_failed())
 
     def _release(self, jobs: Iterable[Job]) -> None:
@@ -429,7 +432,12 @@ class Scheduler:
         with self._changed:
             for job in jobs:
                 job.running = False
-                self._jobs.remove(job)
+                self._drop(job)
+
+    def _drop(self, job: Job) -> None:
+        """Take a job that is not done out of the queue. Call it with the lock held."""
+        self._jobs.remove(job)
+        self._order.leave(job.end)
 
     def _between_batches(self, piece: Slice) -> None:
         """Stop if nobody waits for the slice; make way for others if it has a cascade, which runs whole."""
@@ -451,21 +459,16 @@ class Scheduler:
             self._pace = min(self._pace or pace, pace)
 
 
-def _turns(jobs: Sequence[Job], budget: float) -> list[Part]:
-    """Parts of jobs, in turns of a few pairs each, within a budget of tokens; at least one pair."""
-    stops, tokens = {job: job.next for job in jobs}, 0
-    while tokens < budget:
-        before = tokens
-        for job in jobs:
-            stop = min(len(job.costs), stops[job] + TURN_PAIRS)
-            for at in range(stops[job], stop):
-                if tokens >= budget:
-                    break
-                tokens += job.costs[at]
-                stops[job] = at + 1
-        if tokens == before:
-            break
-    return [Part(job, job.next, stop) for job, stop in stops.items() if stop > job.next]
+def _parts(jobs: Sequence[Job], budget: float) -> Iterator[Part]:
+    """The first pairs of jobs, within a budget of tokens; at least one pair."""
+    tokens = 0
+    for job in jobs:
+        stop = job.next
+        while stop < len(job.costs) and tokens < budget:
+            tokens += job.costs[stop]
+            stop += 1
+        if stop > job.next:
+            yield Part(job, job.next, stop)
 
 
 def _whole(jobs: Sequence[Job], budget: float) -> Iterator[Part]:

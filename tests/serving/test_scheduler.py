@@ -4,13 +4,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mrr_model import Cascade, MatryoshkaReranker
 from mrr_model.compression import Compression
 from mrr_model.ranking import Scored
 from mrr_model.serving.errors import Fault, ServingError
+from mrr_model.serving.fairness import FairOrder
 from mrr_model.serving.records import BatchRecord
-from mrr_model.serving.scheduler import TURN_PAIRS, Job, Scheduler
+from mrr_model.serving.scheduler import Job, Scheduler
 from mrr_model.serving.settings import SettingChooser
 from mrr_model.serving.work import Answer, Knobs, ServedSetting, Work
 
@@ -156,19 +159,51 @@ async def test_a_short_request_does_not_wait_for_a_long_one(slow: Slow, waiting:
     await long.future
 
 
-async def test_long_requests_take_turns(slow: Slow, waiting: Scheduler) -> None:
+async def test_equal_requests_end_one_after_the_other(slow: Slow, waiting: Scheduler) -> None:
     blocker = waiting.submit(work("x"))
     await until(lambda: slow.calls)
-    texts = [f"{text} {copy}" for copy in range(2) for text in DOCUMENTS]
-    jobs = [waiting.submit(work(*texts, query=name)) for name in ("a", "b")]
+    jobs = [waiting.submit(work(*DOCUMENTS, query=name)) for name in ("a", "b", "c")]
     slow.may_run.set()
     await answers([blocker, *jobs])
-    had = {"a": 0, "b": 0}
-    for call in slow.calls[1:]:
-        for query, own in call:
-            had[query] += len(own)
-        if all(count < len(texts) for count in had.values()):
-            assert abs(had["a"] - had["b"]) <= 2 * TURN_PAIRS + 8  # a turn, and what a slice of other lengths holds
+    ends = {query: number for number, call in enumerate(slow.calls) for query, _ in call}
+    assert ends["a"] < ends["b"] < ends["c"]
+
+
+async def test_a_long_request_is_not_starved_by_short_ones(slow: Slow, waiting: Scheduler) -> None:
+    long = waiting.submit(work(*DOCUMENTS, query="long"))
+    slow.may_run.set()
+    short = 0
+    while not long.future.done():
+        await waiting.submit(work(*DOCUMENTS[:20], query="short")).future
+        short += 1
+    assert short < 20  # with equal shares it would be half as fast as alone
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), min_size=1, max_size=12))
+def test_no_request_ends_later_than_with_equal_shares(arrivals: list[tuple[float, int]]) -> None:
+    """One token a second; requests arrive at times, with numbers of tokens."""
+    arrivals.sort()
+    order, left, ends, tags, shared, shared_ends = FairOrder(), {}, {}, {}, {}, {}
+    step, now, waiting = 0.125, 0.0, list(enumerate(arrivals))
+    while waiting or left or shared:
+        while waiting and waiting[0][1][0] <= now:
+            number, (_, tokens) = waiting.pop(0)
+            left[number] = shared[number] = float(tokens)
+            tags[number] = order.arrive(tokens)
+        now += step
+        if left:
+            first = min(left, key=lambda number: (tags[number], number))
+            order.work(min(step, left[first]))
+            left[first] -= step
+            if left[first] <= 1e-9:
+                del left[first]
+                ends[first] = now
+        for number in list(shared):
+            shared[number] -= step / len(shared)
+        for number in [number for number, tokens in shared.items() if tokens <= 1e-9]:
+            del shared[number]
+            shared_ends[number] = now
+    assert all(ends[number] <= shared_ends[number] + 12 * step for number in ends)
 
 
 async def test_who_gives_up_is_not_run(slow: Slow, waiting: Scheduler) -> None:
