@@ -60,7 +60,10 @@ class SettingChooser:
             return self.default
         try:
             if knobs.target is None:
-                setting = self.reranker.compression.override(knobs.depth, knobs.keep_ratio)
+                depth = knobs.depth
+                if isinstance(depth, int):  # all layers run beyond the last one; here that is no reason to warn
+                    depth = min(depth, self.reranker.num_layers)
+                setting = self.reranker.compression.override(depth, knobs.keep_ratio)
                 return self._served(setting, knobs.cascade, "request", "as asked")
             if len(knobs.given) > 1:
                 raise ValueError("target chooses depth, keep_ratio and cascade: give it or them, not both.")

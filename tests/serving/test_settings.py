@@ -32,6 +32,11 @@ def test_knobs_override_the_default_s(mini: MatryoshkaReranker) -> None:
     assert deep.chosen_by == wide.chosen_by == "request"
 
 
+def test_a_depth_above_the_last_layer_runs_all(mini: MatryoshkaReranker) -> None:
+    served = SettingChooser(mini.copy(), ALL).chosen(Knobs(depth=10**30), 0, 1)  # warnings are errors
+    assert (served.setting, served.chosen_by) == (Compression(6), "request")
+
+
 def test_a_cascade_is_resolved(chooser: SettingChooser) -> None:
     auto = chooser.chosen(Knobs(cascade="auto"), 0, 1)
     assert isinstance(auto.cascade, Cascade)
