@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import itemgetter
 
 from mrr_model.inference.cancelling import Cancelled, between_batches
@@ -38,6 +39,8 @@ NESTED_SHARE = 0.25
 """A cascade makes way for another with at most this share of its pairs."""
 PACE_MEMORY = 0.8
 """Weight of the past in the running mean of the pace."""
+LENGTHS = 32
+"""Re-rankers for shorter inputs that are kept; others are made again."""
 
 Decide = Callable[[Work, float], ServedSetting | None]
 """The setting that a request asks for; None if it asks for none."""
@@ -49,6 +52,7 @@ class Job:
 
     Attributes:
         work: The request.
+        reranker: The model, with the request's `max_length`.
         future: Gets the answer, on `loop`.
         loop: The event loop of who waits.
         number: Its number in the order of arrival.
@@ -67,6 +71,7 @@ class Job:
     """
 
     work: Work
+    reranker: MatryoshkaReranker
     future: "asyncio.Future[Answer]"
     loop: asyncio.AbstractEventLoop
     number: int
@@ -128,6 +133,11 @@ class Slice:
         return self.parts[0].job.work
 
     @property
+    def reranker(self) -> MatryoshkaReranker:
+        """The model, with the `max_length` of all of them."""
+        return self.parts[0].job.reranker
+
+    @property
     def setting(self) -> ServedSetting:
         """What it runs."""
         setting = self.parts[0].job.setting
@@ -183,7 +193,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._stopping = False
         self._nested_seconds = 0.0
-        self._resized: dict[int | None, MatryoshkaReranker] = {None: reranker}
+        self._resized = lru_cache(LENGTHS)(lambda length: reranker.copy(max_length=length))
         self._thread = threading.Thread(target=self._run_jobs, name="mrr-scheduler", daemon=True)
 
     def start(self) -> None:
@@ -223,7 +233,7 @@ class Scheduler:
         Raises:
             ServingError: OVERLOADED if the queue is full; INVALID or NOT_ALLOWED for its knobs.
         """
-        self._check(work)
+        resized = self._checked(work)
         costs = self._costs(work)
         setting = self._decide(work, sum(costs) * self._pace)
         pairs = [(query, text) for query, documents in work.requests for text in documents]
@@ -238,7 +248,8 @@ class Scheduler:
                     "later, or with fewer documents.",
                     retry_after=max(1.0, math.ceil(seconds)),
                 )
-            job = Job(work, loop.create_future(), loop, next(self._numbers), setting, pairs, costs, time.monotonic())
+            number, arrived = next(self._numbers), time.monotonic()
+            job = Job(work, resized, loop.create_future(), loop, number, setting, pairs, costs, arrived)
             job.tokens_left = sum(costs)
             if pairs:
                 job.end = self._order.arrive(job.tokens_left)
@@ -256,18 +267,17 @@ class Scheduler:
             if not job.running and job in self._jobs:
                 self._drop(job)
 
-    def _check(self, work: Work) -> None:
-        """Check what only the model knows about a request's options. Raises `ServingError` (INVALID)."""
+    def _checked(self, work: Work) -> MatryoshkaReranker:
+        """The model for a request whose options it can run. Raises `ServingError` (INVALID) if it cannot."""
         try:
-            if work.max_length not in self._resized:
-                shorter = min(work.max_length or 0, self.reranker.max_length)
-                self._resized[work.max_length] = self.reranker.copy(max_length=shorter)
+            shorter = work.max_length is not None and work.max_length < self.reranker.max_length
+            resized = self._resized(work.max_length) if shorter else self.reranker
             if isinstance(work.prompt, str):
                 if not self.reranker.model.matryoshka.template.takes_prompt:
                     raise ValueError("instruction: the model's input template has none. Leave it out.")
-                encoder = self._resized[work.max_length].engine.encoder
                 for query, _ in work.requests[:1]:
-                    encoder.passage_space(query, work.prompt)
+                    resized.engine.encoder.passage_space(query, work.prompt)
+            return resized
         except (TypeError, ValueError) as error:
             raise ServingError(Fault.INVALID, str(error)) from error
 
@@ -329,8 +339,8 @@ class Scheduler:
         first = next((job for job in waiting if setting(job).cascade is None or job.left <= most_cascade_pairs), None)
         if first is None:
             return None
-        options = self._options(first.work, setting(first))
-        alike = [job for job in waiting if self._options(job.work, setting(job)) == options]
+        options = self._options(first, setting(first))
+        alike = [job for job in waiting if self._options(job, setting(job)) == options]
         budget = self._slice_tokens(setting(first))
         take = _parts if setting(first).cascade is None else _whole
         piece = Slice(list(take(alike, budget)))
@@ -340,10 +350,11 @@ class Scheduler:
             job.started = job.started or time.monotonic()
         return piece
 
-    def _options(self, work: Work, setting: ServedSetting) -> tuple[object, ...]:
+    def _options(self, job: Job, setting: ServedSetting) -> tuple[object, ...]:
         """What requests must have in common to share a slice."""
+        work = job.work
         rank = None if setting.cascade is None else work.top_n
-        return (setting.plan, setting.cascade, rank, work.normalize, work.prompt, work.max_length)
+        return (setting.plan, setting.cascade, rank, work.normalize, work.prompt, job.reranker.max_length)
 
     def _slice_tokens(self, setting: ServedSetting) -> float:
         batch = self.reranker.engine.budget.tokens
@@ -383,7 +394,7 @@ class Scheduler:
             requests = [(query, [text for _, text in own]) for query, own in by_query]
         else:  # what stops depends on the other documents of the request
             requests = [(query, list(texts)) for job in piece.jobs for query, texts in job.work.requests]
-        found = self._resized[work.max_length].score_documents(
+        found = piece.reranker.score_documents(
             requests,
             **setting.setting.to_kwargs(),
             cascade=setting.cascade,

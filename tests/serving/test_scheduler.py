@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from mrr_model.ranking import Scored
 from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.fairness import FairOrder
 from mrr_model.serving.records import BatchRecord
-from mrr_model.serving.scheduler import Job, Scheduler
+from mrr_model.serving.scheduler import LENGTHS, Job, Scheduler
 from mrr_model.serving.settings import SettingChooser
 from mrr_model.serving.work import Answer, Knobs, ServedSetting, Work
 
@@ -359,6 +361,16 @@ async def test_shorter_inputs(mini: MatryoshkaReranker, scheduler: Scheduler) ->
     assert (answer.tokens, longest.tokens) == (20, len(mini.tokenizer("what do bees make?", text)["input_ids"]))
     want = mini.copy(max_length=20).score("what do bees make?", [text], normalize=False)
     assert [each.logit for each in answer.scored[0]] == pytest.approx(want, abs=1e-4)
+
+
+async def test_any_number_of_lengths(mini: MatryoshkaReranker, scheduler: Scheduler) -> None:
+    lengths = range(20, 20 + 2 * LENGTHS)
+    jobs = [scheduler.submit(work("honey " * 400, max_length=length)) for length in lengths]  # those in use stay
+    assert [answer.tokens for answer in await answers(jobs)] == list(lengths)
+    kept = weakref.WeakSet(job.reranker for job in jobs)
+    del jobs
+    gc.collect()
+    await until(lambda: len(kept) <= LENGTHS)
 
 
 def test_a_label_names_the_setting(mini: MatryoshkaReranker) -> None:
