@@ -225,7 +225,7 @@ class Scheduler:
 
     def pace_of(self, work: Work) -> float:
         """Seconds per pair of a request at full size, without waiting, by the pace so far."""
-        return sum(self._costs(work)) * self._pace / max(1, work.pairs)
+        return sum(self._costs(work, self.reranker.max_length)) * self._pace / max(1, work.pairs)
 
     def submit(self, work: Work) -> Job:
         """Put a request into the queue. Call it on the event loop that will wait for `Job.future`.
@@ -234,7 +234,7 @@ class Scheduler:
             ServingError: OVERLOADED if the queue is full; INVALID or NOT_ALLOWED for its knobs.
         """
         resized = self._checked(work)
-        costs = self._costs(work)
+        costs = self._costs(work, resized.max_length)
         setting = self._decide(work, sum(costs) * self._pace)
         pairs = [(query, text) for query, documents in work.requests for text in documents]
         loop = asyncio.get_running_loop()
@@ -281,9 +281,8 @@ class Scheduler:
         except (TypeError, ValueError) as error:
             raise ServingError(Fault.INVALID, str(error)) from error
 
-    def _costs(self, work: Work) -> list[int]:
+    def _costs(self, work: Work, longest: int) -> list[int]:
         """Estimated tokens of each pair."""
-        longest = work.max_length or self.reranker.max_length
         return [
             min(longest, 3 + (len(query) + len(text)) // CHARACTERS_PER_TOKEN)
             for query, documents in work.requests

@@ -363,9 +363,15 @@ async def test_shorter_inputs(mini: MatryoshkaReranker, scheduler: Scheduler) ->
     assert [each.logit for each in answer.scored[0]] == pytest.approx(want, abs=1e-4)
 
 
+async def test_a_pair_costs_no_more_than_the_model_reads(mini: MatryoshkaReranker, scheduler: Scheduler) -> None:
+    jobs = [scheduler.submit(work("honey " * 4000, max_length=each)) for each in (20, None, 9999)]
+    assert [job.costs for job in jobs] == [[20], [mini.max_length], [mini.max_length]]
+    await answers(jobs)
+
+
 async def test_any_number_of_lengths(mini: MatryoshkaReranker, scheduler: Scheduler) -> None:
-    lengths = range(20, 20 + 2 * LENGTHS)
-    jobs = [scheduler.submit(work("honey " * 400, max_length=length)) for length in lengths]  # those in use stay
+    lengths = range(20, 28 + LENGTHS)
+    jobs = [scheduler.submit(work("honey " * 60, max_length=length)) for length in lengths]  # those in use stay
     assert [answer.tokens for answer in await answers(jobs)] == list(lengths)
     kept = weakref.WeakSet(job.reranker for job in jobs)
     del jobs
