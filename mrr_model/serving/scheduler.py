@@ -378,11 +378,14 @@ class Scheduler:
             self._learn(seconds / (piece.tokens * piece.setting.flops_share))
         observe = self.observe  # before the last warm-up's answer makes the service set it
         self._deliver(piece, found, seconds)
-        if observe is not None:
-            tokens = meter.batch_tokens - meter.padding_tokens
-            observe(
-                BatchRecord(piece.setting.label, len(piece.parts), piece.pairs, tokens, meter.padding_tokens, seconds)
-            )
+        if observe is None:
+            return
+        tokens = meter.batch_tokens - meter.padding_tokens
+        record = BatchRecord(piece.setting.label, len(piece.parts), piece.pairs, tokens, meter.padding_tokens, seconds)
+        try:
+            observe(record)
+        except Exception:  # no request must fail because nobody could watch it
+            logger.exception("the batch of %d pairs could not be recorded", piece.pairs)
 
     def _scored(self, piece: Slice) -> list[Scored]:
         """What is known of the slice's pairs."""

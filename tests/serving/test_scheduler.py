@@ -304,6 +304,30 @@ async def test_a_fault_of_the_scheduler_s_own_ends_with_errors(mini: MatryoshkaR
     scheduler.stop()
 
 
+async def test_an_observer_that_fails_breaks_no_request(
+    slow: Slow, waiting: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(record: BatchRecord) -> None:
+        raise OSError("no space left on device")
+
+    waiting.observe = fails
+    faults = iter([RuntimeError()])
+    blocker = waiting.submit(work("x"))
+    await until(lambda: slow.calls)
+    both = [waiting.submit(work(*DOCUMENTS[:2], query=f"query {number}")) for number in range(2)]
+    other = waiting.submit(work("y", knobs=Knobs(depth=4)))
+
+    def fail_once(requests: list[tuple[str, list[str]]]) -> None:
+        if len(requests) == 2:
+            raise next(faults)
+
+    slow.fault = fail_once
+    slow.may_run.set()
+    assert all(answer.scored for answer in await answers([blocker, *both, other]))
+    assert waiting.requests == 0
+    assert "no space left" in caplog.text
+
+
 async def test_a_full_queue_refuses_with_the_time_to_come_back(slow: Slow) -> None:
     scheduler = scheduler_of(slow.reranker, max_queue=10)
     first = scheduler.submit(work(*DOCUMENTS))  # one that is larger than the queue still runs
