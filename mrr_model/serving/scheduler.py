@@ -255,8 +255,9 @@ class Scheduler:
                 job.end = self._order.arrive(job.tokens_left)
                 self._jobs.append(job)
                 self._changed.notify_all()
+            else:
+                job.setting, job.started = setting or self._unasked(self._queue_seconds()), job.arrived
         if not pairs:
-            job.setting, job.started = setting or self._unasked(0.0), job.arrived
             job.settle(_answer(job))
         return job
 

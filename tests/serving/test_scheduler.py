@@ -355,6 +355,8 @@ async def test_the_queue_is_what_others_wait_for(slow: Slow, mini: MatryoshkaRer
     await until(lambda: slow.calls)
     rest = [scheduler.submit(work(*DOCUMENTS[:20])) for _ in range(3)]
     assert scheduler.seconds > 0
+    scheduler.submit(work())  # without documents it waits for nobody, but the queue is not empty because of that
+    assert unasked.queues[-1] == scheduler.seconds
     slow.may_run.set()
     await answers([first, *rest])
     assert max(unasked.queues) > 0
