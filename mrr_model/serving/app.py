@@ -42,8 +42,8 @@ def create_app(service: RerankService, config: ServeConfig, observability: Obser
         docs_url=None,  # FastAPI's loads scripts from elsewhere
         redoc_url=None,
     )
-    app.include_router(probes(service))
     app.include_router(dialect_router(service, config))
+    app.include_router(probes(service))
     app.include_router(observability.router(service))
     app.include_router(page_router(service))
 
@@ -75,13 +75,17 @@ def probes(service: RerankService) -> APIRouter:
     router = APIRouter()
 
     @router.head("/health", include_in_schema=False)
-    @router.get("/health")
+    @router.get("/health", response_description="OK.")
     async def health() -> JSONResponse:
         """Whether the process lives."""
         return JSONResponse({"status": "ok"})
 
     @router.head("/ready", include_in_schema=False)
-    @router.get("/ready", responses={503: {"description": "The model is being loaded, or the server is stopping."}})
+    @router.get(
+        "/ready",
+        response_description="OK.",
+        responses={503: {"description": "The model is being loaded, or the server is stopping."}},
+    )
     async def ready() -> JSONResponse:
         """Whether the model is loaded, has scored once, and takes requests."""
         return JSONResponse(

@@ -53,7 +53,7 @@ class Observability:
         router = APIRouter()
         formats: dict[str, Any] = {"text/plain": {}, "application/openmetrics-text": {}}
 
-        @router.get("/metrics", response_class=Response, responses={200: {"content": formats}})
+        @router.get("/metrics", response_class=Response, responses={200: {"description": "OK.", "content": formats}})
         def metrics(accept: str = Header("", include_in_schema=False)) -> Response:
             """Metrics for Prometheus, as text or in the OpenMetrics format."""
             content, content_type = self.metrics.exposition(accept)

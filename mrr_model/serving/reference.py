@@ -13,7 +13,7 @@ h2 { margin-top: 2.5rem; border-top: 1px solid #8886; padding-top: 1rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #8884; }
 pre { overflow-x: auto; padding: .75rem; background: #8882; border-radius: .375rem; }
-.wide { overflow-x: auto; }
+.wide, details { margin: 1rem 0; overflow-x: auto; }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 """The page's Content-Security-Policy."""
@@ -37,7 +37,7 @@ def reference_page(openapi: Schema) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>',
         f"<h1>{title}</h1><p>{escape(openapi['info'].get('description', ''))}</p>",
-        '<p><a href="/">Try it</a> · <a href="/openapi.json">OpenAPI schema</a></p><ul>',
+        '<p><a href="./">Try it</a> · <a href="openapi.json">OpenAPI schema</a></p><ul>',
         *(f'<li><a href="#{_anchor(method, path)}"><code>{method} {path}</code></a>' for method, path, _ in operations),
         "</ul>",
         *(part for operation in operations for part in _operation(*operation)),
@@ -67,10 +67,10 @@ def _operation(method: str, path: str, operation: Schema) -> Iterator[str]:
 
 
 def _table(fields: Mapping[str, Schema], required: Any) -> str:
-    rows = [
+    rows = [  # what a request must have stands first
         f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}"
         f"<td>{_default(name, field, required)}<td>{_text(field.get('description', ''))}"
-        for name, field in fields.items()
+        for name, field in sorted(fields.items(), key=lambda item: item[0] not in required)
     ]
     return f'<div class="wide"><table><tr><th>name<th>type<th>default<th>meaning{"".join(rows)}</table></div>'
 
