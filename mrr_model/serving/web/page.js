@@ -315,7 +315,7 @@ function summary(ranks) {
   const moved = results.filter(({ index }, rank) => ranks.get(index) !== rank).length;
   if (moved === 0) return `${documents}, in the order of full size.${why}`;
   const best = ranks.get(results[0].index);
-  const first = best === 0 ? "The best one is that of full size" : `The best one is number ${number(best + 1)} at full size`;
+  const first = best === 0 ? "The top document is also full size’s" : `The top document is number ${number(best + 1)} at full size`;
   const top = Math.min(10, Math.floor(results.length / 2));
   const common = results.slice(0, top).filter(({ index }) => ranks.get(index) < top).length;
   const shared = top > 1 ? `, and ${common === top ? "all" : common} of the first ${top} are the same documents` : "";
