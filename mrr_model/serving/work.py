@@ -111,9 +111,7 @@ class ServedSetting:
         parts = [f"depth={self.plan.last_layer}", f"keep_ratio={self.setting.keep_ratio_text}"]
         if self.cascade is not None:
             parts.append(f'cascade="{self.cascade}"')
-        reason = "".join(
-            character if " " <= character <= "~" and character not in '"\\' else "'" for character in self.reason
-        )
+        reason = UNQUOTED.sub("'", self.reason)
         return "; ".join([*parts, f"chosen_by={self.chosen_by}", f'reason="{reason}"'])
 
     def to_json(self) -> dict[str, Any]:
