@@ -21,7 +21,7 @@ class Fault(Enum):
     TIMED_OUT = 504
 
 
-@dataclass
+@dataclass(eq=False)  # as other exceptions are
 class ServingError(Exception):
     """Ends a request.
 
