@@ -1,7 +1,7 @@
 """The config of `mrr serve`. Help is made from it: nothing here imports torch or fastapi."""
 
 import re
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -9,7 +9,7 @@ from typing_extensions import Self
 from mrr_model.inference.config import InferenceConfig
 from mrr_model.validation.config import Flag
 
-Knob = Literal["depth", "keep_ratio", "target", "cascade"]
+KNOBS = ("depth", "keep_ratio", "target", "cascade")
 """What a request may choose for itself."""
 KEY = re.compile(r"[!-+\--~]+")
 """An API key: visible ASCII without commas, so that headers and MRR_API_KEY can hold it."""
@@ -78,10 +78,9 @@ class ServeConfig(InferenceConfig):
     def _check(self) -> Self:
         if not self.host:
             raise ValueError("--host is empty. Give an address, such as 127.0.0.1 or 0.0.0.0")
-        allowed = self.allow_settings.split(",")
-        if self.allow_settings not in ("any", "none") and not {*allowed} <= {*get_args(Knob)}:
+        if not {*self.allowed_knobs} <= {*KNOBS}:
             raise ValueError(
-                f"--allow-settings must be any, none, or some of {', '.join(get_args(Knob))} with commas between them, "
+                f"--allow-settings must be any, none, or some of {', '.join(KNOBS)} with commas between them, "
                 f"got {self.allow_settings!r}"
             )
         if self.shed is not None and self.shed != "auto":
@@ -94,6 +93,18 @@ class ServeConfig(InferenceConfig):
         if not all(KEY.fullmatch(key) for key in self.api_key):
             raise ValueError("--api-key: a key must be visible ASCII characters without spaces and commas")
         return self
+
+    @property
+    def allowed_knobs(self) -> tuple[str, ...]:
+        """The knobs that requests may use.
+
+        Example:
+            >>> ServeConfig(allow_settings="depth, target").allowed_knobs
+            ('depth', 'target')
+        """
+        if self.allow_settings == "any":
+            return KNOBS
+        return () if self.allow_settings == "none" else tuple(map(str.strip, self.allow_settings.split(",")))
 
     def with_keys(self, keys: str) -> Self:
         """This config with the keys of the environment variable MRR_API_KEY.

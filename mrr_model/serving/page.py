@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from mrr_model.serving.service import KNOBS, RerankService
+from mrr_model.serving.service import RerankService
 
 SOURCES = files("mrr_model.serving") / "web"
 """The page's parts, which are joined into one document."""
@@ -77,7 +77,6 @@ def page_facts(service: RerankService) -> dict[str, Any]:
     """
     reranker, config = service.reranker, service.config
     profile = reranker.profile
-    allowed = {"any": KNOBS, "none": ()}.get(config.allow_settings, tuple(config.allow_settings.split(",")))
     return {
         "model": service.model_name,
         "layers": reranker.num_layers,
@@ -85,7 +84,7 @@ def page_facts(service: RerankService) -> dict[str, Any]:
         "merge_layers": list(reranker.merge_layers),
         "default_merge_layer": reranker.model.matryoshka.default_merge_layer if reranker.merge_layers else None,
         "default": service.default.to_json(),
-        "allowed": [name.strip() for name in allowed],
+        "allowed": list(config.allowed_knobs),
         "max_documents": config.max_documents,
         "profile": profile
         and {

@@ -17,7 +17,6 @@ from mrr_model.serving.work import Answer, ServedSetting, Work
 
 State = Literal["loading", "ready", "draining", "failed"]
 
-KNOBS = ("depth", "keep_ratio", "target", "cascade")
 USUAL_DOCUMENTS = 100
 """Documents of a usual request: `auto` sheds by how long one takes."""
 WARM_UP = Work(
@@ -162,9 +161,7 @@ class RerankService:
 
     def _open(self) -> None:
         reranker = self._load()
-        names = self.config.allow_settings
-        allowed = KNOBS if names == "any" else () if names == "none" else tuple(names.split(","))
-        chooser = SettingChooser(reranker, allowed)
+        chooser = SettingChooser(reranker, self.config.allowed_knobs)
         if self.config.shed is not None and self.config.shed != "auto":
             steps = parse_policy(self.config.shed)
             for step in steps:

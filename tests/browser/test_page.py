@@ -243,7 +243,16 @@ def test_tab_goes_from_top_to_bottom_and_shows_where_it_is(open_page: Any) -> No
             names.append(node[0])
             outlined.append(node[1])
             page.keyboard.press("Tab")
-        expected = ["Skip to the ranking", "reference", "query", *SAMPLE["queries"], "sample", "documents", "line", "default"]
+        expected = [
+            "Skip to the ranking",
+            "reference",
+            "query",
+            *SAMPLE["queries"],
+            "sample",
+            "documents",
+            "line",
+            "default",
+        ]
         assert names == [*expected, "depth", "keep", "merge", "cascade"]
         assert all(outlined), dict(zip(names, outlined, strict=True))
 
