@@ -318,7 +318,7 @@ function summary(ranks) {
   const first = best === 0 ? "The top document is also full size’s" : `The top document is number ${number(best + 1)} at full size`;
   const top = Math.min(10, Math.floor(results.length / 2));
   const common = results.slice(0, top).filter(({ index }) => ranks.get(index) < top).length;
-  const shared = top > 1 ? `, and ${common === top ? "all" : common} of the first ${top} are the same documents` : "";
+  const shared = top > 1 ? `, and ${common === top ? "all" : common} of the first ${top} are the same` : "";
   return `${first}${shared}. ${number(moved)} of ${documents} moved.${why}`;
 }
 
