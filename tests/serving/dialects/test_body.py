@@ -114,6 +114,7 @@ def test_surrogate_pairs_are_characters(client: TestClient) -> None:
         ({"keep_ratio": {"99": 0.5}}, "99"),
         ({"target": {"speedup": 2, "refresh": True}}, "target"),
         ({"target": {"speedup": SECRET}}, "target"),
+        ({"target": {"speedup": 2, "keep_quality": 0.9}}, "target must be"),
         ({"target": {"keep_quality": 2}}, "keep_quality"),
         ({"cascade": SECRET}, "cascade"),
         ({"cascade": {"stages": {"99": 1}}}, "cascade"),
