@@ -25,6 +25,7 @@ from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.forking import POOL
 from mrr_model.inference.forward import ForwardPass, PendingLogits
 from mrr_model.inference.metering import count_pairs
+from mrr_model.inference.planned import PLANNED
 from mrr_model.inference.staged import Deadline, StagedPass
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN
 from mrr_model.modeling.batch import Batch, EncodedPair, collate
@@ -229,6 +230,7 @@ class InferenceEngine:
         # Adapters are folded before inference mode starts: tensors made inside it could never be trained.
         with (
             self.compensation.applied(plan.adapters) as model,
+            PLANNED.off(self.model.device),
             tqdm(
                 total=pairs,
                 desc="Re-ranking",
