@@ -39,6 +39,11 @@ pads the keys.
 MAX_JOINED_PADDING = 9 / 8
 """Batches are joined after a merge if padding them to one width adds at most an eighth to their tokens."""
 
+MAX_PADDING, SMALL_TOKENS = 9 / 8, 4096
+"""A padded batch ends before padding adds more than an eighth to its tokens, unless it holds few tokens, padding counted:
+small batches do not fill an accelerator. (On a CPU batches are smaller than that by default.)
+"""
+
 Made = TypeVar("Made")
 
 
@@ -104,6 +109,8 @@ class Source(ABC):
             total += self._lengths[stop]
             fits = _fits(total, count * longest, tokens, self._unpadded)
             if count > 1 and (not fits or (pairs is not None and count > pairs)):
+                break
+            if not self._unpadded and held >= SMALL_TOKENS and count * longest > MAX_PADDING * total:
                 break
             held = total if self._unpadded else count * longest
             stop += 1

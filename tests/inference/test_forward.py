@@ -13,6 +13,7 @@ from torch import Tensor
 from mrr_model.compression import Plan
 from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.forward import ForwardPass
+from mrr_model.inference.layers import TokenSource
 from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
@@ -223,3 +224,16 @@ def test_states_of_earlier_batches_are_gone_before_the_next_starts(
     ):
         torch.testing.assert_close(run.logits(), expected(model, pairs, plan), atol=1e-5, rtol=1e-5)
     assert len(before_merging) > 10
+
+
+def test_a_large_batch_ends_before_it_is_mostly_padding(model: MatryoshkaModel) -> None:
+    lengths = [64] * 80 + [32] * 80
+    pairs = [EncodedPair([5] * length, 2, length - 3, 1) for length in lengths]
+    source = TokenSource(model, pairs, range(len(pairs)))
+    batch = source.batch(1 << 20)
+    assert batch is not None
+    assert 64 * len(batch.rows) <= 9 / 8 * sum(lengths[row] for row in batch.rows)
+    assert len(batch.rows) >= 80
+    small = TokenSource(model, pairs[70:90], range(20)).batch(1 << 20)
+    assert small is not None
+    assert len(small.rows) == 20  # its tokens are few, so that padding costs less than another batch
