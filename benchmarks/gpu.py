@@ -15,6 +15,7 @@ a check did not pass or an item failed.
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="how long the run may take (default: 6)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--device", default="cuda", help="torch device (default: cuda)")
-    parser.add_argument("--commit", help="commit of the code, if the checkout has no .git")
+    parser.add_argument("--commit", type=commit, help="commit of the code, 40 hex digits, if the checkout has no .git")
     parser.add_argument("--tiny", action="store_true", help="run tiny models on the CPU, to exercise the kit")
     arguments = parser.parse_args()
     if not arguments.tiny and arguments.device.startswith("cuda") and not torch.cuda.is_available():
@@ -52,6 +53,13 @@ def main() -> None:
     device = torch.device("cpu" if arguments.tiny else arguments.device)
     run = Run(arguments.output, device, arguments.minutes, arguments.tiny, arguments.commit)
     sys.exit(0 if measured(run) else 1)
+
+
+def commit(text: str) -> str:
+    """The commit that an argument names, as result files hold it."""
+    if not re.fullmatch("[0-9a-f]{40}", text):
+        raise argparse.ArgumentTypeError(f"must be a commit's 40 hex digits, in lower case, got {text!r}")
+    return text
 
 
 def measured(run: Run) -> bool:

@@ -16,8 +16,6 @@ from mrr_model import MatryoshkaReranker
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.inference.device import TABLE, BatchTable, device_class, measured_batch_tokens, read_batch_table
 
-BUDGETS = tuple(1 << power for power in range(13, 20))
-"""8k to 512k tokens."""
 TOLERANCE = 0.03
 REPEATS = 3
 FULL_RATE_SIZE, RATES = 8192, (0.04, 0.5)
@@ -53,19 +51,20 @@ def swept(run: Run, shape: Shape, reranker: MatryoshkaReranker, rate: float) -> 
     """Tokens per second with each budget, and the best of them."""
     documents = mixed_documents(reranker, shape.swept_tokens)
     tokens = sum(map(sum, reranker.engine.token_counts([(QUERY, text) for text in documents])))
-    with_budget(reranker, BUDGETS[1]).score(QUERY, documents[: len(documents) // 8])  # loads kernels
+    texts = [[f"{call} {text}" for text in documents] for call in range(REPEATS)]
+    with_budget(reranker, shape.budgets[0]).score(QUERY, documents[: len(documents) // 8])  # loads kernels
     rows: list[Row] = []
-    for budget in (size for size in BUDGETS if size < max(2 * tokens, BUDGETS[1])):  # above, all is one batch
+    for budget in shape.budgets:
         if run.left < foreseen(reranker, tokens, rate):
             run.skip(f"{shape.like}, {budget} tokens", "no time is left")
             continue
-        rows.append({"batch_tokens": budget, **timed(run, reranker, budget, documents, tokens)})
+        rows.append({"batch_tokens": budget, **timed(run, reranker, budget, texts, tokens)})
     best = max(row["tokens_per_second"] for row in rows)
     good = [row for row in rows if row["tokens_per_second"] >= (1 - TOLERANCE) * best and row["fitted"]]
     chosen = min((row["batch_tokens"] for row in good), default=None)
     padded = None
     if chosen is not None and (reranker.engine.budget.unpads or run.tiny):
-        padded = timed(run, reranker, chosen, documents, tokens, unpad=False)
+        padded = timed(run, reranker, chosen, texts, tokens, unpad=False)
     return {
         "like": shape.like,
         "hidden_size": reranker.model.config.hidden_size,
@@ -82,11 +81,14 @@ def timed(
     run: Run,
     reranker: MatryoshkaReranker,
     budget: int,
-    documents: list[str],
+    texts: list[list[str]],
     tokens: int,
     unpad: bool | None = None,
 ) -> Row:
-    """The fastest of up to `REPEATS` calls with one budget; without padding, with it, or as the engine chooses."""
+    """The fastest of up to `REPEATS` calls with one budget; without padding, with it, or as the engine chooses.
+
+    Each call has new texts, of about so many tokens.
+    """
     measured = with_budget(reranker, budget)
     measured.engine.budget.unpad = unpad
     taken: list[float] = []
@@ -94,12 +96,13 @@ def timed(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(run.device)
     # The first call with a budget gets memory from the driver, so a second one follows if it is affordable.
-    while len(taken) < REPEATS and (len(taken) < 2 or sum(taken) < 3) and (not taken or taken[0] < 4):
-        taken.append(seconds_of(lambda: measured.score(QUERY, documents), run.device))
+    for documents in texts:
+        if len(taken) < 2 or sum(taken) < 3:
+            taken.append(seconds_of(lambda documents=documents: measured.score(QUERY, documents), run.device))
     peak = torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else 0
     return {
         "tokens_per_second": round(tokens / min(taken)),
-        "pairs_per_second": round(len(documents) / min(taken), 1),
+        "pairs_per_second": round(len(texts[0]) / min(taken), 1),
         "calls": len(taken),
         "peak_mib": peak >> 20,
         "fitted": measured.engine.batch_tokens == budget,

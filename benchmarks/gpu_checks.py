@@ -42,6 +42,10 @@ ACROSS_DEVICES = 1e-4
 """How far float32 logits may differ between devices and from the reference data, relative to max(1, |logit|)."""
 SAME_DEVICE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 """How far logits of one pair may differ on one device."""
+PADDING = {torch.float32: 1e-5, torch.bfloat16: 0.08}
+"""The same for batches with and without padding, which different kernels compute: in bfloat16 the reference decoder's
+logits lie up to 0.05 from float32's with either.
+"""
 LEAST_TAU = 0.98
 """Kendall's tau that bfloat16's order must reach with float32's; 0.989 or more on a CPU (`precision.py`)."""
 SECONDS = 5.0
@@ -158,13 +162,15 @@ def across_devices(run: Run) -> Row:
     here, cpu, documents = mini(run), mini(run, device=torch.device("cpu")), texts(run)
     rows = [
         compared(here.score(QUERY, documents, **size), cpu.score(QUERY, documents, **size), ACROSS_DEVICES)
-        for size in sizes()
+        for size in sizes(run)
     ]
     return {**together(rows), "tf32": torch.backends.cuda.matmul.allow_tf32}
 
 
-def sizes() -> list[Row]:
-    return [{"depth": depth, "keep_ratio": keep_ratio} for depth, keep_ratio in SETTINGS]
+def sizes(run: Run) -> list[Row]:
+    """The settings to check; in a tiny run the one that takes most code."""
+    settings = SETTINGS[1:2] if run.tiny else SETTINGS
+    return [{"depth": depth, "keep_ratio": keep_ratio} for depth, keep_ratio in settings]
 
 
 def merging(run: Run) -> Row:
@@ -208,7 +214,7 @@ def batch_invariance(run: Run) -> Row:
     shuffled = random.Random(0).sample(documents, len(documents))
     for dtype in SAME_DEVICE:
         reranker = mini(run, str(dtype).removeprefix("torch."))
-        for size in sizes():
+        for size in sizes(run):
             expected = reranker.score(QUERY, documents, **size)
             place = dict(zip(shuffled, reranker.score(QUERY, shuffled, **size), strict=True))
             alone = [reranker.score(QUERY, [text], **size)[0] for text in documents[:20]]
@@ -252,7 +258,9 @@ def threads(run: Run) -> Row:
     """Ten threads with settings of different adapters, against one thread."""
     reranker, documents = mini(run), texts(run)[:8]
     calls = [
-        (size, [f"{index} {text}" for text in documents]) for index in range(1 if run.tiny else 10) for size in sizes()
+        (size, [f"{index} {text}" for text in documents])
+        for index in range(1 if run.tiny else 10)
+        for size in sizes(run)
     ]
 
     def score(call: tuple[Row, list[str]]) -> list[float]:
@@ -267,12 +275,12 @@ def threads(run: Run) -> Row:
 def padding(run: Run) -> Row:
     """The engine's batches without padding, as fused kernels or the slow loop compute them, against padded ones."""
     rows = []
-    for dtype, tolerance in SAME_DEVICE.items():
+    for dtype, tolerance in PADDING.items():
         for make in (mini, mistral, encoder):
             reranker = make(run, str(dtype).removeprefix("torch."))
             engine = reranker.engine
             pairs = [(QUERY if index % 2 else text, text) for index, text in enumerate(texts(run)[:40])]
-            for size in sizes():
+            for size in sizes(run):
                 plan = reranker.plan(**size)
                 with torch.inference_mode():
                     expected = engine.forward(engine.batch(pairs), plan)
@@ -288,7 +296,7 @@ def bfloat16(run: Run) -> Row:
     wide, narrow, documents = mini(run), mini(run, "bfloat16"), texts(run) + documents_of(60, 1 if run.tiny else 100)
     tau = [
         float(kendalltau(wide.score(QUERY, documents, **size), narrow.score(QUERY, documents, **size)).statistic)
-        for size in sizes()
+        for size in sizes(run)
     ]
     return {"passed": min(tau) >= LEAST_TAU or run.tiny, "worst": min(tau), "tolerance": LEAST_TAU, "tau": tau}
 
@@ -302,7 +310,7 @@ def synchronisation(run: Run) -> Row:
         if reranker.engine.budget.unpads or (run.tiny and reranker.model.can_unpad):
             encoded = reranker.engine.encoder.encode(pairs)
             batches["unpadded"] = collate(encoded, pad_id=0, unpadded=True).to(run.device)
-        for size, (layout, batch) in product(sizes(), batches.items()):
+        for size, (layout, batch) in product(sizes(run), batches.items()):
             plan = reranker.plan(**size)
             model = f"{reranker.model.config.model_type}, {layout}"
             row: Row = {"model": model, "plan": str(plan), "traceback": []}

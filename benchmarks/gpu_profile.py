@@ -10,10 +10,11 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from gpu_budget import OVERHEAD, best_reranker
 from gpu_run import Row, Run, seconds_of, synchronize
-from gpu_shapes import Shape, documents_of
+from gpu_shapes import MIXED, Shape, Texts
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from workloads import QUERY
@@ -27,36 +28,46 @@ KERNELS, FUNCTIONS = 15, 30
 SECONDS = 6.0
 """What a workload takes at most, roughly."""
 MAX_PAIRS = 2048
+CALLS = 7
+"""Calls of a workload: one to warm up, those that are timed, and those that are profiled."""
 Interval = tuple[float, float]
 
 
 def profile_calls(run: Run, shapes: dict[str, Shape]) -> None:
     """Profile a call for each of `PROFILED` and each length of passages, at full size and at two thirds and half."""
-    for name in PROFILED:
+    for name in (each for each in PROFILED if each in shapes):
         shape = shapes[name]
         reranker = run.attempt(name, lambda shape=shape: best_reranker(run, shape))
         if reranker is None:
             continue
         for words, count in shape.pairs.items():
-            documents = documents_of(words, min(MAX_PAIRS, count))
+            if words == MIXED:
+                continue
+            texts = Texts(words, min(MAX_PAIRS, count), CALLS)
             for depth, keep_ratio in shape.settings[:2]:
                 title = f"{name}, {words} words, depth {depth}, keep ratio {keep_ratio:g}"
-                call = Call(reranker, documents, depth, keep_ratio)
+                call = Call(reranker, texts, depth, keep_ratio)
                 run.item(title, SECONDS + OVERHEAD, lambda title=title, call=call: profiled(run, title, call))
 
 
 class Call:
-    """One call to profile."""
+    """One call to profile, with new texts each time."""
 
-    def __init__(self, reranker: MatryoshkaReranker, documents: list[str], depth: int, keep_ratio: float) -> None:
-        self.reranker, self.documents = reranker, documents
-        self.size = {"depth": depth, "keep_ratio": keep_ratio}
+    def __init__(self, reranker: MatryoshkaReranker, texts: Texts, depth: int, keep_ratio: float) -> None:
+        self.reranker, self.pairs = reranker, len(texts.calls[0])
+        self._score = texts.contender(partial(reranker.score, QUERY, depth=depth, keep_ratio=keep_ratio))
+        self._tokenize = texts.contender(self._encoded)
 
     def __call__(self) -> None:
-        self.reranker.score(QUERY, self.documents, **self.size)
+        self._score()
 
     def tokenize(self) -> None:
-        self.reranker.engine.token_counts([(QUERY, text) for text in self.documents])
+        self._tokenize()
+
+    def _encoded(self, texts: list[str]) -> None:
+        """Encode the texts as the engine does, without the model."""
+        for _ in self.reranker.engine.encoder.chunks([(QUERY, text) for text in texts]):
+            pass
 
 
 def profiled(run: Run, title: str, call: Call) -> Row:
@@ -75,7 +86,7 @@ def profiled(run: Run, title: str, call: Call) -> Row:
     ran = sorted((event.time_range.start, event.time_range.end, event.name) for event in events)
     busy = union([(start, end) for start, end, _ in ran]) / 1e6
     row = {
-        "pairs": len(call.documents),
+        "pairs": call.pairs,
         "seconds": round(seconds, 4),
         "seconds_profiled": round(wall, 4),
         "tokenizing_seconds": round(tokenizing, 4),

@@ -6,9 +6,10 @@ embeddings small and changes nothing else that takes time.
 
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from mrr_model.template import BERT_TEMPLATE, RELEASE_TEMPLATE
 
 VOCABULARY = "mini's, 30522 tokens, instead of the published model's; it changes the table of embeddings alone"
 MAX_LENGTH = 512
+MIXED = 0
+"""Stands for mixed lengths, of 10 to 300 words, among numbers of words."""
 TINY = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16,
@@ -43,8 +46,9 @@ class Shape:
     Attributes:
         like: What has this shape.
         model_type: The architecture.
-        pairs: Words of a passage -> how many pairs are scored to measure speed.
+        pairs: Words of a passage, `MIXED` for many lengths -> how many pairs are scored to measure speed.
         swept_tokens: Tokens scored with each batch budget; 0: the budget is not swept.
+        budgets: The batch budgets to compare, in tokens: those next to the best one that is known.
         fields: Fields of the stock configuration.
     """
 
@@ -52,6 +56,7 @@ class Shape:
     model_type: str
     pairs: Mapping[int, int]
     swept_tokens: int = 0
+    budgets: tuple[int, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,8 +70,8 @@ class Shape:
 
     def tiny(self) -> "Shape":
         """The same shape with almost no work."""
-        pairs = dict.fromkeys((words // 6 for words in self.pairs), 6)
-        return replace(self, pairs=pairs, swept_tokens=min(1500, self.swept_tokens), fields={**self.fields, **TINY})
+        swept = {"swept_tokens": min(1500, self.swept_tokens), "budgets": self.budgets[:2]}
+        return replace(self, pairs={10: 6, MIXED: 6}, fields={**self.fields, **TINY}, **swept)
 
     def reranker(self, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> MatryoshkaReranker:
         """The model with random weights, made on the device in its dtype."""
@@ -99,6 +104,7 @@ class Shape:
         """
         device, dtype = reranker.model.device, reranker.model.model.dtype
         fields = {**reranker.model.config.to_dict(), "num_labels": 1}
+        fields.pop("layer_types", None)  # one for each layer: another number of layers needs others
         config_class = type(reranker.model.config)
         with tempfile.TemporaryDirectory(dir=folder) as made:
             stand_in = AutoModelForSequenceClassification.from_config(config_class.from_dict({**fields, **TINY}))
@@ -140,11 +146,48 @@ def draw_missing(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
                 setattr(module, name, nn.Parameter(drawn.to(dtype), requires_grad=False))
 
 
-def documents_of(words: int, count: int) -> list[str]:
-    """Different passages of a number of words from the documentation of Python's standard library."""
-    stream = " ".join(passages().values()).split()
-    starts = [index * words % (len(stream) - words) for index in range(count)]
-    return [" ".join([str(index), *stream[start : start + words - 1]]) for index, start in enumerate(starts)]
+def documents_of(words: int, count: int, first: int = 0) -> list[str]:
+    """Different passages of a number of words from the documentation of Python's standard library.
+
+    Args:
+        words: Words of each; `MIXED` for mixed lengths.
+        count: How many.
+        first: The number of the first one. Passages of different numbers differ.
+    """
+    numbers = range(first, first + count)
+    if words == MIXED:
+        return [f"{number} {text}" for number, text in zip(numbers, mixed_passages(count), strict=True)]
+    stream = words_of_passages()
+    starts = [number * words % (len(stream) - words) for number in numbers]
+    return [
+        " ".join([str(number), *stream[start : start + words - 1]])
+        for number, start in zip(numbers, starts, strict=True)
+    ]
+
+
+@lru_cache
+def words_of_passages() -> list[str]:
+    return " ".join(passages().values()).split()
+
+
+class Texts:
+    """Texts for the calls of several contenders: no contender gets the same ones twice, and all get the same ones.
+
+    A batch of new texts has a new shape, which libraries may have to prepare for; repeating a call would hide it.
+
+    Args:
+        words: Words of each passage, or `MIXED`.
+        count: Passages of a call.
+        calls: Calls of each contender.
+    """
+
+    def __init__(self, words: int, count: int, calls: int) -> None:
+        self.calls = [documents_of(words, count, call * count) for call in range(calls)]
+
+    def contender(self, score: Callable[[list[str]], Any]) -> Callable[[], Any]:
+        """A function that scores the next texts at each call."""
+        calls = cycle(self.calls)
+        return lambda: score(next(calls))
 
 
 def mixed_documents(reranker: MatryoshkaReranker, tokens: int) -> list[str]:
@@ -157,25 +200,25 @@ def mixed_documents(reranker: MatryoshkaReranker, tokens: int) -> list[str]:
 DECODER = {"max_position_embeddings": 4096, "tie_word_embeddings": False}
 SHAPES = {
     "minilm-l6": Shape(
-        "ms-marco-MiniLM-L6-v2", "bert", {60: 4096, 400: 2048}, 1 << 20,
+        "ms-marco-MiniLM-L6-v2", "bert", {60: 4096, 400: 2048, MIXED: 4096}, 1 << 20, (32768, 65536, 131072),
         {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12},
     ),
     "bge-v2-m3": Shape(
-        "bge-reranker-v2-m3", "xlm-roberta", {60: 2048, 400: 512}, 1 << 19,
+        "bge-reranker-v2-m3", "xlm-roberta", {60: 2048, 400: 512, MIXED: 2048}, 1 << 19, (16384, 32768, 65536),
         {
             "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
             "max_position_embeddings": 8194, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
         },
     ),
     "qwen3-0.6b": Shape(
-        "Qwen3-Reranker-0.6B", "qwen3", {60: 2048, 400: 512}, 0,
+        "Qwen3-Reranker-0.6B", "qwen3", {60: 1024, 400: 256}, 1 << 17, (8192, 16384, 32768),
         {
             "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
             "num_key_value_heads": 8, "head_dim": 128, **DECODER,
         },
     ),
     "mistral-7b": Shape(
-        "a Mistral of 7 billion weights", "mistral", {60: 256, 400: 64}, 1 << 16,
+        "a Mistral of 7 billion weights", "mistral", {60: 192, 400: 48}, 1 << 15, (2048, 4096, 8192),
         {
             "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None, **DECODER,

@@ -1,18 +1,19 @@
 """Speed on a GPU beside sentence-transformers' CrossEncoder on the same weights: a step of the GPU kit.
 
-Every size takes turns with CrossEncoder at its best batch size. Besides, one padded batch is timed without texts, which
-shows what the device alone would allow.
+Every size takes turns with CrossEncoder at its best batch size. Every call has new texts, as calls in production have.
+Besides, one padded batch is timed without texts, which shows what the device alone would allow.
 """
 
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from gpu_budget import OVERHEAD, best_reranker, foreseen
 from gpu_run import Row, Run, release, seconds_of
-from gpu_shapes import Shape, documents_of
+from gpu_shapes import MIXED, Shape, Texts
 from sentence_transformers import CrossEncoder
 from speed import predict
 from transformers.utils import is_flash_attn_2_available
@@ -22,7 +23,7 @@ from mrr_model import MatryoshkaReranker
 from mrr_model.selection.stopwatch import in_turns
 
 PEER_BATCH_SIZES = (32, 128, 512)
-PEER_SAMPLE = 512
+PEER_SAMPLE = 256
 """CrossEncoder's batch sizes are compared on a quarter of the pairs, or on so many if that is more."""
 REPEATS = 3
 CALLS = 9
@@ -40,14 +41,14 @@ def compare(run: Run, shapes: dict[str, Shape], rate: float) -> None:
             continue
         peers = opened_peers(run, name, shape, reranker)
         for words, count in shape.pairs.items():
-            documents = documents_of(words, count)
-            tokens = mean_tokens(reranker, documents[:50]) * count
+            texts = Texts(words, count, 1 if run.tiny else 1 + REPEATS)
+            tokens = mean_tokens(reranker, texts.calls[0][:50]) * count
             seconds = OVERHEAD + CALLS * foreseen(reranker, round(tokens), rate)
             run.item(
-                f"{name}, {words} words",
+                f"{name}, {'mixed lengths' if words == MIXED else f'{words} words'}",
                 seconds,
-                lambda shape=shape, reranker=reranker, peers=peers, documents=documents: compared(
-                    run, shape, reranker, peers, documents, rate
+                lambda shape=shape, reranker=reranker, peers=peers, texts=texts: compared(
+                    run, shape, reranker, peers, texts, rate
                 ),
             )
         del reranker, peers
@@ -78,25 +79,27 @@ def compared(
     shape: Shape,
     reranker: MatryoshkaReranker,
     peers: dict[str, CrossEncoder],
-    documents: list[str],
+    texts: Texts,
     rate: float,
 ) -> Row:
-    """One shape on passages of one length."""
+    """One shape on passages of one length, or of mixed lengths."""
+    documents = texts.calls[0]
     pairs = [(QUERY, text) for text in documents]
-    their_pairs = shape.peers_pairs(documents)
-    runs: dict[Any, Callable[[], Any]] = {"tokenizing": lambda: reranker.engine.token_counts(pairs)}
+    runs: dict[Any, Callable[[], Any]] = {
+        "tokenizing": texts.contender(lambda given: reranker.engine.token_counts([(QUERY, text) for text in given]))
+    }
     for depth, keep_ratio in shape.settings:
-        runs[depth, keep_ratio] = lambda depth=depth, keep_ratio=keep_ratio: reranker.score(
-            QUERY, documents, depth=depth, keep_ratio=keep_ratio
-        )
-    best = {kind: best_batch_size(run, peer, their_pairs) for kind, peer in peers.items()}
+        runs[depth, keep_ratio] = texts.contender(partial(reranker.score, QUERY, depth=depth, keep_ratio=keep_ratio))
+    best = {kind: best_batch_size(run, peer, shape.peers_pairs(documents)) for kind, peer in peers.items()}
     for kind, peer in peers.items():
-        runs[kind] = lambda kind=kind, peer=peer: predict(peer, their_pairs, best[kind])
+        runs[kind] = texts.contender(
+            lambda given, kind=kind, peer=peer: predict(peer, shape.peers_pairs(given), best[kind])
+        )
     taken = in_turns(runs, 1 if run.tiny else REPEATS)
     return {
         "like": shape.like,
         "parameters": weights_of(reranker),
-        "words": len(documents[0].split()),
+        "words": round(statistics.mean(len(text.split()) for text in documents), 1),
         "passages": len(documents),
         "tokens": round(mean_tokens(reranker, documents), 1),
         "dtype": str(reranker.model.model.dtype).removeprefix("torch."),

@@ -1,6 +1,7 @@
 """The GPU kit runs from end to end on the CPU with tiny shapes; whatever happens, its file says so."""
 
 import json
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import gpu
@@ -9,7 +10,7 @@ import torch
 from gpu_budget import with_budget
 from gpu_profile import gap_table, union
 from gpu_run import SHARES, Run
-from gpu_shapes import SHAPES, documents_of
+from gpu_shapes import MIXED, SHAPES, Texts, documents_of
 from result_files import read_result
 from workloads import QUERY
 
@@ -18,23 +19,30 @@ from workloads import QUERY
 def test_the_kit_runs_with_tiny_shapes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(SHAPES, "qwen3-0.6b")  # the other decoder runs the same code
+    for name in ("bge-v2-m3", "mistral-7b"):  # the others run the same code
+        monkeypatch.delitem(SHAPES, name)
     run = Run(tmp_path, torch.device("cpu"), minutes=600, tiny=True, commit="0" * 40)
     assert gpu.measured(run), run.results["failed"] or run.results["correctness"]
     results = read_result(tmp_path / "gpu.json").results
     assert results["skipped"] == results["failed"] == []
     assert {step: len(results[step]) for step in SHARES} == {
-        "correctness": 12, "budget": 3, "profile": 8, "speed": 6, "memory": 6
+        "correctness": 12, "budget": 2, "profile": 2, "speed": 4, "memory": 4
     }  # fmt: skip
     assert all(row["compared"] > 0 for row in results["correctness"] if "compared" in row)
     for workload in results["speed"]:
         assert [peer["name"] for peer in workload["peers"]] == ["CrossEncoder, sdpa"]
         assert all(setting["pairs_per_second"] > 0 for setting in workload["settings"])
     [rows] = json.loads((tmp_path / "batch_tokens.json").read_text(encoding="utf-8")).values()
-    assert {row["batch_tokens"] for row in rows} <= {8192, 16384}
-    assert (tmp_path / "profile.txt").read_text(encoding="utf-8").count("kernels\n") == 8
+    assert {row["batch_tokens"] for row in rows} <= {size for shape in SHAPES.values() for size in shape.budgets}
+    assert (tmp_path / "profile.txt").read_text(encoding="utf-8").count("kernels\n") == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["batch_tokens.json", "gpu.json", "profile.txt"]
     assert "| minilm-l6, 10 words | full size |" in capsys.readouterr().out
+
+
+def test_a_wrong_commit_is_refused() -> None:
+    assert gpu.commit("0a" * 20) == "0a" * 20
+    with pytest.raises(ArgumentTypeError, match="40 hex digits"):
+        gpu.commit("main")
 
 
 def test_what_does_not_fit_or_fails_is_recorded(tmp_path: Path) -> None:
@@ -72,6 +80,16 @@ def test_a_cross_encoder_shares_the_weights(tmp_path: Path) -> None:
 def test_documents_differ() -> None:
     assert len(set(documents_of(60, 4096))) == 4096  # equal pairs are scored once
     assert {len(text.split()) for text in documents_of(400, 20)} == {400}
+    assert not set(documents_of(MIXED, 9)) & set(documents_of(MIXED, 9, first=9))
+
+
+def test_every_call_of_a_contender_has_new_texts() -> None:
+    texts, seen = Texts(5, 3, calls=2), list[list[str]]()
+    one, other = texts.contender(seen.append), texts.contender(seen.append)
+    for contender in (one, other, one, other):
+        contender()
+    assert seen == [texts.calls[0], texts.calls[0], texts.calls[1], texts.calls[1]]
+    assert len({text for call in texts.calls for text in call}) == 6
 
 
 def test_a_budget_is_the_engines() -> None:
