@@ -1,21 +1,20 @@
-"""The order of requests: by when they would end if all shared the model equally.
+"""The order of requests: by when they would end if all had equal shares of the model.
 
-Friedman & Henderson, "Fairness and Efficiency in Web Server Protocols" (SIGMETRICS 2003): an imaginary server works on
-all requests at once, with equal shares, and the real one on the request that would end first there. No request ends
-later than with equal shares, by more than a slice; a short one does not wait for a long one; and requests of equal
-length end one after the other, not all at the end.
+It is fair queueing (Demers, Keshav & Shenker, "Analysis and Simulation of a Fair Queueing Algorithm", SIGCOMM 1989) of
+requests instead of packets: a clock counts the tokens that each waiting request would have had by now with equal
+shares, and the request that would end first runs first. So a short one does not wait for a long one, a stream of short
+ones does not keep a long one waiting, and equal ones end one after the other. Departing from the paper, shares are of
+the requests that really wait: clients that send the next request after an answer would else slow the clock down.
 """
-
-import heapq
 
 
 class FairOrder:
-    """The imaginary server's clock. Its unit is a token of every request that it works on.
+    """The clock.
 
     Example:
         >>> order = FairOrder()
         >>> long, short = order.arrive(1000), order.arrive(10)
-        >>> order.work(500)  # 10 of them end the short request and give the long one as much
+        >>> order.work(500, requests=2)
         >>> later = order.arrive(100)
         >>> short < later < long
         True
@@ -23,26 +22,11 @@ class FairOrder:
 
     def __init__(self) -> None:
         self._now = 0.0
-        self._ends: list[float] = []  # of the requests that it still works on, a heap
 
     def arrive(self, tokens: float) -> float:
-        """Take in a request of so many tokens; gives the time at which it would end, by which requests are ordered."""
-        end = self._now + tokens
-        heapq.heappush(self._ends, end)
-        return end
+        """The time at which a request of so many tokens would end: requests run in the order of these times."""
+        return self._now + tokens
 
-    def work(self, tokens: float) -> None:
-        """Let the clock run while so many tokens are worked off."""
-        while self._ends and tokens > 0:
-            until_end = (self._ends[0] - self._now) * len(self._ends)
-            if until_end > tokens:
-                self._now += tokens / len(self._ends)
-                return
-            tokens -= until_end
-            self._now = heapq.heappop(self._ends)
-
-    def leave(self, end: float) -> None:
-        """Forget a request that was given up, by what `arrive` gave."""
-        if end in self._ends:
-            self._ends.remove(end)
-            heapq.heapify(self._ends)
+    def work(self, tokens: float, requests: int) -> None:
+        """Let the clock run while so many tokens are worked off and so many requests wait or run."""
+        self._now += tokens / requests

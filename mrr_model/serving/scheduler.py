@@ -266,7 +266,7 @@ class Scheduler:
         with self._changed:
             job.given_up = True
             if not job.running and job in self._jobs:
-                self._drop(job)
+                self._jobs.remove(job)
 
     def _checked(self, work: Work) -> MatryoshkaReranker:
         """The model for a request whose options it can run. Raises `ServingError` (INVALID) if it cannot."""
@@ -299,8 +299,6 @@ class Scheduler:
         while True:
             try:
                 with self._changed:
-                    if not self._jobs:
-                        self._order = FairOrder()
                     while not self._jobs and not self._stopping:
                         self._changed.wait()
                     if not self._jobs:
@@ -311,7 +309,7 @@ class Scheduler:
             except Exception:  # without this thread no request would ever be answered
                 logger.exception("scheduling failed; the %d requests in the queue get an error", len(self._jobs))
                 with self._changed:
-                    jobs, self._jobs, self._order = self._jobs, [], FairOrder()
+                    jobs, self._jobs = self._jobs, []
                 for job in jobs:
                     job.settle(_failed())
 
@@ -324,7 +322,7 @@ class Scheduler:
         waiting = []
         for job in sorted(self._jobs, key=lambda job: (job.end, job.number)):
             if job.given_up and not job.running:
-                self._drop(job)
+                self._jobs.remove(job)
             elif not job.running:
                 waiting.append(job)
         open_job = next((job for job in waiting if job.setting is None), None)
@@ -410,18 +408,16 @@ class Scheduler:
     def _deliver(self, piece: Slice, found: Sequence[Scored], seconds: float) -> None:
         at, done = 0, []
         with self._changed:
+            self._order.work(piece.tokens, len(self._jobs))
             for part in piece.parts:
                 job, count = part.job, part.stop - part.start
                 job.scored += found[at : at + count]
                 job.next, job.running = part.stop, False
                 job.tokens_left -= part.tokens
-                self._order.work(part.tokens)
                 job.model_seconds += seconds
                 at += count
-                if job.given_up:
-                    self._drop(job)
-                elif not job.left:
-                    self._jobs.remove(job)  # the imaginary server of the order may still work on it
+                if job.given_up or not job.left:
+                    self._jobs.remove(job)
                     done.append(job)
         for job in done:
             job.settle(_answer(job))
@@ -438,7 +434,7 @@ class Scheduler:
         [job] = piece.jobs
         with self._changed:
             job.running = False
-            self._drop(job)
+            self._jobs.remove(job)
         job.settle(_failed())
 
     def _release(self, jobs: Iterable[Job]) -> None:
@@ -446,12 +442,7 @@ class Scheduler:
         with self._changed:
             for job in jobs:
                 job.running = False
-                self._drop(job)
-
-    def _drop(self, job: Job) -> None:
-        """Take a job that is not done out of the queue. Call it with the lock held."""
-        self._jobs.remove(job)
-        self._order.leave(job.end)
+                self._jobs.remove(job)
 
     def _between_batches(self, piece: Slice) -> None:
         """Stop if nobody waits for the slice; make way for others if it has a cascade, which runs whole."""
