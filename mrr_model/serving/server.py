@@ -55,7 +55,7 @@ def serve(load: Callable[[], MatryoshkaReranker], config: ServeConfig) -> None:
         listeners = listen(config.host, config.port)
     except OSError as error:
         advice = " Choose another port, or 0 for any free one." if error.errno == errno.EADDRINUSE else ""
-        why = (error.strerror or str(error)).lower()
+        why = (error.strerror or str(error)).partition(" (")[0].lower()  # Python's own repeats the address
         raise OSError(f"cannot listen on --host {config.host} --port {config.port}: {why}.{advice}") from error
     Server(service, config, create_app(service, config, observability)).run(listeners)
 
