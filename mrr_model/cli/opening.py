@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 NEEDS = {"keep_quality": "--keep-quality", "speedup": "--speedup", "max_latency_ms": "--max-latency-ms"}
 """Fields that choose a setting, and their flags."""
+CHOSEN = {"depth": "--depth", "keep_ratio": "--keep-ratio", "cascade": "--cascade"}
+"""What they choose."""
 OPTIONS = (
     "depth", "keep_ratio", "prompt", "max_length", "query_max_length", "batch_tokens", "template", "answers",
     "long_documents", "window", "stride", "device", "dtype", "local_files_only",
@@ -34,7 +36,7 @@ def needs_of(config: Opening) -> dict[str, Any]:
 
 
 def check_needs(config: Opening) -> None:
-    """Check that at most one flag chooses a setting.
+    """Check that at most one flag chooses a setting, and that none says what it chooses.
 
     Raises:
         ValueError: If not.
@@ -42,8 +44,9 @@ def check_needs(config: Opening) -> None:
     given = [NEEDS[need] for need in needs_of(config)]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} each choose a setting. Give only one of them")
-    if given and config.cascade is not None:
-        raise ValueError(f"{given[0]} chooses the cascade too. Leave out --cascade")
+    for name, flag in CHOSEN.items() if given else ():
+        if getattr(config, name, None) is not None:
+            raise ValueError(f"{given[0]} chooses the {name.replace('_', ' ')} too. Leave out {flag}")
 
 
 def cascade_of(config: Opening, by: "By | None" = None) -> "CascadeOption":

@@ -196,7 +196,7 @@ def test_a_stored_profile_serves_targets(mrr: Mrr, own_mini: Path, facts_beir: P
         "no setting of the profile is done with 2 documents in 1e-06 ms"
         in mrr(*rerank, "--max-latency-ms", 1e-6, stdin=lines).error
     )
-    assert "chooses depth and keep_ratio" in mrr(*rerank, "--speedup", 1, "--depth", 3, stdin=lines).error
+    assert "Leave out --depth" in mrr(*rerank, "--speedup", 1, "--depth", 3, stdin=lines).error
     both = mrr(*rerank, "--speedup", 1, "--keep-quality", 0.5, stdin=lines).error
     assert "--keep-quality and --speedup each choose a setting" in both
     assert "--refresh-timings goes with --max-latency-ms" in mrr(*rerank, "--refresh-timings", stdin=lines).error

@@ -18,6 +18,7 @@ Mrr = Callable[..., Any]
         (["--allow-settings", "depth,width"], ["--allow-settings", "keep_ratio", "depth,width"]),
         (["--speedup", "2", "--keep-quality", "0.9"], ["--keep-quality and --speedup"]),
         (["--speedup", "2", "--cascade", "auto"], ["--speedup", "--cascade"]),
+        (["--speedup", "2", "--depth", "3"], ["--speedup", "--depth"]),
         (["--speedup", "0.5"], ["speedup", "0.5"]),
         (["--cascade", "2:x"], ["--cascade"]),
         (["--port", "70000"], ["--port", "65535"]),
@@ -50,8 +51,7 @@ def test_a_port_in_use(mrr: Mrr) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         error = mrr("serve", "--port", port).error
-    assert f"--port {port}" in error
-    assert "Choose another port" in error
+    assert f"--port {port}: address already in use. Choose" in error
 
 
 def test_a_model_that_does_not_open(mrr: Mrr, tmp_path: Any) -> None:
