@@ -116,8 +116,10 @@ def _action(text: str, rule: str) -> Target | Compression:
         if given.keys() == {"keep_quality"}:
             return Target(keep_quality=_number(given["keep_quality"], rule))
         if given and given.keys() <= {"depth", "keep_ratio"}:
-            depth = int(given["depth"]) if "depth" in given else None
-            return Compression(depth, given.get("keep_ratio", 1.0))
+            depth = given.get("depth")
+            if depth is not None and not depth.isdecimal():
+                raise ValueError(f"depth must be a whole number, got {depth!r}.")
+            return Compression(depth and int(depth), given.get("keep_ratio", 1.0))
     except (TypeError, ValueError) as error:
         raise ValueError(f"rule {rule.strip()!r}: {error}") from None
     raise ValueError(

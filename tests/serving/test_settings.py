@@ -123,7 +123,7 @@ def test_a_policy_for_the_model(chooser: SettingChooser) -> None:
         ("queue>1s: speedup=fast", "no number"),
         ("queue>1.2.3s: speedup=2", "no number"),
         ("queue>1s: speedup=0.5", "speedup"),
-        ("queue>1s: depth=two", "two"),
+        ("queue>1s: depth=two", "depth must be a whole number"),
         ("queue>1s: depth=2, speedup=2", "speedup=X"),
     ],
 )
