@@ -6,8 +6,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from mrr_model.request import CHECKS
-from mrr_model.serving.dialects.body import described
 from mrr_model.serving.dialects.documents import (
     DOCUMENT_SCHEMA,
     QUERY_SCHEMA,
@@ -16,13 +14,14 @@ from mrr_model.serving.dialects.documents import (
     document_of,
     query_of,
 )
-from mrr_model.serving.dialects.knobs import ScoreFields, Whole
+from mrr_model.serving.dialects.knobs import MinScore, ScoreFields, Whole
+from mrr_model.serving.dialects.setting import ServedSettingForm
 from mrr_model.serving.dialects.truncation import Truncation
 from mrr_model.serving.work import Answer, Work
 from mrr_model.validation.arguments import DEFAULT
 
 DOCUMENTS_PER_UNIT = 100
-"""Cohere bills a search unit per query with up to so many documents."""
+"""Cohere bills a search unit per query with at most this many documents."""
 
 MAX_RANK_FIELDS = 100
 
@@ -35,17 +34,6 @@ def _query(value: object) -> str:
 
 def _documents(value: object) -> list[Any]:
     return check_list("documents", value)
-
-
-def _min_score(value: object) -> object:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"min_score must be a number or null, got {described(value)}.")
-    return CHECKS["min_score"](value)
-
-
-MinScore = Annotated[
-    float | None, BeforeValidator(_min_score), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]})
-]
 
 
 class RerankRequest(ScoreFields):
@@ -155,26 +143,6 @@ class Meta(BaseModel):
     warnings: list[str] | None = None
 
 
-class CascadeForm(BaseModel):
-    """Exits at which documents stopped."""
-
-    stages: dict[str, float]
-    by: str
-    top_n: int | None = None
-
-
-class SettingForm(BaseModel):
-    """The setting that ran, and why."""
-
-    depth: int
-    keep_ratio: float | dict[str, float]
-    cascade: CascadeForm | None
-    chosen_by: str = Field(description="request, server or shedding.")
-    reason: str
-    flops_share: float = Field(description="Its share of full size's FLOPs.")
-    quality_kept: float | None = Field(description="The share of full size's quality that the profile says it keeps.")
-
-
 class RerankAnswer(BaseModel):
     """A ranking, best first."""
 
@@ -183,7 +151,7 @@ class RerankAnswer(BaseModel):
     results: list[RerankResult]
     usage: Usage
     meta: Meta
-    setting: SettingForm
+    setting: ServedSettingForm
     object: str | None = None
     data: list[VoyageResult] | None = None
 

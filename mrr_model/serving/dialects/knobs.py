@@ -108,8 +108,19 @@ def _target(value: object) -> Target | None:
     return checked
 
 
+def _min_score(value: object) -> object:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"min_score must be a number or null, got {described(value)}.")
+    return CHECKS["min_score"](value)
+
+
 Whole = Annotated[int, BeforeValidator(whole)]
 """A whole number."""
+
+MinScore = Annotated[
+    float | None, BeforeValidator(_min_score), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]})
+]
+"""The lowest score to return."""
 
 
 class RequestFields(BaseModel):

@@ -6,10 +6,9 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects.body import described
-from mrr_model.serving.dialects.cohere import MinScore
 from mrr_model.serving.dialects.documents import NOT_EMPTY, check_list, query_of
 from mrr_model.serving.dialects.errors import NothingToRankError
-from mrr_model.serving.dialects.knobs import RequestFields, Whole
+from mrr_model.serving.dialects.knobs import MinScore, RequestFields, Whole
 from mrr_model.serving.dialects.truncation import Truncation
 from mrr_model.serving.errors import Fault
 from mrr_model.serving.service import RerankService

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from mrr_model.serving.dialects.cohere import SettingForm
 from mrr_model.serving.dialects.documents import QUERY_SCHEMA, TEXT_SCHEMA, query_of, text_of
 from mrr_model.serving.dialects.knobs import ScoreFields
+from mrr_model.serving.dialects.setting import ServedSettingForm
 from mrr_model.serving.dialects.truncation import Truncation
 from mrr_model.serving.errors import Fault, ServingError
 from mrr_model.serving.service import RerankService
@@ -168,7 +168,7 @@ class ScoreAnswer(BaseModel):
     model: str
     data: list[Score]
     usage: ScoreUsage
-    setting: SettingForm
+    setting: ServedSettingForm
 
 
 class Model(BaseModel):
