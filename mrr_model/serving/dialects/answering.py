@@ -45,8 +45,8 @@ class DialectRequest(Protocol):
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """A validated request, and how its answer is written.
+class ReadRequest:
+    """A request whose body was read, and how its answer is written.
 
     Args:
         request: The request.
@@ -57,7 +57,7 @@ class Exchange:
     body: Callable[[Answer, str], Any]
 
 
-Read = Callable[[Mapping[str, Any], Callable[[Dialect], None]], Exchange]
+Read = Callable[[Mapping[str, Any], Callable[[Dialect], None]], ReadRequest]
 """Validates JSON data. It says whose form the errors have before it raises one."""
 
 
@@ -79,20 +79,20 @@ async def answered(request: Request, service: RerankService, dialect: Dialect, r
     try:
         check_content_type(request.headers.get("content-type"))
         body = await request.body()
-        exchange = await _apart(len(body), lambda: read(parse(body), speak))
-        work = exchange.request.work()
-        timeout = timeout_of(exchange.request.timeout, request.headers.get(TIMEOUT_HEADER))
+        asked = await _apart(len(body), lambda: read(parse(body), speak))
+        work = asked.request.work()
+        timeout = timeout_of(asked.request.timeout, request.headers.get(TIMEOUT_HEADER))
         size = sum(len(query) + sum(map(len, documents)) for query, documents in work.requests)
 
         async def run() -> Answer:
-            ready = await _apart(size, lambda: _cut(work, exchange.request.cut, service))
+            ready = await _apart(size, lambda: _cut(work, asked.request.cut, service))
             return await service.run(ready if timeout is None else replace(ready, timeout=_left(timeout, arrived)))
 
         answer = await while_connected(request, run())
         request.state.answer = answer
         name = request_id(request)
         headers = {SETTING_HEADER: answer.setting.header, TIMING_HEADER: timing_of(answer)}
-        return await _apart(size, lambda: _written(exchange.body(answer, name), headers))
+        return await _apart(size, lambda: _written(asked.body(answer, name), headers))
     except ServingError as error:
         return error_response(error, request.state.dialect)
     except ClientDisconnect:

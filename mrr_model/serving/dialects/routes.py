@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects import examples
-from mrr_model.serving.dialects.answering import Exchange, Read, answered
+from mrr_model.serving.dialects.answering import ReadRequest, Read, answered
 from mrr_model.serving.dialects.body import check_counts, validated
 from mrr_model.serving.dialects.cohere import RerankAnswer, RerankRequest, rerank_body
 from mrr_model.serving.dialects.errors import Dialect, error_response
@@ -104,18 +104,18 @@ def _said(request: Request, dialect: Dialect, body: Callable[[], Any]) -> Respon
         return error_response(error, dialect)
 
 
-def _read_any(config: ServeConfig, cohere: Read, data: Mapping[str, Any], speak: Speak) -> Exchange:
+def _read_any(config: ServeConfig, cohere: Read, data: Mapping[str, Any], speak: Speak) -> ReadRequest:
     if "texts" not in data or "documents" in data:
         return cohere(data, speak)
     speak("tei")
     check_counts(data, ["texts"], config)
     request = validated(TEIRerankRequest, data)
-    return Exchange(request, lambda answer, _: ranks(request, answer))
+    return ReadRequest(request, lambda answer, _: ranks(request, answer))
 
 
 def _read_cohere(
     service: RerankService, config: ServeConfig, version: str, data: Mapping[str, Any], speak: Speak
-) -> Exchange:
+) -> ReadRequest:
     speak("cohere")
     check_counts(data, ["documents"], config)
     request = validated(RerankRequest, data)
@@ -126,12 +126,12 @@ def _read_cohere(
             request, answer, request_id=name, model=service.model_name, version=version, for_voyage=for_voyage
         )
 
-    return Exchange(request, body)
+    return ReadRequest(request, body)
 
 
-def _read_scores(service: RerankService, config: ServeConfig, data: Mapping[str, Any], speak: Speak) -> Exchange:
+def _read_scores(service: RerankService, config: ServeConfig, data: Mapping[str, Any], speak: Speak) -> ReadRequest:
     speak("vllm")
     form = form_of(data)
     check_counts(data, form.names, config)
     request = validated(form, data)
-    return Exchange(request, lambda answer, name: score_body(answer, request_id=name, model=service.model_name))
+    return ReadRequest(request, lambda answer, name: score_body(answer, request_id=name, model=service.model_name))
