@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SLICE_SECONDS = 0.1
 """How long a slice may take, about."""
 MAX_SLICE_BATCHES = 8
-"""A slice holds at most so many batches' tokens, however fast they are."""
+"""Batches whose tokens a slice may hold, however fast they are."""
 NESTED_SHARE = 0.25
 """A cascade makes way for another with at most this share of its pairs."""
 PACE_MEMORY = 0.8
@@ -368,7 +368,7 @@ class Scheduler:
         except Cancelled:
             self._release(piece.jobs)
             return
-        except Exception:  # whatever it is, the server goes on with the next request
+        except Exception:  # whatever it is, the server serves the next request
             logger.exception("the model failed on %d pairs of %d requests", piece.pairs, len(piece.parts))
             self._isolate(piece)
             return
