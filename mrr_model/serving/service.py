@@ -51,7 +51,7 @@ class RerankService:
     Args:
         load: Loads the model, with the config's setting as its own; called in a thread by `start`.
         config: How to serve.
-        observer: Is told of each batch; None for nobody.
+        observer: Receives a record of each batch; None for none.
     """
 
     def __init__(
