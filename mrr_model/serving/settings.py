@@ -110,7 +110,7 @@ class SettingChooser:
         return self._served(chosen.compression, cascade, "request", chosen.explain().reason)
 
     def _within(self, target: Target, seconds_at_full_size: float, pairs: int) -> ServedSetting:
-        """The best setting of the profile that takes at most so long, by the server's own pace, else the fastest."""
+        """The profile's best setting within the target's latency at the server's own pace, else the fastest."""
         profile = self._profile()
         full = profile.full.seconds
         seconds = {point.setting: seconds_at_full_size * point.seconds / full for point in profile.fixed}
