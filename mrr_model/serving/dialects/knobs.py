@@ -97,9 +97,9 @@ def _keep_ratio(value: object) -> KeepRatio | None:
 def _target(value: object) -> Target | None:
     if value is None:
         return None
-    keys = value.keys() if isinstance(value, Mapping) else set()
-    if len(keys & {*NEEDS}) != 1 or not keys <= TARGET_KEYS:
-        came = described(value) if not isinstance(value, Mapping) else "an object with other keys, or with several"
+    keys = set(value) if isinstance(value, Mapping) else set()
+    if not isinstance(value, Mapping) or len(keys & {*NEEDS}) != 1 or not keys <= TARGET_KEYS:
+        came = "an object with other keys, or with several" if isinstance(value, Mapping) else described(value)
         raise ValueError(
             f"target must be an object with one of {', '.join(NEEDS)}, and if_unreachable at most, got {came}. "
             'Write {"speedup": 3}, for example.'

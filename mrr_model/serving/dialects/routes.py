@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from mrr_model.serving.config import ServeConfig
 from mrr_model.serving.dialects import examples
-from mrr_model.serving.dialects.answering import ReadRequest, Read, answered
+from mrr_model.serving.dialects.answering import Read, ReadRequest, answered
 from mrr_model.serving.dialects.body import check_counts, validated
 from mrr_model.serving.dialects.cohere import RerankAnswer, RerankRequest, rerank_body
 from mrr_model.serving.dialects.errors import Dialect, error_response
