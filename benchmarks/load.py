@@ -139,7 +139,7 @@ class Connection(asyncio.Protocol):
 
 @dataclass
 class Load:
-    """What came of a load.
+    """The outcome of a load.
 
     Attributes:
         seconds: From the first request to the last answer.

@@ -274,7 +274,7 @@ def shown(values: Sequence[float], digits: int) -> dict[str, float]:
 
 
 def endpoint(pool: int) -> str:
-    """The name of the endpoint with so many threads."""
+    """The name of the endpoint with this number of threads."""
     return f"FastAPI and CrossEncoder, {pool} thread{'s' if pool > 1 else ''}"
 
 

@@ -1,4 +1,4 @@
-"""Why a request is not answered. Each dialect writes these in its own form."""
+"""Errors that end a request. Each dialect writes them in its own form."""
 
 from dataclasses import dataclass
 from enum import Enum

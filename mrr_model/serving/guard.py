@@ -48,7 +48,7 @@ class Guard:
             if self._service.state != "draining":
                 raise
             await exchange.answer(ServingError(Fault.UNAVAILABLE, "the server stopped before the answer was there."))
-        except Exception:  # whatever it is, the client gets an answer and the server goes on
+        except Exception:  # whatever it is, the client gets an answer and the server keeps running
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await exchange.answer(ServingError(Fault.FAILED, "the server failed on this request; its log says why."))
 

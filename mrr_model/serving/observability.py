@@ -123,7 +123,7 @@ class Exchange:
         self._sent = self._sent or last
 
     def record(self) -> RequestRecord:
-        """What came of it."""
+        """The exchange so far, as the record of a request."""
         state = self._scope["state"]
         status = self._status or FAILED
         return RequestRecord(

@@ -1,4 +1,7 @@
-"""What the server tells those who watch it: a record per batch and per request. Neither holds a text."""
+"""What metrics, logs and traces are made of: a record per batch and per request.
+
+The answer in a request's record leads to the request's texts, which nobody shows unless asked.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,7 +59,7 @@ class RequestRecord:
 
 
 class Observer(Protocol):
-    """Is told of each batch and each request. It must not block and must not fail."""
+    """Receives a record of each batch and each request. It must not block and must not fail."""
 
     def batch(self, record: BatchRecord) -> None:
         """Called in the scheduler's thread."""

@@ -39,7 +39,7 @@ class RequestSpan:
         self._span = span
 
     def end(self, record: RequestRecord) -> None:
-        """Say what came of the request, and end the span."""
+        """Add the outcome of the request, and end the span."""
         span = self._span
         if span is None:
             return
