@@ -119,7 +119,7 @@ def _action(text: str, rule: str) -> Target | Compression:
             depth = given.get("depth")
             if depth is not None and not depth.isdecimal():
                 raise ValueError(f"depth must be a whole number, got {depth!r}.")
-            return Compression(depth and int(depth), given.get("keep_ratio", 1.0))
+            return Compression(None if depth is None else int(depth), given.get("keep_ratio", 1.0))
     except (TypeError, ValueError) as error:
         raise ValueError(f"rule {rule.strip()!r}: {error}") from None
     raise ValueError(
