@@ -20,7 +20,7 @@ def mini() -> MatryoshkaReranker:
 
 @pytest.fixture(scope="session")
 def config() -> ServeConfig:
-    return ServeConfig(max_documents=300)
+    return ServeConfig(max_documents=2000)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,17 @@ def test_order_and_scores_are_the_cores(client: TestClient, mini: MatryoshkaRera
     assert pairs(client.post("/rerank", json=haystack).json()) == expected(mini, TEXTS, normalize=False)
 
 
+def test_two_thousand_texts_are_one_request(client: TestClient, mini: MatryoshkaReranker) -> None:
+    texts = [f"{TEXTS[number % 4]} {number}" for number in range(2000)]
+    ranks = client.post("/rerank", json={"query": QUERY, "texts": texts, "depth": 2}).json()
+    found = {rank["index"]: rank["score"] for rank in ranks}
+    assert sorted(rank["index"] for rank in ranks) == list(range(2000))
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    some = range(0, 2000, 37)
+    scores = mini.score(QUERY, [texts[index] for index in some], depth=2)
+    assert [found[index] for index in some] == pytest.approx(scores, rel=0, abs=1e-6)
+
+
 def test_return_text_and_knobs(client: TestClient, mini: MatryoshkaReranker) -> None:
     request = {"query": QUERY, "texts": TEXTS, "return_text": True, "depth": 4, "top_n": 3, "min_score": 0.0001}
     ranks = client.post("/rerank", json=request).json()
@@ -61,7 +72,7 @@ def test_truncation(client: TestClient, mini: MatryoshkaReranker) -> None:
         ({"query": ["a"]}, 422, "Validation", "query"),
         ({"raw_scores": "yes"}, 422, "Validation", "raw_scores"),
         ({"truncation_direction": "up"}, 422, "Validation", "truncation_direction"),
-        ({"texts": ["a"] * 301}, 413, "Validation", "--max-documents"),
+        ({"texts": ["a"] * 2001}, 413, "Validation", "--max-documents"),
         ({"depth": 1}, 422, "Validation", "depth"),
     ],
 )
@@ -76,6 +87,6 @@ def test_errors_are_tei_s(client: TestClient, change: dict[str, Any], status: in
 def test_info(client: TestClient, mini: MatryoshkaReranker) -> None:
     info = client.get("/info").json()
     assert info["max_input_length"] == mini.max_length
-    assert info["max_client_batch_size"] == 300
+    assert info["max_client_batch_size"] == 2000
     assert info["exits"] == [2, 3, 4, 5, 6]
     assert info["model_dtype"] == "float32"
