@@ -57,7 +57,9 @@ def serve(load: Callable[[], MatryoshkaReranker], config: ServeConfig) -> None:
         advice = " Choose another port, or 0 for any free one." if error.errno == errno.EADDRINUSE else ""
         why = (error.strerror or str(error)).partition(" (")[0].lower()  # Python's own repeats the address
         raise OSError(f"cannot listen on --host {config.host} --port {config.port}: {why}.{advice}") from error
-    Server(service, config, create_app(service, config, observability)).run(listeners)
+    app = create_app(service, config, observability)
+    app.openapi()  # which FastAPI keeps: made at the first request that needs it, it would hold up all others
+    Server(service, config, app).run(listeners)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
