@@ -11,7 +11,7 @@ from mrr_model.selection.choose import choose_by_profile
 from mrr_model.selection.profile import Profile
 from mrr_model.selection.target import Target
 from mrr_model.serving.errors import Fault, ServingError
-from mrr_model.serving.shedding import Step
+from mrr_model.serving.shedding import RETURN, Step
 from mrr_model.serving.work import ChosenBy, Knobs, ServedSetting
 from mrr_model.validation.arguments import DEFAULT, Default
 
@@ -76,7 +76,7 @@ class SettingChooser:
     def shed(self, step: Step, queue_seconds: float) -> ServedSetting:
         """The setting of requests that ask for none while a step is in force; the default if that is no larger."""
         setting = self._shed_setting(step.action)
-        reason = f"the queue of {1000 * queue_seconds:.0f} ms calls for less work ({step})"
+        reason = f"the queue is {1000 * queue_seconds:.0f} ms long ({step}, until {1000 * RETURN * step.seconds:g} ms)"
         served = self._served(setting, None, "shedding", reason)
         return served if served.flops_share < self.default.flops_share else self.default
 
