@@ -33,8 +33,8 @@ def best(names):
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: re.split(r"[\s.]", snippet)[1])
 def test_a_snippet_ranks(snippet, server):
-    library = re.split(r"[\s.]", snippet)[1]
-    pytest.importorskip(library, reason="`make clients` installs the clients")
+    for module in re.findall(r"^(?:from|import) ([\w.]+)", snippet, re.MULTILINE):
+        pytest.importorskip(module, reason="`make clients` installs the clients")
     names = {}
     exec(snippet.replace("http://127.0.0.1:8080", server.url).replace("KEY", server.key), names)
     found = list(best(names))
