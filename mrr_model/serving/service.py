@@ -1,6 +1,7 @@
 """The service under the HTTP routes: a model that loads, gets ready, answers, and drains."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from mrr_model.serving.scheduler import Scheduler
 from mrr_model.serving.settings import SettingChooser
 from mrr_model.serving.shedding import Shedding, automatic_policy, parse_policy
 from mrr_model.serving.work import Answer, ServedSetting, Work
+
+logger = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "draining", "failed"]
 
@@ -111,6 +114,7 @@ class RerankService:
                 assert self._chooser is not None
                 seconds = self._scheduler.pace_of(WARM_UP) * USUAL_DOCUMENTS * self._chooser.default.flops_share
                 self._shedding = Shedding(automatic_policy(seconds, self._chooser.reaches))
+            self._warn_of_shedding()
             self._scheduler.warmed_up = True
             self._scheduler.observe = None if self._observer is None else self._observer.batch
         except BaseException:
@@ -165,7 +169,10 @@ class RerankService:
         if self.config.shed is not None and self.config.shed != "auto":
             steps = parse_policy(self.config.shed)
             for step in steps:
-                chooser.check_step(step)
+                try:
+                    chooser.check_step(step)
+                except ValueError as error:
+                    raise ValueError(f"--shed, {step}: {error}") from error
             self._shedding = Shedding(steps)
         self._chooser = chooser
         self._scheduler = Scheduler(
@@ -175,6 +182,19 @@ class RerankService:
             default_share=chooser.default.flops_share,
             max_queue=self.config.max_queue,
         )
+
+    def _warn_of_shedding(self) -> None:
+        """Warn of a policy that cannot do anything."""
+        assert self._chooser is not None
+        default = self._chooser.default
+        if self.config.shed is not None and all(
+            self._chooser.shed(step, 0.0) == default for step in self._shedding.steps
+        ):
+            logger.warning(
+                "--shed %s has no effect: no step computes less than the default setting (%s)",
+                self.config.shed,
+                default.setting,
+            )
 
     def _asked(self, work: Work, seconds_at_full_size: float) -> ServedSetting | None:
         assert self._chooser is not None

@@ -57,8 +57,17 @@ async def test_a_model_that_cannot_be_loaded() -> None:
 
 
 async def test_a_policy_that_the_model_cannot_follow(mini: MatryoshkaReranker) -> None:
-    with pytest.raises(ValueError, match="depth"):
+    with pytest.raises(ValueError, match="--shed, queue>1000ms.*depth"):
         await started(mini, shed="queue>1s: depth=1")
+
+
+@pytest.mark.parametrize("shed", ["auto", "queue>1s: speedup=2", None])
+async def test_a_policy_without_effect_is_a_warning(
+    mini: MatryoshkaReranker, shed: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = await started(mini.copy(depth=2, keep_ratio=0.25), shed=shed)
+    assert ("has no effect" in caplog.text) == (shed is not None)
+    await service.drain(5)
 
 
 async def test_timeouts_leave_nothing_behind(mini: MatryoshkaReranker) -> None:
