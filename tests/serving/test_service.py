@@ -57,7 +57,7 @@ async def test_a_model_that_cannot_be_loaded() -> None:
 
 
 async def test_a_policy_that_the_model_cannot_follow(mini: MatryoshkaReranker) -> None:
-    with pytest.raises(ValueError, match="--shed, queue>1000ms.*depth"):
+    with pytest.raises(ValueError, match=r"--shed, queue>1000ms.*depth"):
         await started(mini, shed="queue>1s: depth=1")
 
 
