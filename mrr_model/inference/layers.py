@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.cancelling import check
 from mrr_model.inference.device import out_of_memory
 from mrr_model.inference.metering import count_batch
-from mrr_model.modeling.batch import EncodedPair, collate
+from mrr_model.modeling.batch import EncodedPair, EncodedPairs, collate
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
@@ -40,8 +41,8 @@ MAX_JOINED_PADDING = 9 / 8
 """Batches are joined after a merge if padding them to one width adds at most an eighth to their tokens."""
 
 MAX_PADDING, SMALL_TOKENS = 9 / 8, 4096
-"""A padded batch ends before padding adds more than an eighth to its tokens, unless it holds few tokens, padding counted:
-small batches do not fill an accelerator. (On a CPU batches are smaller than that by default.)
+"""A padded batch ends before padding adds more than an eighth to its tokens, unless it holds few tokens, padding
+counted: small batches do not fill an accelerator. (On a CPU batches are smaller than that by default.)
 """
 
 Made = TypeVar("Made")
@@ -139,7 +140,7 @@ class TokenSource(Source):
     def __init__(
         self,
         model: MatryoshkaModel,
-        pairs: Mapping[int, EncodedPair] | Sequence[EncodedPair],
+        pairs: Mapping[int, EncodedPair] | EncodedPairs,
         rows: Sequence[int],
         prefix: SharedPrefix | None = None,
         *,
@@ -148,16 +149,23 @@ class TokenSource(Source):
     ) -> None:
         self.model, self.pairs, self.prefix = model, pairs, prefix
         shared = 0 if prefix is None else prefix.length
-        lengths = {row: len(pairs[row].input_ids) - shared for row in rows}
-        ordered = sorted(rows, key=lambda row: -lengths[row]) if sort else rows
-        super().__init__(ordered, [lengths[row] for row in ordered], unpad and prefix is None)
+        chosen = np.array(rows, dtype=np.int64)
+        if isinstance(pairs, EncodedPairs):
+            lengths = pairs.lengths[chosen] - shared
+        else:
+            lengths = np.array([len(pairs[row].input_ids) - shared for row in rows], dtype=np.int64)
+        if sort:
+            order = np.argsort(-lengths, kind="stable")
+            chosen, lengths = chosen[order], lengths[order]
+        super().__init__(chosen.tolist(), lengths.tolist(), unpad and prefix is None)
 
     def _batch(self, rows: list[int], tokens: int) -> PendingBatch:
         return PendingBatch(rows, 0, lambda: self._embedded(rows), tokens)
 
     def _embedded(self, rows: list[int]) -> HiddenBatch:
+        pairs = self.pairs
         batch = collate(
-            [self.pairs[row] for row in rows],
+            pairs.take(rows) if isinstance(pairs, EncodedPairs) else [pairs[row] for row in rows],
             self.model.config.pad_token_id or 0,
             rounded=True,
             max_tokens=self.model.backbone.max_tokens,
