@@ -6,7 +6,7 @@ import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,12 @@ UNLIMITED = 10**9
 CHUNK_CHARACTERS = 4_000_000
 """Pairs are encoded in chunks of about this many characters."""
 
-PREFETCHED_CHARACTERS = 1_000_000
-"""The same if each chunk is encoded while the one before it is used: the first one must be short, since it is not."""
+PREFETCHED_CHARACTERS = (50_000, 100_000, 200_000)
+"""The same if each chunk is encoded while the one before it is used: of the first chunk, the second, and all others.
+
+Nothing is computed while the first one is encoded, nor encoded while the last one is computed, so both must be short;
+the others must fill a batch. The last size is about 50,000 tokens.
+"""
 
 PIECES = 7
 """Of a pair's ids; see `_Layout.joined`."""
@@ -125,7 +129,7 @@ class PairEncoder:
             prompt: The instruction; None for the template's own, `""` for none.
             size: Pairs of each chunk, in order; None for chunks of about `CHUNK_CHARACTERS` characters.
             prefetch: Encode each chunk in a thread while the one before it is used, in chunks of about
-                `PREFETCHED_CHARACTERS`. Close the iterator if you do not use all of it.
+                `PREFETCHED_CHARACTERS`, the first ones smaller. Close the iterator if you do not use all of it.
 
         Yields:
             The indices of a chunk's pairs, and their encodings.
@@ -133,7 +137,7 @@ class PairEncoder:
         if size is not None:
             chunks = [[*range(start, min(start + size, len(pairs)))] for start in range(0, len(pairs), size)]
         else:
-            chunks = [*self._chunks(pairs, PREFETCHED_CHARACTERS if prefetch else CHUNK_CHARACTERS)]
+            chunks = [*self._chunks(pairs, PREFETCHED_CHARACTERS if prefetch else (CHUNK_CHARACTERS,))]
         encoded = ((chunk, self.encode([pairs[index] for index in chunk], prompt)) for chunk in chunks)
         yield from prefetched(encoded) if prefetch and len(chunks) > 1 else encoded
 
@@ -181,7 +185,9 @@ class PairEncoder:
     def _sized(self, layout: "_Layout", query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose texts have this many tokens, with what the slots write around them."""
         ids = np.zeros(max(query_tokens, passage_tokens), dtype=np.int64)
-        query, passage = (_Texts(ids, np.zeros(1, np.int64), np.array([size])) for size in (query_tokens, passage_tokens))
+        query, passage = (
+            _Texts(ids, np.zeros(1, np.int64), np.array([size])) for size in (query_tokens, passage_tokens)
+        )
         return self._joined(layout, query, passage)[0]
 
     def _joined(self, layout: "_Layout", query: "_Texts", passage: "_Texts") -> EncodedPairs:
@@ -257,22 +263,23 @@ class PairEncoder:
         block = np.fromiter(chain.from_iterable(ids), np.int64, int(sizes.sum()))
         return _Texts(block, (sizes.cumsum() - sizes)[rows], np.minimum(sizes, most + 1)[rows])
 
-    def _chunks(self, pairs: Sequence[tuple[str, str]], characters: int) -> Iterator[list[int]]:
+    def _chunks(self, pairs: Sequence[tuple[str, str]], characters: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of pairs; a chunk holds about as many characters as given for it, those after the last as many."""
         longest = CHARACTERS_PER_TOKEN * self.max_length
         sizes = [min(len(query), longest) + min(len(passage), longest) for query, passage in pairs]
         by_query: dict[str, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(index)
-        chunk: list[int] = []
-        taken = 0
+        limits = chain(characters, repeat(characters[-1]))
+        chunk, taken, limit = list[int](), 0, next(limits)
         for indices in by_query.values():
-            if chunk and taken + sum(sizes[index] for index in indices) > characters:
+            if chunk and taken + sum(sizes[index] for index in indices) > limit:
                 yield sorted(chunk)
-                chunk, taken = [], 0
+                chunk, taken, limit = [], 0, next(limits)
             for index in indices:
-                if chunk and taken + sizes[index] > characters:
+                if chunk and taken + sizes[index] > limit:
                     yield sorted(chunk)
-                    chunk, taken = [], 0
+                    chunk, taken, limit = [], 0, next(limits)
                 chunk.append(index)
                 taken += sizes[index]
         if chunk:
@@ -348,7 +355,7 @@ class _Layout:
         passage_pieces = passage.pieces(shift + len(query.block), kept_passage, passage_tail, len(self.passage.tail))
         texts = (query_pieces, passage_pieces) if self.query_first else (passage_pieces, query_pieces)
         fixed = [(start, len(ids)) for start, ids in zip((first, between, last), constants, strict=False)]
-        pieces = [fixed[0], *texts[0], fixed[1], *texts[1], fixed[2]]
+        pieces: list[tuple[Any, Any]] = [fixed[0], *texts[0], fixed[1], *texts[1], fixed[2]]
         starts, sizes = (np.empty((count, PIECES), dtype=np.int64) for _ in range(2))
         for column, (start, size) in enumerate(pieces):
             starts[:, column], sizes[:, column] = start, size

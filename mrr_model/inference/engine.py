@@ -28,7 +28,7 @@ from mrr_model.inference.metering import count_pairs
 from mrr_model.inference.planned import PLANNED
 from mrr_model.inference.staged import Deadline, StagedPass
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN
-from mrr_model.modeling.batch import Batch, EncodedPair, EncodedPairs, collate
+from mrr_model.modeling.batch import Batch, EncodedPairs, collate
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.modeling.flops import call_flops, pair_flops
 from mrr_model.modeling.model import MatryoshkaModel

@@ -31,7 +31,7 @@ class PlannedAttention:
             return
         with self._lock:
             if not self._calls:
-                self._before = torch.backends.cuda.cudnn_sdp_enabled()
+                self._before = bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
                 torch.backends.cuda.enable_cudnn_sdp(False)
             self._calls += 1
         try:

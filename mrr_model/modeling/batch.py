@@ -86,7 +86,8 @@ class EncodedPairs(Sequence[EncodedPair]):
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each pair, (B,)."""
-        return self.sizes.sum(1)
+        lengths: NDArray[np.int64] = self.sizes.sum(1)
+        return lengths
 
     def take(self, rows: Sequence[int] | slice | NDArray[np.int64]) -> Self:
         """Some of the pairs, in order."""
@@ -150,9 +151,7 @@ class EncodedPairs(Sequence[EncodedPair]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def gathered_pieces(
-    block: NDArray[np.int64], starts: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def gathered_pieces(block: NDArray[np.int64], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Pieces of a block, one after the other.
 
     Example:
@@ -162,7 +161,8 @@ def gathered_pieces(
     ends = sizes.cumsum()
     index = np.repeat(starts - ends + sizes, sizes)
     index += np.arange(len(index))
-    return block[index]
+    ids: NDArray[np.int64] = block[index]
+    return ids
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mrr_model.data.groups import Group
 from mrr_model.inference.encode import PairEncoder
-from mrr_model.modeling.batch import collate
+from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.training.config import RunConfig
 
 
@@ -116,7 +116,7 @@ class GroupCollator:
         self.parts = parts
 
     def __call__(self, groups: list[Group]) -> dict[str, Any]:
-        pairs = []
+        pairs: list[EncodedPair] = []
         for group in groups:
             passages = (*group.positives, *group.negatives)
             pairs += self.encoder.encode([(group.query, passage) for passage in passages], group.prompt)

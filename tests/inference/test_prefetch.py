@@ -33,7 +33,7 @@ def prefetching(
     make_checkpoint: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MatryoshkaReranker]:
     """A re-ranker that takes its device for an accelerator: each chunk is a pair or two."""
-    monkeypatch.setattr(encode, "PREFETCHED_CHARACTERS", 60)
+    monkeypatch.setattr(encode, "PREFETCHED_CHARACTERS", (40, 60))
     reranker = MatryoshkaReranker(make_checkpoint("bert"), max_length=48)
     with patch.object(InferenceEngine, "_computes_apart", True):
         yield reranker
