@@ -109,6 +109,8 @@ class RerankService:
             assert self._scheduler is not None
             self._scheduler.start()
             for _ in range(WARM_UPS):
+                if self.state != "loading":  # it drains: the scheduler's thread may have ended
+                    return
                 await self._scheduler.submit(WARM_UP).future
             if self.config.shed == "auto":
                 assert self._chooser is not None

@@ -44,6 +44,16 @@ async def test_ready_after_loading_and_scoring_once(mini: MatryoshkaReranker, mo
     assert await service.drain(5)
 
 
+async def test_draining_ends_loading(mini: MatryoshkaReranker) -> None:
+    service = RerankService(lambda: mini, ServeConfig())
+    starting = asyncio.create_task(service.start())
+    while service._scheduler is None:
+        await asyncio.sleep(0)
+    assert await service.drain(30)
+    await asyncio.wait_for(starting, 30)
+    assert service.state == "draining"
+
+
 async def test_a_model_that_cannot_be_loaded() -> None:
     def fails() -> MatryoshkaReranker:
         raise FileNotFoundError("no such model")
