@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+import gpu_tables
 from frontier import Point, draw
 from result_files import BenchmarkResult, RenderError, ResultFiles, command_of
 
@@ -526,6 +527,9 @@ TABLES: dict[str, Table] = {
     "long-documents": Table(("long-documents",), long_documents),
     "deadlines": Table(("deadlines",), deadlines),
     "serving": Table(("serving",), serving),
+    "gpu": Table(("gpu",), gpu_tables.speed),
+    "gpu-budgets": Table(("gpu",), gpu_tables.budgets),
+    "gpu-memory": Table(("gpu",), gpu_tables.memory),
 }
 """Marker -> its table."""
 

@@ -198,6 +198,42 @@ INVENTED: dict[str, dict[str, Any]] = {
         "runs": 3,
         "settings": [{"depth": 6, "keep_ratio": 1.0, "dtype": "float32", "loaded_mib": 500, "peak_mib": 570}],
     },
+    "gpu": {
+        "speed": [
+            {
+                "name": "small, 60 words",
+                "settings": [
+                    {
+                        "depth": 6,
+                        "keep_ratio": 1.0,
+                        "pairs_per_second": 20000.0,
+                        "time": 1.0,
+                        "flops": 1.0,
+                        "share_of_matmul": 0.1,
+                    },
+                    {
+                        "depth": 4,
+                        "keep_ratio": 0.5,
+                        "pairs_per_second": 30000.0,
+                        "time": 0.67,
+                        "flops": 0.5,
+                        "share_of_matmul": 0.05,
+                    },
+                ],
+                "peers": [{"name": "CrossEncoder, sdpa", "batch_size": 512, "pairs_per_second": 5000.0}],
+                "one_batch": {"pairs_per_second": 40000.0},
+            }
+        ],
+        "budget": [
+            {
+                "name": "small",
+                "best": 32768,
+                "budgets": [{"batch_tokens": 32768, "pairs_per_second": 16000.0}],
+                "with_padding": {"pairs_per_second": 9000.0},
+            }
+        ],
+        "memory": [{"name": "small, keep ratio 1", "passages": 1000, "loaded_mib": 400, "peak_mib": 1500}],
+    },
     "cold-start": {"runs": 5, "seconds": 4.9, "parts": [{"name": "import torch", "seconds": 2.5}]},
     "training": {
         "pairs_per_step": 64,
@@ -344,6 +380,12 @@ EXPECTED = {
     ],
     "time-share": ["| `depth=4, keep_ratio=0.5` | 300 | 33% | 30% | 27% | 1.12 |"],
     "memory": ["| full size | float32 | 500 MiB | 570 MiB |"],
+    "gpu": [
+        "| small, 60 words | full size | 20,000 | 5,000 (512) | 100% | 100% | 10% | 40,000 |",
+        "| small, 60 words | `depth=4, keep_ratio=0.5` | 30,000 |  | 67% | 50% | 5% |  |",
+    ],
+    "gpu-budgets": ["| small | 32,768 | 32k:16,000 | 9,000 |"],
+    "gpu-memory": ["| small, keep ratio 1 | 1,000 | 400 MiB | 1,500 MiB |"],
     "cold-start": ["| import torch | 2.50 |", "| from the start to the ranking | 4.90 |"],
     "training": ["| distill | 37 | 1.73 | 4.0 GiB |"],
     "long-documents": [
