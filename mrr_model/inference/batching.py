@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mrr_model.inference.device import default_batch_tokens
-from mrr_model.modeling.batch import EncodedPair, EncodedPairs
+from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.unpadded import has_kernel
 
@@ -113,14 +113,10 @@ def query_groups(pairs: Sequence[EncodedPair], *, share: bool) -> list[QueryGrou
         >>> [(group.shared_ids, group.indices) for group in query_groups(pairs, share=True)]
         [((7,), [0, 1, 3, 4]), ((), [2])]
     """
-    if not share:
-        return [QueryGroup([*range(len(pairs))])] if pairs else []
     by_query: dict[tuple[int, ...], list[int]] = {}
-    pairs = EncodedPairs.of(pairs)
-    tokens_after = pairs.passage_length + pairs.prompt_length > 0
-    for index, (ids, has_more) in enumerate(zip(pairs.query_ids(), tokens_after.tolist(), strict=True)):
-        if ids and has_more:
-            by_query.setdefault(ids, []).append(index)
+    for index, pair in enumerate(pairs if share else ()):
+        if pair.query_length and pair.passage_length + pair.prompt_length:
+            by_query.setdefault(tuple(pair.input_ids[: pair.query_length]), []).append(index)
     groups = [QueryGroup(indices, ids) for ids, indices in by_query.items() if len(indices) >= MIN_SHARING_PAIRS]
     shared = {index for group in groups for index in group.indices}
     rest = [index for index in range(len(pairs)) if index not in shared]

@@ -4,9 +4,8 @@ import copy
 import re
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate, chain, islice, repeat
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from typing_extensions import Self
 
 from mrr_model.inference.prefetch import prefetched
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN, TextTokenizer, without_surrogates
-from mrr_model.modeling.batch import EncodedPair, EncodedPairs
+from mrr_model.modeling.batch import EncodedPair
 from mrr_model.template import SPECIAL_TOKENS, InputTemplate
 
 COMPARED_TOKENS = 8192
@@ -36,14 +35,8 @@ Nothing is computed while the first one is encoded, nor encoded while the last o
 the others must fill a batch. The last size is about 50,000 tokens.
 """
 
-PIECES = 7
-"""Of a pair's ids; see `_Layout.joined`."""
-
 PASSAGES_TOGETHER = 64
 """Passages that are tokenized together to count their tokens."""
-
-_Piece = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Where pieces of each pair begin, and their sizes."""
 
 
 class PairEncoder:
@@ -94,7 +87,7 @@ class PairEncoder:
         other.max_length, other.query_max_length = UNLIMITED, None
         return other
 
-    def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> EncodedPairs:
+    def encode(self, pairs: Sequence[tuple[str, str]], prompt: str | None = None) -> list[EncodedPair]:
         """Encode (query, passage) pairs; each distinct text is tokenized once.
 
         Args:
@@ -106,13 +99,13 @@ class PairEncoder:
         """
         layout = self._layout(prompt)
         most = max(self.max_length, self.query_max_length or 0)
-        texts = [query for query, _ in pairs]
-        queries = self._tokenized(layout.query, texts, most)
-        if self.template.truncation == "longest_first" and (queries.sizes > most).any():
+        texts = {query for query, _ in pairs}
+        queries = self._text_ids(layout.query, texts, most)
+        if self.template.truncation == "longest_first" and any(len(ids) > most for ids in queries.values()):
             most = max(most, COMPARED_TOKENS)
-            queries = self._tokenized(layout.query, texts, most)
-        passages = self._tokenized(layout.passage, [passage for _, passage in pairs], most)
-        return self._joined(layout, queries, passages)
+            queries = self._text_ids(layout.query, texts, most)
+        passages = self._text_ids(layout.passage, {passage for _, passage in pairs}, most)
+        return [self._cut(layout, queries[query], passages[passage]) for query, passage in pairs]
 
     def chunks(
         self,
@@ -121,7 +114,7 @@ class PairEncoder:
         *,
         size: int | None = None,
         prefetch: bool = False,
-    ) -> Generator[tuple[list[int], EncodedPairs], None, None]:
+    ) -> Generator[tuple[list[int], list[EncodedPair]], None, None]:
         """Encode pairs chunk by chunk, so that memory stays bounded. A query's pairs share a chunk if they fit.
 
         Args:
@@ -143,7 +136,7 @@ class PairEncoder:
 
     def lengths(self, query_tokens: int, passage_tokens: int) -> EncodedPair:
         """The spans of a pair whose texts have this many tokens; its ids are zeros."""
-        return self._sized(self._default_layout, query_tokens, passage_tokens)
+        return self._cut(self._default_layout, [0] * query_tokens, [0] * passage_tokens)
 
     @property
     def passage_frame(self) -> int:
@@ -165,9 +158,10 @@ class PairEncoder:
         """
         layout = self._layout(prompt)
         most = max(self.max_length, self.query_max_length or 0)
-        size = int(self._tokenized(layout.query, [query], most).sizes[0])
-        space = self._sized(layout, size, max(self.max_length, size) + 1).passage_length
-        while space and self._sized(layout, size, space).passage_cut:
+        ids = self._text_ids(layout.query, {query}, most)[query]
+        endless = [0] * (max(self.max_length, len(ids)) + 1)
+        space = self._cut(layout, ids, endless).passage_length
+        while space and self._cut(layout, ids, endless[:space]).passage_cut:
             space -= 1
         return space
 
@@ -182,34 +176,29 @@ class PairEncoder:
         """See `TextTokenizer.offsets`."""
         return self._tokenizer.offsets(text)
 
-    def _sized(self, layout: "_Layout", query_tokens: int, passage_tokens: int) -> EncodedPair:
-        """The spans of a pair whose texts have this many tokens, with what the slots write around them."""
-        ids = np.zeros(max(query_tokens, passage_tokens), dtype=np.int64)
-        query, passage = (
-            _Texts(ids, np.zeros(1, np.int64), np.array([size])) for size in (query_tokens, passage_tokens)
-        )
-        return self._joined(layout, query, passage)[0]
-
-    def _joined(self, layout: "_Layout", query: "_Texts", passage: "_Texts") -> EncodedPairs:
-        """Join texts, written as the layout's slots write them, to at most as many ids as are allowed."""
+    def _cut(self, layout: "_Layout", query: list[int], passage: list[int]) -> EncodedPair:
+        """Join two texts, written as the layout's slots write them, to at most as many ids as are allowed."""
         if self.template.truncation == "end":
             limit = sys.maxsize if self.query_max_length is None else self.query_max_length
-            whole = layout.joined(query, np.minimum(query.sizes, limit), passage, passage.sizes)
-            return layout.cut_at_end(whole, self.max_length)
-        wanted = np.minimum(query.sizes, self._query_limit)
+            return layout.cut_at_end(layout.query.cut(query, limit), passage, self.max_length)
+        wanted = min(len(query), self._query_limit)
         space = max(0, self._space(layout))
         if self.template.truncation == "spans":
-            longest = np.minimum(passage.sizes, self.max_length)
+            longest = min(len(passage), self.max_length)
             free = (space - layout.query.size - layout.passage.size) // 4
             share = layout.passage.size + max(1, min(self.max_length // 8, free))
-            kept_query = np.minimum(wanted, np.maximum(0, space - np.minimum(longest, share)))
-            kept_passage = np.minimum(longest, space - kept_query)
+            kept_query = min(wanted, max(0, space - min(longest, share)))
+            kept_passage = min(longest, space - kept_query)
             if self.query_max_length is None:
-                wanted = query.sizes
+                wanted = len(query)
         else:
-            kept_query, kept_passage = longest_first(wanted, passage.sizes, space)
-        joined = layout.joined(query, kept_query, passage, kept_passage)
-        return replace(joined, query_cut=kept_query < wanted, passage_cut=kept_passage < passage.sizes)
+            kept_query, kept_passage = longest_first(wanted, len(passage), space)
+        return layout.joined(
+            layout.query.cut(query, kept_query),
+            layout.passage.cut(passage, kept_passage),
+            query_cut=kept_query < wanted,
+            passage_cut=kept_passage < len(passage),
+        )
 
     @property
     def _query_limit(self) -> int:
@@ -254,14 +243,10 @@ class PairEncoder:
             return _Layout(before, query, after, passage, self._span_ids(template.prompt, prompt), query_first=True)
         return _Layout(self._span_ids(template.query, prompt), query, before, passage, after, query_first=False)
 
-    def _tokenized(self, slot: "_Slot", texts: Sequence[str], most: int) -> "_Texts":
-        """Texts as a slot writes them; of one of more than `most` tokens, the first ones, one more than that."""
-        numbers: dict[str, int] = {}
-        rows = [numbers.setdefault(text, len(numbers)) for text in texts]
-        ids = self._tokenizer.ids([*numbers], slot.before, slot.after, most)
-        sizes = np.fromiter(map(len, ids), np.int64, len(ids))
-        block = np.fromiter(chain.from_iterable(ids), np.int64, int(sizes.sum()))
-        return _Texts(block, (sizes.cumsum() - sizes)[rows], np.minimum(sizes, most + 1)[rows])
+    def _text_ids(self, slot: "_Slot", texts: set[str], most: int) -> dict[str, list[int]]:
+        ordered = list(texts)
+        ids = self._tokenizer.ids(ordered, slot.before, slot.after, most)
+        return {text: tokens[: most + 1] for text, tokens in zip(ordered, ids, strict=True)}
 
     def _chunks(self, pairs: Sequence[tuple[str, str]], characters: Sequence[int]) -> Iterator[list[int]]:
         """Indices of pairs; a chunk holds about as many characters as given for it, those after the last as many."""
@@ -335,94 +320,42 @@ class _Layout:
         """Tokens of the span after the passage, without the query."""
         return len(self.last) + (0 if self.query_first else len(self.between))
 
-    @cached_property
-    def block(self) -> NDArray[np.int64]:
-        """The ids of all that is no text: first, between, last, and both slots' tails."""
-        return np.array([*self.first, *self.between, *self.last, *self.query.tail, *self.passage.tail], dtype=np.int64)
-
-    def joined(
-        self, query: "_Texts", kept_query: NDArray[np.int64], passage: "_Texts", kept_passage: NDArray[np.int64]
-    ) -> EncodedPairs:
-        """Both texts in their places, cut to as many tokens as are kept.
-
-        The pieces: `first`, a text and its slot's tail, `between`, a text and its slot's tail, `last`. A text that is
-        not cut ends with the tail itself; the piece is empty then.
-        """
-        constants = (self.first, self.between, self.last, self.query.tail, self.passage.tail)
-        first, between, last, query_tail, passage_tail = accumulate(map(len, constants[:-1]), initial=0)
-        shift, count = len(self.block), len(query.sizes)
-        query_pieces = query.pieces(shift, kept_query, query_tail, len(self.query.tail))
-        passage_pieces = passage.pieces(shift + len(query.block), kept_passage, passage_tail, len(self.passage.tail))
-        texts = (query_pieces, passage_pieces) if self.query_first else (passage_pieces, query_pieces)
-        fixed = [(start, len(ids)) for start, ids in zip((first, between, last), constants, strict=False)]
-        pieces: list[tuple[Any, Any]] = [fixed[0], *texts[0], fixed[1], *texts[1], fixed[2]]
-        starts, sizes = (np.empty((count, PIECES), dtype=np.int64) for _ in range(2))
-        for column, (start, size) in enumerate(pieces):
-            starts[:, column], sizes[:, column] = start, size
-        beside = kept_query + len(self.between)
-        before = len(self.first) + (beside if self.query_first else np.zeros_like(beside))
-        after = len(self.last) + (np.zeros_like(beside) if self.query_first else beside)
-        whole = np.zeros(count, dtype=np.bool_)
-        block = np.concatenate([self.block, query.block, passage.block])
-        return EncodedPairs(block, starts, sizes, before, kept_passage, after, whole, whole)
-
-    def cut_at_end(self, whole: EncodedPairs, max_length: int) -> EncodedPairs:
-        """Pairs cut to `max_length` before what is written after the last text."""
-        over = whole.lengths > max_length
-        if not over.any():
-            return whole
-        tail, last = len((self.passage if self.query_first else self.query).tail), len(self.last)
-        kept = max_length - tail - last
-        sizes = whole.sizes.copy()
-        sizes[:, :-1] = (kept - sizes.cumsum(1) + sizes)[:, :-1].clip(0, sizes[:, :-1])
-        sizes[:, -2] = tail
-        before = np.minimum(kept, whole.query_length)
-        inside = np.minimum(kept - before, whole.passage_length)
+    def joined(self, query: list[int], passage: list[int], *, query_cut: bool, passage_cut: bool) -> EncodedPair:
+        """Both texts in their places."""
         if self.query_first:
-            query_cut = kept < whole.query_length - len(self.between)
-            passage, passage_cut = inside + tail, inside < whole.passage_length - tail
-            after = np.full_like(before, last)
+            before, after = [*self.first, *query, *self.between], self.last
         else:
-            query_cut = np.ones_like(over)
-            passage, passage_cut = inside, inside < whole.passage_length
-            after = max_length - before - inside
-        starts = whole.starts.copy()
-        starts[:, -2] = self._tail_start
-        return replace(
-            whole,
-            starts=np.where(over[:, None], starts, whole.starts),
-            sizes=np.where(over[:, None], sizes, whole.sizes),
-            query_length=np.where(over, before, whole.query_length),
-            passage_length=np.where(over, passage, whole.passage_length),
-            prompt_length=np.where(over, after, whole.prompt_length),
-            query_cut=over & query_cut,
-            passage_cut=over & passage_cut,
+            before, after = self.first, [*self.between, *query, *self.last]
+        ids = [*before, *passage, *after]
+        return EncodedPair(ids, len(before), len(passage), len(after), query_cut=query_cut, passage_cut=passage_cut)
+
+    def cut_at_end(self, query: list[int], passage: list[int], max_length: int) -> EncodedPair:
+        """Both texts in their places, cut to `max_length` before what is written after the last text."""
+        whole = self.joined(query, passage, query_cut=False, passage_cut=False)
+        if len(whole.input_ids) <= max_length:
+            return whole
+        tail = (self.passage if self.query_first else self.query).tail
+        suffix = [*tail, *self.last]
+        kept = max_length - len(suffix)
+        before = min(kept, whole.query_length)
+        inside = min(kept - before, whole.passage_length)
+        if self.query_first:
+            return EncodedPair(
+                [*whole.input_ids[:kept], *suffix],
+                before,
+                inside + len(tail),
+                len(self.last),
+                query_cut=kept < len(self.first) + len(query),
+                passage_cut=inside < whole.passage_length - len(tail),
+            )
+        return EncodedPair(
+            [*whole.input_ids[:kept], *suffix],
+            before,
+            inside,
+            max_length - before - inside,
+            query_cut=True,
+            passage_cut=inside < whole.passage_length,
         )
-
-    @property
-    def _tail_start(self) -> int:
-        """Where in the block the tail of the second text's slot begins."""
-        start = len(self.first) + len(self.between) + len(self.last)
-        return start + (len(self.query.tail) if self.query_first else 0)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Tokenized texts, one for each pair: the ids of all of them, and where each one begins and how many it has."""
-
-    block: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-    def pieces(self, shift: int, kept: NDArray[np.int64], tail_start: int, tail_size: int) -> tuple[_Piece, _Piece]:
-        """Starts and sizes of the texts cut to `kept` tokens, and of the tail with which a text that is cut ends.
-
-        `shift`: where the block begins in the pairs' own.
-        """
-        cut = self.sizes > kept
-        tail = np.where(cut, np.minimum(tail_size, kept), 0)
-        body = np.where(cut, kept - tail, self.sizes)
-        return (self.starts + shift, body), (np.full_like(tail, tail_start), tail)
 
 
 @dataclass(frozen=True)
@@ -434,22 +367,25 @@ class _Slot:
     tail: list[int]
     size: int
 
+    def cut(self, ids: list[int], length: int) -> list[int]:
+        """Cut a text, with what is written around it, to `length` ids; what comes after the text stays."""
+        if len(ids) <= length:
+            return ids
+        tail = self.tail[:length]
+        return [*ids[: length - len(tail)], *tail]
 
-def longest_first(
-    query: NDArray[np.int64], passage: NDArray[np.int64], space: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of queries and passages that are kept, by the rule of the tokenizers library's `longest_first`.
+
+def longest_first(query: int, passage: int, space: int) -> tuple[int, int]:
+    """Tokens of query and passage that are kept, by the rule of the tokenizers library's `longest_first`.
 
     Example:
-        >>> query, passage = longest_first(np.array([3, 20, 30]), np.array([20, 20, 20]), 9)
-        >>> query.tolist(), passage.tolist()
-        ([3, 4, 5], [6, 5, 4])
+        >>> longest_first(3, 20, 10), longest_first(20, 20, 9), longest_first(30, 20, 9)
+        ((3, 7), (4, 5), (5, 4))
     """
-    fits = query + passage <= space
-    shorter = np.minimum(np.minimum(query, passage), space // 2)
-    longer = space - shorter
-    kept_query = np.where(fits, query, np.where(query > passage, longer, shorter))
-    return kept_query, np.where(fits, passage, np.where(query > passage, shorter, longer))
+    if query + passage <= space:
+        return query, passage
+    shorter = min(query, passage, space // 2)
+    return (space - shorter, shorter) if query > passage else (shorter, space - shorter)
 
 
 def _literals(template: InputTemplate) -> set[str]:

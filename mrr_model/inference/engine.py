@@ -28,7 +28,7 @@ from mrr_model.inference.metering import count_pairs
 from mrr_model.inference.planned import PLANNED
 from mrr_model.inference.staged import Deadline, StagedPass
 from mrr_model.inference.tokenize import CHARACTERS_PER_TOKEN
-from mrr_model.modeling.batch import Batch, EncodedPairs, collate
+from mrr_model.modeling.batch import Batch, EncodedPair, collate
 from mrr_model.modeling.compensation import Compensation
 from mrr_model.modeling.flops import call_flops, pair_flops
 from mrr_model.modeling.model import MatryoshkaModel
@@ -246,7 +246,7 @@ class InferenceEngine:
 
     def _encoded(
         self, pairs: Pairs, prompt: str | None, size: int | None = None
-    ) -> Generator[tuple[list[int], EncodedPairs], None, None]:
+    ) -> Generator[tuple[list[int], list[EncodedPair]], None, None]:
         """Encode pairs chunk by chunk, or `size` pairs at a time, and warn of texts that were cut.
 
         Close the iterator if you do not use all of it: a thread may be encoding the next chunk.
@@ -256,7 +256,7 @@ class InferenceEngine:
             for chunk, encoded in chunks:
                 count_pairs(pairs, chunk, encoded)
                 self._warn_of_cut_query(encoded)
-                cut += int(encoded.passage_cut.sum())
+                cut += sum(pair.passage_cut for pair in encoded)
                 encoded_pairs += len(encoded)
                 yield chunk, encoded
         self._warn_of_cut_documents(cut, encoded_pairs)
@@ -330,8 +330,9 @@ class InferenceEngine:
         counts: dict[int, tuple[int, int]] = {}
         encoder = self.encoder if cut else self.encoder.uncut()
         for chunk, encoded in encoder.chunks(pairs, prompt):
-            queries = encoded.query_length if encoder.template.query_first else encoded.prompt_length
-            counts.update(zip(chunk, zip(queries.tolist(), encoded.passage_length.tolist(), strict=True), strict=True))
+            for index, pair in zip(chunk, encoded, strict=True):
+                query = pair.query_length if encoder.template.query_first else pair.prompt_length
+                counts[index] = query, pair.passage_length
         return [counts[index] for index in range(len(counts))]
 
     def flops(
@@ -377,9 +378,9 @@ class InferenceEngine:
         pair = self.encoder.lengths(query_tokens, passage_tokens)
         return pair_flops(self.model, plan, pair, self.compensation.running_ranks(plan.adapters))
 
-    def _warn_of_cut_query(self, encoded: EncodedPairs) -> None:
-        if encoded.query_cut.any():
-            cut = encoded[int(encoded.query_cut.argmax())]
+    def _warn_of_cut_query(self, encoded: Sequence[EncodedPair]) -> None:
+        cut = next((pair for pair in encoded if pair.query_cut), None)
+        if cut is not None:
             length = cut.query_length if self.encoder.template.query_first else cut.prompt_length
             self._warn_once(
                 "query",

@@ -15,7 +15,7 @@ from torch import Tensor
 from mrr_model.compression import Plan
 from mrr_model.inference.batching import BatchBudget, query_groups
 from mrr_model.inference.layers import SCORED_TOGETHER, LayerRun, PooledScores, TokenSource
-from mrr_model.modeling.batch import EncodedPair, EncodedPairs
+from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
 
@@ -64,7 +64,7 @@ class ForwardPass:
         batch_size: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        self.model, self.plan, self.pairs, self.budget = model, plan, EncodedPairs.of(pairs), budget
+        self.model, self.plan, self.pairs, self.budget = model, plan, pairs, budget
         self.batch_size, self.progress = batch_size, progress
 
     def logits(self) -> Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.cancelling import check
 from mrr_model.inference.device import out_of_memory
 from mrr_model.inference.metering import count_batch
-from mrr_model.modeling.batch import EncodedPair, EncodedPairs, collate
+from mrr_model.modeling.batch import EncodedPair, collate
 from mrr_model.modeling.model import MatryoshkaModel
 from mrr_model.modeling.prefix import SharedPrefix
 from mrr_model.modeling.states import HiddenBatch, PooledBatch
@@ -140,7 +139,7 @@ class TokenSource(Source):
     def __init__(
         self,
         model: MatryoshkaModel,
-        pairs: Mapping[int, EncodedPair] | EncodedPairs,
+        pairs: Mapping[int, EncodedPair] | Sequence[EncodedPair],
         rows: Sequence[int],
         prefix: SharedPrefix | None = None,
         *,
@@ -149,23 +148,16 @@ class TokenSource(Source):
     ) -> None:
         self.model, self.pairs, self.prefix = model, pairs, prefix
         shared = 0 if prefix is None else prefix.length
-        chosen = np.array(rows, dtype=np.int64)
-        if isinstance(pairs, EncodedPairs):
-            lengths = pairs.lengths[chosen] - shared
-        else:
-            lengths = np.array([len(pairs[row].input_ids) - shared for row in rows], dtype=np.int64)
-        if sort:
-            order = np.argsort(-lengths, kind="stable")
-            chosen, lengths = chosen[order], lengths[order]
-        super().__init__(chosen.tolist(), lengths.tolist(), unpad and prefix is None)
+        lengths = {row: len(pairs[row].input_ids) - shared for row in rows}
+        ordered = sorted(rows, key=lambda row: -lengths[row]) if sort else rows
+        super().__init__(ordered, [lengths[row] for row in ordered], unpad and prefix is None)
 
     def _batch(self, rows: list[int], tokens: int) -> PendingBatch:
         return PendingBatch(rows, 0, lambda: self._embedded(rows), tokens)
 
     def _embedded(self, rows: list[int]) -> HiddenBatch:
-        pairs = self.pairs
         batch = collate(
-            pairs.take(rows) if isinstance(pairs, EncodedPairs) else [pairs[row] for row in rows],
+            [self.pairs[row] for row in rows],
             self.model.config.pad_token_id or 0,
             rounded=True,
             max_tokens=self.model.backbone.max_tokens,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from mrr_model.modeling.batch import EncodedPairs
+from mrr_model.modeling.batch import EncodedPair
 
 _meter: ContextVar["Meter | None"] = ContextVar("_meter", default=None)
 
@@ -40,7 +40,7 @@ def metered() -> Iterator[Meter]:
             outer.padding_tokens += meter.padding_tokens
 
 
-def count_pairs(pairs: Sequence[tuple[str, str]], rows: Sequence[int], encoded: EncodedPairs) -> None:
+def count_pairs(pairs: Sequence[tuple[str, str]], rows: Sequence[int], encoded: Sequence[EncodedPair]) -> None:
     """Count encoded pairs, if somebody asked.
 
     Args:
@@ -50,8 +50,7 @@ def count_pairs(pairs: Sequence[tuple[str, str]], rows: Sequence[int], encoded: 
     """
     meter = _meter.get()
     if meter is not None:
-        lengths = encoded.lengths.tolist()
-        meter.tokens.update((pairs[row], length) for row, length in zip(rows, lengths, strict=True))
+        meter.tokens.update((pairs[row], len(pair.input_ids)) for row, pair in zip(rows, encoded, strict=True))
 
 
 def count_batch(tokens: int, padding: int) -> None:

@@ -1,7 +1,7 @@
 """Attention that cuDNN plans shape by shape: off on CUDA while calls run.
 
 Where torch prefers cuDNN's attention (Hopper and later), every new shape makes it compile a plan, which takes tens of
-milliseconds, often longer than the batch. Batches of new texts have new shapes. Torch's other fused kernels need no
+milliseconds, often longer than the batch. Batches of new texts have new shapes. torch's other fused kernels need no
 plan.
 """
 

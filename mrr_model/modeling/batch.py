@@ -1,19 +1,15 @@
-"""What goes into the model: pairs as token ids, one by one, as arrays, and padded to a batch.
+"""What goes into the model: pairs as token ids, one by one and padded to a batch.
 
-Shapes: B pairs, T tokens, N tokens of all pairs, S pieces of a pair.
+Shapes: B pairs, T tokens, N tokens of all pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import accumulate, chain, pairwise
-from typing import overload
+from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import Self
 
 from mrr_model.modeling.merging import Spans, padded_length
 from mrr_model.modeling.transfer import to_device
@@ -38,131 +34,6 @@ class EncodedPair:
     prompt_length: int
     query_cut: bool = field(default=False, compare=False)
     passage_cut: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedPairs(Sequence[EncodedPair]):
-    """Many encoded pairs as arrays. A pair's ids are pieces of one block, put together where they are needed.
-
-    An item is an `EncodedPair`, a slice the pairs in it. Two are equal if all of their pairs are.
-
-    Attributes:
-        block: Token ids, int64 of any length.
-        starts: Where in the block each piece of each pair begins, int64 (B, S).
-        sizes: The tokens of each piece, int64 (B, S).
-        query_length: Tokens of the query spans, int64 (B,).
-        passage_length: Tokens of the passage spans, int64 (B,).
-        prompt_length: Tokens of the prompt spans, int64 (B,).
-        query_cut: See `EncodedPair`; bool (B,).
-        passage_cut: See `EncodedPair`; bool (B,).
-
-    Example:
-        >>> pairs = EncodedPairs.of([EncodedPair([7, 8, 9], 1, 2, 0), EncodedPair([7, 8], 1, 1, 0)])
-        >>> pairs.lengths.tolist(), pairs[1].input_ids
-        ([3, 2], [7, 8])
-    """
-
-    block: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    query_length: NDArray[np.int64]
-    passage_length: NDArray[np.int64]
-    prompt_length: NDArray[np.int64]
-    query_cut: NDArray[np.bool_]
-    passage_cut: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, pairs: Sequence[EncodedPair]) -> "EncodedPairs":
-        """The same pairs; themselves if they are arrays already."""
-        if isinstance(pairs, EncodedPairs):
-            return pairs
-        sizes = np.array([len(pair.input_ids) for pair in pairs], dtype=np.int64)
-        block = np.fromiter(chain.from_iterable(pair.input_ids for pair in pairs), np.int64, int(sizes.sum()))
-        spans = np.array([(pair.query_length, pair.passage_length, pair.prompt_length) for pair in pairs], np.int64)
-        cut = np.array([(pair.query_cut, pair.passage_cut) for pair in pairs], np.bool_)
-        starts = (sizes.cumsum() - sizes)[:, None]
-        return cls(block, starts, sizes[:, None], *spans.reshape(-1, 3).T, *cut.reshape(-1, 2).T)
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each pair, (B,)."""
-        lengths: NDArray[np.int64] = self.sizes.sum(1)
-        return lengths
-
-    def take(self, rows: Sequence[int] | slice | NDArray[np.int64]) -> Self:
-        """Some of the pairs, in order."""
-        return replace(
-            self,
-            starts=self.starts[rows],
-            sizes=self.sizes[rows],
-            query_length=self.query_length[rows],
-            passage_length=self.passage_length[rows],
-            prompt_length=self.prompt_length[rows],
-            query_cut=self.query_cut[rows],
-            passage_cut=self.passage_cut[rows],
-        )
-
-    def ids(self, skipped: int = 0) -> NDArray[np.int64]:
-        """The ids of all pairs, one after the other, without the first `skipped` tokens of each: (N,)."""
-        starts, sizes = self.starts, self.sizes
-        if skipped:
-            left_out = (skipped - sizes.cumsum(1) + sizes).clip(0, sizes)
-            starts, sizes = starts + left_out, sizes - left_out
-        return gathered_pieces(self.block, starts.ravel(), sizes.ravel())
-
-    def query_ids(self) -> list[tuple[int, ...]]:
-        """The ids of each pair's query span. Those of pairs with the same pieces are put together once."""
-        sizes = (self.query_length[:, None] - self.sizes.cumsum(1) + self.sizes).clip(0, self.sizes)
-        pieces = np.concatenate([np.where(sizes > 0, self.starts, 0), sizes], 1)
-        distinct, numbers = np.unique(pieces, axis=0, return_inverse=True)
-        starts, sizes = np.split(distinct, 2, 1)
-        ids = tuple(gathered_pieces(self.block, starts.ravel(), sizes.ravel()).tolist())
-        bounds = accumulate(sizes.sum(1).tolist(), initial=0)
-        spans = [ids[start:stop] for start, stop in pairwise(bounds)]
-        return [spans[number] for number in numbers.ravel().tolist()]
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    @overload
-    def __getitem__(self, index: int) -> EncodedPair: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Self: ...
-
-    def __getitem__(self, index: int | slice) -> EncodedPair | Self:
-        if isinstance(index, slice):
-            return self.take(index)
-        [pair] = self.take([index])
-        return pair
-
-    def __iter__(self) -> Iterator[EncodedPair]:
-        ids, bounds = self.ids().tolist(), accumulate(self.lengths.tolist(), initial=0)
-        columns = (self.query_length, self.passage_length, self.prompt_length, self.query_cut, self.passage_cut)
-        rows = zip(pairwise(bounds), *(column.tolist() for column in columns), strict=True)
-        for (start, stop), query, passage, prompt, query_cut, passage_cut in rows:
-            yield EncodedPair(ids[start:stop], query, passage, prompt, query_cut=query_cut, passage_cut=passage_cut)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return [*self] == [*other]
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def gathered_pieces(block: NDArray[np.int64], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pieces of a block, one after the other.
-
-    Example:
-        >>> gathered_pieces(np.array([5, 6, 7, 8]), np.array([2, 0, 1]), np.array([2, 0, 1])).tolist()
-        [7, 8, 6]
-    """
-    ends = sizes.cumsum()
-    index = np.repeat(starts - ends + sizes, sizes)
-    index += np.arange(len(index))
-    ids: NDArray[np.int64] = block[index]
-    return ids
 
 
 @dataclass(frozen=True)
@@ -217,18 +88,19 @@ def collate(
         >>> batch.input_ids.tolist(), batch.spans.passage.tolist()
         ([[7, 8, 9], [7, 8, 0]], [2, 1])
     """
-    pairs = EncodedPairs.of(pairs)
-    lengths, ids = pairs.lengths - prefix_length, pairs.ids(prefix_length)
+    rows = [pair.input_ids[prefix_length:] for pair in pairs]
+    longest = max(map(len, rows))
+    if rounded and not unpadded:
+        longest = max(longest, min(padded_length(longest), max_tokens or padded_length(longest)))
     spans = Spans(
-        torch.from_numpy(pairs.query_length - prefix_length),
-        torch.from_numpy(pairs.passage_length.copy()),
-        torch.from_numpy(pairs.prompt_length.copy()),
+        torch.tensor([pair.query_length - prefix_length for pair in pairs], device="cpu"),
+        torch.tensor([pair.passage_length for pair in pairs], device="cpu"),
+        torch.tensor([pair.prompt_length for pair in pairs], device="cpu"),
     )
     if unpadded:
-        return Batch(torch.from_numpy(ids[None]), spans, unpadded=True)
-    longest = int(lengths.max())
-    if rounded:
-        longest = max(longest, min(padded_length(longest), max_tokens or padded_length(longest)))
-    padded = np.full((len(lengths), longest), pad_id, dtype=np.int64)
-    padded[np.arange(longest) < lengths[:, None]] = ids
-    return Batch(torch.from_numpy(padded), spans, rounded)
+        ids = np.fromiter(chain.from_iterable(rows), np.int64, sum(map(len, rows)))[None]
+        return Batch(torch.from_numpy(ids), spans, unpadded=True)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)  # numpy reads lists several times as fast as torch
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    return Batch(torch.from_numpy(ids), spans, rounded)
