@@ -259,6 +259,8 @@ async def open_loop(port: int, requests: Sequence[Request], rate: float, seconds
     generator = random.Random(seed)
 
     async def ask(at: int, arrival: float) -> None:
+        while idle and idle[-1].closed:  # the server closes connections that are idle for long
+            idle.pop()
         connection = idle.pop() if idle else await Connection.open(port)
         connections.append(connection)
         await load.ask(connection, at, requests[at], arrival, echoes_id=True)
