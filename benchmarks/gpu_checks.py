@@ -15,12 +15,14 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_run import TRACEBACK_LINES, Row, Run
 from gpu_shapes import SHAPES, TINY, documents_of
 from reference import REFERENCE
+from result_files import ROOT
 from scipy.stats import kendalltau
 from speed import mixed_passages
 from torch import Tensor
@@ -325,7 +327,7 @@ def synchronisation(run: Run) -> Row:
             with warnings.catch_warnings(record=True) as caught, synchronisation_is("warn", run.device):
                 warnings.simplefilter("always")
                 reranker.score_pairs(pairs, **size)
-            waits = [f"{each.filename}:{each.lineno}" for each in caught if "synchron" in str(each.message)]
+            waits = [f"{file_name(each.filename)}:{each.lineno}" for each in caught if "synchron" in str(each.message)]
             row["waits_of_a_call"] = {place: waits.count(place) for place in dict.fromkeys(waits)}
             rows.append(row)
     stopped = [row for row in rows if row["traceback"]]
@@ -347,3 +349,9 @@ def synchronisation_is(mode: str, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def file_name(file: str) -> str:
+    """A source file as the repository names it; of a library, its name alone."""
+    path = Path(file)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
