@@ -202,12 +202,15 @@ def current_commit(root: Path = ROOT) -> str:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """This process's command as one types it in the repository's root.
+    """This process's command as one types it in the repository's root, without where its output went.
 
-    >>> command_line([str(ROOT / "benchmarks" / "speed.py"), "--words", "60"])
+    >>> command_line([str(ROOT / "benchmarks" / "speed.py"), "--words", "60", "--output", "/a/file.json"])
     'python benchmarks/speed.py --words 60'
     """
-    script, *flags = arguments
+    script, *flags = [each for each in arguments if not each.startswith("--output=")]
+    if "--output" in flags:
+        at = flags.index("--output")
+        del flags[at : at + 2]
     path = Path(script).resolve()
     return shlex.join(["python", str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name), *flags])
 
