@@ -49,6 +49,23 @@ def check_needs(config: Opening) -> None:
             raise ValueError(f"{given[0]} chooses the {name.replace('_', ' ')} too. Leave out {flag}")
 
 
+def check_setting(config: Opening) -> None:
+    """Check the depth and the keep ratio as far as that needs no model.
+
+    Raises:
+        ValueError: If one is out of its range; the message names the flag.
+    """
+    from mrr_model.compression import Compression
+
+    for name in ("depth", "keep_ratio"):
+        value = getattr(config, name)
+        try:
+            if value is not None:
+                Compression(**{name: value})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{CHOSEN[name]} {value}: {error}") from None
+
+
 def cascade_of(config: Opening, by: "By | None" = None) -> "CascadeOption":
     """The cascade that `--cascade` names.
 

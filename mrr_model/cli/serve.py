@@ -4,7 +4,7 @@ import os
 from functools import partial
 
 from mrr_model.cli.flags import flags_of
-from mrr_model.cli.opening import cascade_of, check_needs, needs_of, open_model
+from mrr_model.cli.opening import cascade_of, check_needs, check_setting, needs_of, open_model
 from mrr_model.serving.config import ServeConfig
 
 KEY_VARIABLE = "MRR_API_KEY"
@@ -15,6 +15,7 @@ SERVE_EXTRA = 'pip install "matryoshka-reranker[serve]"'
 def serve(config: ServeConfig) -> None:
     """Check what can be checked before the model loads, then serve it."""
     check_needs(config)
+    check_setting(config)
     cascade = cascade_of(config)
     if not config.api_key:
         config = config.with_keys(os.environ.get(KEY_VARIABLE, ""))

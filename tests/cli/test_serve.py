@@ -19,6 +19,8 @@ Mrr = Callable[..., Any]
         (["--speedup", "2", "--keep-quality", "0.9"], ["--keep-quality and --speedup"]),
         (["--speedup", "2", "--cascade", "auto"], ["--speedup", "--cascade"]),
         (["--speedup", "2", "--depth", "3"], ["--speedup", "--depth"]),
+        (["--depth", "0"], ["--depth 0"]),
+        (["--keep-ratio", "3"], ["--keep-ratio 3"]),
         (["--speedup", "0.5"], ["speedup", "0.5"]),
         (["--cascade", "2:x"], ["--cascade"]),
         (["--port", "70000"], ["--port", "65535"]),
