@@ -271,6 +271,19 @@ async def test_a_cascade_runs_whole_and_makes_way(mini: MatryoshkaReranker, sche
     assert answer.tokens == sum(len(mini.tokenizer("what do bees make?", text)["input_ids"]) for text in texts)
 
 
+async def test_a_cascade_makes_no_way_for_an_equal_one(slow: Slow, waiting: Scheduler) -> None:
+    records: list[BatchRecord] = []
+    waiting.observe = records.append
+    knobs = Knobs(cascade=Cascade({2: 30, 4: 12}, by="count"))
+    first = waiting.submit(work(*DOCUMENTS, top_n=5, knobs=knobs))
+    await until(lambda: slow.calls)
+    second = waiting.submit(work(*DOCUMENTS[1:], top_n=6, knobs=knobs))
+    slow.may_run.set()
+    await answers([first, second])
+    await until(lambda: len(records) == 2)
+    assert [record.pairs for record in records] == [90, 89]
+
+
 async def test_only_the_request_at_fault_gets_an_error(
     slow: Slow, waiting: Scheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
