@@ -4,7 +4,7 @@ import os
 from functools import partial
 
 from mrr_model.cli.flags import flags_of
-from mrr_model.cli.opening import cascade_of, check_needs, check_setting, needs_of, open_model
+from mrr_model.opening import cascade_of, check_needs, check_setting, needs_of, open_model
 from mrr_model.serving.config import ServeConfig
 
 KEY_VARIABLE = "MRR_API_KEY"

@@ -1,0 +1,106 @@
+"""What sources, engines and writers exchange."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Consecutive rows of one input file: the unit of work, of output and of resuming.
+
+    Attributes:
+        index: Its number in the job, from 0.
+        file: The input file's absolute path.
+        start: Where it starts: bytes into the unzipped text of a text file, rows into a Parquet file.
+        first: The number of its first line or row, from 1.
+        rows: How many rows it has, bad ones included. Blank lines of a text file do not count.
+    """
+
+    index: int
+    file: str
+    start: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be scored.
+
+    Attributes:
+        location: `FILE:LINE`, or `FILE: row N` in a Parquet file; both from 1.
+        fault: What is wrong with it, without the location.
+        content: The line, or the row's values as far as JSON can hold them.
+    """
+
+    location: str
+    fault: str
+    content: Any = None
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.fault}"
+
+
+@dataclass
+class Chunk:
+    """Some consecutive rows of a partition.
+
+    Attributes:
+        rows: The rows that can be scored: dictionaries, or a table for Parquet.
+        queries: The query of each.
+        documents: The document of each, or the list of its documents.
+        keys: What the rows of one query share, if single documents are ranked; else None.
+        bad: The rows that cannot be scored.
+    """
+
+    rows: "list[dict[str, Any]] | pa.Table"
+    queries: list[str]
+    documents: list[str] | list[list[str]]
+    keys: list[str] | None = None
+    bad: list[BadRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a partition.
+
+    Attributes:
+        partition: Its number.
+        rows: Rows that were written.
+        pairs: (query, document) pairs that were scored.
+        skipped: Rows that were left out.
+        seconds: Time it took.
+    """
+
+    partition: int
+    rows: int
+    pairs: int
+    skipped: int
+    seconds: float
+
+
+class Source(Protocol):
+    """Input files of one kind. It pickles."""
+
+    @property
+    def lists(self) -> bool:
+        """Whether each row has a list of documents."""
+
+    def partitions(self, rows: int | None) -> Iterator[Partition]:
+        """Divide all files, in their order, into partitions of `rows` rows; None for the kind's own number.
+
+        Rows of one query stay together if single documents are ranked, and so may make a partition longer.
+
+        Raises:
+            ValueError: If a file cannot be read, or lacks the columns; the message names it.
+        """
+
+    def chunks(self, partition: Partition) -> Iterator[Chunk]:
+        """Read a partition's rows in order. Partitions of one file are read fastest in their order."""
+
+    def columns(self) -> Sequence[str]:
+        """Names of the columns, if they are known without reading every row."""
