@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mrr_model.data.beir import title_and_text
-from mrr_model.data.jsonl import json_object, located, numbered_lines
+from mrr_model.data.jsonl import json_object, located, numbered_lines, with_fields_kept
 from mrr_model.files.damage import reading
 
 if TYPE_CHECKING:
@@ -95,24 +95,6 @@ def write_json_lines(
         }
         line = json.dumps(row, ensure_ascii=False) + "\n"
         sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
-
-
-def with_fields_kept(row: dict[str, Any], names: Sequence[str] = RESULT_FIELDS) -> dict[str, Any]:
-    """The row with its own fields of the result's names renamed, so that the result's do not overwrite them.
-
-    >>> with_fields_kept({"text": "x", "score": 12.5})
-    {'text': 'x', 'input_score': 12.5}
-    >>> with_fields_kept({"score": 2, "input_score": 1})
-    {'input_score': 1, 'input_input_score': 2}
-    """
-    kept = {key: value for key, value in row.items() if key not in names}
-    for key in names:
-        if key in row:
-            name = f"input_{key}"
-            while name in kept:
-                name = f"input_{name}"
-            kept[name] = row[key]
-    return kept
 
 
 def well_formed(text: str) -> str:

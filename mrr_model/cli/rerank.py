@@ -12,9 +12,9 @@ from typing_extensions import Self
 from mrr_model.cascade import By
 from mrr_model.cli.documents import Document, Format, read_documents, write_json_lines
 from mrr_model.cli.flags import flags_of
-from mrr_model.opening import cascade_of, check_needs, needs_of, open_model
 from mrr_model.cli.reporting import need_output, say
 from mrr_model.inference.config import InferenceConfig
+from mrr_model.opening import cascade_of, check_needs, needs_of, open_model
 from mrr_model.selection.target import IfUnreachable
 from mrr_model.validation.config import Flag
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -129,6 +129,24 @@ def string_field(location: str, row: dict[str, Any], key: str, default: str | No
         return valid_text(value)
     except NoTextError as error:
         raise NoTextError(f'{location}: "{key}" {error}') from None
+
+
+def with_fields_kept(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The row with its own fields of the result's names renamed, so that the result's do not overwrite them.
+
+    >>> with_fields_kept({"text": "x", "score": 12.5}, ("rank", "score"))
+    {'text': 'x', 'input_score': 12.5}
+    >>> with_fields_kept({"score": 2, "input_score": 1}, ("score",))
+    {'input_score': 1, 'input_input_score': 2}
+    """
+    kept = {key: value for key, value in row.items() if key not in names}
+    for key in names:
+        if key in row:
+            name = f"input_{key}"
+            while name in kept:
+                name = f"input_{name}"
+            kept[name] = row[key]
+    return kept
 
 
 @contextmanager

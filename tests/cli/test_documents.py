@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mrr_model.cli.documents import Document, read_documents, well_formed, with_fields_kept, write_json_lines
+from mrr_model.cli.documents import RESULT_FIELDS, Document, read_documents, well_formed, write_json_lines
+from mrr_model.data.jsonl import with_fields_kept
 from mrr_model.reranker import RankedDocument
 
 
@@ -151,11 +152,11 @@ def test_a_half_pair_in_json_is_scored_replaced_and_comes_back_as_it_was(
 
 def test_the_callers_fields_are_kept_through_any_number_of_rounds() -> None:
     row = {"text": "x", "score": 7.0, "rank": 3, "index": "i"}
-    once = {**with_fields_kept(row), "index": 0, "rank": 1, "score": 0.5}
+    once = {**with_fields_kept(row, RESULT_FIELDS), "index": 0, "rank": 1, "score": 0.5}
     assert once == {
         "text": "x", "input_score": 7.0, "input_rank": 3, "input_index": "i", "index": 0, "rank": 1, "score": 0.5
     }  # fmt: skip
-    twice = with_fields_kept(once)
+    twice = with_fields_kept(once, RESULT_FIELDS)
     assert twice["input_score"] == 7.0
     assert twice["input_input_score"] == 0.5
     assert not {"index", "rank", "score"} & twice.keys()
