@@ -20,6 +20,7 @@ from itertools import chain
 from statistics import mean
 
 from mrr_model.compression import Compression
+from mrr_model.data.run import Run
 from mrr_model.evaluation.cascades import (
     CascadedSetting,
     ExitLogits,
@@ -34,7 +35,6 @@ from mrr_model.evaluation.config import EvaluateConfig
 from mrr_model.evaluation.grid import CollectionLogits, score_grid
 from mrr_model.evaluation.metrics import (
     Comparison,
-    Run,
     RunMetrics,
     compare,
     evaluate_run,

@@ -1,8 +1,6 @@
 """Retrieval metrics by ir_measures, over one explicit order: by score, then by document id, both descending.
 
-That is trec_eval's rule. Tools break ties in different ways, and some compare scores in float32. So ties are broken
-here, before a run is evaluated or written: a score that is not below the previous one is lowered to the next smaller
-float32.
+That is trec_eval's rule. Ties are broken before a run is evaluated or written: see `mrr_model.data.run`.
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mrr_model.data.run import Run, break_ties, run_lines
 from mrr_model.files.atomic import write_file
 
-Run = Mapping[str, Mapping[str, float]]
-"""Query id -> document id -> score."""
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> relevance."""
 
@@ -44,22 +41,6 @@ class Comparison:
     """The mean of the differences."""
     p_value: float
     """Of a two-sided paired t-test; 1 if no query differs, NaN for fewer than two queries."""
-
-
-def break_ties(run: Run) -> dict[str, dict[str, float]]:
-    """The same order as strictly descending float32 scores, each query's documents best first.
-
-    >>> break_ties({"q": {"d1": 0.5, "d2": 1.0, "d3": 0.5}})["q"].keys()
-    dict_keys(['d2', 'd3', 'd1'])
-    """
-    ordered: dict[str, dict[str, float]] = {}
-    for query, scores in run.items():
-        best_first = sorted(sorted(scores, reverse=True), key=lambda document: -scores[document])
-        ordered[query], above = {}, np.float32(np.inf)
-        for document in best_first:
-            above = min(np.float32(scores[document]), np.nextafter(above, np.float32(-np.inf)))
-            ordered[query][document] = float(above)
-    return ordered
 
 
 def first_stage_run(candidates: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
@@ -161,13 +142,8 @@ def compare(values: Mapping[str, float], baseline: Mapping[str, float]) -> Compa
 
 def write_run(path: Path, run: Run, tag: str) -> None:
     """Write a TREC run, `qid Q0 docid rank score tag`: scores are float32 in full, and no two of a query are equal."""
-    lines = [
-        f"{query} Q0 {document} {rank} {np.float32(score)!s} {tag}"
-        for query, scores in break_ties(run).items()
-        for rank, (document, score) in enumerate(scores.items(), 1)
-    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, "".join(f"{line}\n" for line in lines))
+    write_file(path, "".join(f"{line}\n" for line in run_lines(run, tag)))
 
 
 def _ir_measures() -> Any:

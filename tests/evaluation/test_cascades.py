@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mrr_model import Compression
 from mrr_model.cascade import Cascade
+from mrr_model.data.run import break_ties
 from mrr_model.evaluation import cascades
 from mrr_model.evaluation.cascades import (
     CascadedSetting,
@@ -24,7 +25,6 @@ from mrr_model.evaluation.cascades import (
     share_lost,
     simulate,
 )
-from mrr_model.evaluation.metrics import break_ties
 from mrr_model.selection.profile import ProfileCascade, ProfilePoint
 
 EXITS = (2, 3, 4, 6)

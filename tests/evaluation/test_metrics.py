@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrr_model.data.beir import read_run
-from mrr_model.evaluation.metrics import break_ties, compare, evaluate_run, parse_metric, write_run
+from mrr_model.data.run import break_ties
+from mrr_model.evaluation.metrics import compare, evaluate_run, parse_metric, write_run
 
 NAMES = ("nDCG@10", "RR@10", "AP", "R@2", "P@3", "Compat(p=0.8)", "Judged@10", "Success@1")
 """By pytrec_eval and by ir_measures itself, which break ties in different ways."""
