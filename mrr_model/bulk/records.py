@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,25 +67,36 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a partition.
+    """What became of rows: of a window, a partition or a whole job.
 
     Attributes:
-        partition: Its number.
-        rows: Rows that were written.
+        rows: Rows that were written with their scores.
         pairs: (query, document) pairs that were scored.
         skipped: Rows that were left out.
-        seconds: Time it took.
     """
 
-    partition: int
-    rows: int
-    pairs: int
-    skipped: int
-    seconds: float
+    rows: int = 0
+    pairs: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: "Report") -> "Report":
+        return Report(self.rows + other.rows, self.pairs + other.pairs, self.skipped + other.skipped)
+
+
+class BadRowError(ValueError):
+    """A row that cannot be scored, where none may be left out."""
 
 
 class Source(Protocol):
     """Input files of one kind. It pickles."""
+
+    @property
+    def kind(self) -> Literal["parquet", "jsonl", "csv", "run"]:
+        """What the files are."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The input files, in their order."""
 
     @property
     def lists(self) -> bool:
@@ -101,6 +113,3 @@ class Source(Protocol):
 
     def chunks(self, partition: Partition) -> Iterator[Chunk]:
         """Read a partition's rows in order. Partitions of one file are read fastest in their order."""
-
-    def columns(self) -> Sequence[str]:
-        """Names of the columns, if they are known without reading every row."""

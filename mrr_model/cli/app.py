@@ -1,4 +1,4 @@
-"""The command line: `mrr rerank | serve | info | evaluate | calibrate | mine | finetune | self-distill`.
+"""The command line: `mrr rerank | serve | batch | info | evaluate | calibrate | mine | finetune | self-distill`.
 
 Each command here holds its help and returns its function, which is loaded when the command is called: `mrr --help`
 imports neither torch nor pydantic, and a command's help no torch. Only results go to stdout. Wrong arguments and bad
@@ -81,6 +81,19 @@ def serve() -> Flags:
     from mrr_model.cli import serve
 
     return serve.serve
+
+
+@_command
+def batch() -> Flags:
+    """Score files of millions of pairs, on this machine or on a Ray cluster.
+
+    Writes the input's rows with "score", and with "rank" where documents are ranked, to the output folder, a file per
+    partition. Fields with these names in the input come back as "input_score" and "input_rank". Call it again to resume
+    a run that was stopped.
+    """
+    from mrr_model.cli import batch
+
+    return batch.batch
 
 
 @_command

@@ -1,0 +1,96 @@
+"""A partition scored: windows in, a file with the same rows and their scores out."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+
+from mrr_model.bulk.job import Job
+from mrr_model.bulk.parts import open_part
+from mrr_model.bulk.records import BadRow, BadRowError, Partition, Report
+from mrr_model.bulk.windows import Window, windows
+from mrr_model.inference.prefetch import prefetched
+from mrr_model.reranker import MatryoshkaReranker
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is written with each row of a window.
+
+    Attributes:
+        scores: The row's score, or those of its documents.
+        ranks: The row's rank, or those of its documents; None if nothing is ranked.
+    """
+
+    scores: list[float] | list[list[float]]
+    ranks: list[int] | list[list[int]] | None = None
+
+
+def score_partition(job: Job, partition: Partition, reranker: MatryoshkaReranker) -> Report:
+    """Score a partition, and write its part and then the record that it is done.
+
+    The same rows, model and device give the same bytes.
+
+    Raises:
+        BadRowError: For a row that cannot be scored, if the job leaves none out.
+        ValueError: If the model gives a score that is no number, or a file has changed.
+    """
+    with closing(prefetched(windows(job.source, partition))) as own:
+        return sum(score_windows(job, partition, reranker, own), Report())
+
+
+def score_partitions(job: Job, partitions: Iterable[Partition], reranker: MatryoshkaReranker) -> Iterator[Report]:
+    """Score partitions one after the other, each as `score_partition` does; the next window is read meanwhile.
+
+    Yields:
+        What became of each window.
+    """
+    ahead = prefetched(window for partition in partitions for window in windows(job.source, partition))
+    with closing(ahead):
+        for _, own in groupby(ahead, key=lambda window: window.partition.index):
+            first = next(own)
+            yield from score_windows(job, first.partition, reranker, _chained(first, own))
+
+
+def score_windows(
+    job: Job, partition: Partition, reranker: MatryoshkaReranker, own: Iterable[Window]
+) -> Iterator[Report]:
+    """Score a partition's windows and write them; yields what became of each."""
+    done, bad = Report(), list[BadRow]()
+    with open_part(job, partition) as part:
+        for window in own:
+            if window.bad and job.on_bad_row == "fail":
+                raise BadRowError(f"{window.bad[0]}. --on-bad-row skip leaves such rows out.")
+            requests = window.requests()
+            scored = _scored(job, reranker, requests)
+            start = 0
+            for chunk in window.chunks:
+                end = start + len(chunk.queries)
+                ranks = None if scored.ranks is None else scored.ranks[start:end]
+                part.write(chunk.rows, scored.scores[start:end], ranks)
+                start = end
+            report = Report(start, sum(len(documents) for _, documents in requests), len(window.bad))
+            done, bad = done + report, bad + window.bad
+            yield report
+    job.record(partition, done, bad)
+
+
+def _chained(first: Window, others: Iterable[Window]) -> Iterator[Window]:
+    yield first
+    yield from others
+
+
+def _scored(job: Job, reranker: MatryoshkaReranker, requests: list[tuple[str, list[str]]]) -> Scores:
+    """The scores of requests, in the order of their rows."""
+    if not job.ranked:
+        pairs = [(query, document) for query, documents in requests for document in documents]
+        return Scores(reranker.score_pairs(pairs, normalize=job.normalize))
+    scores, ranks = list[list[float]](), list[list[int]]()
+    for (_, documents), ranking in zip(requests, reranker.rank_many(requests, normalize=job.normalize), strict=True):
+        scores.append([0.0] * len(documents))
+        ranks.append([0] * len(documents))
+        for rank, ranked in enumerate(ranking, 1):
+            scores[-1][ranked.index], ranks[-1][ranked.index] = ranked.score, rank
+    if job.source.lists:
+        return Scores(scores, ranks)
+    return Scores([score for group in scores for score in group], [rank for group in ranks for rank in group])
