@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def rerank_files(
     reranker: MatryoshkaReranker | None = None,
     note: Callable[[str], object] = lambda _: None,
 ) -> BatchReport:
-    """Score the rows of files, and write the same rows with their scores to a folder.
+    r"""Score the rows of files, and write the same rows with their scores to a folder.
 
     Each partition of the input becomes one file there. Call it again to resume: partitions that are done are not scored
     again, and the others give the same bytes as in a run that was not stopped. A progress bar shows in a terminal.
@@ -69,7 +68,7 @@ def rerank_files(
         >>> import json, tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> rows = [{"query": "who wrote Faust?", "document": text} for text in ("Goethe did.", "Bees make honey.")]
-        >>> _ = (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+        >>> _ = (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         >>> config = BatchConfig(inputs=[folder / "pairs.jsonl"], output=folder / "scored", depth=4, keep_ratio="0.5")
         >>> rerank_files(config).pairs
         2
@@ -91,12 +90,14 @@ def _reports(job: Job, config: BatchConfig, reranker: MatryoshkaReranker | None)
     """Run what is pending; yields what became of its parts."""
     if config.engine == "ray":
         if reranker is not None:
-            raise ValueError("reranker cannot be sent to Ray's actors: they open config.model themselves. Leave it out.")
+            raise ValueError(
+                "reranker cannot be sent to Ray's actors: they open config.model themselves. Leave it out."
+            )
         from mrr_model.bulk.on_ray import run_on_ray
 
         return run_on_ray(job, config)
     if reranker is None:
-        reranker = open_model(config, None, None)
+        reranker = open_model(config)
     job.check_model(reranker)
     return score_partitions(job, job.pending(), reranker)
 

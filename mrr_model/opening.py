@@ -25,10 +25,6 @@ class Opening(Protocol):
     def model(self) -> str:
         """The model's name."""
 
-    @property
-    def cascade(self) -> str | None:
-        """A cascade as text."""
-
 
 def needs_of(config: Opening) -> dict[str, Any]:
     """The fields that choose a setting, and their values."""
@@ -66,26 +62,30 @@ def check_setting(config: Opening) -> None:
             raise ValueError(f"{CHOSEN[name]} {value}: {error}") from None
 
 
-def cascade_of(config: Opening, by: "By | None" = None) -> "CascadeOption":
+def cascade_of(text: str | None, by: "By | None" = None) -> "CascadeOption":
     """The cascade that `--cascade` names.
+
+    Args:
+        text: Its value.
+        by: What the cascade's numbers are; None for margins.
 
     Raises:
         ValueError: If it is none; the message names the flag.
     """
     from mrr_model.cascade import Cascade
 
-    if config.cascade is None:
+    if text is None:
         return None
-    if config.cascade == "auto":
+    if text == "auto":
         return "auto"
     try:
-        return Cascade(config.cascade, by or "margin")
+        return Cascade(text, by or "margin")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"--cascade {config.cascade}: {error}") from None
+        raise ValueError(f"--cascade {text}: {error}") from None
 
 
 def open_model(
-    config: Opening, target: "Target | None", cascade: "CascadeOption", **options: Any
+    config: Opening, target: "Target | None" = None, cascade: "CascadeOption" = None, **options: Any
 ) -> "MatryoshkaReranker":
     """Open the model of a command.
 

@@ -41,6 +41,8 @@ FREE = {
 }  # fmt: skip
 """Fields of the config that may differ when a job is resumed: the inputs and the model are compared by themselves."""
 Format = Literal["parquet", "jsonl", "trec"]
+FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "csv": "jsonl", "run": "trec"}
+"""The format that an input's kind is written in, if none is chosen."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Job:
 
     def pending(self) -> list[Partition]:
         """The partitions that are not done."""
-        return [each for each in self.partitions if not (self.part(each.index).is_file() and self._record(each).is_file())]
+        return [
+            each for each in self.partitions if not (self.part(each.index).is_file() and self._record(each).is_file())
+        ]
 
     def record(self, partition: Partition, report: Report, bad: Iterable[BadRow]) -> None:
         """Note that a partition's part is written."""
@@ -89,8 +93,7 @@ class Job:
 
     def done(self) -> Report:
         """What became of all partitions that are done."""
-        pending = {partition.index for partition in self.pending()}
-        records = (read_json(self._record(each)) for each in self.partitions if each.index not in pending)
+        records = (read_json(self._record(each)) for each in self.partitions if self._is_done(each))
         return sum((Report(**record["report"]) for record in records), Report())
 
     def check_model(self, reranker: "MatryoshkaReranker") -> None:
@@ -128,6 +131,9 @@ class Job:
                     with self.part(partition.index).open("rb") as part:
                         shutil.copyfileobj(part, joined)
         return report
+
+    def _is_done(self, partition: Partition) -> bool:
+        return self.part(partition.index).is_file() and self._record(partition).is_file()
 
     def _record(self, partition: Partition) -> Path:
         return self.folder / PROGRESS / f"{partition.index:05d}.json"
@@ -179,12 +185,9 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
 
 def _identity(config: BatchConfig, source: Source) -> dict[str, Any]:
     """What must be the same when a job is resumed."""
-    form = config.format
-    if form == "auto":
-        form = {"parquet": "parquet", "run": "trec"}.get(source.kind, "jsonl")
     return {
         "version": VERSION,
-        "format": form,
+        "format": FORMATS[source.kind] if config.format == "auto" else config.format,
         "settings": config.model_dump(mode="json", exclude=FREE),
         "inputs": [_state(file) for file in source.files],
     }

@@ -6,19 +6,14 @@ from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mrr_model.bulk.job import Job
-from mrr_model.bulk.records import Partition
+from mrr_model.bulk.records import Partition, Rows
 from mrr_model.bulk.tables import as_table, result_fields, with_results
 from mrr_model.data.jsonl import with_fields_kept
 from mrr_model.data.run import run_lines
 from mrr_model.files.atomic import replacing
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    Rows = list[dict[str, Any]] | pa.Table
 
 TAG = "mrr"
 """The last column of the runs that are written."""
@@ -27,7 +22,7 @@ TAG = "mrr"
 class Part(Protocol):
     """A file that is being written."""
 
-    def write(self, rows: "Rows", scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
+    def write(self, rows: Rows, scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
         """Add rows with their scores and, if anything is ranked, their ranks."""
 
     def finish(self) -> None:
@@ -55,7 +50,7 @@ class JsonLinesPart:
     def __init__(self, file: Path, job: Job) -> None:
         self._file = file.open("wb")
 
-    def write(self, rows: "Rows", scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
+    def write(self, rows: Rows, scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
         for row in merged(rows if isinstance(rows, list) else rows.to_pylist(), scores, ranks):
             line = json.dumps(row, ensure_ascii=False, default=_as_json) + "\n"
             self._file.write(line.encode("utf-8", "backslashreplace"))  # half a surrogate pair stays an escape
@@ -74,7 +69,7 @@ class ParquetPart:
         self._file, self._job = file, job
         self._writer: Any = None
 
-    def write(self, rows: "Rows", scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
+    def write(self, rows: Rows, scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
         import pyarrow.parquet as pq
 
         if isinstance(rows, list):
@@ -101,7 +96,7 @@ class RunPart:
         self._file = file
         self._run: dict[str, dict[str, float]] = {}
 
-    def write(self, rows: "Rows", scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
+    def write(self, rows: Rows, scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
         for row, score in zip(rows, scores, strict=True):
             self._run.setdefault(row["query_id"], {})[row["document_id"]] = score
 

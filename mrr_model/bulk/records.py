@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Rows: TypeAlias = "list[dict[str, Any]] | pa.Table"
+"""Dictionaries, or a table for Parquet."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,14 @@ class Chunk:
     """Some consecutive rows of a partition.
 
     Attributes:
-        rows: The rows that can be scored: dictionaries, or a table for Parquet.
+        rows: The rows that can be scored.
         queries: The query of each.
         documents: The document of each, or the list of its documents.
         keys: What the rows of one query share, if single documents are ranked; else None.
         bad: The rows that cannot be scored.
     """
 
-    rows: "list[dict[str, Any]] | pa.Table"
+    rows: Rows
     queries: list[str]
     documents: list[str] | list[list[str]]
     keys: list[str] | None = None

@@ -47,9 +47,8 @@ def score_partitions(job: Job, partitions: Iterable[Partition], reranker: Matryo
     """
     ahead = prefetched(window for partition in partitions for window in windows(job.source, partition))
     with closing(ahead):
-        for _, own in groupby(ahead, key=lambda window: window.partition.index):
-            first = next(own)
-            yield from score_windows(job, first.partition, reranker, _chained(first, own))
+        for partition, own in groupby(ahead, key=lambda window: window.partition):
+            yield from score_windows(job, partition, reranker, own)
 
 
 def score_windows(
@@ -73,11 +72,6 @@ def score_windows(
             done, bad = done + report, bad + window.bad
             yield report
     job.record(partition, done, bad)
-
-
-def _chained(first: Window, others: Iterable[Window]) -> Iterator[Window]:
-    yield first
-    yield from others
 
 
 def _scored(job: Job, reranker: MatryoshkaReranker, requests: list[tuple[str, list[str]]]) -> Scores:

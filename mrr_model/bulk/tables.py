@@ -79,5 +79,7 @@ def common_schema(chunks: Iterable[Sequence[dict[str, Any]]]) -> pa.Schema:
                 unified = pa.unify_schemas([pa.schema([each]) for each in both], promote_options="permissive")
                 types[name] = unified.field(name).type
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise ValueError(f"column {name!r} cannot be written as Parquet: {error}. Choose --format jsonl.") from None
+                raise ValueError(
+                    f"column {name!r} cannot be written as Parquet: {error}. Choose --format jsonl."
+                ) from None
     return pa.schema(list(types.items()))

@@ -96,7 +96,7 @@ def rerank(config: RerankConfig) -> None:
         source = "stdin" if config.file is None or str(config.file) == "-" else config.file
         say("warning", f"{source} holds no documents.")
     reranker = open_model(
-        config, _target(config, len(documents)), cascade_of(config, config.cascade_by), normalize=not config.raw
+        config, _target(config, len(documents)), cascade_of(config.cascade, config.cascade_by), normalize=not config.raw
     )
     if config.explain:
         typer.echo(str(reranker.explain()), err=True)

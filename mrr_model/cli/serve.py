@@ -16,7 +16,7 @@ def serve(config: ServeConfig) -> None:
     """Check what can be checked before the model loads, then serve it."""
     check_needs(config)
     check_setting(config)
-    cascade = cascade_of(config)
+    cascade = cascade_of(config.cascade)
     if not config.api_key:
         config = config.with_keys(os.environ.get(KEY_VARIABLE, ""))
     from mrr_model.selection.target import Target
