@@ -156,9 +156,9 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
         _clear(folder)
     elif not manifest.is_file():
         _check_unused(folder)
-    (folder / PROGRESS).mkdir(parents=True, exist_ok=True)
     source = open_source(config, folder / PROGRESS)
     now = _identity(config, source)
+    (folder / PROGRESS).mkdir(parents=True, exist_ok=True)
     if manifest.is_file():
         known = read_json(manifest)
         _check_same(known, now, folder)

@@ -1,0 +1,314 @@
+"""Batch jobs: the scores are the core's, a stopped run resumes to the same bytes, and nothing is lost or doubled."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mrr_model import MatryoshkaReranker
+from mrr_model.batch import BadRowError, BatchConfig, BatchReport, rerank_files
+from mrr_model.bulk import windows
+from mrr_model.bulk.job import open_job
+from mrr_model.files.locks import FolderInUseError
+
+WORDS = "what is the panda eating ?".split()
+ROWS = [
+    {"query": f"{WORDS[index % 3]} is the panda ?", "document": " ".join(WORDS[: index % 6]), "id": index}
+    for index in range(25)
+]
+LISTS = [{"query": "the panda", "documents": [" ".join(WORDS[:end]) for end in range(size)]} for size in (3, 0, 5, 1)]
+
+
+@pytest.fixture(scope="module")
+def reranker(saved_encoder: Path) -> MatryoshkaReranker:
+    return MatryoshkaReranker(saved_encoder, dtype="float32", depth=4)
+
+
+@pytest.fixture
+def run(tmp_path: Path, reranker: MatryoshkaReranker) -> Callable[..., BatchReport]:
+    """`run(file, "scored", depth=..., ...)`: a job in float32 on a tiny encoder."""
+
+    def job(file: Path, output: str = "scored", **fields: Any) -> BatchReport:
+        config = BatchConfig(inputs=(file,), output=tmp_path / output, model="tiny", **fields)
+        return rerank_files(config, reranker=reranker)
+
+    return job
+
+
+def write_lines(file: Path, rows: Iterable[object]) -> Path:
+    file.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for part in parts_of(folder) for line in part.read_text(encoding="utf-8").splitlines()]
+
+
+def parts_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in parts_of(folder)}
+
+
+def close(scores: Sequence[float]) -> Any:
+    return pytest.approx(scores, abs=1e-6)
+
+
+def test_pairs_come_back_with_the_cores_scores(
+    run: Callable[..., BatchReport], tmp_path: Path, reranker: MatryoshkaReranker
+) -> None:
+    rows = [{**row, "score": "first", "nested": {"é": [1, None]}} for row in ROWS]
+    report = run(write_lines(tmp_path / "pairs.jsonl", rows), partition_rows=10)
+    assert (report.parts, report.rows, report.pairs, report.skipped) == (3, 25, 25, 0)
+    scored = lines_of(report.output)
+    assert [row.pop("score") for row in scored] == close(
+        reranker.score_pairs([(row["query"], row["document"]) for row in ROWS])
+    )
+    assert [{"score": row.pop("input_score"), **row} for row in scored] == rows
+
+
+def test_lists_come_back_with_scores_and_ranks_in_their_order(
+    run: Callable[..., BatchReport], tmp_path: Path, reranker: MatryoshkaReranker
+) -> None:
+    report = run(write_lines(tmp_path / "lists.jsonl", LISTS), partition_rows=3, raw=True)
+    assert (report.parts, report.rows, report.pairs) == (2, 4, 9)
+    for row, scored in zip(LISTS, lines_of(report.output), strict=True):
+        ranking = MatryoshkaReranker.rank(reranker, row["query"], row["documents"], normalize=False)  # type: ignore[arg-type]
+        assert scored["documents"] == row["documents"]
+        order = sorted(range(len(ranking)), key=lambda index: scored["rank"][index])
+        assert order == [each.index for each in ranking]
+        assert [scored["score"][index] for index in order] == close([each.score for each in ranking])
+
+
+def test_neighbouring_rows_of_one_query_are_ranked(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    rows = sorted(ROWS, key=lambda row: str(row["query"]))
+    report = run(write_lines(tmp_path / "pairs.jsonl", rows), partition_rows=2, rank=True)
+    scored = lines_of(report.output)
+    assert [row["id"] for row in scored] == [row["id"] for row in rows]
+    for query in {row["query"] for row in ROWS}:
+        own = [row for row in scored if row["query"] == query]
+        assert sorted(row["rank"] for row in own) == list(range(1, len(own) + 1))
+        assert [row["score"] for row in sorted(own, key=lambda row: row["rank"])] == sorted(
+            (row["score"] for row in own), reverse=True
+        )
+
+
+def test_parquet_keeps_its_schema(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([{**row, "score": 1} for row in ROWS]).replace_schema_metadata({"made": "here"})
+    pq.write_table(table, tmp_path / "pairs.parquet", row_group_size=4)
+    report = run(tmp_path / "pairs.parquet", partition_rows=7)
+    assert [path.suffix for path in parts_of(report.output)] == [".parquet"] * 4
+    scored = pq.read_table(report.output)  # what begins with _ is hidden from it
+    assert scored.column_names == ["query", "document", "id", "input_score", "score"]
+    assert scored.schema.metadata[b"made"] == b"here"
+    assert scored.select(["query", "document", "id"]).to_pylist() == ROWS
+    assert scored.schema.field("score").type == pa.float64()
+    same = run(write_lines(tmp_path / "pairs.jsonl", ROWS), "lines", partition_rows=7)
+    assert scored["score"].to_pylist() == close([row["score"] for row in lines_of(same.output)])
+
+
+def test_json_lines_of_many_forms_become_one_parquet_schema(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    rows = [{**row, **more} for row, more in zip(ROWS, [{}, {"a": 1}, {"a": 2.5, "b": {"c": [1]}}, {"b": None}] * 7)]
+    report = run(write_lines(tmp_path / "pairs.jsonl", rows), partition_rows=2, format="parquet")
+    schemas = {pq.read_schema(part) for part in parts_of(report.output)}
+    assert len(schemas) == 1
+    table = pq.read_table(report.output)
+    assert table.column_names == ["query", "document", "id", "a", "b", "score"]
+    assert table["a"].to_pylist()[:4] == [None, 1.0, 2.5, None]
+    mixed = write_lines(tmp_path / "mixed.jsonl", [{**ROWS[0], "x": 1}, {**ROWS[1], "x": "one"}])
+    with pytest.raises(ValueError, match=r"'x'.*--format jsonl"):
+        run(mixed, "mixed", format="parquet")
+
+
+def test_csv_rows_stay_texts(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    with (tmp_path / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["id", "query", "document"])
+        writer.writeheader()
+        writer.writerows([{**row, "document": f"{row['document']}\nthe, \"panda\""} for row in ROWS])
+    scored = lines_of(run(tmp_path / "pairs.csv", partition_rows=4).output)
+    assert [(row["id"], row["document"].endswith('\nthe, "panda"')) for row in scored] == [
+        (str(index), True) for index in range(25)
+    ]
+    table = pq.read_table(run(tmp_path / "pairs.csv", "parquet", format="parquet").output)
+    assert table["id"].to_pylist() == [str(index) for index in range(25)]
+
+
+@pytest.fixture
+def collection(tmp_path: Path, make_beir: Callable[..., Path]) -> Path:
+    texts = {f"d{end}": " ".join(WORDS[:end]) for end in range(1, 6)}
+    return make_beir(tmp_path / "beir", {"q1": "what is the panda ?", "q2": "the panda"}, texts, {"q1": {"d1": 1}})
+
+
+def test_runs_become_runs(
+    run: Callable[..., BatchReport], tmp_path: Path, collection: Path, reranker: MatryoshkaReranker
+) -> None:
+    lines = [f"{query} Q0 d{end} {end} {9 - end} first" for query in ("q1", "q2") for end in range(1, 6)]
+    file = write_lines(tmp_path / "first.run", lines)
+    report = run(file, collection=collection, partition_rows=1)
+    assert report.parts == 2
+    fields = [line.split() for line in (report.output / "scored.run").read_text().splitlines()]
+    assert len(fields) == 10
+    texts = {f"d{end}": " ".join(WORDS[:end]) for end in range(1, 6)}
+    ranking = reranker.rank("the panda", list(texts.values()), normalize=False)
+    assert [line[2] for line in fields if line[0] == "q2"] == [list(texts)[each.index] for each in ranking]
+    assert [float(line[4]) for line in fields if line[0] == "q2"] == close([each.score for each in ranking])
+    rows = pq.read_table(run(file, "table", collection=collection, format="parquet").output).to_pylist()
+    assert {row["document_id"]: row["document"] for row in rows} == texts
+    assert {"query_id", "query", "input_rank", "input_score", "rank", "score"} <= rows[0].keys()
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Ctrl-C at the n-th call of the model; returns how many pairs each call has had."""
+
+    def stop_at(number: int) -> list[int]:
+        calls: list[int] = []
+        score_pairs = MatryoshkaReranker.score_pairs
+
+        def stopped(self: MatryoshkaReranker, pairs: Sequence[tuple[str, str]], **options: Any) -> list[float]:
+            calls.append(len(pairs))
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return score_pairs(self, pairs, **options)
+
+        monkeypatch.setattr(MatryoshkaReranker, "score_pairs", stopped)
+        return calls
+
+    return stop_at
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    run: Callable[..., BatchReport], tmp_path: Path, stopping: Callable[[int], list[int]], kind: str
+) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    options = {"partition_rows": 6, "format": kind}
+    whole = contents(run(file, "whole", **options).output)
+    calls = stopping(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(file, **options)
+    folder = tmp_path / "scored"
+    assert sorted(contents(folder)) == sorted(whole)[:2]
+    assert not [path for path in folder.rglob("*") if path.name.endswith((".unfinished", ".lock"))]
+    (folder / "_progress" / "00001.json").unlink()  # as if killed after its part was written
+    calls.clear()
+    report = run(file, **options)
+    assert contents(folder) == whole
+    assert calls == [6, 6, 6, 1]  # one partition was done
+    assert (report.rows, report.pairs) == (25, 25)
+    calls.clear()
+    assert run(file, **options) == report
+    assert not calls
+
+
+def test_a_partition_is_scored_in_windows(
+    run: Callable[..., BatchReport], tmp_path: Path, stopping: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rows = [{**ROWS[index % 25], "id": index} for index in range(2500)]
+    file = write_lines(tmp_path / "pairs.jsonl", rows)
+    calls = stopping(-1)
+    whole = lines_of(run(file).output)
+    assert calls == [2500]
+    monkeypatch.setattr(windows, "PAIRS", 1000)
+    calls.clear()
+    assert [(row["id"], row["score"]) for row in lines_of(run(file, "windows").output)] == [
+        (row["id"], close(row["score"])) for row in whole
+    ]
+    assert len(calls) >= 2
+    assert sum(calls) == 2500
+
+
+def test_a_folder_holds_one_job(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    first = contents(run(file).output)
+    with pytest.raises(ValueError, match=r"--rank was False and is True.*--overwrite"):
+        run(file, rank=True)
+    assert contents(run(file, on_bad_row="skip").output) == first
+    write_lines(file, ROWS[:7])
+    with pytest.raises(ValueError, match=r"pairs\.jsonl has changed.*--overwrite"):
+        run(file)
+    assert run(file, overwrite=True, partition_rows=3).rows == 7
+    assert len(lines_of(tmp_path / "scored")) == 7
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"other files, such as 'mine\.txt'"):
+        run(file, "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
+
+
+def test_other_weights_do_not_go_on(run: Callable[..., BatchReport], tmp_path: Path, saved_encoder: Path) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    folder = run(file, partition_rows=5).output
+    (folder / "part-00002.jsonl").unlink()
+    other = MatryoshkaReranker(saved_encoder, dtype="float32", depth=2)
+    config = BatchConfig(inputs=(file,), output=folder, model="tiny", partition_rows=5)
+    with pytest.raises(ValueError, match=r"setting exit 4.*exit 2"):
+        rerank_files(config, reranker=other)
+
+
+def test_a_bad_row_is_named_or_left_out(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    rows: list[object] = [*ROWS[:8], '{"query": 1}', *ROWS[8:], "no JSON"]
+    file = write_lines(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(BadRowError, match=r"pairs\.jsonl:9: .*--on-bad-row skip"):
+        run(file, partition_rows=4)
+    assert len(parts_of(tmp_path / "scored")) == 2  # those before it
+    report = run(file, partition_rows=4, on_bad_row="skip")
+    assert (report.rows, report.skipped) == (25, 2)
+    assert [row["id"] for row in lines_of(report.output)] == list(range(25))
+    skipped = [json.loads(line) for line in (report.output / "_skipped.jsonl").read_text().splitlines()]
+    assert [row["location"] for row in skipped] == [f"{file}:9", f"{file}:27"]
+    assert skipped[1]["content"] == "no JSON"
+    only_bad = run(write_lines(tmp_path / "bad.jsonl", [*rows[:1], *["[]"] * 3]), "bad", partition_rows=2,
+                   on_bad_row="skip", format="parquet")  # fmt: skip
+    assert (only_bad.parts, only_bad.rows, only_bad.skipped) == (2, 1, 3)
+    assert pq.read_table(only_bad.output).num_rows == 1
+
+
+def test_no_rows_make_no_parts(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    report = run(write_lines(tmp_path / "empty.jsonl", []))
+    assert (report.parts, report.rows) == (0, 0)
+
+
+def test_one_process_writes_to_a_folder(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    from mrr_model.files.locks import locked
+
+    file = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    with locked(tmp_path / "scored", "mrr batch"):
+        job = open_job(BatchConfig(inputs=(file,), output=tmp_path / "scored", model="tiny"))
+        assert job.pending()
+    import threading
+
+    found: list[BaseException] = []
+
+    def other() -> None:
+        try:
+            run(file)
+        except FolderInUseError as error:
+            found.append(error)
+
+    with locked(tmp_path / "scored", "mrr batch"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(found) == 1
+
+
+def test_the_command_says_what_it_wrote(mrr: Callable[..., Any], tmp_path: Path, saved_encoder: Path) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    words = ("batch", file, "--output", tmp_path / "scored", "--model", saved_encoder, "--max-length", 64)
+    outcome = mrr(*words, "--depth", 4, "--dtype", "float32")
+    assert (outcome.exit_code, outcome.stdout) == (0, f"25 rows with 25 scores are in {tmp_path / 'scored'}\n")
+    assert "--depth was 4 and is 2" in mrr(*words, "--depth", 2, "--dtype", "float32").error
+    assert "--depth 0" in mrr(*words, "--depth", 0).error
+    assert "--actors goes with --engine ray" in mrr(*words, "--actors", 2).error
+    assert "missing.jsonl" in mrr("batch", tmp_path / "missing.jsonl", "--output", tmp_path / "none").error
+    assert "--output" in mrr("batch", file).error
+    assert not (tmp_path / "none").exists()
