@@ -11,7 +11,7 @@ A malformed row is a ValueError that names its file and line.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +74,35 @@ def read_corpus(folder: str | Path, on_bad_row: OnBadRow = "fail") -> dict[str, 
         FileNotFoundError: If the file is missing.
         ValueError: For a malformed row, with its file and line.
     """
-    corpus: dict[str, str] = {}
-    for location, line in raw_lines(require_file(Path(folder) / "corpus.jsonl")):
-        with tolerating(on_bad_row, NoTextError):
-            row = located(location, line)
-            title, text = string_field(location, row, "title", default=""), string_field(location, row, "text")
-            corpus[_new_id(location, row, corpus)] = title_and_text(title, text)
-    return corpus
+    return _by_id(corpus_rows(folder, on_bad_row))
 
 
 def read_queries(folder: str | Path, on_bad_row: OnBadRow = "fail") -> dict[str, str]:
     """Read query id -> text from a folder's `queries.jsonl`; arguments and errors as in `read_corpus`."""
-    queries: dict[str, str] = {}
+    return _by_id(query_rows(folder, on_bad_row))
+
+
+def corpus_rows(folder: str | Path, on_bad_row: OnBadRow = "fail") -> Iterator[tuple[str, str, str]]:
+    """Iterate over the location (`file:line`), id and text of each document; arguments and errors as in `read_corpus`.
+
+    Whether an id came before is not checked.
+    """
+    for location, line in raw_lines(require_file(Path(folder) / "corpus.jsonl")):
+        with tolerating(on_bad_row, NoTextError):
+            row = located(location, line)
+            title, text = string_field(location, row, "title", default=""), string_field(location, row, "text")
+            yield location, _id_of(location, row), title_and_text(title, text)
+
+
+def query_rows(folder: str | Path, on_bad_row: OnBadRow = "fail") -> Iterator[tuple[str, str, str]]:
+    """Iterate over the location, id and text of each query, as `corpus_rows` does."""
     for location, line in raw_lines(require_file(Path(folder) / "queries.jsonl")):
         with tolerating(on_bad_row, NoTextError):
             row = located(location, line)
             text = string_field(location, row, "text")
             if not text.strip():
                 raise ValueError(f'{location}: "text" is empty; expected a query')
-            queries[_new_id(location, row, queries)] = text
-    return queries
+            yield location, _id_of(location, row), text
 
 
 def read_qrels(folder: str | Path, split: str) -> dict[str, dict[str, int]]:
@@ -148,12 +157,10 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
     """
     run: dict[str, dict[str, float]] = {}
     for location, line in numbered_lines(path):
-        fields = line.split()
-        if len(fields) != 6 or (score := _finite(fields[4])) is None:
-            raise ValueError(
-                f"{location}: expected six fields, qid Q0 docid rank score tag, with a finite number as score,"
-                f" got {short(line)!r}"
-            )
+        try:
+            fields, score = run_fields(line)
+        except ValueError as error:
+            raise ValueError(f"{location}: {error}") from None
         scores = run.setdefault(fields[0], {})
         if fields[2] in scores:
             raise ValueError(
@@ -161,6 +168,20 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
             )
         scores[fields[2]] = score
     return run
+
+
+def run_fields(line: str) -> tuple[list[str], float]:
+    """Split a line of a TREC run into its six fields, with the score as a number. Raises ValueError for any other.
+
+    >>> run_fields("q1 Q0 d7 1 12.5 bm25")
+    (['q1', 'Q0', 'd7', '1', '12.5', 'bm25'], 12.5)
+    """
+    fields = line.split()
+    if len(fields) != 6 or (score := _finite(fields[4])) is None:
+        raise ValueError(
+            f"expected six fields, qid Q0 docid rank score tag, with a finite number as score, got {short(line)!r}"
+        )
+    return fields, score
 
 
 def title_and_text(title: str, text: str) -> str:
@@ -182,11 +203,24 @@ def whole(text: str) -> int | None:
     return int(text) if len(text) <= 9 and text.removeprefix("-").isdecimal() else None
 
 
-def _new_id(location: str, row: dict[str, Any], known: dict[str, str]) -> str:
+def came_before(location: str, identifier: str) -> ValueError:
+    """The error of a row whose id another row had before it."""
+    return ValueError(f'{location}: "_id" {identifier!r} came before; expected a new id on every line')
+
+
+def _by_id(rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for location, identifier, text in rows:
+        if identifier in texts:
+            raise came_before(location, identifier)
+        texts[identifier] = text
+    return texts
+
+
+def _id_of(location: str, row: dict[str, Any]) -> str:
     identifier = string_field(location, row, "_id")
-    if not identifier or identifier in known:
-        fault = "came before" if identifier else "is empty"
-        raise ValueError(f'{location}: "_id" {identifier!r} {fault}; expected a new id on every line')
+    if not identifier:
+        raise ValueError(f'{location}: "_id" \'\' is empty; expected a new id on every line')
     return identifier
 
 

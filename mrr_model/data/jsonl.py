@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -118,17 +118,33 @@ def json_object(line: str) -> dict[str, Any]:
 
 
 def string_field(location: str, row: dict[str, Any], key: str, default: str | None = None) -> str:
+    """Return a string as `string_under` does; the error starts with the location."""
+    try:
+        return string_under(row, key, default)
+    except ValueError as error:
+        raise type(error)(f"{location}: {error}") from None
+
+
+def string_under(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
     """Return a row's string under a key; the default if it is missing or null. Raises ValueError for anything else."""
     value = row.get(key, default)
     if value is None:  # a null counts as missing
         value = default
     if not isinstance(value, str):
-        got = "nothing" if value is None else f"{type(value).__name__} {short(repr(value))}"
-        raise ValueError(f'{location}: expected a string under "{key}", got {got}')
+        raise ValueError(f'expected a string under "{key}", got {got(value)}')
     try:
         return valid_text(value)
     except NoTextError as error:
-        raise NoTextError(f'{location}: "{key}" {error}') from None
+        raise NoTextError(f'"{key}" {error}') from None
+
+
+def got(value: object) -> str:
+    """What an error says came instead of a string: a value and its type.
+
+    >>> got(None), got(1)
+    ('nothing', 'int 1')
+    """
+    return "nothing" if value is None else f"{type(value).__name__} {short(repr(value))}"
 
 
 def with_fields_kept(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
