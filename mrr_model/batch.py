@@ -72,8 +72,9 @@ def rerank_files(
         >>> config = BatchConfig(inputs=[folder / "pairs.jsonl"], output=folder / "scored", depth=4, keep_ratio="0.5")
         >>> rerank_files(config).pairs
         2
-        >>> [json.loads(line)["score"] > 0.01 for line in (folder / "scored/part-00000.jsonl").open()]
-        [True, False]
+        >>> one, other = map(json.loads, (folder / "scored" / "part-00000.jsonl").read_text().splitlines())
+        >>> one["score"] > other["score"]
+        True
     """
     with locked(config.output, "mrr batch"):
         job = open_job(config, note)
@@ -81,6 +82,7 @@ def rerank_files(
         if done := len(job.partitions) - len(pending):
             note(f"{done} of {len(job.partitions)} partitions are done already")
         if pending:
+            job.source.prepare()
             _show(job, _reports(job, config, reranker))
         total = job.finish()
     return BatchReport(config.output, len(job.partitions), total.rows, total.pairs, total.skipped)

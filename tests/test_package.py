@@ -9,7 +9,7 @@ import pytest
 import mrr_model
 
 DISTRIBUTION = "matryoshka-reranker"
-EXTRAS = {"docs", "langchain", "llama-index", "sentence-transformers", "train", "eval", "serve", "dev", "all"}
+EXTRAS = {"batch", "docs", "langchain", "llama-index", "sentence-transformers", "train", "eval", "serve", "dev", "all"}
 NOT_FOR_IMPORT = {
     "accelerate", "bm25s", "datasets", "fastapi", "langchain_core", "llama_index", "pandas",
     "peft", "rich", "scipy", "sentence_transformers", "sklearn", "typer", "uvicorn",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mrr_model.bulk.config import BatchConfig
 from mrr_model.bulk.records import BadRow, Partition, Report, Source
-from mrr_model.bulk.sources import open_source
+from mrr_model.bulk.sources import TEXTS, open_source
 from mrr_model.bulk.tables import common_schema, result_fields
 from mrr_model.data.jsonl import with_fields_kept
 from mrr_model.files.atomic import replacing, write_file
@@ -119,6 +119,7 @@ class Job:
 
     def finish(self) -> Report:
         """Write what is written at the end, and say what became of all rows."""
+        (self.folder / PROGRESS / TEXTS).unlink(missing_ok=True)
         report = self.done()
         if report.skipped:
             with replacing(self.folder / SKIPPED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
@@ -168,6 +169,7 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
         ranked = config.rank or source.lists or config.collection is not None
         schema = None
         if now["format"] == "parquet" and source.kind != "parquet":
+            source.prepare()
             schema = _packed_schema(source, partitions, ranked=ranked)
         known = {**now, "ranked": ranked, "schema": schema, "partitions": [astuple(each) for each in partitions]}
         write_file(manifest, json.dumps(known))
@@ -189,7 +191,7 @@ def _identity(config: BatchConfig, source: Source) -> dict[str, Any]:
         "version": VERSION,
         "format": FORMATS[source.kind] if config.format == "auto" else config.format,
         "settings": config.model_dump(mode="json", exclude=FREE),
-        "inputs": [_state(file) for file in source.files],
+        "inputs": [_state(file) for file in source.paths],
     }
 
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 Rows: TypeAlias = "list[dict[str, Any]] | pa.Table"
 """Dictionaries, or a table for Parquet."""
 
+PAIR_ROWS, LIST_ROWS = 10_000, 100
+"""Rows per partition by default: of single documents, and of lists of documents."""
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -38,7 +41,8 @@ class BadRow:
     Attributes:
         location: `FILE:LINE`, or `FILE: row N` in a Parquet file; both from 1.
         fault: What is wrong with it, without the location.
-        content: The line, or the row's values as far as JSON can hold them.
+        content: The line or lines, or a dictionary of a Parquet row's values; text if JSON cannot hold them or they are
+            long, and then it is shortened.
     """
 
     location: str
@@ -98,12 +102,15 @@ class Source(Protocol):
         """What the files are."""
 
     @property
-    def files(self) -> Sequence[Path]:
-        """The input files, in their order."""
+    def paths(self) -> Sequence[Path]:
+        """All files that the rows and their texts come from."""
 
     @property
     def lists(self) -> bool:
         """Whether each row has a list of documents."""
+
+    def prepare(self) -> None:
+        """Make what reading needs besides the files, such as an index of texts, if it is missing."""
 
     def partitions(self, rows: int | None) -> Iterator[Partition]:
         """Divide all files, in their order, into partitions of `rows` rows; None for the kind's own number.
@@ -116,3 +123,8 @@ class Source(Protocol):
 
     def chunks(self, partition: Partition) -> Iterator[Chunk]:
         """Read a partition's rows in order. Partitions of one file are read fastest in their order."""
+
+
+def partition_rows(rows: int | None, lists: bool) -> int:
+    """Rows per partition, if `rows` leaves that open."""
+    return rows or (LIST_ROWS if lists else PAIR_ROWS)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BATCH_EXTRA = 'pip install "matryoshka-reranker[batch]"'
 
 
 def result_fields(*, lists: bool, ranked: bool) -> list[pa.Field]:
@@ -24,26 +22,24 @@ def result_fields(*, lists: bool, ranked: bool) -> list[pa.Field]:
     return [pa.field(name, pa.list_(kind) if lists else kind) for name, kind in fields]
 
 
-def with_results(table: pa.Table, fields: Sequence[pa.Field], values: Sequence[Sequence[Any]]) -> pa.Table:
-    """A table with columns for results; its own columns of these names are kept under others.
+def with_results(table: pa.Table, results: Mapping[str, pa.Array]) -> pa.Table:
+    """A table with more columns; its own columns of their names are renamed to `input_…`.
 
-    Args:
-        table: The rows.
-        fields: What `result_fields` gives.
-        values: A value per row, for each field.
+    Example:
+        >>> import pyarrow as pa
+        >>> with_results(pa.table({"score": [1], "text": ["a"]}), {"score": pa.array([0.5])}).to_pydict()
+        {'input_score': [1], 'text': ['a'], 'score': [0.5]}
     """
-    import pyarrow as pa
-
     names = list(table.column_names)
-    for field in fields:
-        if field.name in names:
-            kept = f"input_{field.name}"
-            while kept in names:
-                kept = f"input_{kept}"
-            names[names.index(field.name)] = kept
-    table = table.rename_columns(names)
-    for field, column in zip(fields, values, strict=True):
-        table = table.append_column(field, pa.array(column, type=field.type))
+    for result in results:
+        if result in names:
+            name = f"input_{result}"
+            while name in names or name in results:
+                name = f"input_{name}"
+            names[names.index(result)] = name
+    table = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    for name, column in results.items():
+        table = table.append_column(name, column)
     return table
 
 
@@ -75,7 +71,7 @@ def common_schema(chunks: Iterable[Sequence[dict[str, Any]]]) -> pa.Schema:
             values = [row.get(name) for row in rows]
             try:
                 both = [pa.field(name, types[name])] if name in types else []
-                both.append(pa.field(name, pa.infer_type(values)))
+                both.append(pa.field(name, pa.array(values).type))
                 unified = pa.unify_schemas([pa.schema([each]) for each in both], promote_options="permissive")
                 types[name] = unified.field(name).type
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -220,7 +220,7 @@ def _by_id(rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
 def _id_of(location: str, row: dict[str, Any]) -> str:
     identifier = string_field(location, row, "_id")
     if not identifier:
-        raise ValueError(f'{location}: "_id" \'\' is empty; expected a new id on every line')
+        raise ValueError(f"{location}: \"_id\" '' is empty; expected a new id on every line")
     return identifier
 
 
