@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrr_model.bulk.actors import import_ray, needs_text, room_for_actors, use_cores
+from mrr_model.bulk.tables import result_fields, with_results
 from mrr_model.compression import Compression
 from mrr_model.inference.windows import checked_windows
 from mrr_model.validation.arguments import (
@@ -176,8 +177,6 @@ def scored_table(table: "pa.Table", reranker: "MatryoshkaReranker", columns: Col
     Raises:
         ValueError: If a column is missing, or a row has no query or document; the message names it.
     """
-    import pyarrow as pa
-
     if not table.num_columns:  # Ray's block of no rows
         return table
     query, document = columns.named(table.column_names)
@@ -186,39 +185,13 @@ def scored_table(table: "pa.Table", reranker: "MatryoshkaReranker", columns: Col
     for row in range(table.num_rows):
         _check_query(table, row, query, queries[row])
         _check_document(table, row, document, documents[row], lists)
+    fields = result_fields(lists=lists, ranked=lists)
     if not lists:
         scores = reranker.score_pairs(list(zip(queries, documents, strict=True)), show_progress=False)
-        return with_results(table, {"score": pa.array(scores, pa.float64())})
+        return with_results(table, fields, [scores])
     found = reranker.score_documents(list(zip(queries, documents, strict=True)))
-    ranks = [_ranks([each.logit for each in row]) for row in found]
-    return with_results(
-        table,
-        {
-            "score": pa.array([[each.score for each in row] for row in found], pa.list_(pa.float64())),
-            "rank": pa.array(ranks, pa.list_(pa.int64())),
-        },
-    )
-
-
-def with_results(table: "pa.Table", results: Mapping[str, "pa.Array"]) -> "pa.Table":
-    """A table with more columns; its own columns of their names are renamed to `input_…`.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> with_results(pa.table({"score": [1], "text": ["a"]}), {"score": pa.array([0.5])}).to_pydict()
-        {'input_score': [1], 'text': ['a'], 'score': [0.5]}
-    """
-    names = list(table.column_names)
-    for result in results:
-        if result in names:
-            name = f"input_{result}"
-            while name in names or name in results:
-                name = f"input_{name}"
-            names[names.index(result)] = name
-    table = table.rename_columns(names)
-    for name, column in results.items():
-        table = table.append_column(name, column)
-    return table
+    scores_of_lists = [[each.score for each in row] for row in found]
+    return with_results(table, fields, [scores_of_lists, [_ranks([each.logit for each in row]) for row in found]])
 
 
 def check_options(model: object, options: Mapping[str, Any]) -> None:

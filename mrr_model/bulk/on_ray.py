@@ -1,0 +1,377 @@
+"""The job's partitions on Ray: an actor pool of Ray Data in which each actor holds the model.
+
+The pool runs inside a task of Ray, a *round*, and not in this process: a round can be cancelled at any time, and Ray
+Data's own output stays there. Ray restarts actors that die and gives them their partitions again. If a node is lost for
+good, an actor may wait for a place for ever; then a new round does what is left with the actors that fit.
+"""
+
+import logging
+import os
+import pickle
+import time
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mrr_model.bulk.actors import import_ray, needs_text, room_for_actors, use_cores
+from mrr_model.bulk.records import Report
+from mrr_model.validation.arguments import callers_level
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mrr_model.bulk.config import BatchConfig
+    from mrr_model.bulk.job import Job
+
+FAULTS = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
+"""Errors of a partition or of opening the model: repeating them is of no use. They are raised in the driver."""
+TRIES = 5
+"""How often a partition is begun before it is said to kill its actor, and how many rounds may end without a report."""
+TICK = 2.0
+"""Seconds between two looks at the cluster."""
+PATIENCE = 60.0
+"""Seconds without a report after which a round that has lost a node is cancelled, at least."""
+PLACING = 600.0
+"""Seconds to wait for a node on which an actor fits."""
+OBJECT_STORE = 100 * 2**20
+"""Bytes of shared memory of a Ray of our own. Only the numbers of partitions go through it; Ray needs 75 MB."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of a round.
+
+    Attributes:
+        actors: How many.
+        cpus: Cores of each.
+        gpus: GPUs of each.
+    """
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an actor says of a partition.
+
+    Attributes:
+        partition: Its number.
+        report: What became of it.
+        seconds: The time it took.
+    """
+
+    partition: int
+    report: Report
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """What is known of a round while it runs.
+
+    Attributes:
+        room: The most actors that the cluster has had room for.
+        longest: Seconds of the longest partition.
+        last: When the last report came.
+        reports: How many came.
+    """
+
+    room: int = 0
+    longest: float = 0.0
+    last: float = field(default_factory=time.monotonic)
+    reports: int = 0
+
+
+class Lost(Exception):  # noqa: N818  # it is no error of the user's
+    """A round ended without a report of every partition, by a fault of the cluster."""
+
+
+def run_on_ray(job: "Job", config: "BatchConfig") -> Iterator[Report]:
+    """Score the pending partitions of a job on Ray.
+
+    A Ray that this process has started or joined already is used and left running; else the one at `config.address` or
+    in `RAY_ADDRESS` is joined, and without them one is started on this machine and stopped at the end. Closing the
+    iterator stops the actors; what they were at is done again by the next run.
+
+    Args:
+        job: The job. Its folder and its inputs must be readable under the same paths on every node.
+        config: Its config.
+
+    Yields:
+        The report of each partition, in the order in which they are done.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        RuntimeError: If no actor fits, or the cluster fails again and again.
+        ValueError: If the model cannot be opened or a row cannot be scored; and what else these raise.
+    """
+    ray = import_ray()
+    left = {partition.index for partition in job.pending()}
+    wanted = Pool(config.actors or 1, 1 if config.cpus_per_actor is None else config.cpus_per_actor,
+                  config.gpus_per_actor or 0)  # fmt: skip
+    failures = 0
+    with cluster(ray, config.address) as ours:
+        pool = _placed(ray, wanted, len(left), ours)
+        while left:
+            progress = Progress()
+            try:
+                for partition, report in _round(ray, job, _portable(config), sorted(left), pool, progress):
+                    _check_visible(job, partition)
+                    left.discard(partition)
+                    yield report
+            except Lost as fault:
+                failures = 0 if progress.reports else failures + 1
+                if failures >= TRIES:
+                    raise RuntimeError(f"the Ray cluster failed {failures} times in a row: {fault}") from fault
+                pool = _placed(ray, wanted, len(left), ours)
+
+
+@contextmanager
+def cluster(ray: ModuleType, address: str | None) -> Iterator[bool]:
+    """Join or start Ray, and leave or stop it at the end; yields whether it is one of our own on this machine."""
+    if ray.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    ours = address == "local"
+    options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if ours else {}
+    with _environment_of_workers() if ours else _nothing():
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError) as error:
+            raise RuntimeError(f"no Ray at {address}: {_one_line(error)}") from error
+    try:
+        yield ours
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _environment_of_workers() -> Iterator[None]:
+    """What the processes of a Ray that is started meanwhile inherit: this copy of the package, and no statistics."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    wanted = {"PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0")}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _placed(ray: ModuleType, wanted: Pool, partitions: int, ours: bool) -> Pool:
+    """The pool as far as it fits and there are partitions for it."""
+    actors = max(1, min(wanted.actors, partitions))
+    room = room_for_actors(ray.nodes(), wanted.cpus, wanted.gpus)
+    needs = needs_text(wanted.cpus, wanted.gpus)
+    if ours and not room:
+        raise ValueError(
+            f"this machine has no room for an actor of {needs}. Ask for less with --cpus-per-actor and "
+            "--gpus-per-actor, or name a cluster with --address."
+        )
+    if room < actors:
+        where = "this machine" if ours else "the Ray cluster"
+        then = f"{room} will do the work" if room else f"Ray has {PLACING / 60:.0f} minutes to add one"
+        message = f"--actors {wanted.actors}: {where} has room for {room} of {needs}; {then}."
+        warnings.warn(message, stacklevel=callers_level())
+    return Pool(min(actors, room) if ours else actors, wanted.cpus, wanted.gpus)
+
+
+def _round(
+    ray: ModuleType, job: "Job", config: "BatchConfig", partitions: Sequence[int], pool: Pool, progress: Progress
+) -> Iterator[tuple[int, Report]]:
+    """Run one round and watch it; yields the number and the report of each partition."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    task = ray.remote(num_cpus=0, max_retries=0)(score_on_actors)
+    results = task.options(num_returns="streaming", scheduling_strategy=here).remote(job, config, partitions, pool)
+    try:
+        while True:
+            ready, _ = ray.wait([results], timeout=TICK)
+            if not ready:
+                _check_cluster(ray, pool, progress)
+                continue
+            try:
+                result = pickle.loads(ray.get(next(results)))
+            except StopIteration:
+                return
+            if isinstance(result, Exception):
+                raise result
+            progress.reports, progress.last = progress.reports + 1, time.monotonic()
+            progress.longest = max(progress.longest, result.seconds)
+            yield result.partition, result.report
+    except ray.exceptions.RayError as error:
+        raise _translated(ray, error) from error
+    finally:
+        ray.cancel(results, force=True)
+
+
+def _check_cluster(ray: ModuleType, pool: Pool, progress: Progress) -> None:
+    """Look at the nodes while no report comes.
+
+    Raises:
+        Lost: If a node is lost and nothing has come for long: partitions may wait for an actor without a place.
+        RuntimeError: If there has been no node for an actor for long.
+    """
+    room, idle = room_for_actors(ray.nodes(), pool.cpus, pool.gpus), time.monotonic() - progress.last
+    progress.room = max(progress.room, room)
+    if not room and idle > PLACING:
+        raise RuntimeError(
+            f"no node of the Ray cluster has had room for an actor of {needs_text(pool.cpus, pool.gpus)} for "
+            f"{PLACING / 60:.0f} minutes. Add one, or ask for less with --cpus-per-actor and --gpus-per-actor."
+        )
+    if 0 < room < min(progress.room, pool.actors) and idle > max(PATIENCE, 3 * progress.longest):
+        raise Lost(f"it has room for {room} of {pool.actors} actors now")
+
+
+def _translated(ray: ModuleType, error: Exception) -> Exception:
+    """What an error of Ray's means: a fault of the cluster, or an error of the code that an actor ran."""
+    errors = ray.exceptions
+    faults = (
+        errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError,
+        errors.OutOfMemoryError, errors.LocalRayletDiedError, errors.RpcError,
+    )  # fmt: skip
+    message = _one_line(error)
+    return Lost(message) if isinstance(error, faults) else RuntimeError(f"an actor of Ray failed: {message}")
+
+
+def _one_line(error: Exception) -> str:
+    """The last line of an error: Ray's hold tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _check_visible(job: "Job", partition: int) -> None:
+    part = job.part(partition)
+    if not part.exists():
+        raise RuntimeError(
+            f"{part} was written on another machine: --output must be a folder that all nodes of the cluster share."
+        )
+
+
+def _portable(config: "BatchConfig") -> "BatchConfig":
+    """The config with whole paths of local files, since actors work in another folder."""
+    changes = {
+        name: str(path.absolute())
+        for name in ("model", "template")
+        if (value := getattr(config, name)) and (path := Path(value).expanduser()).exists() and value != "mini"
+    }
+    return config.model_copy(update=changes)
+
+
+def score_on_actors(job: "Job", config: "BatchConfig", partitions: Sequence[int], pool: Pool) -> Iterator[bytes]:
+    """Score partitions with Ray Data. It runs in a worker of Ray.
+
+    Yields:
+        The pickled `Result` or error of each, as they are done.
+    """
+    ray = import_ray()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a partition may take hours; the driver watches
+    context.max_consecutive_actor_init_deaths = max(10, 2 * pool.actors)
+    tries = ray.remote(num_cpus=0, max_restarts=-1)(Tries).remote()
+    rows = ray.data.from_items(
+        [{"partition": partition} for partition in partitions], override_num_blocks=len(partitions)
+    ).map_batches(
+        PartitionScorer,
+        batch_size=1,
+        batch_format="pyarrow",
+        # A partition that waits for a busy actor would be lost to the others.
+        compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=1),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        fn_constructor_args=(job, config, pool.cpus, tries),
+    )
+    for row in rows.iter_rows():
+        yield row["result"]
+
+
+class Tries:
+    """An actor that counts how often each partition was begun: one that kills its process would be tried for ever."""
+
+    def __init__(self) -> None:
+        self.begun: dict[int, int] = {}
+
+    def begin(self, partition: int) -> int:
+        """Count one more, and return how many there were."""
+        self.begun[partition] = self.begun.get(partition, 0) + 1
+        return self.begun[partition]
+
+
+class PartitionScorer:
+    """The actor: it holds the model. Errors are results, so that Ray neither repeats nor wraps them.
+
+    Args:
+        job: The job.
+        config: Its config.
+        cpus: Cores that this process may use.
+        tries: The handle of `Tries`.
+    """
+
+    def __init__(self, job: "Job", config: "BatchConfig", cpus: float, tries: Any) -> None:
+        use_cores(cpus)
+        self.job, self.tries = job, tries
+        self.fault: Exception | None = None
+        try:
+            from mrr_model.opening import open_model
+
+            self.reranker = open_model(config)
+            job.check_model(self.reranker)
+        except FAULTS as error:
+            self.fault = error
+
+    def __call__(self, batch: "pa.Table") -> "pa.Table":
+        import pyarrow as pa
+
+        [partition] = batch["partition"].to_pylist()
+        return pa.table({"result": pa.array([_pickled(self.result(partition))], pa.binary())})
+
+    def result(self, index: int) -> Result | Exception:
+        """Score a partition."""
+        import ray
+
+        from mrr_model.bulk.scoring import score_partition
+
+        if self.fault is not None:
+            return self.fault
+        partition, begin = self.job.partitions[index], time.monotonic()
+        if ray.get(self.tries.begin.remote(index)) > TRIES:
+            return RuntimeError(
+                f"partition {index} ({partition.file}, from row {partition.first}) was begun {TRIES} times, and its "
+                "actor died each time; memory may be short. Try fewer --actors, or smaller --partition-rows or "
+                "--batch-tokens."
+            )
+        try:
+            return Result(index, score_partition(self.job, partition, self.reranker), time.monotonic() - begin)
+        except FAULTS as error:
+            return error
+
+
+def _pickled(result: Result | Exception) -> bytes:
+    """A report or an error as bytes; an error that cannot be pickled as its message."""
+    try:
+        data = pickle.dumps(result)
+        pickle.loads(data)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return pickle.dumps(RuntimeError(f"{type(result).__name__}: {result}"))
+    return data
