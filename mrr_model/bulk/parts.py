@@ -70,15 +70,13 @@ class ParquetPart:
         self._writer: Any = None
 
     def write(self, rows: Rows, scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if isinstance(rows, list):
             table = as_table(merged(rows, scores, ranks), self._job.schema)
         else:
             fields = result_fields(lists=self._job.source.lists, ranked=ranks is not None)
-            values = zip(fields, (scores, ranks), strict=False)
-            table = with_results(rows, {field.name: pa.array(column, field.type) for field, column in values})
+            table = with_results(rows, fields, [scores] if ranks is None else [scores, ranks])
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._file, table.schema)
         self._writer.write_table(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,24 +22,31 @@ def result_fields(*, lists: bool, ranked: bool) -> list[pa.Field]:
     return [pa.field(name, pa.list_(kind) if lists else kind) for name, kind in fields]
 
 
-def with_results(table: pa.Table, results: Mapping[str, pa.Array]) -> pa.Table:
+def with_results(table: pa.Table, fields: Sequence[pa.Field], values: Sequence[Sequence[Any]]) -> pa.Table:
     """A table with more columns; its own columns of their names are renamed to `input_…`.
+
+    Args:
+        table: The rows.
+        fields: What `result_fields` gives.
+        values: A value per row, for each field.
 
     Example:
         >>> import pyarrow as pa
-        >>> with_results(pa.table({"score": [1], "text": ["a"]}), {"score": pa.array([0.5])}).to_pydict()
+        >>> table = pa.table({"score": [1], "text": ["a"]})
+        >>> with_results(table, result_fields(lists=False, ranked=False), [[0.5]]).to_pydict()
         {'input_score': [1], 'text': ['a'], 'score': [0.5]}
     """
-    names = list(table.column_names)
-    for result in results:
-        if result in names:
-            name = f"input_{result}"
-            while name in names or name in results:
-                name = f"input_{name}"
-            names[names.index(result)] = name
+    import pyarrow as pa
+
+    names, results = list(table.column_names), {field.name for field in fields}
+    for result in results & {*names}:
+        name = f"input_{result}"
+        while name in names or name in results:
+            name = f"input_{name}"
+        names[names.index(result)] = name
     table = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
-    for name, column in results.items():
-        table = table.append_column(name, column)
+    for field, column in zip(fields, values, strict=True):
+        table = table.append_column(field, pa.array(column, field.type))
     return table
 
 
