@@ -69,7 +69,7 @@ def rerank_files(
         >>> folder = Path(tempfile.mkdtemp())
         >>> rows = [{"query": "who wrote Faust?", "document": text} for text in ("Goethe did.", "Bees make honey.")]
         >>> _ = (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        >>> config = BatchConfig(inputs=[folder / "pairs.jsonl"], output=folder / "scored", depth=4, keep_ratio="0.5")
+        >>> config = BatchConfig(inputs=folder / "pairs.jsonl", output=folder / "scored", depth=4, keep_ratio=0.5)
         >>> rerank_files(config).pairs
         2
         >>> one, other = map(json.loads, (folder / "scored" / "part-00000.jsonl").read_text().splitlines())
@@ -108,9 +108,7 @@ def _show(job: Job, reports: Iterator[Report]) -> None:
     """Run to the end, with a bar of rows, pairs per second and time left."""
     rows = sum(partition.rows for partition in job.partitions)
     before, pairs, begin = job.done(), 0, time.monotonic()
-    with tqdm(
-        total=rows, initial=before.rows + before.skipped, desc="Re-ranking", unit="row", disable=None, smoothing=0.05
-    ) as bar:
+    with tqdm(total=rows, initial=before.rows + before.skipped, desc=job.folder.name, unit="row", disable=None) as bar:
         for report in reports:
             pairs += report.pairs
             bar.set_postfix_str(f"{pairs / (time.monotonic() - begin):,.1f} pairs/s", refresh=False)

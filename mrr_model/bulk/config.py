@@ -1,9 +1,10 @@
 """The config of `mrr batch`. Help is made from it: nothing here imports torch, pyarrow or ray."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mrr_model.inference.config import InferenceConfig
@@ -70,6 +71,20 @@ class BatchConfig(InferenceConfig):
     """With --engine ray: GPUs per process; 0.5 lets two share one."""
     cpus_per_actor: Annotated[float | None, Flag(default="1")] = Field(default=None, gt=0)
     """With --engine ray: processor cores per process."""
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _wrap_input(cls, inputs: object) -> object:
+        """A single path needs no brackets."""
+        return (inputs,) if isinstance(inputs, str | Path) else inputs
+
+    @field_validator("keep_ratio", mode="before")
+    @classmethod
+    def _write_ratio(cls, ratio: object) -> object:
+        """Numbers and mappings are taken too, as everywhere in Python."""
+        if isinstance(ratio, Mapping):
+            return ",".join(f"{layer}:{share}" for layer, share in ratio.items())
+        return str(ratio) if isinstance(ratio, int | float) else ratio
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
