@@ -12,7 +12,7 @@ DISTRIBUTION = "matryoshka-reranker"
 EXTRAS = {"batch", "docs", "langchain", "llama-index", "sentence-transformers", "train", "eval", "serve", "dev", "all"}
 NOT_FOR_IMPORT = {
     "accelerate", "bm25s", "datasets", "fastapi", "langchain_core", "llama_index", "pandas",
-    "peft", "rich", "scipy", "sentence_transformers", "sklearn", "typer", "uvicorn",
+    "peft", "pyarrow", "rich", "scipy", "sentence_transformers", "sklearn", "typer", "uvicorn",
 }  # fmt: skip
 
 

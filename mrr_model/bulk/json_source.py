@@ -55,7 +55,7 @@ class JsonSource(ColumnSource):
                 raise ValueError(f'{file.name} has neither a text nor a list under "{self._document}"')
             raise missing(file.name, named, self._query, self._document)
         if fault is not None:
-            raise ValueError(f"{file.name} has no row in its first {FIRST_ROWS} lines; {fault}")
+            raise ValueError(f"{file.name} has no JSON object in its first {FIRST_ROWS} rows; {fault}")
         return None
 
     def _divide(self, file: InputFile, rows: int, index: int, key_of: KeyOf | None) -> list[Partition]:

@@ -17,8 +17,8 @@ from mrr_model.bulk.text_source import CHUNK_LISTS, CHUNK_PAIRS, CONTENT, ended_
 from mrr_model.data.jsonl import NoTextError
 from mrr_model.files.damage import reading, short
 
-BUFFER = 2**20
-"""Bytes read at a time from each column. Without it, pyarrow reads a row group's whole column."""
+FLAT = {"buffer_size": 2**20, "pre_buffer": False}
+"""How a file is opened, so that memory stays flat: pyarrow's defaults keep the bytes of every row group read."""
 
 
 class ParquetSource:
@@ -54,7 +54,7 @@ class ParquetSource:
     def partitions(self, rows: int | None) -> Iterator[Partition]:
         rows, index = partition_rows(rows, self.lists), 0
         for file in self.files:
-            with reading(file.name, advice=""), pq.ParquetFile(file.path, buffer_size=BUFFER) as parquet:
+            with reading(file.name, advice=""), pq.ParquetFile(file.path, **FLAT) as parquet:
                 found = self._columns_of(file, parquet.schema_arrow)
                 if found != self._columns:
                     raise ValueError(
@@ -63,7 +63,7 @@ class ParquetSource:
                     )
                 total = parquet.metadata.num_rows
                 starts = self._group_starts(parquet, rows) if self._ranked else list(range(0, total, rows))
-            for start, end in zip(starts, [*starts[1:], total], strict=True):
+            for start, end in zip(starts, [*starts[1:], total], strict=False):  # no start if there are no rows
                 yield Partition(index, file.path, start, start + 1, end - start)
                 index += 1
 
@@ -141,7 +141,7 @@ class Batches:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = pq.ParquetFile(path, buffer_size=BUFFER)
+        self._file = pq.ParquetFile(path, **FLAT)
         self._firsts = [0]
         """The first row of each row group, and the number of rows."""
         for at in _row_groups(self._file):

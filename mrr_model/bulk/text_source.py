@@ -183,8 +183,8 @@ def decoded(content: bytes) -> str:
 def ended_early(file: InputFile, rows: int) -> ValueError:
     """The error of a file that has become shorter."""
     return ValueError(
-        f"{file.name} has changed: {rows} rows fewer than when the job was planned. Restore it, or start again with "
-        "--overwrite"
+        f"{file.name} is shorter than when the job was planned, by {rows} row{'s' if rows > 1 else ''}. Restore it, or "
+        "start again with --overwrite"
     )
 
 

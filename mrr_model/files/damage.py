@@ -13,7 +13,7 @@ from typing import Any, Literal
 AGAIN = "Copy or download the file again."
 """Advice for a damaged file of a checkpoint."""
 
-LIBRARIES = ("datasets", "pyo3_runtime")
+LIBRARIES = ("datasets", "pyarrow", "pyo3_runtime")
 """Libraries whose errors are always about the file that they read. They are not imported for that."""
 
 OPAQUE = (Exception, RuntimeError, SystemError)

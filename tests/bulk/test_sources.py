@@ -1,7 +1,6 @@
 """Sources give every row of their files once, with its location, however they are divided and read."""
 
 import csv
-import gzip
 import io
 import json
 import pickle
@@ -12,13 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bulk_rows import good, opened, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mrr_model.bulk import parquet_source, text_source
-from mrr_model.bulk.config import BatchConfig
-from mrr_model.bulk.records import Chunk, Source
-from mrr_model.bulk.sources import open_source
+from mrr_model.bulk.records import Source
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FIRST = ("what falls?", "rain")
@@ -35,30 +33,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CHUNK_PAIRS", 3)
 
 
-def opened(*inputs: Path, **options: Any) -> Source:
-    return open_source(BatchConfig(inputs=inputs, output=Path("out"), **options), inputs[0].parent)
-
-
-def chunks_of(source: Source, rows: int | None = None) -> list[Chunk]:
-    return [chunk for partition in source.partitions(rows) for chunk in source.chunks(partition)]
-
-
-def good(chunks: Sequence[Chunk]) -> list[tuple[str, Any]]:
-    return [pair for chunk in chunks for pair in zip(chunk.queries, chunk.documents, strict=True)]
-
-
-def faults(chunks: Sequence[Chunk]) -> list[str]:
-    return [str(row) for chunk in chunks for row in chunk.bad]
-
-
 def is_good(query: str, document: str | None) -> bool:
     return bool(query.strip()) and document is not None
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    content = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
 
 
 def json_lines(rows: Sequence[tuple[Any, Any]], blank: Sequence[bool]) -> tuple[str, list[int]]:
