@@ -3,6 +3,7 @@
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class ParquetSource:
         file = self._by_path[partition.file]
         size = CHUNK_LISTS if self.lists else CHUNK_PAIRS
         position, end = partition.start, partition.start + partition.rows
-        with self._held.using(file.path, Batches) as batches:
+        with self._held.using(file.path, partial(Batches, size=size)) as batches:
             while position < end:
                 with reading(file.name, advice=""):
                     table = batches.read(position, min(size, end - position))
@@ -138,9 +139,11 @@ class Batches:
 
     Args:
         path: The file.
+        size: Rows that are decoded at a time.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, size: int) -> None:
+        self._size = size
         self._file = pq.ParquetFile(path, **FLAT)
         self._firsts = [0]
         """The first row of each row group, and the number of rows."""
@@ -156,7 +159,7 @@ class Batches:
         """Read at most `count` rows from a row on; none at the end of the file."""
         group = max(bisect_right(self._firsts, row) - 1, 0)
         if row < self._position or self._position < self._firsts[group]:
-            self._batches = self._file.iter_batches(CHUNK_PAIRS, row_groups=[*_row_groups(self._file)][group:])
+            self._batches = self._file.iter_batches(self._size, row_groups=[*_row_groups(self._file)][group:])
             self._rows, self._position = self._rows.slice(0, 0), self._firsts[group]
         while self._position + len(self._rows) <= row:
             self._position += len(self._rows)
