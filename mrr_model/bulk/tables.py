@@ -60,7 +60,7 @@ def as_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
     try:
         return pa.Table.from_pylist(rows, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
         raise ValueError(f"a row does not fit the columns of the others: {error}. Choose --format jsonl.") from None
 
 
@@ -81,7 +81,7 @@ def common_schema(chunks: Iterable[Sequence[dict[str, Any]]]) -> pa.Schema:
                 both.append(pa.field(name, pa.array(values).type))
                 unified = pa.unify_schemas([pa.schema([each]) for each in both], promote_options="permissive")
                 types[name] = unified.field(name).type
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
                 raise ValueError(
                     f"column {name!r} cannot be written as Parquet: {error}. Choose --format jsonl."
                 ) from None

@@ -19,6 +19,11 @@ WAITING_BYTES = 1 << 30
 MIN_SHARING_PAIRS = 4
 """Fewer pairs of one query are not worth batches of their own."""
 
+LEAST_SHARED = 0.25
+"""The share of its pairs' tokens that a query needs to be shared where batches could run unpadded. Batches that share
+keys need a mask, and so a slower kernel: with a query of 2% of the tokens, two decoders ran at 0.77 times the speed of
+CrossEncoder's padded batches on an H200 (benchmarks/results/gpu.json)."""
+
 
 class BatchBudget:
     """How many tokens a batch may hold, padding counted. It shrinks when a batch does not fit in memory.
@@ -59,6 +64,11 @@ class BatchBudget:
         head_size = self.model.backbone.attention_size // int(self.model.config.num_attention_heads)
         return has_kernel(self.model.device, self.model.model.dtype, head_size)
 
+    def groups(self, pairs: Sequence[EncodedPair]) -> "list[QueryGroup]":
+        """Group pairs by the query span that the model computes once for all of them."""
+        least = LEAST_SHARED if self.unpads else 0.0
+        return query_groups(pairs, share=self.model.backbone.shares_prefix, least=least)
+
     def halve(self, tokens: int) -> None:
         """Allow at most half of the `tokens` of a batch that did not fit in memory; warn of the first one."""
         half = max(1, tokens // 2)
@@ -98,7 +108,7 @@ class QueryGroup:
     shared_ids: tuple[int, ...] = ()
 
 
-def query_groups(pairs: Sequence[EncodedPair], *, share: bool) -> list[QueryGroup]:
+def query_groups(pairs: Sequence[EncodedPair], *, share: bool, least: float = 0.0) -> list[QueryGroup]:
     """Group pairs by the query span that is worth computing once for all of them.
 
     That is one that `MIN_SHARING_PAIRS` pairs or more have, each with tokens after it. All other pairs form the last
@@ -107,6 +117,7 @@ def query_groups(pairs: Sequence[EncodedPair], *, share: bool) -> list[QueryGrou
     Args:
         pairs: Encoded pairs.
         share: Whether the model can share query spans. If not, all pairs form one group.
+        least: The share of its pairs' tokens that a span needs.
 
     Example:
         >>> pairs = [EncodedPair([query, 9], 1, 1, 0) for query in (7, 7, 8, 7, 7)]
@@ -117,7 +128,12 @@ def query_groups(pairs: Sequence[EncodedPair], *, share: bool) -> list[QueryGrou
     for index, pair in enumerate(pairs if share else ()):
         if pair.query_length and pair.passage_length + pair.prompt_length:
             by_query.setdefault(tuple(pair.input_ids[: pair.query_length]), []).append(index)
-    groups = [QueryGroup(indices, ids) for ids, indices in by_query.items() if len(indices) >= MIN_SHARING_PAIRS]
+    groups = [
+        QueryGroup(indices, ids)
+        for ids, indices in by_query.items()
+        if len(indices) >= MIN_SHARING_PAIRS
+        and len(ids) * len(indices) >= least * sum(len(pairs[index].input_ids) for index in indices)
+    ]
     shared = {index for group in groups for index in group.indices}
     rest = [index for index in range(len(pairs)) if index not in shared]
     return [*groups, QueryGroup(rest)] if rest else groups

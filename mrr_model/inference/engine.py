@@ -19,7 +19,7 @@ from typing_extensions import Self
 from mrr_model.cascade import Cascade
 from mrr_model.compression import Plan
 from mrr_model.inference.allocator import ALLOCATOR
-from mrr_model.inference.batching import BatchBudget, query_groups
+from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.candidates import Candidates, Reached
 from mrr_model.inference.encode import PairEncoder
 from mrr_model.inference.forking import POOL
@@ -358,7 +358,7 @@ class InferenceEngine:
         """
         ranks, total = self.compensation.running_ranks(plan.adapters), 0.0
         for chunk, encoded in self.encoder.chunks(pairs, prompt):
-            groups = query_groups(encoded, share=self.model.backbone.shares_prefix)
+            groups = self.budget.groups(encoded)
             shared = [(len(group.shared_ids), group.indices) for group in groups if group.shared_ids]
             stopped = None if reached is None else [reached[index] for index in chunk]
             total += call_flops(self.model, plan, encoded, shared, ranks, exits=exits, reached=stopped)

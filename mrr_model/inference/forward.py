@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mrr_model.compression import Plan
-from mrr_model.inference.batching import BatchBudget, query_groups
+from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.layers import SCORED_TOGETHER, LayerRun, PooledScores, TokenSource
 from mrr_model.modeling.batch import EncodedPair
 from mrr_model.modeling.model import MatryoshkaModel
@@ -96,7 +96,7 @@ class ForwardPass:
         scores = PooledScores(self.model, last, logits.__setitem__, min(SCORED_TOGETHER, len(self.pairs)))
         # A caller's autocast would move scores: they are computed in the weights' own dtype.
         with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
-            for group in query_groups(self.pairs, share=self.model.backbone.shares_prefix):
+            for group in self.budget.groups(self.pairs):
                 prefix = SharedPrefix(torch.tensor(group.shared_ids, device="cpu")) if group.shared_ids else None
                 run = LayerRun(
                     self.model,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mrr_model.compression import Plan
-from mrr_model.inference.batching import BatchBudget, query_groups
+from mrr_model.inference.batching import BatchBudget
 from mrr_model.inference.cancelling import check
 from mrr_model.inference.candidates import Candidates
 from mrr_model.inference.layers import (
@@ -168,7 +168,7 @@ class StagedPass:
                 return
             rows, pairs = portion
             self._pairs.update(zip(rows, pairs, strict=True))
-            for found in query_groups(pairs, share=self.model.backbone.shares_prefix):
+            for found in self.budget.groups(pairs):
                 group = self._groups.get(found.shared_ids)
                 if group is None:
                     ids = found.shared_ids

@@ -10,6 +10,7 @@ import torch
 from exits import logits_on_the_way
 
 from mrr_model import MatryoshkaReranker
+from mrr_model.cascade import Cascade
 from mrr_model.checkpoint import Checkpoint
 from mrr_model.compression import Plan
 from mrr_model.inference.batching import MIN_SHARING_PAIRS, query_groups
@@ -98,6 +99,26 @@ def test_groups_are_the_queries_with_enough_pairs() -> None:
         ((), [0, 5, 6, 7, 8, 9]),
     ]
     assert [group.indices for group in query_groups(pairs, share=False)] == [list(range(len(pairs)))]
+    assert query_groups(pairs, share=True, least=0.5) == groups  # two of each pair's four tokens
+    assert [group.shared_ids for group in query_groups(pairs, share=True, least=0.51)] == [()]
+
+
+@pytest.mark.parametrize("cascade", [None, Cascade({2: 3}, by="count")])
+def test_a_short_query_is_not_shared_where_batches_run_unpadded(
+    make_checkpoint: Callable[..., Checkpoint], cascade: Cascade | None
+) -> None:
+    reranker = MatryoshkaReranker(make_checkpoint("llama", adapters=False))
+    budget, texts = reranker.engine.budget, [f"text {number} about pandas " * (number + 3) for number in range(6)]
+    for query, shared in (("what", False), ("what is a panda " * 20, True)):
+        budget.unpad = False
+        pairs = reranker.engine.encoder.encode([(query, text) for text in texts])
+        assert budget.groups(pairs)[0].shared_ids
+        padded = reranker.rank(query, texts, cascade=cascade, normalize=False)
+        budget.unpad = True
+        assert bool(budget.groups(pairs)[0].shared_ids) == shared
+        unpadded = reranker.rank(query, texts, cascade=cascade, normalize=False)
+        assert [each.index for each in unpadded] == [each.index for each in padded]
+        assert [each.score for each in unpadded] == pytest.approx([each.score for each in padded], abs=1e-5)
 
 
 def test_the_query_runs_once_for_all_passages_and_batches(make_checkpoint: Callable[..., Checkpoint]) -> None:
