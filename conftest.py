@@ -15,6 +15,7 @@ SLOW = (
     "mrr_model/loaded.py",
     "mrr_model/reranker.py",
     "tests/browser",
+    "tests/bulk/test_on_ray.py",
     "tests/docs",
     "tests/examples",
     "tests/integrations",

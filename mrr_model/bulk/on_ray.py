@@ -8,11 +8,12 @@ good, an actor may wait for a place for ever; then a new round does what is left
 import logging
 import os
 import pickle
+import sys
 import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -142,20 +143,16 @@ def cluster(ray: ModuleType, address: str | None) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     ours = address == "local"
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if ours else {}
-    with _environment_of_workers() if ours else _nothing():
+    with redirect_stdout(sys.stderr):  # a thread of Ray prints faults of the cluster to stdout
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError) as error:
+            with _environment_of_workers() if ours else nullcontext():
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise RuntimeError(f"no Ray at {address}: {_one_line(error)}") from error
-    try:
-        yield ours
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+        try:
+            yield ours
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
