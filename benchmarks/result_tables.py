@@ -1,12 +1,14 @@
 """The tables of the pages, and the picture: from result files to Markdown and SVG."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+import batch_tables
 import gpu_tables
 from frontier import Point, draw
+from markdown_tables import markdown
 from result_files import BenchmarkResult, RenderError, ResultFiles, command_of
 
 SIZES = ((4, 1.0), (4, 0.5), (3, 0.5), (2, 0.25))
@@ -57,7 +59,7 @@ def sizes(quality: BenchmarkResult, time_share: BenchmarkResult, cascade: Benchm
     own = _cascaded(cascade)
     costs = [f"{share:.0%}" for share in _cascade_costs(cascade)]
     cells.insert(1, [AUTO, f"{own['mean']:.3f}", f"{own['kept']:.1%}", *costs])
-    return _markdown(["size", quality.results["metric"], "of full size", "time", "FLOPs"], cells)
+    return markdown(["size", quality.results["metric"], "of full size", "time", "FLOPs"], cells)
 
 
 def quality(result: BenchmarkResult) -> str:
@@ -72,7 +74,7 @@ def quality(result: BenchmarkResult) -> str:
         cells = [f"{row['values'][name]:.3f}{stars[name]}" for name in names]
         rows.append([_setting(row, full), *cells, f"{row['mean']:.3f}", f"{row['kept']:.1%}"])
     queries = [f"{name} ({facts['queries']} queries)" for name, facts in found["collections"].items()]
-    table = _markdown([found["metric"], *names, "mean", "of full size"], rows)
+    table = markdown([found["metric"], *names, "mean", "of full size"], rows)
     return (
         f"{table}\n\n`*`: differs from full size, p < {found['significance']} in a paired t-test (not corrected for "
         f"the number of settings). Collections: {', '.join(queries)}."
@@ -82,7 +84,7 @@ def quality(result: BenchmarkResult) -> str:
 def calibration(result: BenchmarkResult) -> str:
     found = result.results
     names, full = list(found["collections"]), found["settings"][0]
-    errors = _markdown(
+    errors = markdown(
         ["expected calibration error", *names],
         [
             [
@@ -94,7 +96,7 @@ def calibration(result: BenchmarkResult) -> str:
     )
     ways = {"plain": "plain logistic function", "shared": "full size's map for all", "own": "own map"}
     spreads = [
-        _markdown(
+        markdown(
             [f"spread of precision at {row['threshold']:g}", *names],
             [[label, *(_decimals(row["spread"][name][way], 2, "–") for name in names)] for way, label in ways.items()],
         )
@@ -118,7 +120,7 @@ def ablation(result: BenchmarkResult) -> str:
         spread = "" if variant["spread"] is None else f" ± {_percent(variant['spread'])}"
         cells = ["" if value is None else _percent(value) for value in variant["values"]]
         rows.append([variant["name"], *cells, mean + spread])
-    table = _markdown([f"{found['metric']} (%), depth / keep_ratio", *heads, "mean"], rows)
+    table = markdown([f"{found['metric']} (%), depth / keep_ratio", *heads, "mean"], rows)
     return (
         f"{table}\n\n{found['steps']} steps a variant, {found['queries']} queries of each collection, means of "
         f"{len(result.seeds)} seeds; ±: half the distance between their means."
@@ -135,20 +137,20 @@ def adapters(result: BenchmarkResult) -> str:
     mean = found["mean"]
     every = [_decimals(mean["with"]), _decimals(mean["without"]), f"{mean['with'] - mean['without']:+.3f}"]
     rows.append([f"mean of {mean['settings']} compressed settings", *every])
-    return _markdown([found["metric"], "with adapters", "without", "difference"], rows)
+    return markdown([found["metric"], "with adapters", "without", "difference"], rows)
 
 
 def elastic(result: BenchmarkResult) -> str:
     found = result.results
     names, full = list(found["collections"]), found["full"]
-    same = _markdown(
+    same = markdown(
         [f"{found['metric']}, {full['queries']} queries each", *names],
         [
             [label, *(_decimals(full[key][name], 4) for name in names)]
             for key, label in (("cross_encoder", "CrossEncoder"), ("this_package", "this package, full size"))
         ],
     )
-    widths = _markdown(
+    widths = markdown(
         ["without training, all layers", found["metric"], "of full size", "FLOPs"],
         [
             [
@@ -168,10 +170,10 @@ def elastic(result: BenchmarkResult) -> str:
         ]
         for row in found["settings"]
     ]
-    sizes = _markdown(["size", "self-distilled", "cut or narrowed", "of full size", "of full size, cut"], rows)
+    sizes = markdown(["size", "self-distilled", "cut or narrowed", "of full size", "of full size, cut"], rows)
     queries = ", ".join(f"{name} ({facts['queries']} queries)" for name, facts in found["collections"].items())
     shallow = found["shallow"]
-    variants = _markdown(
+    variants = markdown(
         [f"`depth={shallow['depth']}`: exits trained together", "LoRA rank", "of full size"],
         [[row["exits"], str(row["rank"]), f"{row['kept']:.1%}"] for row in shallow["variants"]],
     )
@@ -194,7 +196,7 @@ def targets(result: BenchmarkResult) -> str:
         values = ", ".join(f"{value:g}" for value in row["values"])
         missed = [f"{each['collection']}: {each['value']:g} asked, {each['got']:.2g} got" for each in row["missed"]]
         rows.append([f"`{row['target']}` = {values}", str(row["choices"]), str(row["met"]), "; ".join(missed)])
-    return _markdown(["target", "choices", "met", "missed"], rows, numbers=(1, 2))
+    return markdown(["target", "choices", "met", "missed"], rows, numbers=(1, 2))
 
 
 def cascade(result: BenchmarkResult, quality: BenchmarkResult) -> str:
@@ -222,7 +224,7 @@ def _cascade_quality(found: dict[str, Any]) -> str:
         ]
         for row in found["quality"]
     ]
-    return _markdown([found["metric"], *names, "mean", "of full size", "least"], rows)
+    return markdown([found["metric"], *names, "mean", "of full size", "least"], rows)
 
 
 def _cascade_time(found: dict[str, Any], quality: BenchmarkResult) -> str:
@@ -244,7 +246,7 @@ def _cascade_time(found: dict[str, Any], quality: BenchmarkResult) -> str:
         ]
     ]
     heads = ["timed on", "share of full size's time", "median query", "10 % to 90 % of the queries", "FLOPs"]
-    return _markdown([*heads, "quality kept, of all"], rows)
+    return markdown([*heads, "quality kept, of all"], rows)
 
 
 def _cascade_transfer(found: dict[str, Any]) -> str:
@@ -259,7 +261,7 @@ def _cascade_transfer(found: dict[str, Any]) -> str:
         for row in found["transfer"]
     ]
     heads = ["fitted on the others, measured on", "margins", "queries that lose one of the best 10"]
-    return _markdown([*heads, "of full size", "FLOPs"], rows, numbers=(2, 3, 4))
+    return markdown([*heads, "of full size", "FLOPs"], rows, numbers=(2, 3, 4))
 
 
 def speed(result: BenchmarkResult) -> str:
@@ -277,7 +279,7 @@ def speed(result: BenchmarkResult) -> str:
             for row in workload["contenders"]
         ]
         heads = ["contender", "dtype", "batch size", "pairs/s", "this package, same dtype", "this package, default"]
-        tables.append(f"{_workload(workload)}:\n\n{_markdown(heads, rows, numbers=(2, 3, 4, 5))}")
+        tables.append(f"{_workload(workload)}:\n\n{markdown(heads, rows, numbers=(2, 3, 4, 5))}")
     return "\n\n".join(tables)
 
 
@@ -300,7 +302,7 @@ def speed_models(result: BenchmarkResult) -> str:
         "shape", "dtype", "full size against CrossEncoder's best", "against its default",
         f"`keep_ratio={found['keep_ratio']:g}` against its best", "pairs/s at full size", "CrossEncoder's best",
     ]  # fmt: skip
-    table = _markdown(heads, rows, numbers=(2, 3, 4, 5, 6))
+    table = markdown(heads, rows, numbers=(2, 3, 4, 5, 6))
     sizes = ", ".join(map(str, found["batch_sizes"]))
     return (
         f"{table}\n\nRandom weights, parameters without embeddings; one query with {found['passages']} passages of "
@@ -327,7 +329,7 @@ def time_share(result: BenchmarkResult) -> str:
         heads = ["size", "pairs/s", "time", "time without tokenizing", "FLOPs", "time without tokenizing / FLOPs"]
         tables.append(
             f"{_workload(workload)}, {workload['dtype']}; full size runs at {workload['share_of_matmul']:.0%} of a "
-            f"large matrix product's FLOPs per second:\n\n{_markdown(heads, rows)}"
+            f"large matrix product's FLOPs per second:\n\n{markdown(heads, rows)}"
         )
     return "\n\n".join(tables)
 
@@ -339,7 +341,7 @@ def memory(result: BenchmarkResult) -> str:
         [_setting(row, full), row["dtype"], f"{row['loaded_mib']} MiB", f"{row['peak_mib']} MiB"]
         for row in found["settings"]
     ]
-    table = _markdown(["size", "dtype", "`mini` loaded", "peak"], rows, numbers=(2, 3))
+    table = markdown(["size", "dtype", "`mini` loaded", "peak"], rows, numbers=(2, 3))
     return (
         f"{table}\n\nResident memory of a process that scores {found['passages']} passages of {found['tokens']} "
         f"tokens; means of {found['runs']} processes."
@@ -350,7 +352,7 @@ def cold_start(result: BenchmarkResult) -> str:
     found = result.results
     rows = [[part["name"], f"{part['seconds']:.2f}"] for part in found["parts"]]
     rows.append(["from the start to the ranking", f"{found['seconds']:.2f}"])
-    return f"{_markdown(['part', 'seconds'], rows)}\n\nMedians of {found['runs']} processes."
+    return f"{markdown(['part', 'seconds'], rows)}\n\nMedians of {found['runs']} processes."
 
 
 def training(result: BenchmarkResult) -> str:
@@ -364,7 +366,7 @@ def training(result: BenchmarkResult) -> str:
         ]
         for row in found["stages"]
     ]
-    return _markdown(["stage", "pairs/s", f"seconds a step of {found['pairs_per_step']} pairs", "peak memory"], rows)
+    return markdown(["stage", "pairs/s", f"seconds a step of {found['pairs_per_step']} pairs", "peak memory"], rows)
 
 
 def precision(result: BenchmarkResult) -> str:
@@ -383,13 +385,13 @@ def precision(result: BenchmarkResult) -> str:
     ]
     metric = found["metric"]
     heads = ["collection", "size", f"{metric}, float32", f"{metric}, bfloat16", "difference", "Kendall's tau"]
-    return _markdown(heads, rows, numbers=(2, 3, 4, 5))
+    return markdown(heads, rows, numbers=(2, 3, 4, 5))
 
 
 def long_documents(result: BenchmarkResult) -> str:
     found = result.results
     facts, split = found["collection"], found["ways"][1]
-    ways = _markdown(
+    ways = markdown(
         ["`long_documents`", found["metric"], "ms per query", 'time of `"max"`'],
         [
             [
@@ -401,7 +403,7 @@ def long_documents(result: BenchmarkResult) -> str:
             for row in found["ways"]
         ],
     )
-    windows = _markdown(
+    windows = markdown(
         ["window, tokens", "stride, of a window", "windows per document", found["metric"], "ms per query"],
         [
             [
@@ -440,7 +442,7 @@ def deadlines(result: BenchmarkResult) -> str:
         )
     heads = ["`deadline_ms`", "overshoot in ms, p50 / p95 / p99", "documents by exit", found["metric"]]
     return (
-        f"{_markdown(heads, rows, numbers=(1, 3))}\n\n`{found['model']}`, {found['dtype']}; {found['queries']} queries "
+        f"{markdown(heads, rows, numbers=(1, 3))}\n\n`{found['model']}`, {found['dtype']}; {found['queries']} queries "
         f"of {found['collection']} with {found['candidates']:g} candidates each, whose first-stage order has "
         f"{found['metric']} {_decimals(found['first_stage'])}. Exit 0: not read."
     )
@@ -448,7 +450,7 @@ def deadlines(result: BenchmarkResult) -> str:
 
 def serving(result: BenchmarkResult) -> str:
     found = result.results
-    contenders = _markdown(
+    contenders = markdown(
         ["server", "`mrr serve` against it", "pairs/s", "latency in ms, p50 / p99", "answers by status"],
         [
             [
@@ -463,7 +465,7 @@ def serving(result: BenchmarkResult) -> str:
         numbers=(1, 2, 3),
     )
     checked, rss, shed = found["checked"], found["rss_mib"], found["shedding"]
-    shedding = _markdown(
+    shedding = markdown(
         ["server", "against idle, p50 / p99", "latency in ms, p50 / p99", "idle, p50 / p99", "settings", "by status"],
         [
             [
@@ -527,6 +529,8 @@ TABLES: dict[str, Table] = {
     "long-documents": Table(("long-documents",), long_documents),
     "deadlines": Table(("deadlines",), deadlines),
     "serving": Table(("serving",), serving),
+    "batch": Table(("batch",), batch_tables.batch),
+    "sizing": Table(("time-share", "speed", "speed-models", "gpu"), batch_tables.sizing),
     "gpu": Table(("gpu",), gpu_tables.speed),
     "gpu-budgets": Table(("gpu",), gpu_tables.budgets),
     "gpu-memory": Table(("gpu",), gpu_tables.memory),
@@ -580,17 +584,3 @@ def _counts(answers: Mapping[str, int]) -> str:
 
 def _decimals(value: float | None, digits: int = 3, missing: str = "") -> str:
     return missing if value is None else f"{value:.{digits}f}"
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] | None = None) -> str:
-    """A Markdown table; the columns `numbers` (default: all but the first) are aligned to the right."""
-    right = range(1, len(heads)) if numbers is None else numbers
-    rule = ["---:" if index in right else "---" for index in range(len(heads))]
-
-    def lines() -> Iterator[str]:
-        for cells in (heads, rule, *rows):
-            if len(cells) != len(heads):
-                raise RenderError(f"a row has {len(cells)} cells, not {len(heads)}: {cells}")
-            yield f"| {' | '.join(cells)} |"
-
-    return "\n".join(lines())

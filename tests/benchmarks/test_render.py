@@ -86,6 +86,7 @@ INVENTED: dict[str, dict[str, Any]] = {
         "models": [
             {
                 "name": "bert",
+                "like": "BERT base",
                 "parameters": 86_042_113,
                 "dtypes": [
                     {
@@ -198,10 +199,43 @@ INVENTED: dict[str, dict[str, Any]] = {
         "runs": 3,
         "settings": [{"depth": 6, "keep_ratio": 1.0, "dtype": "float32", "loaded_mib": 500, "peak_mib": 570}],
     },
+    "batch": {
+        "rows": 2000,
+        "partition_rows": 100,
+        "document_words": [20, 100],
+        "mean_document_words": 60.4,
+        "dtype": "float32",
+        "layers": 1,
+        "hidden_size": 16,
+        "formats": [
+            {
+                "format": "jsonl",
+                "input_mib": 1,
+                "rows_per_second": 1234.5,
+                "machinery_rows_per_second": 56789.0,
+                "rss_mib": [500, 512, 511],
+                "peak_mib": 512,
+            }
+        ],
+        "resume": {"rows": 400, "parts": 4, "parts_at_kill": 2, "parts_kept": 2, "identical_parts": 4},
+        "ray": {
+            "model": "mini",
+            "depth": 2,
+            "keep_ratio": 0.25,
+            "actors": 2,
+            "rows": 100,
+            "engines": [{"engine": "ray", "pairs_per_second": 321.4, "seconds": 12.3}],
+            "largest_difference": 2e-07,
+        },
+    },
     "gpu": {
+        "device": {"name": "Abacus 9000"},
         "speed": [
             {
                 "name": "small, 60 words",
+                "like": "small",
+                "words": 60,
+                "dtype": "bfloat16",
                 "settings": [
                     {
                         "depth": 6,
@@ -217,6 +251,14 @@ INVENTED: dict[str, dict[str, Any]] = {
                         "pairs_per_second": 30000.0,
                         "time": 0.67,
                         "flops": 0.5,
+                        "share_of_matmul": 0.05,
+                    },
+                    {
+                        "depth": 2,
+                        "keep_ratio": 0.25,
+                        "pairs_per_second": 40000.0,
+                        "time": 0.5,
+                        "flops": 0.25,
                         "share_of_matmul": 0.05,
                     },
                 ],
@@ -383,6 +425,15 @@ EXPECTED = {
     "gpu": [
         "| small, 60 words | full size | 20,000 | 5,000 (512) | 100% | 100% | 10% | 40,000 |",
         "| small, 60 words | `depth=4, keep_ratio=0.5` | 30,000 |  | 67% | 50% | 5% |  |",
+    ],
+    "batch": [
+        "| JSON lines | 1 MiB | 1,234 | 56,789 | 500 MiB | 511 MiB | 512 MiB |",
+        "| ray | 321 | 12 |",
+    ],
+    "sizing": [
+        "| mini | 60 | bfloat16 | 180 |  | 540 | 900 |",
+        "| BERT base | 59 (mean) | float32 | 22.6 | 36 |  |  |",
+        "| small | 60 | bfloat16 | 72,000 | 108,000 | 144,000 |",
     ],
     "gpu-budgets": ["| small | 32,768 | 32k:16,000 | 9,000 |"],
     "gpu-memory": ["| small, keep ratio 1 | 1,000 | 400 MiB | 1,500 MiB |"],
