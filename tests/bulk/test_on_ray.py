@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("ray")
 
 from mrr_model import MatryoshkaReranker
-from mrr_model.batch import BatchConfig, BadRowError, rerank_dataset, rerank_files
+from mrr_model.batch import BadRowError, BatchConfig, rerank_dataset, rerank_files
 from mrr_model.bulk import on_ray
 from mrr_model.bulk.dataset import Columns, scored_table
 from mrr_model.bulk.job import Job, open_job
