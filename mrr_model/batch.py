@@ -1,7 +1,8 @@
 """Re-rank files of any size: on this machine with `rerank_files`, on a cluster with it or with `rerank_dataset`."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def rerank_files(
     return BatchReport(config.output, len(job.partitions), total.rows, total.pairs, total.skipped)
 
 
-def _reports(job: Job, config: BatchConfig, reranker: MatryoshkaReranker | None) -> Iterator[Report]:
+def _reports(job: Job, config: BatchConfig, reranker: MatryoshkaReranker | None) -> Generator[Report, None, None]:
     """Run what is pending; yields what became of its parts."""
     if config.engine == "ray":
         if reranker is not None:
@@ -104,11 +105,12 @@ def _reports(job: Job, config: BatchConfig, reranker: MatryoshkaReranker | None)
     return score_partitions(job, job.pending(), reranker)
 
 
-def _show(job: Job, reports: Iterator[Report]) -> None:
+def _show(job: Job, reports: Generator[Report, None, None]) -> None:
     """Run to the end, with a bar of rows, pairs per second and time left."""
     rows = sum(partition.rows for partition in job.partitions)
     before, pairs, begin = job.done(), 0, time.monotonic()
-    with tqdm(total=rows, initial=before.rows + before.skipped, desc=job.folder.name, unit="row", disable=None) as bar:
+    done = before.rows + before.skipped
+    with closing(reports), tqdm(total=rows, initial=done, desc=job.folder.name, unit="row", disable=None) as bar:
         for report in reports:
             pairs += report.pairs
             bar.set_postfix_str(f"{pairs / (time.monotonic() - begin):,.1f} pairs/s", refresh=False)

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +94,7 @@ class Lost(Exception):  # noqa: N818  # it is no error of the user's
     """A round ended without a report of every partition, by a fault of the cluster."""
 
 
-def run_on_ray(job: "Job", config: "BatchConfig") -> Iterator[Report]:
+def run_on_ray(job: "Job", config: "BatchConfig") -> Generator[Report, None, None]:
     """Score the pending partitions of a job on Ray.
 
     A Ray that this process has started or joined already is used and left running; else the one at `config.address` or

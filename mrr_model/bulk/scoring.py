@@ -1,6 +1,6 @@
 """A partition scored: windows in, a file with the same rows and their scores out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -39,7 +39,9 @@ def score_partition(job: Job, partition: Partition, reranker: MatryoshkaReranker
         return sum(score_windows(job, partition, reranker, own), Report())
 
 
-def score_partitions(job: Job, partitions: Iterable[Partition], reranker: MatryoshkaReranker) -> Iterator[Report]:
+def score_partitions(
+    job: Job, partitions: Iterable[Partition], reranker: MatryoshkaReranker
+) -> Generator[Report, None, None]:
     """Score partitions one after the other, each as `score_partition` does; the next window is read meanwhile.
 
     Yields:
