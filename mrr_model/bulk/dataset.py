@@ -99,7 +99,7 @@ def rerank_dataset(
             "others.",
             stacklevel=callers_level(),
         )
-    return dataset.map_batches(
+    scored: Dataset = dataset.map_batches(
         DatasetScorer,
         batch_size=batch_rows or BATCH_ROWS,
         batch_format="pyarrow",
@@ -109,6 +109,7 @@ def rerank_dataset(
         fn_constructor_args=(_absolute(model), settings, columns, cpus),
         udf_modifying_row_count=False,
     )
+    return scored
 
 
 class Columns:
@@ -201,9 +202,7 @@ def check_options(model: object, options: Mapping[str, Any]) -> None:
         TypeError: If one is unknown or of the wrong type.
         ValueError: If one is out of its range.
     """
-    from mrr_model.inference.device import DTYPES
     from mrr_model.reranker import MatryoshkaReranker
-    from mrr_model.selection.target import Target
 
     if not isinstance(model, str | Path):
         raise TypeError(
@@ -215,6 +214,14 @@ def check_options(model: object, options: Mapping[str, Any]) -> None:
         raise TypeError("cascade does not go with a dataset: every document is scored at the same exit. Leave it out.")
     if unknown := sorted(options.keys() - set(known)):
         raise TypeError(f"MatryoshkaReranker takes no argument {unknown[0]!r}. It takes {', '.join(known)}.")
+    _check_values(options)
+
+
+def _check_values(options: Mapping[str, Any]) -> None:
+    """Check the values of a re-ranker's arguments."""
+    from mrr_model.inference.device import DTYPES
+    from mrr_model.selection.target import Target
+
     setting = Compression().override(options.get("depth", DEFAULT), options.get("keep_ratio", DEFAULT))
     target = options.get("target")
     if target is not None and not isinstance(target, Target):

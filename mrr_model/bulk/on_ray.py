@@ -8,6 +8,7 @@ good, an actor may wait for a place for ever; then a new round does what is left
 import logging
 import os
 import pickle
+import socket
 import sys
 import time
 import warnings
@@ -143,6 +144,7 @@ def cluster(ray: ModuleType, address: str | None) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     ours = address == "local"
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if ours else {}
+    _check_answers(address)
     with redirect_stdout(sys.stderr):  # a thread of Ray prints faults of the cluster to stdout
         try:
             with _environment_of_workers() if ours else nullcontext():
@@ -153,6 +155,17 @@ def cluster(ray: ModuleType, address: str | None) -> Iterator[bool]:
             yield ours
         finally:
             ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Check that something answers at `HOST:PORT`: Ray itself tries for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise RuntimeError(f"no Ray at {address}: {error}. --address takes HOST:PORT of its head, or auto.") from None
 
 
 @contextmanager
