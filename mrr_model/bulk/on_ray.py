@@ -208,11 +208,10 @@ def _round(
     ray: ModuleType, job: "Job", config: "BatchConfig", partitions: Sequence[int], pool: Pool, progress: Progress
 ) -> Iterator[tuple[int, Report]]:
     """Run one round and watch it; yields the number and the report of each partition."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     task = ray.remote(num_cpus=0, max_retries=0)(score_on_actors)
-    results = task.options(num_returns="streaming", scheduling_strategy=here).remote(job, config, partitions, pool)
+    results = task.options(num_returns="streaming", scheduling_strategy=_here(ray)).remote(
+        job, config, partitions, pool
+    )
     try:
         while True:
             ready, _ = ray.wait([results], timeout=TICK)
@@ -232,6 +231,13 @@ def _round(
         raise _translated(ray, error) from error
     finally:
         ray.cancel(results, force=True)
+
+
+def _here(ray: ModuleType) -> Any:
+    """Where nothing is lost before this process is: its own node."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def _check_cluster(ray: ModuleType, pool: Pool, progress: Progress) -> None:
@@ -297,9 +303,10 @@ def score_on_actors(job: "Job", config: "BatchConfig", partitions: Sequence[int]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = -1  # a partition may take hours; the driver watches
     context.max_consecutive_actor_init_deaths = max(10, 2 * pool.actors)
-    tries = ray.remote(num_cpus=0, max_restarts=-1)(Tries).remote()
+    tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=_here(ray))(Tries).remote()
     rows = ray.data.from_items(
         [{"partition": partition} for partition in partitions], override_num_blocks=len(partitions)
     ).map_batches(
