@@ -9,10 +9,12 @@ import pytest
 import mrr_model
 
 DISTRIBUTION = "matryoshka-reranker"
-EXTRAS = {"batch", "docs", "langchain", "llama-index", "sentence-transformers", "train", "eval", "serve", "dev", "all"}
+EXTRAS = {
+    "all", "batch", "dev", "docs", "eval", "langchain", "llama-index", "ray", "sentence-transformers", "serve", "train",
+}  # fmt: skip
 NOT_FOR_IMPORT = {
     "accelerate", "bm25s", "datasets", "fastapi", "langchain_core", "llama_index", "pandas",
-    "peft", "pyarrow", "rich", "scipy", "sentence_transformers", "sklearn", "typer", "uvicorn",
+    "peft", "pyarrow", "ray", "rich", "scipy", "sentence_transformers", "sklearn", "typer", "uvicorn",
 }  # fmt: skip
 
 
