@@ -64,7 +64,7 @@ class BatchConfig(InferenceConfig):
     engine: Engine = "embedded"
     """This process, or Ray: on this machine, or on a cluster by --address."""
     address: Annotated[str | None, Flag(metavar="ADDRESS", default="a Ray on this machine")] = None
-    """With --engine ray: the cluster, such as auto or ray://HOST:10001."""
+    """With --engine ray: the cluster, such as auto or HOST:6379."""
     actors: Annotated[int | None, Flag(default="1")] = Field(default=None, ge=1)
     """With --engine ray: processes that each hold the model."""
     gpus_per_actor: Annotated[float | None, Flag(default="0")] = Field(default=None, ge=0)

@@ -159,7 +159,12 @@ def cluster(ray: ModuleType, address: str | None) -> Iterator[bool]:
 
 def _check_answers(address: str) -> None:
     """Check that something answers at `HOST:PORT`: Ray itself tries for a quarter of an hour."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"--address {address}: Ray Client cannot stream what actors report. Start the command on a node of the "
+            "cluster, by `ray job submit` for example, with --address auto."
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
