@@ -1,8 +1,8 @@
 """The job's partitions on Ray: an actor pool of Ray Data in which each actor holds the model.
 
 The pool runs inside a task of Ray, a *round*, and not in this process: a round can be cancelled at any time, and Ray
-Data's own output stays there. Ray restarts actors that die and gives them their partitions again. If a node is lost for
-good, an actor may wait for a place for ever; then a new round does what is left with the actors that fit.
+Data's own output stays there. Ray restarts actors that die and gives them their partitions again; if a node is lost for
+good, they take the places of actors that have run out of work. If a round is lost, a new one does what is left.
 """
 
 import logging
@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 FAULTS = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
 """Errors of a partition or of opening the model: repeating them is of no use. They are raised in the driver."""
+Result = tuple[int, Report] | Exception
+"""What an actor says of a partition: its number and what became of it, or what was wrong."""
 TRIES = 5
 """How often a partition is begun before it is said to kill its actor, and how many rounds may end without a report."""
 TICK = 2.0
-"""Seconds between two looks at the cluster."""
-PATIENCE = 60.0
-"""Seconds without a report after which a round that has lost a node is cancelled, at least."""
+"""Seconds of a wait for a report."""
 PLACING = 600.0
-"""Seconds to wait for a node on which an actor fits."""
+"""Seconds without a report after which there must be a node for an actor."""
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory of a Ray of our own. Only the numbers of partitions go through it; Ray needs 75 MB."""
 
@@ -57,38 +57,6 @@ class Pool:
     actors: int
     cpus: float
     gpus: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """What an actor says of a partition.
-
-    Attributes:
-        partition: Its number.
-        report: What became of it.
-        seconds: The time it took.
-    """
-
-    partition: int
-    report: Report
-    seconds: float
-
-
-@dataclass
-class Progress:
-    """What is known of a round while it runs.
-
-    Attributes:
-        room: The most actors that the cluster has had room for.
-        longest: Seconds of the longest partition.
-        last: When the last report came.
-        reports: How many came.
-    """
-
-    room: int = 0
-    longest: float = 0.0
-    last: float = field(default_factory=time.monotonic)
-    reports: int = 0
 
 
 class Lost(Exception):  # noqa: N818  # it is no error of the user's
@@ -122,14 +90,16 @@ def run_on_ray(job: "Job", config: "BatchConfig") -> Generator[Report, None, Non
     with cluster(ray, config.address) as ours:
         pool = _placed(ray, wanted, len(left), ours)
         while left:
-            progress = Progress()
+            before = len(left)
             try:
-                for partition, report in _round(ray, job, _portable(config), sorted(left), pool, progress):
+                for partition, report in _round(ray, job, _portable(config), sorted(left), pool):
                     _check_visible(job, partition)
                     left.discard(partition)
                     yield report
+                if left:
+                    raise Lost(f"{len(left)} partitions brought no report")
             except Lost as fault:
-                failures = 0 if progress.reports else failures + 1
+                failures = failures + 1 if len(left) == before else 0
                 if failures >= TRIES:
                     raise RuntimeError(f"the Ray cluster failed {failures} times in a row: {fault}") from fault
                 pool = _placed(ray, wanted, len(left), ours)
@@ -210,18 +180,20 @@ def _placed(ray: ModuleType, wanted: Pool, partitions: int, ours: bool) -> Pool:
 
 
 def _round(
-    ray: ModuleType, job: "Job", config: "BatchConfig", partitions: Sequence[int], pool: Pool, progress: Progress
+    ray: ModuleType, job: "Job", config: "BatchConfig", partitions: Sequence[int], pool: Pool
 ) -> Iterator[tuple[int, Report]]:
     """Run one round and watch it; yields the number and the report of each partition."""
     task = ray.remote(num_cpus=0, max_retries=0)(score_on_actors)
     results = task.options(num_returns="streaming", scheduling_strategy=_here(ray)).remote(
         job, config, partitions, pool
     )
+    last = time.monotonic()
     try:
         while True:
             ready, _ = ray.wait([results], timeout=TICK)
             if not ready:
-                _check_cluster(ray, pool, progress)
+                if time.monotonic() - last > PLACING:
+                    _check_room(ray, pool)
                 continue
             try:
                 result = pickle.loads(ray.get(next(results)))
@@ -229,9 +201,8 @@ def _round(
                 return
             if isinstance(result, Exception):
                 raise result
-            progress.reports, progress.last = progress.reports + 1, time.monotonic()
-            progress.longest = max(progress.longest, result.seconds)
-            yield result.partition, result.report
+            last = time.monotonic()
+            yield result
     except ray.exceptions.RayError as error:
         raise _translated(ray, error) from error
     finally:
@@ -245,22 +216,17 @@ def _here(ray: ModuleType) -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def _check_cluster(ray: ModuleType, pool: Pool, progress: Progress) -> None:
-    """Look at the nodes while no report comes.
+def _check_room(ray: ModuleType, pool: Pool) -> None:
+    """Check that there is a node for an actor.
 
     Raises:
-        Lost: If a node is lost and nothing has come for long: partitions may wait for an actor without a place.
-        RuntimeError: If there has been no node for an actor for long.
+        RuntimeError: If not.
     """
-    room, idle = room_for_actors(ray.nodes(), pool.cpus, pool.gpus), time.monotonic() - progress.last
-    progress.room = max(progress.room, room)
-    if not room and idle > PLACING:
+    if not room_for_actors(ray.nodes(), pool.cpus, pool.gpus):
         raise RuntimeError(
-            f"no node of the Ray cluster has had room for an actor of {needs_text(pool.cpus, pool.gpus)} for "
-            f"{PLACING / 60:.0f} minutes. Add one, or ask for less with --cpus-per-actor and --gpus-per-actor."
+            f"no node of the Ray cluster has room for an actor of {needs_text(pool.cpus, pool.gpus)}. Add one, or ask "
+            "for less with --cpus-per-actor and --gpus-per-actor."
         )
-    if 0 < room < min(progress.room, pool.actors) and idle > max(PATIENCE, 3 * progress.longest):
-        raise Lost(f"it has room for {room} of {pool.actors} actors now")
 
 
 def _translated(ray: ModuleType, error: Exception) -> Exception:
@@ -302,7 +268,7 @@ def score_on_actors(job: "Job", config: "BatchConfig", partitions: Sequence[int]
     """Score partitions with Ray Data. It runs in a worker of Ray.
 
     Yields:
-        The pickled `Result` or error of each, as they are done.
+        The number and the report of each, or an error, pickled, as they are done.
     """
     ray = import_ray()
     context = ray.data.DataContext.get_current()
@@ -368,7 +334,7 @@ class PartitionScorer:
         [partition] = batch["partition"].to_pylist()
         return pa.table({"result": pa.array([_pickled(self.result(partition))], pa.binary())})
 
-    def result(self, index: int) -> Result | Exception:
+    def result(self, index: int) -> Result:
         """Score a partition."""
         import ray
 
@@ -376,7 +342,7 @@ class PartitionScorer:
 
         if self.fault is not None:
             return self.fault
-        partition, begin = self.job.partitions[index], time.monotonic()
+        partition = self.job.partitions[index]
         if ray.get(self.tries.begin.remote(index)) > TRIES:
             return RuntimeError(
                 f"partition {index} ({partition.file}, from row {partition.first}) was begun {TRIES} times, and its "
@@ -384,13 +350,13 @@ class PartitionScorer:
                 "--batch-tokens."
             )
         try:
-            return Result(index, score_partition(self.job, partition, self.reranker), time.monotonic() - begin)
+            return index, score_partition(self.job, partition, self.reranker)
         except FAULTS as error:
             return error
 
 
-def _pickled(result: Result | Exception) -> bytes:
-    """A report or an error as bytes; an error that cannot be pickled as its message."""
+def _pickled(result: Result) -> bytes:
+    """A result as bytes; an error that cannot be pickled as its message."""
     try:
         data = pickle.dumps(result)
         pickle.loads(data)
