@@ -193,6 +193,21 @@ def test_actors_that_no_node_can_hold_are_not_waited_for(
         list(run_on_ray(open_job(config), config))
 
 
+def test_without_ray_the_error_says_how_to_install_it(config: BatchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"matryoshka-reranker\[ray\]"):
+        rerank_files(config)
+
+
+def test_ray_client_and_silent_addresses_are_refused(config: BatchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address, match in (("ray://localhost:10001", "--address auto"), ("127.0.0.1:1", "no Ray at 127.0.0.1:1")):
+        with pytest.raises((RuntimeError, ValueError), match=match):
+            rerank_files(config.model_copy(update={"address": address}))
+
+
 def test_a_model_that_does_not_open_is_a_result(config: BatchConfig, tmp_path: Path) -> None:
     job: Job = open_job(config)
     broken = config.model_copy(update={"model": str(tmp_path / "nowhere")})
@@ -208,7 +223,7 @@ def test_a_dataset_is_scored(cluster: Any, saved_encoder: Path) -> None:
     rows = [{**row, "score": row["id"] / 2} for row in rows]
     dataset = ray.data.from_items(rows, override_num_blocks=4)
     dataset.context.enable_progress_bars = False
-    scored = rerank_dataset(dataset, saved_encoder, batch_rows=10, actors=(1, 2), **SETTING)
+    scored = rerank_dataset(dataset, saved_encoder, batch_rows=10, actors=(1, 1), **SETTING)
     found = sorted(scored.take_all(), key=lambda row: row["id"])
     reranker = MatryoshkaReranker(saved_encoder, **SETTING)
     for row, own in zip(found, rows, strict=True):
