@@ -1,16 +1,16 @@
 """`mrr batch` on a million rows: whether memory grows, how fast all but the model is, and whether a killed run resumes.
 
-    python benchmarks/batch.py                # about half an hour on two cores, 2 GB of temporary files
+    python benchmarks/batch.py                # about 20 minutes on two cores, 2 GB of temporary files
     python benchmarks/batch.py --rows 20000 --ray-rows 2000
 
 Rows are made as they are written: a query of 4 to 12 words and a document of 20 to 100, all different. The model is a
 BERT of one layer with random weights: most of the time goes to tokenizing. For JSON lines and Parquet:
 
 - `mrr batch` runs as a process, and its resident memory is read 20 times a second from its start to its end;
-- *the machinery alone*: `rerank_files` with a re-ranker that computes nothing and returns prepared numbers, timed in
-  another process. What is left is dividing the file into partitions, reading it, gathering windows, writing the parts.
+- *without a model*: `rerank_files` in another process with a re-ranker that computes nothing and returns prepared
+  numbers. What is left is dividing the file into partitions, reading it, gathering windows, writing the parts.
 
-Then `mrr batch` on the first rows of the JSON lines is killed with SIGKILL when half of its parts are written, and run
+Then `mrr batch` on the first fifth of the JSON lines is killed with SIGKILL when half of its parts are written, and run
 again: the parts must have the bytes of the undisturbed run's. At last `mini` scores some rows embedded and with Ray on
 this machine, two actors with one core each. Prints tables and writes benchmarks/results/batch.json.
 """
@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,17 +40,15 @@ SEED = 0
 QUERY_WORDS, DOCUMENT_WORDS = (4, 12), (20, 100)
 CHUNK = 10_000
 """Rows of a Parquet file's row group."""
+LAYERS, HIDDEN_SIZE, DTYPE = 1, 16, "float32"
 MODEL = Shape(
     "tiny", "bert", "mini",
-    {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    {"hidden_size": HIDDEN_SIZE, "intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2},
 )  # fmt: skip
-DTYPE = "float32"
 FORMATS = ("jsonl", "parquet")
 TENTHS = 10
 POLL_SECONDS = 0.05
-RESUMED = 5
-"""The run that is killed has this part of the rows: one in so many."""
-RAY = {"model": "mini", "depth": 2, "keep_ratio": 0.25, "partition_rows": 500, "actors": 2}
+RAY_MODEL, RAY_DEPTH, RAY_KEEP_RATIO, RAY_PARTITION_ROWS, ACTORS = "mini", 2, 0.25, 500, 2
 
 
 def main() -> None:
@@ -57,58 +56,49 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--partition-rows", type=int, default=10_000)
     parser.add_argument("--ray-rows", type=int, default=20_000, help="0: leave Ray out")
-    parser.add_argument("--machinery", nargs=2, type=Path, metavar=("FILE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--machinery", nargs=2, type=Path, help=argparse.SUPPRESS)
     add_output_argument(parser, "batch")
     arguments = parser.parse_args()
     if arguments.machinery:
         print(machinery(*arguments.machinery, arguments.partition_rows))
         return
     with tempfile.TemporaryDirectory(prefix="mrr-batch-") as name:
-        results = measure(Path(name), arguments.rows, arguments.partition_rows, arguments.ray_rows)
+        results = measure(Path(name), arguments.rows, arguments.partition_rows)
+        results["ray"] = compare_engines(Path(name), arguments.ray_rows) if arguments.ray_rows else None
     what = "mrr batch on many rows with a tiny model: memory over the run, speed without the model, resuming, and Ray."
     print(table(write_result(arguments.output, "batch", what, results, seeds=[SEED])))
 
 
-def measure(folder: Path, count: int, partition_rows: int, ray_rows: int) -> dict[str, Any]:
-    """All figures, by way of files in a folder."""
+def measure(folder: Path, count: int, partition_rows: int) -> dict[str, Any]:
+    """Memory and speed for each format, and a run that is killed."""
     MODEL.save(folder / "model")
     options = ["--model", folder / "model", "--dtype", DTYPE, "--partition-rows", partition_rows]
     found: dict[str, Any] = {
-        "rows": count,
-        "partition_rows": partition_rows,
-        "query_words": QUERY_WORDS,
-        "document_words": DOCUMENT_WORDS,
+        "rows": count, "partition_rows": partition_rows, "document_words": DOCUMENT_WORDS,
         "mean_document_words": round(sum(len(row["document"].split()) for row in rows(1000)) / 1000, 1),
-        "dtype": DTYPE,
-        "layers": MODEL.fields["num_hidden_layers"],
-        "hidden_size": MODEL.fields["hidden_size"],
-        "formats": [],
-    }
+        "dtype": DTYPE, "layers": LAYERS, "hidden_size": HIDDEN_SIZE, "formats": [],
+    }  # fmt: skip
     for kind in FORMATS:
         file, output = folder / f"rows.{kind}", folder / f"scored-{kind}"
         write(file, count)
-        say(f"{file.name}: {size_mib(file)} MiB; mrr batch ...")
         run = run_batch(file, output, options)
-        say(f"{run.seconds:.0f} s; the machinery alone ...")
-        seconds = machinery_seconds(file, folder / "machinery", partition_rows)
+        seconds = machinery_seconds(file, folder / "none", partition_rows)
         found["formats"].append(
             {
                 "format": kind,
-                "input_mib": size_mib(file),
+                "input_mib": file.stat().st_size >> 20,
                 "seconds": round(run.seconds, 1),
                 "rows_per_second": round(count / run.seconds, 1),
-                "machinery_seconds": round(seconds, 2),
                 "machinery_rows_per_second": round(count / seconds, 1),
                 "rss_mib": run.tenths(len(parts(output))),
                 "peak_mib": max(rss for _, rss in run.samples),
             }
         )
         if kind == "jsonl":
-            say("a run that is killed, and resumed ...")
-            found["resume"] = resumed(folder, output, max(2 * partition_rows, count // RESUMED), options)
+            found["resume"] = killed_and_resumed(folder, output, max(2 * partition_rows, count // 5), options)
+        for path in (output, folder / "none"):
+            shutil.rmtree(path)
         file.unlink()
-        remove(output)
-    found["ray"] = compare_engines(folder, ray_rows) if ray_rows else None
     return found
 
 
@@ -164,24 +154,18 @@ class Run:
             highest[tenth] = max(highest[tenth], rss)
         return highest
 
-    def rate(self, partition_rows: int) -> float:
-        """Rows per second between the first and the last part that were seen, so without the start."""
+    def parts_per_second(self) -> float:
+        """Between the first and the last part, so without the start."""
         (begin, first), *_, (end, last) = self.done
-        return (last - first) * partition_rows / (end - begin)
+        return (last - first) / (end - begin)
 
 
 def run_batch(file: Path, output: Path, options: Sequence[object], *, kill_after: int | None = None) -> Run:
-    """Run `mrr batch` and watch it.
-
-    Args:
-        file: The input.
-        output: The output folder.
-        options: More arguments.
-        kill_after: The number of parts after which it is killed; None to let it end.
-    """
-    command = [sys.executable, "-m", "mrr_model", "batch", file, "--output", output, *options]
+    """Run `mrr batch` and watch it; kill it after so many parts, if that is given."""
+    words = [str(word) for word in ("batch", file, "--output", output, *options)]
+    print("mrr", *words, file=sys.stderr, flush=True)
     run, begin = Run(), time.monotonic()
-    process = psutil.Popen([str(word) for word in command], env=environment(), stdout=subprocess.DEVNULL)
+    process = psutil.Popen([sys.executable, "-m", "mrr_model", *words], env=environment(), stdout=subprocess.DEVNULL)
     while process.poll() is None:
         done = len(records(output))
         if done and (not run.done or done > run.done[-1][1]):
@@ -194,20 +178,16 @@ def run_batch(file: Path, output: Path, options: Sequence[object], *, kill_after
             process.kill()
             break
         time.sleep(POLL_SECONDS)
-    process.wait()
+    if process.wait() and kill_after is None:
+        sys.exit(f"error: it ended with {process.returncode}")
     run.seconds = time.monotonic() - begin
-    if kill_after is None and process.returncode:
-        sys.exit(f"error: {' '.join(map(str, command))} ended with {process.returncode}")
     return run
 
 
 def machinery_seconds(file: Path, output: Path, partition_rows: int) -> float:
     """What `machinery` measures, in a process of its own."""
-    options = ["--machinery", file, output, "--partition-rows", partition_rows]
-    command = [sys.executable, __file__, *map(str, options)]
-    found = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True).stdout
-    remove(output)
-    return float(found)
+    command = [sys.executable, __file__, "--machinery", file, output, "--partition-rows", str(partition_rows)]
+    return float(subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def machinery(file: Path, output: Path, partition_rows: int) -> float:
@@ -216,9 +196,8 @@ def machinery(file: Path, output: Path, partition_rows: int) -> float:
     from mrr_model.reranker import MatryoshkaReranker
 
     config = BatchConfig(inputs=(file,), output=output, partition_rows=partition_rows)
-    reranker = cast(MatryoshkaReranker, NoModel())
     begin = time.perf_counter()
-    rerank_files(config, reranker=reranker)
+    rerank_files(config, reranker=cast(MatryoshkaReranker, NoModel()))
     return time.perf_counter() - begin
 
 
@@ -235,56 +214,51 @@ class NoModel:
         return "none"
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, normalize: bool) -> list[float]:
-        repeated = self._scores * (len(pairs) // CHUNK + 1)
-        return repeated[: len(pairs)]
+        return (self._scores * (len(pairs) // CHUNK + 1))[: len(pairs)]
 
 
-def resumed(folder: Path, undisturbed: Path, count: int, options: Sequence[object]) -> dict[str, Any]:
+def killed_and_resumed(folder: Path, undisturbed: Path, count: int, options: Sequence[object]) -> dict[str, Any]:
     """Kill a run on the first rows, resume it, and compare its parts with those of the run on all rows."""
     file, output = folder / "first.jsonl", folder / "resumed"
     write(file, count)
-    partition_rows = int(str(options[-1]))
-    killed = run_batch(file, output, options, kill_after=count // partition_rows // 2)
-    before = {part.name: part.stat().st_mtime_ns for part in parts(output)}
-    kept = len(records(output))
+    killed = run_batch(file, output, options, kill_after=count // int(str(options[-1])) // 2)
+    before = {path.name: path.stat().st_mtime_ns for path in parts(output)}
     run_batch(file, output, options)
-    after = parts(output)
     found = {
         "rows": count,
-        "parts": len(after),
+        "parts": len(parts(output)),
         "parts_at_kill": killed.done[-1][1],
-        "parts_kept": sum(before.get(part.name) == part.stat().st_mtime_ns for part in after),
-        "identical_parts": sum(part.read_bytes() == (undisturbed / part.name).read_bytes() for part in after),
+        "parts_kept": sum(before.get(path.name) == path.stat().st_mtime_ns for path in parts(output)),
+        "identical_parts": sum(path.read_bytes() == (undisturbed / path.name).read_bytes() for path in parts(output)),
     }
-    if found["identical_parts"] != found["parts"] or found["parts_kept"] < kept:
+    if found["identical_parts"] != found["parts"] or found["parts_kept"] < found["parts_at_kill"]:
         sys.exit(f"error: the resumed run differs: {found}")
-    file.unlink()
-    remove(output)
     return found
 
 
 def compare_engines(folder: Path, count: int) -> dict[str, Any]:
-    """`mini` on the same rows in one process with all cores, and in two actors of Ray."""
+    """`mini` on the same rows in one process with all cores, and in actors of Ray with a core each."""
     file = folder / "few.jsonl"
     write(file, count)
-    options: list[object] = ["--model", RAY["model"], "--dtype", DTYPE, "--partition-rows", RAY["partition_rows"]]
-    options += ["--depth", RAY["depth"], "--keep-ratio", RAY["keep_ratio"]]
+    options: list[object] = ["--model", RAY_MODEL, "--dtype", DTYPE, "--partition-rows", RAY_PARTITION_ROWS]
+    options += ["--depth", RAY_DEPTH, "--keep-ratio", RAY_KEEP_RATIO, "--engine"]
     engines, scores = [], []
-    for engine, own in (("embedded", []), ("ray", ["--actors", RAY["actors"], "--cpus-per-actor", 1])):
-        say(f"{count:,} rows with the engine {engine} ...")
-        output = folder / engine
-        run = run_batch(file, output, [*options, "--engine", engine, *own])
-        rate = run.rate(int(str(RAY["partition_rows"])))
+    for engine in (["embedded"], ["ray", "--actors", ACTORS, "--cpus-per-actor", 1]):
+        output = folder / str(engine[0])
+        run = run_batch(file, output, [*options, *engine])
+        rate = run.parts_per_second() * RAY_PARTITION_ROWS
         engines.append(
-            {"engine": engine, "seconds": round(run.seconds, 1), "pairs_per_second": round(rate, 1)}
+            {"engine": engine[0], "seconds": round(run.seconds, 1), "pairs_per_second": round(rate, 1)}
         )  # fmt: skip
-        lines = [json.loads(line) for part in parts(output) for line in part.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for path in parts(output) for line in path.read_text(encoding="utf-8").splitlines()]
         scores.append({row["id"]: row["score"] for row in lines})
-        remove(output)
-    one, other = scores
-    if one.keys() != other.keys() or len(one) != count:
-        sys.exit(f"error: of {count} rows, embedded has scored {len(one)} and Ray {len(other)}")
-    return {**RAY, "rows": count, "engines": engines, "largest_difference": max(abs(one[i] - other[i]) for i in one)}
+        if len(lines) != count or len(scores[-1]) != count:
+            sys.exit(f"error: of {count} rows, {engine[0]} has written {len(lines)}")
+    difference = max(abs(one - other) for one, other in zip(*(each.values() for each in scores), strict=True))
+    return {
+        "model": RAY_MODEL, "depth": RAY_DEPTH, "keep_ratio": RAY_KEEP_RATIO, "rows": count, "actors": ACTORS,
+        "engines": engines, "largest_difference": difference,
+    }  # fmt: skip
 
 
 def parts(output: Path) -> list[Path]:
@@ -297,23 +271,9 @@ def records(output: Path) -> list[Path]:
     return [*output.glob("_progress/[0-9]*.json")]
 
 
-def remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
-
-
 def environment() -> dict[str, str]:
     """This checkout's package, offline."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
-def size_mib(file: Path) -> int:
-    return file.stat().st_size >> 20
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

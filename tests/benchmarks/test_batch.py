@@ -31,4 +31,4 @@ def test_the_machinery_writes_every_row_with_a_prepared_score(tmp_path: Path) ->
 def test_memory_is_the_highest_of_each_tenth_and_the_rate_leaves_out_the_start() -> None:
     run = batch.Run(9.0, [(0, 100), (1, 300), (1, 200), (2, 400), (19, 350), (20, 340)], [(4.0, 1), (5.0, 3), (6.0, 5)])
     assert run.tenths(20) == [300, 400, 0, 0, 0, 0, 0, 0, 0, 350]
-    assert run.rate(partition_rows=100) == 200
+    assert run.parts_per_second() == 2
