@@ -138,7 +138,7 @@ def begun(job: Job) -> dict[int, list[int]]:
     return found
 
 
-def test_killing_an_actor_loses_and_doubles_nothing(
+def test_a_killed_actor_and_a_lost_node_lose_and_double_nothing(
     cluster: Any, slow_job: Job, config: BatchConfig, expected: dict[str, bytes]
 ) -> None:
     reports = run_on_ray(slow_job, config)
@@ -146,24 +146,13 @@ def test_killing_an_actor_loses_and_doubles_nothing(
     pending = {partition.index for partition in slow_job.pending()}
     partition, [process] = next((index, own) for index, own in begun(slow_job).items() if index in pending)
     os.kill(process, signal.SIGKILL)
-    done += reports
-    assert len(begun(slow_job)[partition]) == 2  # it was begun again
-    assert [report.rows for report in done] == [20] * 12
-    assert parts_of(slow_job.folder) == expected
-
-
-def test_losing_a_node_does_not_hold_up_the_job(
-    cluster: Any, slow_job: Job, config: BatchConfig, expected: dict[str, bytes]
-) -> None:
-    reports = run_on_ray(slow_job, config)
-    done = [next(reports)]
-    while len({process for own in begun(slow_job).values() for process in own}) < 2:
-        done.append(next(reports))  # one actor was earlier; there is one on each node
+    done += [next(reports), next(reports)]
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     try:
         done += reports
     finally:
         cluster.add_node(num_cpus=1, object_store_memory=on_ray.OBJECT_STORE)
+    assert len(begun(slow_job)[partition]) >= 2  # it was begun again
     assert [report.rows for report in done] == [20] * 12
     assert parts_of(slow_job.folder) == expected
 
