@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 
 BIN := $(VENV)/bin
-# -qq: errors only. Constraints hold for every install, so that an environment is the one that was tested.
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# -qq: errors only. --no-compile: compiling all of torch takes longer than copying it, and Python compiles what it
+# imports. Constraints hold for every install, so that an environment is the one that was tested.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 # The project's environment is the only one that counts: neither an active one nor extra import paths reach it.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 

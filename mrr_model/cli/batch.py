@@ -24,7 +24,8 @@ def batch(config: BatchConfig) -> None:
     if not report.parts:
         say("warning", "the inputs hold no rows.")
     if report.skipped:
-        say("warning", f"{report.skipped:,} rows were left out; {config.output}/_skipped.jsonl has them and why.")
+        left_out = "1 row was" if report.skipped == 1 else f"{report.skipped:,} rows were"
+        say("warning", f"{left_out} left out: {config.output}/_skipped.jsonl has the rows and their faults.")
     typer.echo(f"{report.rows:,} rows with {report.pairs:,} scores are in {config.output}")
 
 
