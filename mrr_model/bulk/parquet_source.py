@@ -156,21 +156,31 @@ class Batches:
         """The first of them."""
 
     def read(self, row: int, count: int) -> pa.Table:
-        """Read at most `count` rows from a row on; none at the end of the file."""
+        """Read `count` rows from a row on; fewer at the end of the file. What was read before makes no difference."""
         group = max(bisect_right(self._firsts, row) - 1, 0)
         if row < self._position or self._position < self._firsts[group]:
-            self._batches = self._file.iter_batches(self._size, row_groups=[*_row_groups(self._file)][group:])
+            self._batches = self._from(group)
             self._rows, self._position = self._rows.slice(0, 0), self._firsts[group]
-        while self._position + len(self._rows) <= row:
-            self._position += len(self._rows)
+        taken, end = list[pa.Table](), row + count
+        while row < end:
+            piece = self._rows.slice(max(row - self._position, 0), end - row)
+            if len(piece):
+                taken.append(piece)
+                row += len(piece)
+                continue
             batch = next(self._batches, None)
             if batch is None:
-                return self._rows.slice(0, 0)
+                break
+            self._position += len(self._rows)
             self._rows = pa.Table.from_batches([batch]).replace_schema_metadata(self._file.schema_arrow.metadata)
-        taken = self._rows.slice(row - self._position, count)
-        self._rows = self._rows.slice(row - self._position + len(taken))
-        self._position = row + len(taken)
-        return taken
+        self._rows = self._rows.slice(max(row - self._position, 0))
+        self._position = max(row, self._position)
+        return pa.concat_tables(taken) if taken else self._rows.slice(0, 0)
+
+    def _from(self, group: int) -> Iterator[pa.RecordBatch]:
+        """The batches of a row group and of those after it. None crosses two, so none depends on where reading began."""
+        for at in range(group, self._file.num_row_groups):
+            yield from self._file.iter_batches(self._size, row_groups=[at])
 
     def close(self) -> None:
         """Close the file."""

@@ -69,6 +69,8 @@ def check(source: Source, rows: Sequence[tuple[str, str | None]], places: list[s
     assert all(partition.rows == size for partition in partitions[:-1])
     order = data.draw(st.permutations(partitions))
     found = {partition.index: list(source.chunks(partition)) for partition in order}
+    for own in found.values():  # the order in which partitions are read makes no difference to the bytes of parts
+        assert all(len(chunk.queries) + len(chunk.bad) == 3 for chunk in own[:-1])
     chunks = [chunk for index in sorted(found) for chunk in found[index]]
     assert good(chunks) == [row for row in rows if is_good(*row)]
     assert [row.location for chunk in chunks for row in chunk.bad] == [
