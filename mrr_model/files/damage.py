@@ -67,17 +67,21 @@ def reading(path: str | Path, advice: str = AGAIN) -> FileErrors:
     return FileErrors(path, advice)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = AGAIN) -> dict[str, Any]:
     """Read a file's JSON object.
+
+    Args:
+        path: The file.
+        advice: The last sentence of the error.
 
     Raises:
         FileNotFoundError: If the file is missing.
         ValueError: If it does not hold a JSON object.
     """
-    with reading(path):
+    with reading(path, advice):
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}. {AGAIN}")
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}. {advice}")
     return content
 
 
