@@ -62,9 +62,10 @@ def find_inputs(paths: Sequence[Path], *, runs: bool = False) -> Inputs:
                     f"the inputs are of several kinds: {first[0].name} is {first[1]} and {file.name} is {kind}. "
                     "Give files of one kind"
                 )
-            if file.path in files:
+            real = str(found.expanduser().resolve())
+            if real in files:
                 raise ValueError(f"the input {file.name} is given twice. Leave one out")
-            files[file.path] = file
+            files[real] = file
     if first is None:
         raise ValueError("no input file: give at least one file or folder")
     return Inputs(first[1], tuple(files.values()))

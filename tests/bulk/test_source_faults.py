@@ -177,6 +177,8 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", GOOD)
     with pytest.raises(ValueError, match=r"a\.jsonl is given twice"):
         opened(tmp_path, file)
+    with pytest.raises(ValueError, match=r"a\.jsonl is given twice"):
+        opened(file, tmp_path / ".." / tmp_path.name / "a.jsonl")
 
 
 def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
