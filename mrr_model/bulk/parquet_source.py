@@ -178,7 +178,7 @@ class Batches:
         return pa.concat_tables(taken) if taken else self._rows.slice(0, 0)
 
     def _from(self, group: int) -> Iterator[pa.RecordBatch]:
-        """The batches of a row group and of those after it. None crosses two, so none depends on where reading began."""
+        """The batches of a row group and of those after it. None crosses two, or it would depend on the first group."""
         for at in range(group, self._file.num_row_groups):
             yield from self._file.iter_batches(self._size, row_groups=[at])
 
