@@ -12,6 +12,7 @@ Names that begin with _ are hidden from what reads a folder of Parquet files.
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, astuple, dataclass, field
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from mrr_model.reranker import MatryoshkaReranker
 
-MANIFEST, PROGRESS, SKIPPED, RUN = "_batch.json", "_progress", "_skipped.jsonl", "scored.run"
+MANIFEST, PROGRESS, MODEL, SKIPPED, RUN = "_batch.json", "_progress", "model.json", "_skipped.jsonl", "scored.run"
 VERSION = 1
 ENDINGS = {"parquet": "parquet", "jsonl": "jsonl", "trec": "run"}
 FREE = {
@@ -41,6 +42,8 @@ FREE = {
 }  # fmt: skip
 """Fields of the config that may differ when a job is resumed: the inputs and the model are compared by themselves."""
 Format = Literal["parquet", "jsonl", "trec"]
+PART = re.compile(rf"part-\d{{5,}}\.({'|'.join(ENDINGS.values())})")
+"""The names of parts."""
 FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "csv": "jsonl", "run": "trec"}
 """The format that an input's kind is written in, if none is chosen."""
 
@@ -93,7 +96,7 @@ class Job:
 
     def done(self) -> Report:
         """What became of all partitions that are done."""
-        records = (read_json(self._record(each)) for each in self.partitions if self._is_done(each))
+        records = (_read(self._record(each)) for each in self.partitions if self._is_done(each))
         return sum((Report(**record["report"]) for record in records), Report())
 
     def check_model(self, reranker: "MatryoshkaReranker") -> None:
@@ -107,24 +110,32 @@ class Job:
             "setting": str(reranker.plan()),
             "dtype": str(reranker.dtype).removeprefix("torch."),
         }
-        file = self.folder / PROGRESS / "model.json"
+        file = self.folder / PROGRESS / MODEL
         if not file.is_file():
             write_file(file, json.dumps(now))
-        for name, value in read_json(file).items():
-            if now[name] != value:
+        for name, value in _read(file).items():
+            if now.get(name) != value:
                 raise ValueError(
-                    f"{str(self.folder)!r} has parts that were scored with {name} {value}, and now it is {now[name]}. "
-                    "Choose the same, another --output, or --overwrite."
+                    f"{str(self.folder)!r} has parts that were scored with {name} {value}, and now it is "
+                    f"{now.get(name)}. Choose the same, another --output, or --overwrite."
                 )
 
     def finish(self) -> Report:
-        """Write what is written at the end, and say what became of all rows."""
+        """Write what is written at the end, and say what became of all rows.
+
+        Raises:
+            ValueError: If an input has changed since the job was planned.
+        """
+        inputs = _read(self.folder / MANIFEST)["inputs"]
+        if changed := _changed(inputs, [_state(path) for path in self.source.paths]):
+            raise ValueError(f"{changed} since the job was planned. Start again with --overwrite, or restore it.")
         (self.folder / PROGRESS / TEXTS).unlink(missing_ok=True)
+        _remove_unfinished(self.folder)
         report = self.done()
         if report.skipped:
             with replacing(self.folder / SKIPPED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
                 for partition in self.partitions:
-                    for row in read_json(self._record(partition))["skipped"]:
+                    for row in _read(self._record(partition))["skipped"]:
                         file.write(json.dumps(row) + "\n")
         if self.format == "trec":
             with replacing(self.folder / RUN) as unfinished, unfinished.open("wb") as joined:
@@ -153,26 +164,23 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
     """
     folder = config.output.resolve()
     manifest = folder / MANIFEST
-    if config.overwrite:
-        _clear(folder)
-    elif not manifest.is_file():
+    if not manifest.is_file():
         _check_unused(folder)
     source = open_source(config, folder / PROGRESS)
+    _check_outside(folder, source)
+    _remove_unfinished(folder)
     now = _identity(config, source)
-    (folder / PROGRESS).mkdir(parents=True, exist_ok=True)
-    if manifest.is_file():
-        known = read_json(manifest)
+    known = _read(manifest) if manifest.is_file() and not config.overwrite else None
+    if known is not None and _has_parts(folder):
         _check_same(known, now, folder)
-    else:
+    elif known is None or any(known.get(name) != value for name, value in now.items()):
         note("dividing the inputs into partitions")
-        partitions = list(source.partitions(config.partition_rows))
-        ranked = config.rank or source.lists or config.collection is not None
-        schema = None
-        if now["format"] == "parquet" and source.kind != "parquet":
-            source.prepare()
-            schema = _packed_schema(source, partitions, ranked=ranked)
-        known = {**now, "ranked": ranked, "schema": schema, "partitions": [astuple(each) for each in partitions]}
+        (folder / PROGRESS).mkdir(parents=True, exist_ok=True)
+        known = _planned(config, source, now, texts=folder / PROGRESS / TEXTS)
+        _clear(folder)
         write_file(manifest, json.dumps(known))
+    else:
+        (folder / PROGRESS / MODEL).unlink(missing_ok=True)  # it has scored nothing yet
     return Job(
         folder=folder,
         source=source,
@@ -183,6 +191,18 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
         on_bad_row=config.on_bad_row,
         packed_schema=known["schema"],
     )
+
+
+def _planned(config: BatchConfig, source: Source, now: dict[str, Any], texts: Path) -> dict[str, Any]:
+    """What the manifest says of a new job."""
+    texts.unlink(missing_ok=True)  # another job's
+    partitions = list(source.partitions(config.partition_rows))
+    ranked = config.rank or source.lists or config.collection is not None
+    schema = None
+    if now["format"] == "parquet" and source.kind != "parquet":
+        source.prepare()
+        schema = _packed_schema(source, partitions, ranked=ranked)
+    return {**now, "ranked": ranked, "schema": schema, "partitions": [astuple(each) for each in partitions]}
 
 
 def _identity(config: BatchConfig, source: Source) -> dict[str, Any]:
@@ -200,36 +220,69 @@ def _state(file: Path) -> list[Any]:
     return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
+def _read(file: Path) -> dict[str, Any]:
+    return read_json(file, advice="Choose another --output, or --overwrite.")
+
+
 def _check_same(known: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Check that a folder holds the job that a config describes."""
-    differences = [
-        f"--{name.replace('_', '-')} was {known['settings'].get(name)} and is {value}"
+    differences = [] if known.get("version") == VERSION else ["another version of this package wrote it"]
+    settings = known.get("settings", {})
+    differences += [
+        f"--{name.replace('_', '-')} was {settings.get(name)} and is {value}"
         for name, value in now["settings"].items()
-        if known["settings"].get(name) != value
+        if settings.get(name) != value
     ]
-    if known["inputs"] != now["inputs"]:
-        before = {file: state for file, *state in known["inputs"]}
-        changed = [file for file, *state in now["inputs"] if before.get(file) != state]
-        differences.append(f"the input {changed[0]} has changed" if changed else "other files were the inputs")
-    if known["version"] != now["version"]:
-        differences.append("another version of this package wrote it")
+    if known.get("inputs") != now["inputs"]:
+        differences.append(_changed(known.get("inputs", []), now["inputs"]) or "other files were the inputs")
     if differences:
         raise ValueError(
             f"{str(folder)!r} holds another job: {differences[0]}. Choose another --output, or --overwrite."
         )
 
 
+def _changed(before: list[Any], now: list[Any]) -> str | None:
+    """What is not as it was, of files that are still given; None if nothing is."""
+    states = {file: state for file, *state in before}
+    for file, *state in now:
+        if states.get(file) != state:
+            return f"the input {file} {'has changed' if file in states else 'is new'}"
+    return None
+
+
+def _check_outside(folder: Path, source: Source) -> None:
+    """Check that no input would be among the files that a job writes and removes."""
+    for path in source.paths:
+        if folder in (path.parent.resolve(), path.resolve().parent):
+            raise ValueError(f"the input {path} is in the output folder {str(folder)!r}. Choose another --output.")
+
+
 def _check_unused(folder: Path) -> None:
-    if folder.is_dir() and (others := sorted({path.name for path in folder.iterdir()} - {PROGRESS, LOCK})):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others := sorted(names - {PROGRESS, LOCK} - {path.name for path in _unfinished(folder)}):
         raise ValueError(f"{str(folder)!r} holds other files, such as {others[0]!r}. Choose an empty folder.")
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a job has written."""
-    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
-    for name in (MANIFEST, SKIPPED, RUN, *(f"part-*.{ending}" for ending in ENDINGS.values())):
-        for file in folder.glob(name):
-            file.unlink()
+    """Remove what a job has written, except its manifest: without that the folder would be no job's."""
+    written = [path for path in folder.iterdir() if PART.fullmatch(path.name) or path.name in (SKIPPED, RUN)]
+    records = [folder / PROGRESS / MODEL, *(folder / PROGRESS).glob("[0-9]*.json")]
+    for file in (*written, *records):
+        file.unlink(missing_ok=True)
+
+
+def _has_parts(folder: Path) -> bool:
+    return any(PART.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """What processes that were killed were writing to the folder."""
+    return [path for name in ("part-*", "_*", RUN) for path in folder.glob(f".{name}.*.unfinished")]
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for file in (*_unfinished(folder), *(folder / PROGRESS).glob(".*.unfinished")):
+        file.unlink(missing_ok=True)
 
 
 def _packed_schema(source: Source, partitions: Iterable[Partition], *, ranked: bool) -> str:

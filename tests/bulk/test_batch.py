@@ -248,6 +248,50 @@ def test_a_folder_holds_one_job(run: Callable[..., BatchReport], tmp_path: Path)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.txt"]
 
 
+def test_overwriting_removes_nothing_but_a_job(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    write_lines(inputs / "part-00000.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"other files, such as 'part-00000\.jsonl'"):
+        run(inputs, "inputs", overwrite=True)
+    folder = run(inputs).output
+    before = contents(folder)
+    with pytest.raises(ValueError, match="is in the output folder"):
+        run(folder, overwrite=True)
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path / "missing.jsonl", overwrite=True)
+    assert contents(folder) == before
+    assert len((inputs / "part-00000.jsonl").read_text().splitlines()) == 25
+
+
+def test_a_job_without_parts_gives_way_to_another(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", ["{}", *ROWS])
+    (tmp_path / "scored" / "_progress").mkdir(parents=True)
+    killed = [tmp_path / "scored" / name for name in ("._batch.json.x.unfinished", ".part-00000.jsonl.x.unfinished")]
+    for path in killed:
+        path.touch()
+    with pytest.raises(BadRowError):
+        run(file)
+    assert run(file, rank=True, on_bad_row="skip").rows == 25
+    assert not any(path.exists() for path in killed)
+
+
+def test_an_input_that_changes_meanwhile_is_an_error(
+    run: Callable[..., BatchReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    score_pairs = MatryoshkaReranker.score_pairs
+
+    def appending(self: MatryoshkaReranker, pairs: Any, **options: Any) -> list[float]:
+        with file.open("a") as opened:
+            opened.write(json.dumps(ROWS[0]) + "\n")
+        return score_pairs(self, pairs, **options)
+
+    monkeypatch.setattr(MatryoshkaReranker, "score_pairs", appending)
+    with pytest.raises(ValueError, match=r"pairs\.jsonl has changed since"):
+        run(file)
+
+
 def test_other_weights_do_not_go_on(run: Callable[..., BatchReport], tmp_path: Path, saved_encoder: Path) -> None:
     file = write_lines(tmp_path / "pairs.jsonl", ROWS)
     folder = run(file, partition_rows=5).output
