@@ -19,13 +19,14 @@ def batch(config: BatchConfig) -> None:
     try:
         report = rerank_files(config, note=_note)
     except KeyboardInterrupt:
-        say("stopped", f"run the same command to resume from {config.output}.")
+        command = "the same command without --overwrite" if config.overwrite else "the same command"
+        say("stopped", f"run {command} to resume from {config.output}.")
         raise
     if not report.parts:
         say("warning", "the inputs hold no rows.")
     if report.skipped:
-        left_out = "1 row was" if report.skipped == 1 else f"{report.skipped:,} rows were"
-        say("warning", f"{left_out} left out: {config.output}/_skipped.jsonl has the rows and their faults.")
+        left = "1 row was" if report.skipped == 1 else f"{report.skipped:,} rows were"
+        say("warning", f"{left} left out; {config.output}/_skipped.jsonl says which and why.")
     typer.echo(f"{report.rows:,} rows with {report.pairs:,} scores are in {config.output}")
 
 
