@@ -63,6 +63,7 @@ def rerank_files(
         BadRowError: For a row that cannot be scored, with `on_bad_row="fail"`; names its file and line.
         FileNotFoundError: If an input or the model is missing.
         ValueError: If an input, the output folder or the model cannot be used.
+        TypeError: If an argument is of the wrong type.
         ImportError: If a library is missing; the message has the command that installs it.
 
     Example:
@@ -77,6 +78,10 @@ def rerank_files(
         >>> one["score"] > other["score"]
         True
     """
+    if not isinstance(config, BatchConfig):
+        raise TypeError(f"config must be a BatchConfig, got {type(config).__name__}.")
+    if reranker is not None and not hasattr(reranker, "fingerprint"):
+        raise TypeError(f"reranker must be a MatryoshkaReranker or None, got {type(reranker).__name__}.")
     with locked(config.output, "mrr batch"):
         job = open_job(config, note)
         pending = job.pending()

@@ -78,6 +78,12 @@ class BatchConfig(InferenceConfig):
         """A single path needs no brackets."""
         return (inputs,) if isinstance(inputs, str | Path) else inputs
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _write_model(cls, model: object) -> object:
+        """A folder may be a path."""
+        return str(model) if isinstance(model, Path) else model
+
     @field_validator("keep_ratio", mode="before")
     @classmethod
     def _write_ratio(cls, ratio: object) -> object:
