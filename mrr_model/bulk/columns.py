@@ -62,6 +62,9 @@ def document_column(names: Iterable[str], given: str | None) -> str | None:
 def missing(file: str, names: Iterable[str], query: str, document: str | None) -> ValueError:
     """The error of a file without the columns."""
     names = list(names)
+    wanted = (query, *([document] if document else [PAIRS, LISTS]))
+    if twice := next((name for name in wanted if names.count(name) > 1), None):
+        return ValueError(f'{file} has the column "{twice}" twice. Remove one, or name another column')
     absent = query if query not in names else document or f'{PAIRS}" or "{LISTS}'
     listed = short(", ".join(f'"{name}"' for name in names), 500) or "none"
     return ValueError(

@@ -78,7 +78,9 @@ def _files(path: Path, runs: bool) -> Iterator[tuple[Path, Kind]]:
     if not given.is_dir():
         kind = _kind(given, runs, named=True)
         if kind is None:
-            raise ValueError(f"the input {path} has an unknown ending. Allowed: {_allowed(runs)}")
+            needed = not runs and given.name.removesuffix(".gz").endswith(RUN_ENDINGS)
+            advice = ". TREC runs need --collection" if needed else ""
+            raise ValueError(f"the input {path} has an unknown ending. Allowed: {_allowed(runs)}{advice}")
         yield path, kind
         return
     found = [

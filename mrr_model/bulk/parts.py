@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mrr_model.bulk.job import Job
 from mrr_model.bulk.records import Partition, Rows
@@ -14,6 +14,9 @@ from mrr_model.bulk.tables import as_table, result_fields, with_results
 from mrr_model.data.jsonl import with_fields_kept
 from mrr_model.data.run import run_lines
 from mrr_model.files.atomic import replacing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TAG = "mrr"
 """The last column of the runs that are written."""
@@ -51,9 +54,10 @@ class JsonLinesPart:
         self._file = file.open("wb")
 
     def write(self, rows: Rows, scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
-        for row in merged(rows if isinstance(rows, list) else rows.to_pylist(), scores, ranks):
-            line = json.dumps(row, ensure_ascii=False, default=_as_json) + "\n"
-            self._file.write(line.encode("utf-8", "backslashreplace"))  # half a surrogate pair stays an escape
+        for row in merged(rows if isinstance(rows, list) else _as_dicts(rows), scores, ranks):
+            self._file.write(
+                f"{_line(row)}\n".encode("utf-8", "backslashreplace")
+            )  # half a surrogate pair stays an escape
 
     def finish(self) -> None:
         pass
@@ -128,10 +132,36 @@ def merged(rows: Sequence[dict[str, Any]], scores: Sequence[Any], ranks: Sequenc
     ]
 
 
+def _as_dicts(table: "pa.Table") -> list[dict[str, Any]]:
+    """A table's rows. Raises ValueError that names a column that comes twice, or whose values Python cannot hold."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in columns:
+            raise ValueError(f"JSON cannot hold two columns {name!r}. Choose --format parquet.")
+        try:
+            columns[name] = column.to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"column {name!r} cannot be written as JSON: {error}. Choose --format parquet.") from None
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as JSON. Raises ValueError that names the column for which JSON has no form."""
+    try:
+        return json.dumps(row, ensure_ascii=False, default=_as_json)
+    except TypeError:
+        for column, value in row.items():
+            try:
+                json.dumps(value, default=_as_json)
+            except TypeError as error:
+                raise ValueError(f"column {column!r}: {error}. Choose --format parquet.") from None
+        raise
+
+
 def _as_json(value: object) -> str:
     """What Parquet can hold and JSON cannot."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Decimal | timedelta):
         return str(value)
-    raise ValueError(f"JSON has no form for {type(value).__name__}. Choose --format parquet.")
+    raise TypeError(f"JSON has no form for {type(value).__name__}")

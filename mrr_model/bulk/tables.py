@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+PANDAS = b"pandas"
+"""The key of pandas' notes in a schema's metadata."""
 
 
 def result_fields(*, lists: bool, ranked: bool) -> list[pa.Field]:
@@ -39,15 +44,31 @@ def with_results(table: pa.Table, fields: Sequence[pa.Field], values: Sequence[S
     import pyarrow as pa
 
     names, results = list(table.column_names), {field.name for field in fields}
-    for result in results & {*names}:
-        name = f"input_{result}"
-        while name in names or name in results:
-            name = f"input_{name}"
-        names[names.index(result)] = name
-    table = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    renamed = {}
+    for at, result in enumerate(names):
+        if result in results:
+            name = f"input_{result}"
+            while name in names or name in results:
+                name = f"input_{name}"
+            names[at] = renamed[result] = name
+    table = table.rename_columns(names).replace_schema_metadata(_with_names(table.schema.metadata, renamed))
     for field, column in zip(fields, values, strict=True):
         table = table.append_column(field, pa.array(column, field.type))
     return table
+
+
+def _with_names(metadata: dict[bytes, bytes] | None, renamed: Mapping[str, str]) -> dict[bytes, bytes] | None:
+    """A schema's metadata with the new names of columns in what pandas has noted: which ones are its index."""
+    if not renamed or not metadata or PANDAS not in metadata:
+        return metadata
+    try:
+        notes = json.loads(metadata[PANDAS])
+        index = [renamed.get(each, each) if isinstance(each, str) else each for each in notes["index_columns"]]
+        keys = ("name", "field_name")
+        columns = [{**each, **{key: renamed.get(each[key], each[key]) for key in keys}} for each in notes["columns"]]
+    except (ValueError, TypeError, LookupError):  # other notes than pandas makes
+        return metadata
+    return {**metadata, PANDAS: json.dumps({**notes, "index_columns": index, "columns": columns}).encode()}
 
 
 def as_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -60,7 +81,7 @@ def as_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
     try:
         return pa.Table.from_pylist(rows, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(f"a row does not fit the columns of the others: {error}. Choose --format jsonl.") from None
 
 
@@ -71,6 +92,7 @@ def common_schema(chunks: Iterable[Sequence[dict[str, Any]]]) -> pa.Schema:
         ValueError: If a column has values that no type holds together; the message names it.
     """
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     types: dict[str, pa.DataType] = {}
     for rows in chunks:
@@ -81,8 +103,13 @@ def common_schema(chunks: Iterable[Sequence[dict[str, Any]]]) -> pa.Schema:
                 both.append(pa.field(name, pa.array(values).type))
                 unified = pa.unify_schemas([pa.schema([each]) for each in both], promote_options="permissive")
                 types[name] = unified.field(name).type
-            except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
                 raise ValueError(
                     f"column {name!r} cannot be written as Parquet: {error}. Choose --format jsonl."
                 ) from None
-    return pa.schema(list(types.items()))
+    schema = pa.schema(list(types.items()))
+    try:
+        pq.write_metadata(schema, io.BytesIO())
+    except pa.ArrowNotImplementedError as error:  # objects without any key
+        raise ValueError(f"the rows cannot be written as Parquet: {error} Choose --format jsonl.") from None
+    return schema

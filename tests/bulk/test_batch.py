@@ -124,9 +124,31 @@ def test_json_lines_of_many_forms_become_one_parquet_schema(run: Callable[..., B
     table = pq.read_table(report.output)
     assert table.column_names == ["query", "document", "id", "a", "b", "score"]
     assert table["a"].to_pylist()[:4] == [None, 1.0, 2.5, None]
-    mixed = write_lines(tmp_path / "mixed.jsonl", [{**ROWS[0], "x": 1}, {**ROWS[1], "x": "one"}])
-    with pytest.raises(ValueError, match=r"'x'.*--format jsonl"):
-        run(mixed, "mixed", format="parquet")
+    for number, (one, other) in enumerate(((1, "one"), (-1, 2**63), ({}, {}))):
+        mixed = write_lines(tmp_path / "mixed.jsonl", [{**ROWS[0], "x": one}, {**ROWS[1], "x": other}])
+        with pytest.raises(ValueError, match=r"'x'.*--format jsonl"):
+            run(mixed, f"mixed-{number}", format="parquet")
+
+
+def test_what_json_cannot_hold_is_named(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    texts = pa.table({"query": ["the panda"], "document": ["eating"]})
+    columns = {"x": pa.array([b"x"]), "y": pa.array([2**60], pa.timestamp("us"))}
+    tables = {name: texts.append_column(name, column) for name, column in columns.items()}
+    tables["z"] = texts.append_column("z", pa.array([1])).append_column("z", pa.array([2]))
+    for name, table in tables.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        with pytest.raises(ValueError, match=f"'{name}'.*--format parquet"):
+            run(tmp_path / f"{name}.parquet", name, format="jsonl")
+
+
+def test_the_index_that_pandas_noted_keeps_its_column(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    names = [f"row {index}" for index in range(25)]
+    frame = pd.DataFrame(ROWS).assign(score=names).set_index("score")
+    frame.to_parquet(tmp_path / "pairs.parquet")
+    scored = pd.read_parquet(run(tmp_path / "pairs.parquet").output)
+    assert (scored.index.name, [*scored.index]) == ("input_score", names)
+    assert [*scored.columns] == ["query", "document", "id", "score"]
 
 
 def test_csv_rows_stay_texts(run: Callable[..., BatchReport], tmp_path: Path) -> None:
@@ -323,6 +345,16 @@ def test_a_bad_row_is_named_or_left_out(run: Callable[..., BatchReport], tmp_pat
 def test_no_rows_make_no_parts(run: Callable[..., BatchReport], tmp_path: Path) -> None:
     report = run(write_lines(tmp_path / "empty.jsonl", []))
     assert (report.parts, report.rows) == (0, 0)
+
+
+def test_arguments_of_other_types_are_named(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "pairs.jsonl", ROWS)
+    config = BatchConfig(inputs=file, output=tmp_path / "scored", model=tmp_path)  # type: ignore[arg-type]  # a path
+    assert config.model == str(tmp_path)
+    for arguments in ({"config": {"inputs": file}}, {"config": config, "reranker": "mini"}):
+        with pytest.raises(TypeError, match=f"^{[*arguments][-1]} must be"):
+            rerank_files(**arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "scored").exists()
 
 
 def test_one_process_writes_to_a_folder(run: Callable[..., BatchReport], tmp_path: Path) -> None:
