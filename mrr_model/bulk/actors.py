@@ -1,6 +1,7 @@
 """What both uses of Ray share: the import, the actors' cores, and how many actors fit on a cluster."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ def use_cores(cpus: float) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def whole_path(name: str | Path) -> str:
+    """The whole path of a file or folder, since actors work in another folder; any other name as it is."""
+    from mrr_model.checkpoint.hub import SHIPPED
+
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name not in SHIPPED and str(name) and path.exists() else str(name)
 
 
 def room_for_actors(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:

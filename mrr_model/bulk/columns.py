@@ -59,7 +59,13 @@ def document_column(names: Iterable[str], given: str | None) -> str | None:
     return next((name for name in ([given] if given else [PAIRS, LISTS]) if name in set(names)), None)
 
 
-def missing(file: str, names: Iterable[str], query: str, document: str | None) -> ValueError:
+def missing(
+    file: str,
+    names: Iterable[str],
+    query: str,
+    document: str | None,
+    advice: str = "--query-column and --document-column name others",
+) -> ValueError:
     """The error of a file without the columns."""
     names = list(names)
     wanted = (query, *([document] if document else [PAIRS, LISTS]))
@@ -67,9 +73,7 @@ def missing(file: str, names: Iterable[str], query: str, document: str | None) -
         return ValueError(f'{file} has the column "{twice}" twice. Remove one, or name another column')
     absent = query if query not in names else document or f'{PAIRS}" or "{LISTS}'
     listed = short(", ".join(f'"{name}"' for name in names), 500) or "none"
-    return ValueError(
-        f'{file} has no column "{absent}"; its columns are {listed}. --query-column and --document-column name others'
-    )
+    return ValueError(f'{file} has no column "{absent}"; its columns are {listed}. {advice}')
 
 
 def described(columns: Columns) -> str:

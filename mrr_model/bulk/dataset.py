@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrr_model.bulk.actors import import_ray, needs_text, room_for_actors, use_cores
+from mrr_model.bulk.actors import import_ray, needs_text, room_for_actors, use_cores, whole_path
+from mrr_model.bulk.columns import Columns, document_column, missing
+from mrr_model.bulk.scoring import ranked_scores
 from mrr_model.bulk.tables import result_fields, with_results
 from mrr_model.compression import Compression
+from mrr_model.files.damage import short
+from mrr_model.inference.device import DTYPES
 from mrr_model.inference.windows import checked_windows
+from mrr_model.reranker import MatryoshkaReranker
+from mrr_model.selection.target import Target
 from mrr_model.validation.arguments import (
     DEFAULT,
     Default,
@@ -24,8 +30,6 @@ from mrr_model.validation.arguments import (
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
-
-    from mrr_model.reranker import MatryoshkaReranker
 
 BATCH_ROWS, BATCH_LISTS = 1000, 100
 """Rows of a batch: of single documents, and of lists."""
@@ -55,7 +59,7 @@ def rerank_dataset(
         dataset: Rows with a query and a document each, or a query and a list of documents.
         model: `"mini"`, a folder that every node can read, or the id of a hub repository.
         query_column: The column of the queries.
-        document_column: The column of the documents, texts or lists of texts. Without it, `"document"`, else
+        document_column: The column of the documents, texts or lists of them. Without it, `"document"`, else
             `"documents"`.
         normalize: Return probabilities, or raw logits with `False`. Without it, as the checkpoint was saved.
         actors: Processes that each hold the model; `(1, 8)` grows from 1 to 8 with the work.
@@ -89,10 +93,13 @@ def rerank_dataset(
     if not cpus and not gpus:
         raise ValueError("cpus_per_actor and gpus_per_actor are both 0. Give each actor at least a part of one.")
     batch_rows = optional_whole_number("batch_rows", batch_rows)
-    columns = Columns(query_column, document_column)
+    optional_text("query_column", query_column)
+    optional_text("document_column", document_column)
     schema = dataset.schema(fetch_if_missing=False)
     if schema is not None:
-        batch_rows = batch_rows or (BATCH_LISTS if columns.hold_lists(schema.names, schema.types) else BATCH_ROWS)
+        document = _document_column(schema.names, query_column, document_column)
+        lists = "list" in str(schema.types[list(schema.names).index(document)])
+        batch_rows = batch_rows or (BATCH_LISTS if lists else BATCH_ROWS)
     if ray.is_initialized() and (room := room_for_actors(ray.nodes(), cpus, gpus)) < pool[0]:
         warnings.warn(
             f"actors={actors!r}: the cluster has room for {room} of {needs_text(cpus, gpus)} now. Ray waits for the "
@@ -106,49 +113,10 @@ def rerank_dataset(
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
         num_cpus=cpus,
         num_gpus=gpus,
-        fn_constructor_args=(_absolute(model), settings, columns, cpus),
+        fn_constructor_args=(whole_path(model), settings, (query_column, document_column), cpus),
         udf_modifying_row_count=False,
     )
     return scored
-
-
-class Columns:
-    """Which columns hold the queries and the documents.
-
-    Args:
-        query: The column of the queries.
-        document: The column of the documents; None for `document`, else `documents`.
-    """
-
-    def __init__(self, query: str, document: str | None) -> None:
-        if not isinstance(query, str):
-            raise TypeError(f"query_column must be a column's name, got {query!r}.")
-        optional_text("document_column", document)
-        self.query, self.document = query, document
-
-    def named(self, names: Sequence[str]) -> tuple[str, str]:
-        """The two columns among those of a table.
-
-        Raises:
-            ValueError: If one is missing.
-        """
-        candidates = ("document", "documents") if self.document is None else (self.document,)
-        document = next((name for name in candidates if name in names), None)
-        known = ", ".join(map(repr, names)) or "none"
-        for argument, wanted, found in (
-            ("query_column", (self.query,), self.query if self.query in names else None),
-            ("document_column", candidates, document),
-        ):
-            if found is None:
-                expected = " or ".join(map(repr, wanted))
-                raise ValueError(f"the dataset has no column {expected}; it has {known}. Name one with {argument}.")
-        assert document is not None  # checked above
-        return self.query, document
-
-    def hold_lists(self, names: Sequence[str], types: Sequence[Any]) -> bool:
-        """Whether the documents are lists, by the columns' types."""
-        _, document = self.named(names)
-        return "list" in str(types[list(names).index(document)])
 
 
 class DatasetScorer:
@@ -157,42 +125,47 @@ class DatasetScorer:
     Args:
         model: The model's name.
         options: Further arguments of the re-ranker.
-        columns: Where queries and documents are.
+        columns: The columns of the query and of the documents, as `rerank_dataset` takes them.
         cpus: Cores that this process may use.
     """
 
-    def __init__(self, model: str, options: Mapping[str, Any], columns: Columns, cpus: float) -> None:
+    def __init__(self, model: str, options: Mapping[str, Any], columns: tuple[str, str | None], cpus: float) -> None:
         use_cores(cpus)
-        from mrr_model.reranker import MatryoshkaReranker
-
         self.columns = columns
         self.reranker = MatryoshkaReranker(model, **options)
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
-        return scored_table(table, self.reranker, self.columns)
+        return scored_table(table, self.reranker, *self.columns)
 
 
-def scored_table(table: "pa.Table", reranker: "MatryoshkaReranker", columns: Columns) -> "pa.Table":
+def scored_table(table: "pa.Table", reranker: MatryoshkaReranker, query: str, document: str | None) -> "pa.Table":
     """A table with the scores of its rows, and for lists of documents their ranks.
+
+    Args:
+        table: The rows.
+        reranker: The model.
+        query: The column of the queries.
+        document: The column of the documents; None for `document`, else `documents`.
 
     Raises:
         ValueError: If a column is missing, or a row has no query or document; the message names it.
     """
     if not table.num_columns:  # Ray's block of no rows
         return table
-    query, document = columns.named(table.column_names)
-    queries, documents = table[query].to_pylist(), table[document].to_pylist()
-    lists = _are_lists(table, document, documents)
-    for row in range(table.num_rows):
-        _check_query(table, row, query, queries[row])
-        _check_document(table, row, document, documents[row], lists)
-    fields = result_fields(lists=lists, ranked=lists)
-    if not lists:
-        scores = reranker.score_pairs(list(zip(queries, documents, strict=True)), show_progress=False)
-        return with_results(table, fields, [scores])
-    found = reranker.score_documents(list(zip(queries, documents, strict=True)))
-    scores_of_lists = [[each.score for each in row] for row in found]
-    return with_results(table, fields, [scores_of_lists, [_ranks([each.logit for each in row]) for row in found]])
+    document = _document_column(table.column_names, query, document)
+    values = table[document].to_pylist()
+    columns = Columns(query, document, lists=_are_lists(table, document, values))
+    texts = []
+    for row, (text, value) in enumerate(zip(table[query].to_pylist(), values, strict=True)):
+        try:
+            texts.append(columns.texts({query: text, document: value}))
+        except ValueError as error:
+            [shown] = table.slice(row, 1).to_pylist()  # rows of a dataset have no numbers
+            raise ValueError(f"{error}, in the row {short(shown, SHOWN)}. Filter such rows out before.") from None
+    fields = result_fields(lists=columns.lists, ranked=columns.lists)
+    if not columns.lists:
+        return with_results(table, fields, [reranker.score_pairs(texts, show_progress=False)])
+    return with_results(table, fields, ranked_scores(reranker, texts, show_progress=False))
 
 
 def check_options(model: object, options: Mapping[str, Any]) -> None:
@@ -202,8 +175,6 @@ def check_options(model: object, options: Mapping[str, Any]) -> None:
         TypeError: If one is unknown or of the wrong type.
         ValueError: If one is out of its range.
     """
-    from mrr_model.reranker import MatryoshkaReranker
-
     if not isinstance(model, str | Path):
         raise TypeError(
             f"model must be a name, a folder or a hub id, got {type(model).__name__}: each actor opens its own. Save "
@@ -219,9 +190,6 @@ def check_options(model: object, options: Mapping[str, Any]) -> None:
 
 def _check_values(options: Mapping[str, Any]) -> None:
     """Check the values of a re-ranker's arguments."""
-    from mrr_model.inference.device import DTYPES
-    from mrr_model.selection.target import Target
-
     setting = Compression().override(options.get("depth", DEFAULT), options.get("keep_ratio", DEFAULT))
     target = options.get("target")
     if target is not None and not isinstance(target, Target):
@@ -263,51 +231,14 @@ def _checked_share(name: str, value: Any) -> float:
     return number
 
 
-def _absolute(model: str | Path) -> str:
-    """A model's name; the whole path of a folder, since actors work in another one."""
-    from mrr_model.checkpoint.hub import SHIPPED
-
-    folder = Path(model).expanduser()
-    return str(folder.absolute()) if model not in SHIPPED and str(model) and folder.is_dir() else str(model)
+def _document_column(names: Sequence[str], query: str, document: str | None) -> str:
+    """The column of the documents among those of a dataset. Raises ValueError if it lacks a column."""
+    found = document_column(names, document)
+    if found is None or query not in names:
+        raise missing("the dataset", names, query, document, advice="query_column and document_column name others")
+    return found
 
 
 def _are_lists(table: "pa.Table", column: str, values: Sequence[Any]) -> bool:
     first = next((value for value in values if value is not None), None)
     return isinstance(first, list) or (first is None and "list" in str(table.schema.field(column).type))
-
-
-def _check_query(table: "pa.Table", row: int, column: str, query: object) -> None:
-    if not isinstance(query, str):
-        raise ValueError(_fault(table, row, column, "a text", query))
-    if not query.strip():
-        raise ValueError(_fault(table, row, column, "a text that is not empty", query))
-
-
-def _check_document(table: "pa.Table", row: int, column: str, document: object, lists: bool) -> None:
-    if not lists and not isinstance(document, str):
-        raise ValueError(_fault(table, row, column, "a text", document))
-    if lists and not isinstance(document, list):
-        raise ValueError(_fault(table, row, column, "a list of texts", document))
-    for index, text in enumerate(document if isinstance(document, list) else ()):
-        if not isinstance(text, str):
-            raise ValueError(_fault(table, row, f"{column}[{index}]", "a text", text))
-
-
-def _fault(table: "pa.Table", row: int, column: str, wanted: str, value: object) -> str:
-    """What is wrong with a row, in one line. Rows of a dataset have no numbers, so it shows the row."""
-    [shown] = table.slice(row, 1).to_pylist()
-    text = repr(shown)
-    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-    return f"column {column} must hold {wanted}, got {value!r:.50} in the row {text}. Filter such rows out before."
-
-
-def _ranks(logits: Sequence[float]) -> list[int]:
-    """The rank of each, from 1 for the best; equal ones keep their order.
-
-    >>> _ranks([0.1, 0.9, 0.1])
-    [2, 1, 3]
-    """
-    ranks = [0] * len(logits)
-    for rank, index in enumerate(sorted(range(len(logits)), key=lambda index: -logits[index]), 1):
-        ranks[index] = rank
-    return ranks

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mrr_model.bulk.actors import import_ray, needs_text, room_for_actors, use_cores
+from mrr_model.bulk.actors import import_ray, needs_text, room_for_actors, use_cores, whole_path
 from mrr_model.bulk.records import Report
 from mrr_model.validation.arguments import callers_level
 
@@ -256,11 +256,7 @@ def _check_visible(job: "Job", partition: int) -> None:
 
 def _portable(config: "BatchConfig") -> "BatchConfig":
     """The config with whole paths of local files, since actors work in another folder."""
-    changes = {
-        name: str(path.absolute())
-        for name in ("model", "template")
-        if (value := getattr(config, name)) and (path := Path(value).expanduser()).exists() and value != "mini"
-    }
+    changes = {name: whole_path(value) for name in ("model", "template") if (value := getattr(config, name))}
     return config.model_copy(update=changes)
 
 

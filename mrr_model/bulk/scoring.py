@@ -1,9 +1,9 @@
 """A partition scored: windows in, a file with the same rows and their scores out."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
+from typing import Any
 
 from mrr_model.bulk.job import Job
 from mrr_model.bulk.parts import open_part
@@ -11,19 +11,6 @@ from mrr_model.bulk.records import BadRow, BadRowError, Partition, Report
 from mrr_model.bulk.windows import Window, windows
 from mrr_model.inference.prefetch import prefetched
 from mrr_model.reranker import MatryoshkaReranker
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What is written with each row of a window.
-
-    Attributes:
-        scores: The row's score, or those of its documents.
-        ranks: The row's rank, or those of its documents; None if nothing is ranked.
-    """
-
-    scores: list[float] | list[list[float]]
-    ranks: list[int] | list[list[int]] | None = None
 
 
 def score_partition(job: Job, partition: Partition, reranker: MatryoshkaReranker) -> Report:
@@ -63,12 +50,11 @@ def score_windows(
             if window.bad and job.on_bad_row == "fail":
                 raise BadRowError(f"{window.bad[0]}. --on-bad-row skip leaves such rows out.")
             requests = window.requests()
-            scored = _scored(job, reranker, requests)
+            scores, ranks = _results(job, reranker, requests)
             start = 0
             for chunk in window.chunks:
                 end = start + len(chunk.queries)
-                ranks = None if scored.ranks is None else scored.ranks[start:end]
-                part.write(chunk.rows, scored.scores[start:end], ranks)
+                part.write(chunk.rows, scores[start:end], None if ranks is None else ranks[start:end])
                 start = end
             report = Report(start, sum(len(documents) for _, documents in requests), len(window.bad))
             done, bad = done + report, bad + window.bad
@@ -76,17 +62,33 @@ def score_windows(
     job.record(partition, done, bad)
 
 
-def _scored(job: Job, reranker: MatryoshkaReranker, requests: list[tuple[str, list[str]]]) -> Scores:
-    """The scores of requests, in the order of their rows."""
+def _results(
+    job: Job, reranker: MatryoshkaReranker, requests: list[tuple[str, list[str]]]
+) -> tuple[list[Any], list[Any] | None]:
+    """The scores of rows, or of their documents, in their order; and the ranks, or None if nothing is ranked."""
     if not job.ranked:
         pairs = [(query, document) for query, documents in requests for document in documents]
-        return Scores(reranker.score_pairs(pairs, normalize=job.normalize))
+        return reranker.score_pairs(pairs, normalize=job.normalize), None
+    scores, ranks = ranked_scores(reranker, requests, normalize=job.normalize)
+    if job.source.lists:
+        return scores, ranks
+    return [*chain.from_iterable(scores)], [*chain.from_iterable(ranks)]
+
+
+def ranked_scores(
+    reranker: MatryoshkaReranker, requests: Sequence[tuple[str, list[str]]], **options: Any
+) -> tuple[list[list[float]], list[list[int]]]:
+    """The scores and the ranks of each request's documents, in the order of the documents.
+
+    Args:
+        reranker: The model.
+        requests: Queries with their documents.
+        options: Further arguments of `rank_many`.
+    """
     scores, ranks = list[list[float]](), list[list[int]]()
-    for (_, documents), ranking in zip(requests, reranker.rank_many(requests, normalize=job.normalize), strict=True):
+    for (_, documents), ranking in zip(requests, reranker.rank_many(requests, **options), strict=True):
         scores.append([0.0] * len(documents))
         ranks.append([0] * len(documents))
         for rank, ranked in enumerate(ranking, 1):
             scores[-1][ranked.index], ranks[-1][ranked.index] = ranked.score, rank
-    if job.source.lists:
-        return Scores(scores, ranks)
-    return Scores([score for group in scores for score in group], [rank for group in ranks for rank in group])
+    return scores, ranks
