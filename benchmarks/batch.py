@@ -161,7 +161,7 @@ class Run:
 
 
 def run_batch(file: Path, output: Path, options: Sequence[object], *, kill_after: int | None = None) -> Run:
-    """Run `mrr batch` and watch it; kill it after so many parts, if that is given."""
+    """Run `mrr batch` and watch it; kill it after `kill_after` parts, if that is given."""
     words = [str(word) for word in ("batch", file, "--output", output, *options)]
     print("mrr", *words, file=sys.stderr, flush=True)
     run, begin = Run(), time.monotonic()

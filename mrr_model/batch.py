@@ -54,7 +54,7 @@ def rerank_files(
         config: The inputs, the output, the model and its setting; the flags of `mrr batch`.
         reranker: The model, already loaded, for `engine="embedded"`; its own setting holds, and the config's fields
             about models have no effect. None opens what the config says.
-        note: Is told what takes long.
+        note: Called with a message before long work.
 
     Returns:
         What is in the output folder.
@@ -95,7 +95,7 @@ def rerank_files(
 
 
 def _reports(job: Job, config: BatchConfig, reranker: MatryoshkaReranker | None) -> Generator[Report, None, None]:
-    """Run what is pending; yields what became of its parts."""
+    """Score the pending partitions; the counts come as rows are done."""
     if config.engine == "ray":
         if reranker is not None:
             raise ValueError(

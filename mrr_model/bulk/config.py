@@ -12,11 +12,8 @@ from mrr_model.validation.config import Flag
 
 Engine = Literal["embedded", "ray"]
 OutputFormat = Literal["auto", "parquet", "jsonl", "trec"]
-RAY_FLAGS = {
-    "address": "--address", "actors": "--actors", "gpus_per_actor": "--gpus-per-actor",
-    "cpus_per_actor": "--cpus-per-actor",
-}  # fmt: skip
-"""Fields that go with Ray alone, and their flags."""
+RAY_FIELDS = ("address", "actors", "gpus_per_actor", "cpus_per_actor")
+"""Fields that go with Ray alone."""
 
 
 class BatchConfig(InferenceConfig):
@@ -96,13 +93,19 @@ class BatchConfig(InferenceConfig):
     def _check_combinations(self) -> Self:
         if not self.inputs:
             raise ValueError("INPUT is missing: give at least one file or folder")
-        given = [flag for name, flag in RAY_FLAGS.items() if getattr(self, name) is not None]
+        given = [name for name in RAY_FIELDS if getattr(self, name) is not None]
         if given and self.engine != "ray":
-            raise ValueError(f"{given[0]} goes with --engine ray. Leave it out")
+            raise ValueError(f"{flag_of(given[0])} goes with --engine ray. Leave it out")
         if self.format == "trec" and self.collection is None:
             raise ValueError("--format trec needs TREC runs as inputs, with --collection. Choose parquet or jsonl")
-        named = [f"--{name.replace('_', '-')}" for name in ("query_column", "document_column") if getattr(self, name)]
-        if self.collection is not None and (named or self.rank):
-            flag = (*named, "--rank")[0]
-            raise ValueError(f"{flag} does not go with --collection: TREC runs have no columns, and are always ranked")
+        given = [name for name in ("query_column", "document_column", "rank") if getattr(self, name)]
+        if given and self.collection is not None:
+            raise ValueError(
+                f"{flag_of(given[0])} does not go with --collection: TREC runs have no columns, and are always ranked"
+            )
         return self
+
+
+def flag_of(field: str) -> str:
+    """The flag of a field."""
+    return f"--{field.replace('_', '-')}"

@@ -2,7 +2,7 @@
 
     part-00000.parquet     the rows of partition 0 with their scores; or .jsonl, or .run
     _batch.json            the job: its inputs, its settings and its partitions
-    _progress/00000.json   what became of partition 0, written after its part
+    _progress/00000.json   the counts of partition 0 and its bad rows, written after its part
     _progress/model.json   the weights that score
     _skipped.jsonl         at the end, if rows were left out: they, and why
     scored.run             at the end, if parts are runs: all of them
@@ -19,7 +19,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mrr_model.bulk.config import BatchConfig
+from mrr_model.bulk.config import RAY_FIELDS, BatchConfig, flag_of
 from mrr_model.bulk.records import BadRow, Partition, Report, Source
 from mrr_model.bulk.sources import TEXTS, open_source
 from mrr_model.bulk.tables import common_schema, result_fields
@@ -37,8 +37,7 @@ MANIFEST, PROGRESS, MODEL, SKIPPED, RUN = "_batch.json", "_progress", "model.jso
 VERSION = 1
 ENDINGS = {"parquet": "parquet", "jsonl": "jsonl", "trec": "run"}
 FREE = {
-    "inputs", "output", "on_bad_row", "overwrite", "engine", "address", "actors", "gpus_per_actor", "cpus_per_actor",
-    "device", "dtype", "local_files_only",
+    "inputs", "output", "on_bad_row", "overwrite", "engine", *RAY_FIELDS, "device", "dtype", "local_files_only",
 }  # fmt: skip
 """Fields of the config that may differ when a job is resumed: the inputs and the model are compared by themselves."""
 Format = Literal["parquet", "jsonl", "trec"]
@@ -85,9 +84,7 @@ class Job:
 
     def pending(self) -> list[Partition]:
         """The partitions that are not done."""
-        return [
-            each for each in self.partitions if not (self.part(each.index).is_file() and self._record(each).is_file())
-        ]
+        return [each for each in self.partitions if not self._is_done(each)]
 
     def record(self, partition: Partition, report: Report, bad: Iterable[BadRow]) -> None:
         """Note that a partition's part is written."""
@@ -95,7 +92,7 @@ class Job:
         write_file(self._record(partition), json.dumps(content))
 
     def done(self) -> Report:
-        """What became of all partitions that are done."""
+        """The counts of all partitions that are done."""
         records = (_read(self._record(each)) for each in self.partitions if self._is_done(each))
         return sum((Report(**record["report"]) for record in records), Report())
 
@@ -121,7 +118,7 @@ class Job:
                 )
 
     def finish(self) -> Report:
-        """Write what is written at the end, and say what became of all rows.
+        """Write the files that need all partitions; return the counts of the job.
 
         Raises:
             ValueError: If an input has changed since the job was planned.
@@ -156,7 +153,7 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
 
     Args:
         config: The job.
-        note: Is told what takes long.
+        note: Called with a message before long work.
 
     Raises:
         FileNotFoundError: If an input is missing.
@@ -229,7 +226,7 @@ def _check_same(known: dict[str, Any], now: dict[str, Any], folder: Path) -> Non
     differences = [] if known.get("version") == VERSION else ["another version of this package wrote it"]
     settings = known.get("settings", {})
     differences += [
-        f"--{name.replace('_', '-')} was {settings.get(name)} and is {value}"
+        f"{flag_of(name)} was {settings.get(name)} and is {value}"
         for name, value in now["settings"].items()
         if settings.get(name) != value
     ]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FAULTS = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
 """Errors of a partition or of opening the model: repeating them is of no use. They are raised in the driver."""
 Result = tuple[int, Report] | Exception
-"""What an actor says of a partition: its number and what became of it, or what was wrong."""
+"""What an actor returns for a partition: its number and its counts, or an error."""
 TRIES = 5
 """How often a partition is begun before it is said to kill its actor, and how many rounds may end without a report."""
 TICK = 2.0

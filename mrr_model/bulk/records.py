@@ -74,7 +74,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of rows: of a window, a partition or a whole job.
+    """The counts of a window, a partition or a whole job.
 
     Attributes:
         rows: Rows that were written with their scores.

@@ -32,7 +32,7 @@ def score_partitions(
     """Score partitions one after the other, each as `score_partition` does; the next window is read meanwhile.
 
     Yields:
-        What became of each window.
+        The counts of each window.
     """
     ahead = prefetched(window for partition in partitions for window in windows(job.source, partition))
     with closing(ahead):
@@ -43,7 +43,7 @@ def score_partitions(
 def score_windows(
     job: Job, partition: Partition, reranker: MatryoshkaReranker, own: Iterable[Window]
 ) -> Iterator[Report]:
-    """Score a partition's windows and write them; yields what became of each."""
+    """Score a partition's windows and write them; yields the counts of each."""
     done, bad = Report(), list[BadRow]()
     with open_part(job, partition) as part:
         for window in own:
