@@ -89,10 +89,10 @@ def test_lists_come_back_with_scores_and_ranks_in_their_order(
 
 
 def test_neighbouring_rows_of_one_query_are_ranked(run: Callable[..., BatchReport], tmp_path: Path) -> None:
-    rows = sorted(ROWS, key=lambda row: str(row["query"]))
+    rows = [{**row, "rank": 0} for row in sorted(ROWS, key=lambda row: str(row["query"]))]
     report = run(write_lines(tmp_path / "pairs.jsonl", rows), partition_rows=2, rank=True)
     scored = lines_of(report.output)
-    assert [row["id"] for row in scored] == [row["id"] for row in rows]
+    assert [(row["id"], row["input_rank"]) for row in scored] == [(row["id"], 0) for row in rows]
     for query in {row["query"] for row in ROWS}:
         own = [row for row in scored if row["query"] == query]
         assert sorted(row["rank"] for row in own) == list(range(1, len(own) + 1))
@@ -102,12 +102,13 @@ def test_neighbouring_rows_of_one_query_are_ranked(run: Callable[..., BatchRepor
 
 
 def test_parquet_keeps_its_schema(run: Callable[..., BatchReport], tmp_path: Path) -> None:
-    table = pa.Table.from_pylist([{**row, "score": 1} for row in ROWS]).replace_schema_metadata({"made": "here"})
+    table = pa.Table.from_pylist([{**row, "score": 1, "input_score": 2} for row in ROWS])
+    table = table.replace_schema_metadata({"made": "here"})
     pq.write_table(table, tmp_path / "pairs.parquet", row_group_size=4)
     report = run(tmp_path / "pairs.parquet", partition_rows=7)
     assert [path.suffix for path in parts_of(report.output)] == [".parquet"] * 4
     scored = pq.read_table(report.output)  # what begins with _ is hidden from it
-    assert scored.column_names == ["query", "document", "id", "input_score", "score"]
+    assert scored.column_names == ["query", "document", "id", "input_input_score", "input_score", "score"]
     assert scored.schema.metadata[b"made"] == b"here"
     assert scored.select(["query", "document", "id"]).to_pylist() == ROWS
     assert scored.schema.field("score").type == pa.float64()
