@@ -23,7 +23,8 @@ APT_CHROMIUM = { echo "Installing Chromium ..." && timeout 60 apt-get -qq update
 SITE ?= site
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart serve install test browser clients test-fast lint fix types docs results gpu test-versions clean
+.PHONY: help quickstart serve install test browser clients peers test-fast lint fix types docs results gpu
+.PHONY: test-versions clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,18 +96,27 @@ test-versions: .venv-lowest/.done .venv-newest/.done  ## Test the adapters at bo
 clients: $(VENV)-clients/.done  ## Test the server with the clients that applications call re-rankers with
 	HF_HUB_OFFLINE=1 $(VENV)-clients/bin/python -m pytest -q -W ignore tests/clients
 
+peers: $(VENV)-onnx/.done $(VENV)-openvino/.done  ## Install what benchmarks/speed.py also compares with
+
 PURELIB := import sysconfig; path = sysconfig.get_path("purelib")
 # A layer over the development environment, which Python and pip read too: only what that one lacks is installed.
-$(VENV)-clients/.done: $(VENV)/.dev tests/clients/requirements.txt
-	$(BIN)/python -m venv --without-pip $(VENV)-clients
+define layer
+	$(BIN)/python -m venv --without-pip $(1)
 	$(BIN)/python -c '$(PURELIB); print(f"import site; site.addsitedir({path!r})")' > \
-	    $$($(VENV)-clients/bin/python -c '$(PURELIB); print(path)')/development.pth
-	$(BIN)/python -m pip --python $(VENV)-clients/bin/python install -qq --disable-pip-version-check --no-compile \
-	    -r tests/clients/requirements.txt
-	@touch $@
+	    $$($(1)/bin/python -c '$(PURELIB); print(path)')/development.pth
+	$(BIN)/python -m pip --python $(1)/bin/python install -qq --disable-pip-version-check --no-compile $(2)
+	@touch $(1)/.done
+endef
+
+$(VENV)-clients/.done: $(VENV)/.dev tests/clients/requirements.txt
+	$(call layer,$(VENV)-clients,-r tests/clients/requirements.txt)
+
+$(VENV)-onnx/.done $(VENV)-openvino/.done: $(VENV)-%/.done: $(VENV)/.dev benchmarks/requirements-%.txt
+	$(call layer,$(VENV)-$*,--no-deps -r benchmarks/requirements-$*.txt)
 
 clean:  ## Remove the environment, the caches and what was built
-	rm -rf $(VENV) $(VENV)-clients .venv-lowest .venv-newest build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-onnx $(VENV)-openvino .venv-lowest .venv-newest
+	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find mrr_* tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A stamp is as new as the last install that went through; a change to the requirements makes it old.

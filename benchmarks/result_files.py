@@ -27,7 +27,10 @@ PACKAGES = ("matryoshka-reranker", "torch", "transformers", "tokenizers", "sente
 COMMANDS = {"speed-models": "speed.py --model all", "gpu": "gpu.py --minutes 6 --output outputs/gpu"}
 """Result file -> what writes it, if that is not the script of its name."""
 CPU_INFO = Path("/proc/cpuinfo")
-FEATURES = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+FEATURES = {
+    "amx_bf16": "AMX", "amx_int8": "AMX INT8", "avx512_bf16": "AVX-512 BF16", "avx512_vnni": "AVX-512 VNNI",
+    "avx512f": "AVX-512", "avx_vnni": "AVX-VNNI", "avx2": "AVX2", "asimd": "NEON",
+}  # fmt: skip
 """The kernel's flag for a processor feature that changes speed -> its usual name."""
 
 

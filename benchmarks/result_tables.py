@@ -273,13 +273,16 @@ def speed(result: BenchmarkResult) -> str:
                 row["dtype"],
                 "" if row["batch_size"] is None else str(row["batch_size"]),
                 f"{row['pairs_per_second']:.0f}",
-                f"{row['ours_same_dtype']:.1f} ×",
+                f"{row['ours_same_dtype']:.1f} ×" if "ours_same_dtype" in row else "",
                 f"{row['ours_default']:.1f} ×",
             ]
             for row in workload["contenders"]
         ]
         heads = ["contender", "dtype", "batch size", "pairs/s", "this package, same dtype", "this package, default"]
         tables.append(f"{_workload(workload)}:\n\n{markdown(heads, rows, numbers=(2, 3, 4, 5))}")
+        tables += [f"Left out, {backend}: {why}" for backend, why in workload.get("left_out", {}).items()]
+    for versions in result.results.get("peer_versions", {}).values():
+        tables.append(", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
     return "\n\n".join(tables)
 
 

@@ -5,8 +5,10 @@
 
 Every contender scores one query with the same passages, in the dtype that `dtype="auto"` chooses here and, for `mini`,
 in float32 too: this package; CrossEncoder at its default batch size (32) and at its best of BATCH_SIZES; transformers'
-own forward pass over padded batches of 32. Contenders take turns, and speeds are compared within a turn. Prints a table
-for each workload (`benchmarks/workloads.py`) and writes benchmarks/results/speed.json.
+own forward pass over padded batches of 32. CrossEncoder's ONNX and OpenVINO backends join in, in float32, in the dtype
+that OpenVINO chooses and in int8, at their best of BATCH_SIZES, if `make peers` has installed them. Contenders take
+turns, and speeds are compared within a turn. Prints a table for each workload (`benchmarks/workloads.py`) and writes
+benchmarks/results/speed.json.
 
 With `--model`: re-rankers of the shapes that people run (`benchmarks/stock_models.py`), opened here and by CrossEncoder
 from one folder: this package at full size and at half the width, and CrossEncoder at each of MODEL_BATCH_SIZES, for one
@@ -22,11 +24,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from peers import name_stock_tokenizer, peers
 from result_files import (
     add_output_argument,
     current_commit,
@@ -72,10 +76,12 @@ def main() -> None:
     if arguments.model:
         compare_models(arguments.model, arguments.passages, arguments.repeats, arguments.output)
         return
+    workloads = [compare(workload, arguments.repeats) for workload in arguments.workloads]
     results = {
         "default_dtype": DEFAULT_DTYPE,
         "repeats": arguments.repeats,
-        "workloads": [compare(workload, arguments.repeats) for workload in arguments.workloads],
+        "workloads": workloads,
+        "peer_versions": {key: found for each in workloads for key, found in each.pop("peer_versions").items()},
     }
     what = "Pairs per second at full size, against CrossEncoder and transformers' forward pass on the same weights."
     print(table(write_result(arguments.output, "speed", what, results, seeds=(0,))))
@@ -96,23 +102,28 @@ def compare(workload: Workload, repeats: int) -> dict[str, Any]:
 
     for dtype in dtypes:
         add("this package", dtype, None, lambda model=ours[dtype]: model.score(QUERY, documents))
-    with tempfile.TemporaryDirectory() as folder:
-        write_stock(workload.reranker("float32"), Path(folder))
+    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+        write_stock(workload.reranker("float32"), Path(made))
         for dtype in dtypes:
-            stock = CrossEncoder(folder, max_length=MAX_LENGTH, device="cpu", model_kwargs={"dtype": DTYPES[dtype]})
+            stock = CrossEncoder(made, max_length=MAX_LENGTH, device="cpu", model_kwargs={"dtype": DTYPES[dtype]})
             best = best_batch_size(stock, pairs)
             for name, size in (("CrossEncoder, default", DEFAULT_BATCH_SIZE), ("CrossEncoder, best", best)):
                 add(name, dtype, size, lambda stock=stock, size=size: predict(stock, pairs, size))
             forward = "transformers' forward pass"
             add(forward, dtype, DEFAULT_BATCH_SIZE, lambda stock=stock: padded_batches(stock, pairs))
+        found = stack.enter_context(peers(Path(made), pairs, max_length=MAX_LENGTH, batch_sizes=BATCH_SIZES))
+        for peer in found.contenders:
+            add(peer.name, peer.dtype, peer.batch_size, peer)
         taken = in_turns(runs, repeats)
     first = {dtype: next(index for index, row in enumerate(rows) if row["dtype"] == dtype) for dtype in dtypes}
     for index, row in enumerate(rows):
         row["pairs_per_second"] = round(len(pairs) / statistics.median(taken[index]), 2)
         for key, dtype in (("ours_same_dtype", row["dtype"]), ("ours_default", DEFAULT_DTYPE)):
-            row[key] = round(median_ratio(lambda a, b: a / b, taken[index], taken[first[dtype]]), 3)
+            if dtype in first:
+                row[key] = round(median_ratio(lambda a, b: a / b, taken[index], taken[first[dtype]]), 3)
     tokens = round(mean_tokens(ours[DEFAULT_DTYPE], documents), 1)
-    return {**asdict(workload), "tokens": tokens, "contenders": rows}
+    about_peers = {"left_out": found.left_out, "peer_versions": found.versions}
+    return {**asdict(workload), "tokens": tokens, "contenders": rows, **about_peers}
 
 
 def compare_models(names: Sequence[str], count: int, repeats: int, output: Path | None) -> None:
@@ -227,6 +238,7 @@ def write_stock(reranker: MatryoshkaReranker, folder: Path) -> None:
     assert all("pooler" in name for name in missing), missing
     stock.save_pretrained(folder)
     reranker.tokenizer.save_pretrained(folder)
+    name_stock_tokenizer(folder)
 
 
 def predict(stock: CrossEncoder, pairs: Pairs, batch_size: int) -> None:
