@@ -19,6 +19,10 @@ LEAST_SAMPLE = 10
 Row = Mapping[str, Any]
 
 
+QUANTIZED = "this package, linear layers quantized"
+"""The contender that shows what int8 would do."""
+
+
 @dataclass(frozen=True)
 class Table:
     """One marker's content: the result files it reads, and how they become Markdown."""
@@ -265,25 +269,45 @@ def _cascade_transfer(found: dict[str, Any]) -> str:
 
 
 def speed(result: BenchmarkResult) -> str:
-    tables = []
-    for workload in result.results["workloads"]:
+    found = result.results
+    parts = []
+    for workload in found["workloads"]:
         rows = [
             [
                 row["name"],
                 row["dtype"],
                 "" if row["batch_size"] is None else str(row["batch_size"]),
                 f"{row['pairs_per_second']:.0f}",
-                f"{row['ours_same_dtype']:.1f} ×" if "ours_same_dtype" in row else "",
-                f"{row['ours_default']:.1f} ×",
+                f"{row['ours_same_dtype']:.2f} ×" if "ours_same_dtype" in row else "",
+                f"{row['ours_default']:.2f} ×",
             ]
             for row in workload["contenders"]
         ]
         heads = ["contender", "dtype", "batch size", "pairs/s", "this package, same dtype", "this package, default"]
-        tables.append(f"{_workload(workload)}:\n\n{markdown(heads, rows, numbers=(2, 3, 4, 5))}")
-        tables += [f"Left out, {backend}: {why}" for backend, why in workload.get("left_out", {}).items()]
-    for versions in result.results.get("peer_versions", {}).values():
-        tables.append(", ".join(f"{package} {version}" for package, version in versions.items()) + ".")
-    return "\n\n".join(tables)
+        parts.append(f"{_workload(workload)}:\n\n{markdown(heads, rows, numbers=(2, 3, 4, 5))}")
+        parts += [f"Left out, {backend}: {why}" for backend, why in workload.get("left_out", {}).items()]
+    quantized = [_quantized(each["contenders"]) for each in found["workloads"]]
+    if any(quantized):
+        default, single = (f"{min(each):.2f} to {max(each):.2f}" for each in zip(*filter(None, quantized), strict=True))
+        parts.append(
+            f"Linear layers that torch quantizes dynamically, at full size: {default} times as many pairs a second as "
+            f"in {found['default_dtype']}, {single} times as many as in float32."
+        )
+    versions = found.get("peer_versions", {})
+    if versions:
+        listed = "; ".join(", ".join(map(" ".join, each.items())) for each in versions.values())
+        parts.append(
+            "CrossEncoder's backends are exported by sentence-transformers: ONNX's int8 is dynamic quantization, "
+            "OpenVINO's is static, calibrated on the passages that are scored. Each is at its best batch size."
+        )
+        parts.append(f"Backends: {listed}.")
+    return "\n\n".join(parts)
+
+
+def _quantized(rows: Sequence[Row]) -> tuple[float, ...]:
+    """This package's speed with quantized linear layers over that in its default dtype and in float32, if measured."""
+    ours = {row["dtype"]: row["ours_default"] for row in rows if row["name"] in ("this package", QUANTIZED)}
+    return (1 / ours["int8"], ours["float32"] / ours["int8"]) if "int8" in ours else ()
 
 
 def speed_models(result: BenchmarkResult) -> str:
@@ -305,7 +329,29 @@ def speed_models(result: BenchmarkResult) -> str:
         "shape", "dtype", "full size against CrossEncoder's best", "against its default",
         f"`keep_ratio={found['keep_ratio']:g}` against its best", "pairs/s at full size", "CrossEncoder's best",
     ]  # fmt: skip
-    table = markdown(heads, rows, numbers=(2, 3, 4, 5, 6))
+    table = _markdown(heads, rows, numbers=(2, 3, 4, 5, 6))
+    backends = [
+        [
+            model["name"],
+            f"{row['name']}, {row['dtype']}",
+            f"{row['pairs_per_second']:.1f} ({row['batch_size']})",
+            f"{ours['dtype']}",
+            f"{row['against']:.2f} ×",
+            f"{row['narrow_against']:.2f} ×",
+        ]
+        for model in found["models"]
+        for ours in model["dtypes"]
+        for row in ours.get("peers", [])
+    ]
+    if backends:
+        heads = [
+            "shape", "contender", "pairs/s at its best", "this package in", "full size against it",
+            f"`keep_ratio={found['keep_ratio']:g}` against it",
+        ]  # fmt: skip
+        table += f"\n\n{markdown(heads, backends, numbers=(2, 4, 5))}"
+    for model in found["models"]:
+        for backend, why in model.get("left_out", {}).items():
+            table += f"\n\n{model['name']}, left out, {backend}: {why}"
     sizes = ", ".join(map(str, found["batch_sizes"]))
     return (
         f"{table}\n\nRandom weights, parameters without embeddings; one query with {found['passages']} passages of "

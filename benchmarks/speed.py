@@ -5,16 +5,17 @@
 
 Every contender scores one query with the same passages, in the dtype that `dtype="auto"` chooses here and, for `mini`,
 in float32 too: this package; CrossEncoder at its default batch size (32) and at its best of BATCH_SIZES; transformers'
-own forward pass over padded batches of 32. CrossEncoder's ONNX and OpenVINO backends join in, in float32, in the dtype
-that OpenVINO chooses and in int8, at their best of BATCH_SIZES, if `make peers` has installed them. Contenders take
-turns, and speeds are compared within a turn. Prints a table for each workload (`benchmarks/workloads.py`) and writes
-benchmarks/results/speed.json.
+own forward pass over padded batches of 32. CrossEncoder's ONNX and OpenVINO backends join in if `make peers` has
+installed them: in float32, in the dtype that OpenVINO chooses, and in int8, at their best of BATCH_SIZES. For `mini`,
+this package runs with int8 linear layers too, as torch's dynamic quantization makes them; no dtype of it does that.
+Contenders take turns, and speeds are compared within a turn. Prints a table for each workload
+(`benchmarks/workloads.py`) and writes benchmarks/results/speed.json.
 
 With `--model`: re-rankers of the shapes that people run (`benchmarks/stock_models.py`), opened here and by CrossEncoder
 from one folder: this package at full size and at half the width, and CrossEncoder at each of MODEL_BATCH_SIZES, for one
-query with passages of mixed lengths, in float32 and, if the processor computes it, in bfloat16. In float32 the logits
-must agree. Writes benchmarks/results/speed-models.json after each model; `--model all` leaves out the models that the
-file holds already, if the same code was measured on the same machine.
+query with passages of mixed lengths, in float32 and, if the processor computes it, in bfloat16; the other backends join
+in as above. In float32 the logits must agree. Writes benchmarks/results/speed-models.json after each model; `--model
+all` leaves out the models that the file holds already, if the same code was measured on the same machine.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import random
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -30,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import name_stock_tokenizer, peers
+from peers import Contender, name_stock_tokenizer, peers
 from result_files import (
     add_output_argument,
     current_commit,
@@ -40,6 +42,7 @@ from result_files import (
     this_machine,
     write_result,
 )
+from result_tables import QUANTIZED
 from result_tables import speed as table
 from result_tables import speed_models as table_of_models
 from sentence_transformers import CrossEncoder
@@ -51,7 +54,7 @@ from mrr_model import MatryoshkaReranker
 from mrr_model.selection.stopwatch import in_turns
 
 WORKLOADS = ("mini:60:100", "mini:200:40", "decoder:60:30")
-BATCH_SIZES = (4, 8, 16, 32, 64)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 DEFAULT_BATCH_SIZE = 32
 MAX_LENGTH = 512
 MODEL_BATCH_SIZES = (8, 16, 32)
@@ -102,6 +105,9 @@ def compare(workload: Workload, repeats: int) -> dict[str, Any]:
 
     for dtype in dtypes:
         add("this package", dtype, None, lambda model=ours[dtype]: model.score(QUERY, documents))
+    if workload.model == "mini":
+        quantized = quantize_linear_layers(workload.reranker("float32"))
+        add(QUANTIZED, "int8", None, lambda: quantized.score(QUERY, documents))
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
         write_stock(workload.reranker("float32"), Path(made))
         for dtype in dtypes:
@@ -119,7 +125,7 @@ def compare(workload: Workload, repeats: int) -> dict[str, Any]:
     for index, row in enumerate(rows):
         row["pairs_per_second"] = round(len(pairs) / statistics.median(taken[index]), 2)
         for key, dtype in (("ours_same_dtype", row["dtype"]), ("ours_default", DEFAULT_DTYPE)):
-            if dtype in first:
+            if dtype in first:  # int8 is no dtype of this package
                 row[key] = round(median_ratio(lambda a, b: a / b, taken[index], taken[first[dtype]]), 3)
     tokens = round(mean_tokens(ours[DEFAULT_DTYPE], documents), 1)
     about_peers = {"left_out": found.left_out, "peer_versions": found.versions}
@@ -161,13 +167,24 @@ def compare_model(name: str, shape: Shape, documents: list[str], repeats: int) -
         folder = Path(made)
         parameters = shape.save(folder)
         dtypes = list(dict.fromkeys(["float32", DEFAULT_DTYPE]))
-        rows = [compare_dtype(folder, dtype, documents, repeats) for dtype in dtypes]
+        pairs = [(QUERY, text) for text in documents]
+        with peers(folder, pairs, max_length=MAX_LENGTH, batch_sizes=MODEL_BATCH_SIZES) as found:
+            joining: dict[str, list[Contender]] = {dtype: [] for dtype in dtypes}
+            for contender in found.contenders:
+                joining[contender.dtype if contender.dtype in joining else DEFAULT_DTYPE].append(contender)
+            rows = [compare_dtype(folder, dtype, documents, repeats, joining[dtype]) for dtype in dtypes]
         tokens = mean_tokens(MatryoshkaReranker(folder), documents)
-    return {"name": name, "like": shape.like, "parameters": parameters, "tokens": round(tokens, 1), "dtypes": rows}
+    facts = {"like": shape.like, "parameters": parameters, "tokens": round(tokens, 1), "left_out": found.left_out}
+    return {"name": name, **facts, "dtypes": rows}
 
 
-def compare_dtype(folder: Path, dtype: str, documents: list[str], repeats: int) -> dict[str, Any]:
-    """Both libraries on one folder in one dtype: this package's speed over CrossEncoder's, and pairs per second."""
+def compare_dtype(
+    folder: Path, dtype: str, documents: list[str], repeats: int, joining: Sequence[Contender] = ()
+) -> dict[str, Any]:
+    """Both libraries on one folder in one dtype: this package's speed over CrossEncoder's, and pairs per second.
+
+    `joining` are contenders of other backends; this package runs in `dtype` whatever theirs is.
+    """
     pairs = [(QUERY, text) for text in documents]
     ours = MatryoshkaReranker(folder, dtype=dtype)
     stock = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": DTYPES[dtype]})
@@ -179,11 +196,12 @@ def compare_dtype(folder: Path, dtype: str, documents: list[str], repeats: int) 
     }
     for size in MODEL_BATCH_SIZES:
         runs[size] = lambda size=size: predict(stock, pairs, size)
+    runs |= {f"peer {index}": contender for index, contender in enumerate(joining)}
     taken = in_turns(runs, repeats)
     best = min(MODEL_BATCH_SIZES, key=lambda size: statistics.median(taken[size]))
     shown = {"full": "full", "narrow": "narrow", "best": best, "default": DEFAULT_BATCH_SIZE}
 
-    def against(ours: str, theirs: int) -> float:
+    def against(ours: str, theirs: str | int) -> float:
         return round(median_ratio(lambda mine, other: other / mine, taken[ours], taken[theirs]), 3)
 
     return {
@@ -195,6 +213,17 @@ def compare_dtype(folder: Path, dtype: str, documents: list[str], repeats: int) 
         "pairs_per_second": {
             label: round(len(pairs) / statistics.median(taken[key]), 2) for label, key in shown.items()
         },
+        "peers": [
+            {
+                "name": contender.name,
+                "dtype": contender.dtype,
+                "batch_size": contender.batch_size,
+                "pairs_per_second": round(len(pairs) / statistics.median(taken[f"peer {index}"]), 2),
+                "against": against("full", f"peer {index}"),
+                "narrow_against": against("narrow", f"peer {index}"),
+            }
+            for index, contender in enumerate(joining)
+        ],
     }
 
 
@@ -220,6 +249,18 @@ def mixed_passages(count: int) -> list[str]:
         texts.append(" ".join(stream[start : start + length]))
         start += length
     return texts
+
+
+def quantize_linear_layers(reranker: MatryoshkaReranker) -> MatryoshkaReranker:
+    """Quantize a float32 model in place as torch does: int8 weights, inputs quantized as they come."""
+    before = torch.backends.quantized.engine
+    if "onednn" in torch.backends.quantized.supported_engines:  # faster than x86's default; has AMX
+        torch.backends.quantized.engine = "onednn"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.ao.quantization.quantize_dynamic(reranker.model.model, {torch.nn.Linear}, torch.qint8, inplace=True)
+    torch.backends.quantized.engine = before
+    return reranker
 
 
 def peers_pairs(workload: Workload, documents: list[str]) -> Pairs:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peers import name_stock_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CONFIG_MAPPING,
@@ -52,6 +53,7 @@ class Shape:
         model = AutoModelForSequenceClassification.from_config(config)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        name_stock_tokenizer(folder)
         embeddings = model.get_input_embeddings().weight.numel()
         return sum(parameter.numel() for parameter in model.parameters()) - embeddings
 

@@ -16,8 +16,9 @@ TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every shape with three narrow layers."""
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every shape with three narrow layers; no other backend is installed."""
+    monkeypatch.setattr("peers.ROOT", tmp_path_factory.mktemp("bare"))
     shapes = {
         name: replace(shape, fields={**shape.fields, **TINY, **({"num_key_value_heads": 2} if name == "qwen3" else {})})
         for name, shape in stock_models.SHAPES.items()
@@ -31,7 +32,9 @@ def test_both_libraries_run_a_shape(name: str, tiny: None) -> None:
     row = speed.compare_model(name, speed.SHAPES[name], speed.mixed_passages(5), repeats=1)  # it checks the logits
     assert row["parameters"] > 0
     assert row["dtypes"][0]["dtype"] == "float32"
+    assert row["left_out"].keys() == {"onnx", "openvino"}
     for each in row["dtypes"]:
+        assert each["peers"] == []
         assert each["best_batch_size"] in speed.MODEL_BATCH_SIZES
         assert min(each["pairs_per_second"].values()) > 0
 
