@@ -27,7 +27,7 @@ PACKAGE = {"onnx": "optimum.onnxruntime", "openvino": "optimum.intel.openvino"}
 QUANTIZATIONS = {"avx512_vnni": "avx512_vnni", "avx512f": "avx512", "asimd": "arm64"}
 """A processor feature -> sentence-transformers' name of the int8 configuration for it; `avx2` for all others."""
 ERROR = re.compile(r"^[\w.]+: .+$", re.MULTILINE)
-"""A traceback's last line."""
+"""A traceback's line that names the exception."""
 LONGEST_REASON = 200
 WORKER = Path(__file__).with_name("peer_worker.py")
 
@@ -137,8 +137,10 @@ def start(backend: str, request: dict[str, Any], work: Path) -> "tuple[subproces
     line = process.stdout.readline()
     if not line:
         stop(process)
-        errors = ERROR.findall(log.read_text(encoding="utf-8")) or [f"exit status {process.returncode}"]
-        raise LeftOutError(errors[-1].replace(str(work), "WORK").replace(request["folder"], "MODEL")[:LONGEST_REASON])
+        _, raised, trace = log.read_text(encoding="utf-8").rpartition("Traceback (most recent call last):")
+        error = ERROR.search(trace) if raised else None
+        reason = error[0].split(". ")[0] if error else f"the process ended with status {process.returncode}"
+        raise LeftOutError(reason.replace(str(work), "WORK").replace(request["folder"], "MODEL")[:LONGEST_REASON])
     return process, json.loads(line)
 
 
