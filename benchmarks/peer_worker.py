@@ -2,8 +2,8 @@
 
     python benchmarks/peer_worker.py onnx REQUEST.json
 
-The request holds a stock model's `folder`, a `work` folder for exports, `pairs`, `max_length`, `batch_sizes` and
-`quantization`, the name of ONNX Runtime's int8 configuration. The backend is exported and quantized by
+The request holds a stock model's `folder`, a `work` folder for exports, `pairs`, `max_length`, `batch_sizes`, whether
+to add `int8`, and `quantization`, ONNX Runtime's int8 configuration by name. Exporting and quantizing is done by
 sentence-transformers' own functions: ONNX dynamically, OpenVINO statically with `pairs` as calibration data. The first
 line on standard output is JSON: `contenders` with their logits, and `versions`. Then each contender's number on
 standard input makes it score all pairs once and answer with an empty line.
@@ -62,6 +62,8 @@ def onnx(request: dict[str, Any]) -> Iterator[tuple[str, CrossEncoder]]:
     work = Path(request["work"])
     model = load("onnx", request["folder"], request)
     yield "float32", model
+    if not request["int8"]:
+        return
     model.save_pretrained(str(work))
     export_dynamic_quantized_onnx_model(model, request["quantization"], str(work), file_suffix="int8")
     yield "int8", load("onnx", work, request, file_name="onnx/model_int8.onnx")
@@ -72,14 +74,6 @@ def openvino(request: dict[str, Any]) -> Iterator[tuple[str, CrossEncoder]]:
     work, data = Path(request["work"]), Path(request["work"], "calibration")
     exported = load("openvino", request["folder"], request)
     exported.save_pretrained(str(work))
-    data.mkdir()
-    rows = "\n".join(json.dumps({CALIBRATION_COLUMN: pair}) for pair in request["pairs"])
-    (data / "train.jsonl").write_text(rows, encoding="utf-8")
-    export_static_quantized_openvino_model(
-        exported, None, str(work), dataset_name=str(data), dataset_config_name="default", dataset_split="train",
-        column_name=CALIBRATION_COLUMN, file_suffix="int8",
-    )  # fmt: skip
-    # The export has quantized the model that it was given, too.
     file = "openvino/openvino_model.xml"
     model = load("openvino", work, request, file_name=file)
     chosen = model.model.request.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -87,6 +81,16 @@ def openvino(request: dict[str, Any]) -> Iterator[tuple[str, CrossEncoder]]:
     if chosen != "f32":
         precision = {"INFERENCE_PRECISION_HINT": "f32"}
         yield "float32", load("openvino", work, request, file_name=file, ov_config=precision)
+    if not request["int8"]:
+        return
+    data.mkdir()
+    rows = "\n".join(json.dumps({CALIBRATION_COLUMN: pair}) for pair in request["pairs"])
+    (data / "train.jsonl").write_text(rows, encoding="utf-8")
+    # It also quantizes the model that it is given, which is therefore none of the contenders.
+    export_static_quantized_openvino_model(
+        exported, None, str(work), dataset_name=str(data), dataset_config_name="default", dataset_split="train",
+        column_name=CALIBRATION_COLUMN, file_suffix="int8",
+    )  # fmt: skip
     yield "int8", load("openvino", work, request, file_name="openvino/openvino_model_int8.xml")
 
 

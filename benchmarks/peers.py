@@ -66,7 +66,7 @@ class Peers:
     versions: dict[str, dict[str, str]]
     """Backend -> package -> version."""
     left_out: dict[str, str]
-    """Backend -> why it does not take part."""
+    """Backend, or its int8 alone -> why it does not take part."""
 
 
 @contextmanager
@@ -93,13 +93,12 @@ def peers(
     found = Peers([], {}, {})
     with ExitStack() as stack:
         for backend in backends:
-            work = Path(stack.enter_context(TemporaryDirectory()))
             request = {
-                "folder": str(folder), "work": str(work / "exported"), "pairs": list(pairs), "max_length": max_length,
+                "folder": str(folder), "pairs": list(pairs), "max_length": max_length,
                 "batch_sizes": list(batch_sizes), "quantization": quantization(),
             }  # fmt: skip
             try:
-                process, answer = start(backend, request, work)
+                process, answer = start_some(backend, request, stack, found.left_out)
             except LeftOutError as error:
                 found.left_out[backend] = str(error)
                 continue
@@ -122,11 +121,23 @@ def name_stock_tokenizer(folder: Path) -> None:
     file.write_text(json.dumps(settings), encoding="utf-8")
 
 
+def start_some(
+    backend: str, request: dict[str, Any], stack: ExitStack, left_out: dict[str, str]
+) -> "tuple[subprocess.Popen[str], dict[str, Any]]":
+    """Start a backend; if that fails, without int8, which is then left out by itself."""
+    try:
+        return start(backend, {**request, "int8": True}, Path(stack.enter_context(TemporaryDirectory())))
+    except LeftOutError as error:
+        started = start(backend, {**request, "int8": False}, Path(stack.enter_context(TemporaryDirectory())))
+        left_out[f"{backend}, int8"] = str(error)
+        return started
+
+
 def start(backend: str, request: dict[str, Any], work: Path) -> "tuple[subprocess.Popen[str], dict[str, Any]]":
     """Start a backend's process and read its first answer."""
-    file, log = work / "request.json", work / "log"
-    file.write_text(json.dumps(request), encoding="utf-8")
-    Path(request["work"]).mkdir()
+    file, log, exported = work / "request.json", work / "log", work / "exported"
+    file.write_text(json.dumps({**request, "work": str(exported)}), encoding="utf-8")
+    exported.mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "datasets")}
     with log.open("w", encoding="utf-8") as stderr:
         process = subprocess.Popen(
