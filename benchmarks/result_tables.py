@@ -329,7 +329,7 @@ def speed_models(result: BenchmarkResult) -> str:
         "shape", "dtype", "full size against CrossEncoder's best", "against its default",
         f"`keep_ratio={found['keep_ratio']:g}` against its best", "pairs/s at full size", "CrossEncoder's best",
     ]  # fmt: skip
-    table = _markdown(heads, rows, numbers=(2, 3, 4, 5, 6))
+    table = markdown(heads, rows, numbers=(2, 3, 4, 5, 6))
     backends = [
         [
             model["name"],
