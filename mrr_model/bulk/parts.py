@@ -13,7 +13,7 @@ from mrr_model.bulk.records import Partition, Rows
 from mrr_model.bulk.tables import as_table, result_fields, with_results
 from mrr_model.data.jsonl import with_fields_kept
 from mrr_model.data.run import run_lines
-from mrr_model.files.atomic import replacing
+from mrr_model.files.atomic import naming, replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,9 +42,11 @@ def open_part(job: Job, partition: Partition) -> Iterator[Part]:
         part = PARTS[job.format](unfinished, job)
         try:
             yield part
-            part.finish()
+            with naming(job.part(partition.index)):
+                part.finish()
         finally:
-            part.close()
+            with naming(job.part(partition.index)):
+                part.close()
 
 
 class JsonLinesPart:

@@ -9,6 +9,7 @@ from mrr_model.bulk.job import Job
 from mrr_model.bulk.parts import open_part
 from mrr_model.bulk.records import BadRow, BadRowError, Partition, Report
 from mrr_model.bulk.windows import Window, windows
+from mrr_model.files.atomic import naming
 from mrr_model.inference.prefetch import prefetched
 from mrr_model.reranker import MatryoshkaReranker
 
@@ -54,7 +55,8 @@ def score_windows(
             start = 0
             for chunk in window.chunks:
                 end = start + len(chunk.queries)
-                part.write(chunk.rows, scores[start:end], None if ranks is None else ranks[start:end])
+                with naming(job.part(partition.index)):
+                    part.write(chunk.rows, scores[start:end], None if ranks is None else ranks[start:end])
                 start = end
             report = Report(start, sum(len(documents) for _, documents in requests), len(window.bad))
             done, bad = done + report, bad + window.bad

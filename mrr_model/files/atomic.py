@@ -37,8 +37,26 @@ def replacing(file: Path) -> Iterator[Path]:
 
 def write_file(file: Path, content: str | bytes) -> None:
     """Write a file as `replacing` does; text is encoded as UTF-8."""
-    with replacing(file) as unfinished:
+    with naming(file), replacing(file) as unfinished:
         unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Name a file in errors about writing that name none: a full disk is reported so.
+
+    Example:
+        >>> with naming(Path("a.txt")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'a.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(file)) from error
 
 
 def sync(path: Path) -> None:
