@@ -81,6 +81,8 @@ def _files(path: Path, runs: bool) -> Iterator[tuple[Path, Kind]]:
             needed = not runs and given.name.removesuffix(".gz").endswith(RUN_ENDINGS)
             advice = ". TREC runs need --collection" if needed else ""
             raise ValueError(f"the input {path} has an unknown ending. Allowed: {_allowed(runs)}{advice}")
+        if not given.is_file():
+            raise ValueError(f"the input {path} is a stream, and inputs are read more than once. Save it to a file")
         yield path, kind
         return
     found = [

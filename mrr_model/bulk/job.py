@@ -192,6 +192,13 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
 
 def _planned(config: BatchConfig, source: Source, now: dict[str, Any], texts: Path) -> dict[str, Any]:
     """What the manifest says of a new job."""
+    if now["format"] == "parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401  # before much is read
+        except ImportError as error:
+            raise ImportError(
+                f'--format parquet needs pyarrow ({error}): pip install "matryoshka-reranker[batch]"'
+            ) from error
     texts.unlink(missing_ok=True)  # another job's
     partitions = list(source.partitions(config.partition_rows))
     ranked = config.rank or source.lists or config.collection is not None

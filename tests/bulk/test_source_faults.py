@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import random
 import sys
@@ -12,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bulk_rows import chunks_of, faults, good, opened, write
+
+from mrr_model.bulk.config import BatchConfig
+from mrr_model.bulk.job import open_job
 
 GOOD = '{"query": "what falls?", "document": "rain"}'
 LISTS = '{"query": "what falls?", "documents": ["rain", {"title": "Snow", "text": "It falls."}, {"text": ""}]}'
@@ -187,6 +191,15 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"matryoshka-reranker\[batch\]"):
         opened(file)
+    lines = write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(ImportError, match=r"--format parquet.*matryoshka-reranker\[batch\]"):
+        open_job(BatchConfig(inputs=lines, output=tmp_path / "out", format="parquet"))
+
+
+def test_a_stream_is_no_input(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=r"a\.jsonl is a stream"):
+        opened(tmp_path / "a.jsonl")
 
 
 def test_folders_give_their_files_in_order(tmp_path: Path) -> None:
