@@ -37,7 +37,11 @@ class CollectionTexts:
         """
         if self._database.exists():
             return
-        with replacing(self._database) as unfinished, closing(sqlite3.connect(unfinished)) as connection:
+        with (
+            self._errors(),
+            replacing(self._database) as unfinished,
+            closing(sqlite3.connect(unfinished)) as connection,
+        ):
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
             _fill(connection, "queries", self.paths[0], query_rows(self._folder))
@@ -48,8 +52,18 @@ class CollectionTexts:
     def opened(self) -> Iterator["OpenTexts"]:
         """Open the database for reading."""
         address = f"{self._database.as_uri()}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True, check_same_thread=False)) as connection:
+        with self._errors(), closing(sqlite3.connect(address, uri=True, check_same_thread=False)) as connection:
             yield OpenTexts(connection)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Name the file in SQLite's errors: the disk is full, for example."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OSError(
+                f"{self._database}: {error}. It holds the collection's texts while they are scored."
+            ) from error
 
 
 class OpenTexts:

@@ -8,6 +8,7 @@ import pytest
 from bulk_rows import chunks_of, faults, good, opened, write
 
 from mrr_model.bulk.records import Source
+from mrr_model.bulk.sources import TEXTS
 
 RUN = ["q1 Q0 d1 1 9.5 bm25", "q1 Q0 d2 2 9 bm25", "q2 Q0 q2 1 3 bm25", "q2 Q0 d1 2 1e-1 bm25", "q3 Q0 d2 1 1 bm25"]
 
@@ -40,6 +41,13 @@ def test_run_rows_have_their_fields_and_texts(folder: Path) -> None:
     }  # fmt: skip
     assert [path.name for path in source.paths] == ["a.run", "queries.jsonl", "corpus.jsonl.gz"]
     assert good(chunks_of(of_run(folder, *RUN, name="a.run.gz"))) == good(chunks)
+
+
+def test_a_fault_of_the_texts_names_their_file(folder: Path) -> None:
+    source = of_run(folder, *RUN)
+    write(folder.parent / TEXTS, "no database " * 100)
+    with pytest.raises(OSError, match=TEXTS):
+        chunks_of(source)
 
 
 def test_bad_run_lines_belong_to_the_query_before(folder: Path) -> None:
