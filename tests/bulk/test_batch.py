@@ -240,17 +240,28 @@ def test_a_partition_is_scored_in_windows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     rows = [{**ROWS[index % 25], "id": index} for index in range(2500)]
-    file = write_lines(tmp_path / "pairs.jsonl", rows)
+    file = write_lines(tmp_path / "pairs.jsonl", ["{}", *rows, "{}"])
     calls = stopping(-1)
-    whole = lines_of(run(file).output)
+    whole = lines_of(run(file, on_bad_row="skip").output)
     assert calls == [2500]
+    for limit in ("PAIRS", "CHARACTERS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(windows, limit, 900)
+            calls.clear()
+            folder = run(file, limit, on_bad_row="skip").output
+        assert [(row["id"], row["score"]) for row in lines_of(folder)] == [
+            (row["id"], close(row["score"])) for row in whole
+        ]
+        assert calls == [999, 1000, 501]
+        assert len((folder / "_skipped.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_rows_of_a_query_are_ranked_in_one_window(
+    run: Callable[..., BatchReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(windows, "PAIRS", 1000)
-    calls.clear()
-    assert [(row["id"], row["score"]) for row in lines_of(run(file, "windows").output)] == [
-        (row["id"], close(row["score"])) for row in whole
-    ]
-    assert len(calls) >= 2
-    assert sum(calls) == 2500
+    rows = write_lines(tmp_path / "pairs.jsonl", [{**ROWS[index % 25], "query": "panda"} for index in range(1500)])
+    assert sorted(row["rank"] for row in lines_of(run(rows, rank=True).output)) == [*range(1, 1501)]
 
 
 def test_a_folder_holds_one_job(run: Callable[..., BatchReport], tmp_path: Path) -> None:
