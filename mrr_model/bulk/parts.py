@@ -49,7 +49,7 @@ def open_part(job: Job, partition: Partition) -> Iterator[Part]:
                 part.close()
 
 
-class JsonLinesPart:
+class JsonLinesPart(Part):
     """Rows as JSON lines, in UTF-8."""
 
     def __init__(self, file: Path, job: Job) -> None:
@@ -57,18 +57,14 @@ class JsonLinesPart:
 
     def write(self, rows: Rows, scores: Sequence[Any], ranks: Sequence[Any] | None) -> None:
         for row in merged(rows if isinstance(rows, list) else _as_dicts(rows), scores, ranks):
-            self._file.write(
-                f"{_line(row)}\n".encode("utf-8", "backslashreplace")
-            )  # half a surrogate pair stays an escape
-
-    def finish(self) -> None:
-        pass
+            # Half a surrogate pair stays an escape.
+            self._file.write(f"{_line(row)}\n".encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
         self._file.close()
 
 
-class ParquetPart:
+class ParquetPart(Part):
     """Rows as Parquet, a row group per chunk."""
 
     def __init__(self, file: Path, job: Job) -> None:
@@ -87,15 +83,12 @@ class ParquetPart:
             self._writer = pq.ParquetWriter(self._file, table.schema)
         self._writer.write_table(table)
 
-    def finish(self) -> None:
-        pass
-
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
 
-class RunPart:
+class RunPart(Part):
     """The ranking of each query, as a TREC run."""
 
     def __init__(self, file: Path, job: Job) -> None:
@@ -108,9 +101,6 @@ class RunPart:
 
     def finish(self) -> None:
         self._file.write_text("".join(f"{line}\n" for line in run_lines(self._run, TAG)), encoding="utf-8")
-
-    def close(self) -> None:
-        pass
 
 
 PARTS: dict[str, type[JsonLinesPart | ParquetPart | RunPart]] = {
