@@ -4,6 +4,8 @@ import csv
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,15 @@ def test_the_index_that_pandas_noted_keeps_its_column(run: Callable[..., BatchRe
     assert [*scored.columns] == ["query", "document", "id", "score"]
 
 
+def test_json_lines_hold_what_parquet_and_json_lines_hold(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+    own = {"day": date(2026, 1, 2), "price": Decimal("1.50")}
+    pq.write_table(pa.Table.from_pylist([{**ROWS[1], **own}]), tmp_path / "pairs.parquet")
+    [row] = lines_of(run(tmp_path / "pairs.parquet", format="jsonl").output)
+    assert (row["day"], row["price"]) == ("2026-01-02", "1.50")
+    half = write_lines(tmp_path / "half.jsonl", [{**ROWS[1], "note": "\ud83d"}])
+    assert lines_of(run(half, "half").output)[0]["note"] == "\ud83d"
+
+
 def test_csv_rows_stay_texts(run: Callable[..., BatchReport], tmp_path: Path) -> None:
     with (tmp_path / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["id", "query", "document"])
@@ -178,6 +189,7 @@ def test_runs_become_runs(
     file = write_lines(tmp_path / "first.run", lines)
     report = run(file, collection=collection, partition_rows=1)
     assert report.parts == 2
+    assert not [*report.output.rglob("*.sqlite")]
     fields = [line.split() for line in (report.output / "scored.run").read_text().splitlines()]
     assert len(fields) == 10
     texts = {f"d{end}": " ".join(WORDS[:end]) for end in range(1, 6)}
