@@ -64,6 +64,26 @@ def close(scores: Sequence[float]) -> Any:
     return pytest.approx(scores, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"inputs": ()}, "INPUT"),
+        ({"format": "trec"}, "--format trec needs"),
+        ({"collection": "beir", "rank": True}, "--rank does not go with --collection"),
+        ({"collection": "beir", "query_column": "q"}, "--query-column does not go with --collection"),
+        ({"cpus_per_actor": 2}, "--cpus-per-actor goes with --engine ray"),
+    ],
+)
+def test_fields_that_exclude_each_other_are_named(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        BatchConfig(**{"inputs": "pairs.jsonl", "output": "scored", **fields})
+
+
+def test_a_config_takes_a_ratio_as_python_and_the_command_line_write_it() -> None:
+    for ratio, text in ((0.5, "0.5"), ({8: 0.5, 16: 0.25}, "8:0.5,16:0.25"), ("0.5", "0.5"), (None, None)):
+        assert BatchConfig(inputs="a.jsonl", output="scored", keep_ratio=ratio).keep_ratio == text  # type: ignore[arg-type]
+
+
 def test_pairs_come_back_with_the_cores_scores(
     run: Callable[..., BatchReport], tmp_path: Path, reranker: MatryoshkaReranker
 ) -> None:
@@ -154,7 +174,7 @@ def test_the_index_that_pandas_noted_keeps_its_column(run: Callable[..., BatchRe
     assert [*scored.columns] == ["query", "document", "id", "score"]
 
 
-def test_json_lines_hold_what_parquet_and_json_lines_hold(run: Callable[..., BatchReport], tmp_path: Path) -> None:
+def test_json_lines_keep_dates_decimals_and_half_a_pair(run: Callable[..., BatchReport], tmp_path: Path) -> None:
     own = {"day": date(2026, 1, 2), "price": Decimal("1.50")}
     pq.write_table(pa.Table.from_pylist([{**ROWS[1], **own}]), tmp_path / "pairs.parquet")
     [row] = lines_of(run(tmp_path / "pairs.parquet", format="jsonl").output)
