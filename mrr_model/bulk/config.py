@@ -75,6 +75,12 @@ class BatchConfig(InferenceConfig):
         """A single path needs no brackets."""
         return (inputs,) if isinstance(inputs, str | Path) else inputs
 
+    @field_validator("output")
+    @classmethod
+    def _expand_output(cls, output: Path) -> Path:
+        """`~` is the home folder, as it is in inputs."""
+        return output.expanduser()
+
     @field_validator("model", mode="before")
     @classmethod
     def _write_model(cls, model: object) -> object:

@@ -395,6 +395,7 @@ def test_arguments_of_other_types_are_named(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "pairs.jsonl", ROWS)
     config = BatchConfig(inputs=file, output=tmp_path / "scored", model=tmp_path)  # type: ignore[arg-type]  # a path
     assert config.model == str(tmp_path)
+    assert BatchConfig(inputs=file, output="~/scored").output == Path.home() / "scored"  # type: ignore[arg-type]
     for arguments in ({"config": {"inputs": file}}, {"config": config, "reranker": "mini"}):
         with pytest.raises(TypeError, match=f"^{[*arguments][-1]} must be"):
             rerank_files(**arguments)  # type: ignore[arg-type]
