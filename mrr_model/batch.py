@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mrr_model.bulk.config import BatchConfig
 from mrr_model.bulk.dataset import rerank_dataset
-from mrr_model.bulk.job import Job, open_job
+from mrr_model.bulk.job import Job, is_known, open_job
 from mrr_model.bulk.records import BadRowError, Report
 from mrr_model.bulk.scoring import score_partitions
 from mrr_model.files.locks import locked
@@ -83,6 +83,8 @@ def rerank_files(
     if reranker is not None and not hasattr(reranker, "fingerprint"):
         raise TypeError(f"reranker must be a MatryoshkaReranker or None, got {type(reranker).__name__}.")
     with locked(config.output, "mrr batch"):
+        if reranker is None and config.engine == "embedded" and not is_known(config):
+            reranker = open_model(config)  # before the inputs are divided and an old result is removed
         job = open_job(config, note)
         pending = job.pending()
         if done := len(job.partitions) - len(pending):

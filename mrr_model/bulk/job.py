@@ -80,7 +80,7 @@ class Job:
 
     def part(self, index: int) -> Path:
         """The file of a partition."""
-        return self.folder / f"part-{index:05d}.{ENDINGS[self.format]}"
+        return self.folder / f"part-{self._number(index)}.{ENDINGS[self.format]}"
 
     def pending(self) -> list[Partition]:
         """The partitions that are not done."""
@@ -145,7 +145,24 @@ class Job:
         return self.part(partition.index).is_file() and self._record(partition).is_file()
 
     def _record(self, partition: Partition) -> Path:
-        return self.folder / PROGRESS / f"{partition.index:05d}.json"
+        return self.folder / PROGRESS / f"{self._number(partition.index)}.json"
+
+    def _number(self, index: int) -> str:
+        """A partition's number, with as many digits as the last one's: names sort like numbers."""
+        return str(index).zfill(max(5, len(str(len(self.partitions) - 1))))
+
+
+def is_known(config: BatchConfig) -> bool:
+    """Whether a config takes up the job in its output folder. If not, its inputs and its folder are checked first.
+
+    Raises:
+        FileNotFoundError: If an input is missing.
+        ValueError: If the folder holds something else, or an input cannot be used.
+    """
+    known = (config.output / MANIFEST).is_file() and not config.overwrite
+    if not known:
+        _checked(config)
+    return known
 
 
 def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None) -> Job:
@@ -159,12 +176,8 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
         FileNotFoundError: If an input is missing.
         ValueError: If the folder holds something else, or an input cannot be used.
     """
-    folder = config.output.resolve()
+    folder, source = _checked(config)
     manifest = folder / MANIFEST
-    if not manifest.is_file():
-        _check_unused(folder)
-    source = open_source(config, folder / PROGRESS)
-    _check_outside(folder, source)
     _remove_unfinished(folder)
     now = _identity(config, source)
     known = _read(manifest) if manifest.is_file() and not config.overwrite else None
@@ -188,6 +201,16 @@ def open_job(config: BatchConfig, note: Callable[[str], object] = lambda _: None
         on_bad_row=config.on_bad_row,
         packed_schema=known["schema"],
     )
+
+
+def _checked(config: BatchConfig) -> tuple[Path, Source]:
+    """The output folder and the inputs of a job."""
+    folder = config.output.resolve()
+    if not (folder / MANIFEST).is_file():
+        _check_unused(folder)
+    source = open_source(config, folder / PROGRESS)
+    _check_outside(folder, source)
+    return folder, source
 
 
 def _planned(config: BatchConfig, source: Source, now: dict[str, Any], texts: Path) -> dict[str, Any]:

@@ -20,3 +20,6 @@ def test_the_command_says_what_it_wrote(mrr: Callable[..., Any], tmp_path: Path,
     assert "missing.jsonl" in mrr("batch", tmp_path / "missing.jsonl", "--output", tmp_path / "none").error
     assert "--output" in mrr("batch", file).error
     assert not (tmp_path / "none").exists()
+    before = (tmp_path / "scored" / "part-00000.jsonl").read_bytes()
+    assert "nowhere" in mrr(*words[:4], "--overwrite", "--model", tmp_path / "nowhere").error
+    assert (tmp_path / "scored" / "part-00000.jsonl").read_bytes() == before  # a wrong model costs no result
