@@ -20,7 +20,7 @@ from mrr_model.cli.train import FinetuneCommand, SelfDistillCommand
 from mrr_model.serving.config import ServeConfig
 from mrr_model.training.config import MineConfig
 
-NAMES = ["rerank", "serve", "info", "evaluate", "calibrate", "mine", "finetune", "self-distill"]
+NAMES = ["rerank", "serve", "batch", "info", "evaluate", "calibrate", "mine", "finetune", "self-distill"]
 """In the order of use."""
 EVERY = pytest.mark.parametrize("name", ["", *NAMES])
 

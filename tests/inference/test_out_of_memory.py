@@ -70,7 +70,7 @@ def test_memory_that_runs_out_anywhere_changes_no_score(
                 raised.append(failing)
                 continue
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert len(raised) < 20  # outside of the batches, where nothing can be made smaller
+    assert len(raised) < 25  # outside of the batches, where nothing can be made smaller
 
 
 @pytest.mark.parametrize(
