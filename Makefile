@@ -4,11 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 
 BIN := $(VENV)/bin
-# -qq: errors only. --no-compile: compiling all of torch takes longer than copying it, and Python compiles what it
-# imports. Constraints hold for every install, so that an environment is the one that was tested.
+# -qq: errors only. --no-compile: compiling all of torch takes longer than copying it. Python compiles what it imports,
+# once, since it may write bytecode here. Constraints hold for every install, so that an environment is the one that was tested.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 # The project's environment is the only one that counts: neither an active one nor extra import paths reach it.
-unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 # Each test file runs in one of these processes, each on one thread.
 TEST_PROCESSES ?= 2
