@@ -32,6 +32,8 @@ class RunsOut(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func.__name__ == "__get__":  # reading a tensor's device or shape takes no memory
+            return func(*args, **(kwargs or {}))
         self.count += 1
         if self.count == self.failing:
             raise self.error("out of memory")
@@ -70,7 +72,7 @@ def test_memory_that_runs_out_anywhere_changes_no_score(
                 raised.append(failing)
                 continue
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert len(raised) < 25  # outside of the batches, where nothing can be made smaller
+    assert len(raised) < 20  # outside of the batches, where nothing can be made smaller
 
 
 @pytest.mark.parametrize(
