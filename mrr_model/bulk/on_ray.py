@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrr_model.bulk.actors import import_ray, needs_text, room_for_actors, use_cores, whole_path
 from mrr_model.bulk.records import Report
+from mrr_model.files.damage import FAILURES
 from mrr_model.validation.arguments import callers_level
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from mrr_model.bulk.config import BatchConfig
     from mrr_model.bulk.job import Job
 
-FAULTS = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
-"""Errors of a partition or of opening the model: repeating them is of no use. They are raised in the driver."""
 Result = tuple[int, Report] | Exception
 """What an actor returns for a partition: its number and its counts, or an error."""
 TRIES = 5
@@ -321,7 +319,7 @@ class PartitionScorer:
 
             self.reranker = open_model(config)
             job.check_model(self.reranker)
-        except FAULTS as error:
+        except FAILURES as error:
             self.fault = error
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":
@@ -347,7 +345,7 @@ class PartitionScorer:
             )
         try:
             return index, score_partition(self.job, partition, self.reranker)
-        except FAULTS as error:
+        except FAILURES as error:
             return error
 
 

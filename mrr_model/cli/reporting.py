@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from typing import Any
 
 import typer
 
+from mrr_model.files.damage import FAILURES
 from mrr_model.validation.config_errors import ConfigError, lines_of, sentence
 
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -23,8 +23,6 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = threading.Event()
 """Whether Ctrl-C was pressed: some libraries swallow it while they are imported, and fail a little later."""
-FAILURES = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
-"""What bad input and a missing resource raise. Anything else is a bug of this package and keeps its traceback."""
 
 
 @contextmanager

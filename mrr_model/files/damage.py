@@ -19,6 +19,9 @@ LIBRARIES = ("datasets", "pyarrow", "pyo3_runtime")
 OPAQUE = (Exception, RuntimeError, SystemError)
 """What libraries written in other languages raise, by these exact types, for content that makes no sense."""
 
+FAILURES = (OSError, EOFError, ImportError, MemoryError, RuntimeError, TypeError, ValueError, zlib.error)
+"""What bad input and a missing resource raise. Anything else is a bug of this package and keeps its traceback."""
+
 MISUSED = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 """What code raises if parsed data has another shape or type than it expects."""
 
