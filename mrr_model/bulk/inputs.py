@@ -30,6 +30,22 @@ class InputFile:
     path: str
 
 
+class FileSource:
+    """Base of the sources: their files."""
+
+    def __init__(self, files: Sequence[InputFile]) -> None:
+        self.files = tuple(files)
+        self._by_path = {file.path: file for file in files}
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that the rows come from."""
+        return [Path(file.path) for file in self.files]
+
+    def prepare(self) -> None:
+        """As in `Source`; most kinds need nothing."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Input files of one kind."""

@@ -4,7 +4,6 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mrr_model.bulk.columns import LISTS, Columns, described, document_column, missing
 from mrr_model.bulk.held import Held
-from mrr_model.bulk.inputs import InputFile, Kind
+from mrr_model.bulk.inputs import FileSource, InputFile, Kind
 from mrr_model.bulk.records import BadRow, Chunk, Partition, partition_rows
 from mrr_model.bulk.text_source import CHUNK_LISTS, CHUNK_PAIRS, CONTENT, ended_early
 from mrr_model.data.jsonl import NoTextError
@@ -22,7 +21,7 @@ FLAT = {"buffer_size": 2**20, "pre_buffer": False}
 """How a file is opened, so that memory stays flat: pyarrow's defaults keep the bytes of every row group read."""
 
 
-class ParquetSource:
+class ParquetSource(FileSource):
     """Parquet files, with texts as any of Arrow's string types.
 
     Args:
@@ -35,22 +34,13 @@ class ParquetSource:
     kind: Kind = "parquet"
 
     def __init__(self, files: Sequence[InputFile], query: str, document: str | None, ranked: bool) -> None:
-        self.files = tuple(files)
-        self._by_path = {file.path: file for file in files}
+        super().__init__(files)
         self._query, self._document = query, document
         with reading(files[0].name, advice=""), pq.ParquetFile(files[0].path) as parquet:
             self._columns = self._columns_of(files[0], parquet.schema_arrow)
         self.lists = self._columns.lists
         self._ranked = ranked and not self.lists
         self._held: Held[Batches] = Held()
-
-    @property
-    def paths(self) -> list[Path]:
-        """All files that the rows come from."""
-        return [Path(file.path) for file in self.files]
-
-    def prepare(self) -> None:
-        """As in `Source`."""
 
     def partitions(self, rows: int | None) -> Iterator[Partition]:
         rows, index = partition_rows(rows, self.lists), 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from mrr_model.bulk.held import Held
-from mrr_model.bulk.inputs import InputFile, Kind
+from mrr_model.bulk.inputs import FileSource, InputFile, Kind
 from mrr_model.bulk.records import BadRow, Chunk, Partition, partition_rows
 from mrr_model.data.jsonl import BOM, open_bytes
 from mrr_model.files.damage import reading
@@ -34,24 +34,15 @@ Parse = Callable[[InputFile, RawRow], tuple[dict[str, Any], str, Any]]
 """A row as a dictionary, its query, and its document or documents. Raises ValueError for a bad row."""
 
 
-class TextSource(ABC):
+class TextSource(FileSource, ABC):
     """Base of the sources that read text files."""
 
     kind: Kind
     lists = False
 
     def __init__(self, files: Sequence[InputFile]) -> None:
-        self.files = tuple(files)
-        self._by_path = {file.path: file for file in files}
+        super().__init__(files)
         self._held: Held[IO[bytes]] = Held()
-
-    @property
-    def paths(self) -> list[Path]:
-        """All files that the rows come from."""
-        return [Path(file.path) for file in self.files]
-
-    def prepare(self) -> None:  # noqa: B027  # most kinds need nothing
-        """As in `Source`."""
 
     def partitions(self, rows: int | None) -> Iterator[Partition]:
         rows, index, key_of = partition_rows(rows, self.lists), 0, self._keys()
